@@ -1,0 +1,180 @@
+// Package keyring is the pure model of keys and their versions: what they are, which state of SP 800-57 Part 1 rev. 5 each
+// version is in, and what that allows. It has no clock, no store and no key bytes.
+package keyring
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/suite"
+)
+
+// KeyID names a key for ever: 16 random bytes in lower-case hex. Names may change and be taken again, IDs not.
+type KeyID string
+
+// Namespace is the ID of a namespace; names of keys are unique within one.
+type Namespace string
+
+// Custody says where the material of a key may be.
+type Custody string
+
+// The custodies.
+const (
+	CustodyServer Custody = "server" // material never leaves the server
+	CustodyFleet  Custody = "fleet"  // versions are delivered to the instances that hold the key
+)
+
+// Silence says what a rotation does about a member that does not answer.
+type Silence string
+
+// The two ways. See rotation.md, "A silent member".
+const (
+	Block Silence = "block" // rotation waits for it and names it
+	Fence Silence = "fence" // it stops using the key at the end of its lease, and rotation goes on
+)
+
+// Epoch orders the states of one key: (incarnation of the cluster, counter in the key's record).
+type Epoch struct {
+	Incarnation uint32 `json:"i"`
+	Counter     uint64 `json:"c"`
+}
+
+// Compare orders epochs.
+func (e Epoch) Compare(o Epoch) int {
+	return cmp.Or(cmp.Compare(e.Incarnation, o.Incarnation), cmp.Compare(e.Counter, o.Counter))
+}
+
+// Less says whether e comes before o.
+func (e Epoch) Less(o Epoch) bool { return e.Compare(o) < 0 }
+
+// Next is the following epoch of the same incarnation.
+func (e Epoch) Next() Epoch { return Epoch{e.Incarnation, e.Counter + 1} }
+
+// Phase is how far a version has come in its rotation (rotation.md, "Version phases").
+type Phase string
+
+// The phases, in order. A version goes back only from PhaseRetired to PhaseDistributed and by Promote of an older version.
+const (
+	PhaseStaged      Phase = "staged"       // durable, known to nobody else
+	PhaseDistributed Phase = "distributed"  // delivered to holders, protects nothing yet
+	PhasePrimary     Phase = "primary"      // the one that protects
+	PhaseDecryptOnly Phase = "decrypt-only" // processes what it protected; verify-only for a signing key
+	PhaseRetired     Phase = "retired"      // refused everywhere, material still there
+	PhaseDestroyed   Phase = "destroyed"    // material gone, number and handle stay used
+)
+
+// Periods are the cryptoperiod of each version of a key, counted from its activation (SP 800-57 Part 1 rev. 5, 5.3.4); 0 is
+// unlimited.
+type Periods struct {
+	Originator time.Duration `json:"originator,omitempty"` // may protect
+	Recipient  time.Duration `json:"recipient,omitempty"`  // may process; at least as long as Originator
+}
+
+// Rotation is how a key rotates. The zero value of a field means its default (Defaults).
+type Rotation struct {
+	Silence   Silence       `json:"silence,omitempty"`           // default block
+	MaxStale  time.Duration `json:"max_stale,omitempty"`         // an instance unheard of for so long stops; default 25 h
+	MaxWait   time.Duration `json:"max_wait,omitempty"`          // a rotation that waits longer for a silent member pauses; default 1 h
+	Window    time.Duration `json:"window,omitempty"`            // how long a promotion can be rolled back; default 24 h
+	Wait      time.Duration `json:"destroy_wait,omitempty"`      // between retirement and destruction; default 7 d
+	Approvals int           `json:"destroy_approvals,omitempty"` // distinct callers that must ask for a destruction; default 2
+}
+
+// Defaults fills the zero fields.
+func (r Rotation) Defaults() Rotation {
+	r.Silence = cmp.Or(r.Silence, Block)
+	r.MaxStale = cmp.Or(r.MaxStale, 25*time.Hour)
+	r.MaxWait = cmp.Or(r.MaxWait, time.Hour)
+	r.Window = cmp.Or(r.Window, 24*time.Hour)
+	r.Wait = cmp.Or(r.Wait, 7*24*time.Hour)
+	r.Approvals = cmp.Or(r.Approvals, 2)
+	return r
+}
+
+// Version is one version of a key: numbered from 1, never renumbered.
+type Version struct {
+	Number      uint32          `json:"number"`
+	Handle      uint32          `json:"handle"` // random, unique in the namespace for ever; names the version in ciphertexts
+	Algorithm   suite.Algorithm `json:"algorithm"`
+	State       State           `json:"state"`
+	Phase       Phase           `json:"phase"`
+	Public      []byte          `json:"public,omitempty"` // PKIX public key of a pair
+	Reason      string          `json:"reason,omitempty"` // of the last suspension, compromise or destruction
+	Created     time.Time       `json:"created"`
+	Activated   time.Time       `json:"activated,omitzero"`
+	Demoted     time.Time       `json:"demoted,omitzero"` // last time that another version became primary instead
+	Deactivated time.Time       `json:"deactivated,omitzero"`
+	Suspended   time.Time       `json:"suspended,omitzero"`
+	Compromised time.Time       `json:"compromised,omitzero"`
+	Retired     time.Time       `json:"retired,omitzero"`
+	Destroyed   time.Time       `json:"destroyed,omitzero"`
+	Distributed Epoch           `json:"distributed,omitzero"`    // a member that acknowledged this epoch or a later one can process it
+	Promoted    Epoch           `json:"promoted,omitzero"`       // of the last promotion
+	Withdrawn   Epoch           `json:"withdrawn,omitzero"`      // of the retirement
+	Approved    []string        `json:"destroy_votes,omitempty"` // who asked for the destruction
+}
+
+// Key is a named key with all its versions, in the order of their numbers.
+type Key struct {
+	ID        KeyID             `json:"id"`
+	Namespace Namespace         `json:"namespace"`
+	Name      string            `json:"name"`
+	Purpose   suite.Purpose     `json:"purpose"`
+	Custody   Custody           `json:"custody"`
+	Algorithm suite.Algorithm   `json:"algorithm"` // of the next version
+	Labels    map[string]string `json:"labels,omitempty"`
+	Owner     string            `json:"owner,omitempty"`
+	Periods   Periods           `json:"periods,omitzero"`
+	Rotation  Rotation          `json:"rotation,omitzero"`
+	Created   time.Time         `json:"created"`
+	Epoch     Epoch             `json:"epoch"`
+	Primary   uint32            `json:"primary"`          // 0 while the first version is being distributed
+	Target    uint32            `json:"target,omitempty"` // the version that a rotation in flight will promote; 0: none
+	Since     time.Time         `json:"since,omitzero"`   // start of the rotation in flight
+	Versions  []Version         `json:"versions"`
+}
+
+// Clone copies the key so that the copy can be changed.
+func (k Key) Clone() Key {
+	k.Labels = maps.Clone(k.Labels)
+	k.Versions = slices.Clone(k.Versions)
+	for i := range k.Versions {
+		k.Versions[i].Approved = slices.Clone(k.Versions[i].Approved)
+	}
+	return k
+}
+
+// Version finds a version by number. fault.UnknownVersion.
+func (k Key) Version(n uint32) (Version, error) {
+	if n == 0 || int(n) > len(k.Versions) {
+		return Version{}, fault.New(fault.UnknownVersion, k.versionName(n))
+	}
+	return k.Versions[n-1], nil
+}
+
+// ByHandle finds a version by its handle. fault.UnknownVersion.
+func (k Key) ByHandle(h uint32) (Version, error) {
+	for _, v := range k.Versions {
+		if v.Handle == h {
+			return v, nil
+		}
+	}
+	return Version{}, fault.New(fault.UnknownVersion, "key "+k.Name)
+}
+
+// Type is the row of SP 800-57 Part 1 rev. 5, table 1, that the key's (private) material belongs to.
+func (k Key) Type() KeyType {
+	switch k.Purpose {
+	case suite.Wrap:
+		return TypeKeyWrapping
+	case suite.Sign:
+		return TypePrivateSignature
+	case suite.MAC:
+		return TypeAuthentication
+	default:
+		return TypeDataEncryption
+	}
+}

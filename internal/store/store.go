@@ -1,0 +1,84 @@
+// Package store is the contract of the engines that keep rotor's sealed records. An engine knows neither keys
+// nor secrets. Every engine passes the same suite, storetest.
+package store
+
+import (
+	"context"
+	"errors"
+	"iter"
+)
+
+// Bounds of one commit and of a record's key, enforced by every engine with ErrTooLarge.
+const (
+	MaxItems    = 100     // conditions and operations together
+	MaxBytes    = 1 << 20 // keys and values together
+	MaxKeyBytes = 512
+)
+
+// The errors that engines return, possibly wrapped.
+var (
+	// ErrNotFound: no record has this key.
+	ErrNotFound = errors.New("store: no such record")
+	// ErrConflict: a condition did not hold; nothing was written.
+	ErrConflict = errors.New("store: condition does not hold")
+	// ErrUnknown: the outcome of a commit is unknown. Answer it by reading again, never by a blind retry.
+	ErrUnknown = errors.New("store: outcome of the commit is unknown")
+	// ErrCompacted: the watch starts before the oldest kept revision; List again.
+	ErrCompacted = errors.New("store: revision was compacted away")
+	// ErrTooLarge: the commit passes MaxItems, MaxBytes or MaxKeyBytes, or a key is empty.
+	ErrTooLarge = errors.New("store: commit or key out of bounds")
+	// ErrLocked: another process has the store open.
+	ErrLocked = errors.New("store: in use by another process")
+	// ErrCorrupt: the engine's own file is damaged.
+	ErrCorrupt = errors.New("store: damaged")
+	// ErrClosed: the store was closed, or stopped for good after a failed sync.
+	ErrClosed = errors.New("store: closed")
+)
+
+// Rev is a revision: each commit that writes gets the next one. The first is 1; 0 stands for "absent".
+type Rev uint64
+
+// Record is one value under its key, with the revision of the commit that wrote it.
+type Record struct {
+	Key   string
+	Value []byte // the caller's to keep and change
+	Rev   Rev
+}
+
+// Cond holds when the record at Key was last written by the commit Rev; Rev 0: when there is none.
+type Cond struct {
+	Key string
+	Rev Rev
+}
+
+// Op puts Value at Key, or deletes the record there. Deleting what is not there is no error and no event.
+type Op struct {
+	Key    string
+	Value  []byte
+	Delete bool
+}
+
+// Event is one written or deleted record of a commit.
+type Event struct {
+	Key     string
+	Value   []byte // nil when Deleted
+	Deleted bool
+	Rev     Rev // the commit's
+}
+
+// Store keeps records in the order of their keys (bytewise).
+type Store interface {
+	// Get reads one record, linearizably: it sees every commit acknowledged before the call. ErrNotFound.
+	Get(ctx context.Context, key string) (Record, error)
+	// List reads all records whose keys begin with prefix, in key order, from one snapshot at the returned revision.
+	List(ctx context.Context, prefix string) (Rev, iter.Seq2[Record, error])
+	// Commit writes all ops, durably before it returns, if all conds hold; else nothing. A key may appear once among
+	// the ops. ErrConflict, ErrUnknown, ErrTooLarge. It returns the revision of the commit.
+	Commit(ctx context.Context, conds []Cond, ops []Op) (Rev, error)
+	// Watch yields the events under prefix of every commit after the given revision, in commit order, one whole commit
+	// at a time, without gap or repetition, until ctx ends (it then yields ctx's error last). ErrCompacted when after
+	// is no longer kept. A slow reader loses nothing: it gets ErrCompacted at worst.
+	Watch(ctx context.Context, prefix string, after Rev) iter.Seq2[[]Event, error]
+	// Close releases the engine; later calls return ErrClosed.
+	Close() error
+}

@@ -1,0 +1,86 @@
+package suite
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/subtle"
+	"errors"
+
+	"github.com/rotorkms/rotor/internal/secret"
+)
+
+// Sizes of XAES-256-GCM in bytes.
+const (
+	XAESKeySize   = 32
+	XAESNonceSize = 24
+	XAESTagSize   = 16
+)
+
+var errXAESOpen = errors.New("suite: message authentication failed")
+
+// xaes is XAES-256-GCM (C2SP, XAES-256-GCM.md): each message has its own AES-256-GCM key, derived by the SP 800-108r1 CMAC
+// counter KDF from the first half of the nonce; the second half is the GCM nonce.
+type xaes struct {
+	block cipher.Block
+	k1    [aes.BlockSize]byte // the CMAC subkey K1 (SP 800-38B, 6.1)
+}
+
+// NewXAES makes the AEAD from a 32-byte key. It allocates only in the derivation of each message's key.
+func NewXAES(key secret.Bytes) (cipher.AEAD, error) {
+	if key.Len() != XAESKeySize {
+		return nil, errors.New("suite: XAES-256-GCM takes a key of 32 bytes")
+	}
+	block, err := aes.NewCipher(key.Reveal())
+	if err != nil {
+		return nil, err
+	}
+	x := &xaes{block: block}
+	block.Encrypt(x.k1[:], x.k1[:])
+	var msb byte
+	for i := aes.BlockSize - 1; i >= 0; i-- {
+		next := x.k1[i] >> 7
+		x.k1[i] = x.k1[i]<<1 | msb
+		msb = next
+	}
+	x.k1[aes.BlockSize-1] ^= 0x87 & -msb
+	return x, nil
+}
+
+func (x *xaes) NonceSize() int { return XAESNonceSize }
+func (x *xaes) Overhead() int  { return XAESTagSize }
+
+// derive makes the GCM of one message from the first 12 bytes of its nonce.
+func (x *xaes) derive(nonce []byte) cipher.AEAD {
+	var key [32]byte
+	for i := range byte(2) {
+		half := key[16*i : 16*i+16]
+		copy(half, []byte{0, i + 1, 'X', 0})
+		copy(half[4:], nonce[:12])
+		subtle.XORBytes(half, half, x.k1[:])
+		x.block.Encrypt(half, half)
+	}
+	block, err := aes.NewCipher(key[:])
+	if err != nil {
+		panic("suite: aes refuses a 32-byte key")
+	}
+	gcm, err := cipher.NewGCM(block)
+	if err != nil {
+		panic("suite: gcm refuses aes")
+	}
+	clear(key[:])
+	return gcm
+}
+
+func (x *xaes) Seal(dst, nonce, plaintext, data []byte) []byte {
+	if len(nonce) != XAESNonceSize {
+		panic("suite: XAES-256-GCM takes a nonce of 24 bytes")
+	}
+	return x.derive(nonce).Seal(dst, nonce[12:], plaintext, data)
+}
+
+func (x *xaes) Open(dst, nonce, ciphertext, data []byte) ([]byte, error) {
+	if len(nonce) != XAESNonceSize {
+		return nil, errXAESOpen
+	}
+	return x.derive(nonce).Open(dst, nonce[12:], ciphertext, data)
+}
