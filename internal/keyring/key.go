@@ -80,6 +80,7 @@ type Rotation struct {
 	MaxWait   time.Duration `json:"max_wait,omitempty"`          // a rotation that waits longer for a silent member pauses; default 1 h
 	Window    time.Duration `json:"window,omitempty"`            // how long a promotion can be rolled back; default 24 h
 	Wait      time.Duration `json:"destroy_wait,omitempty"`      // between retirement and destruction; default 7 d
+	Margin    time.Duration `json:"margin,omitempty"`            // signing keys: how long strangers may cache the JWKS (RFC 7583's margin); default 0
 	Approvals int           `json:"destroy_approvals,omitempty"` // distinct callers that must ask for a destruction; default 2
 }
 
@@ -104,6 +105,7 @@ type Version struct {
 	Public      []byte          `json:"public,omitempty"` // PKIX public key of a pair
 	Reason      string          `json:"reason,omitempty"` // of the last suspension, compromise or destruction
 	Created     time.Time       `json:"created"`
+	Published   time.Time       `json:"published,omitzero"` // distributed for the first time
 	Activated   time.Time       `json:"activated,omitzero"`
 	Demoted     time.Time       `json:"demoted,omitzero"` // last time that another version became primary instead
 	Deactivated time.Time       `json:"deactivated,omitzero"`

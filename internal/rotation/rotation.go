@@ -63,20 +63,20 @@ func First(k keyring.Key, v keyring.Version, now time.Time) (keyring.Key, error)
 	if err != nil {
 		return k, err
 	}
-	if k, err = Distribute(k); err != nil {
+	if k, err = Distribute(k, now); err != nil {
 		return k, err
 	}
-	return Promote(k, nil, now, false)
+	return Promote(k, nil, now, true) // nobody holds it, so the margin for strangers has nobody to protect
 }
 
 // Distribute publishes the staged target to the holders. fault.GateClosed.
-func Distribute(k keyring.Key) (keyring.Key, error) {
+func Distribute(k keyring.Key, now time.Time) (keyring.Key, error) {
 	v, err := k.Version(k.Target)
 	if err != nil || v.Phase != keyring.PhaseStaged {
 		return k, fault.New(fault.GateClosed, "key "+k.Name+" has nothing staged")
 	}
 	k = raise(k)
-	v.Phase, v.Distributed = keyring.PhaseDistributed, k.Epoch
+	v.Phase, v.Distributed, v.Published = keyring.PhaseDistributed, k.Epoch, now
 	return put(k, v), nil
 }
 
@@ -93,6 +93,9 @@ func Promote(k keyring.Key, members []Member, now time.Time, emergency bool) (ke
 	}
 	if late := Waiting(members, v.Distributed); len(late) > 0 && !emergency {
 		return k, fault.New(fault.GateClosed, "key "+k.Name+" waits for "+strings.Join(late, ", "))
+	}
+	if ready := v.Published.Add(k.Rotation.Margin); now.Before(ready) && !emergency {
+		return k, fault.New(fault.GateClosed, "key "+k.Name+" waits until strangers' caches end at "+ready.UTC().Format(time.RFC3339))
 	}
 	if v.State == keyring.PreActivation {
 		if k, err = k.Apply(v.Number, keyring.Activate, "", now); err != nil {
@@ -360,6 +363,9 @@ const (
 	StepSettle     Step = "settle"
 )
 
+// MarginName stands in Next's list for the strangers whose cached JWKS may be older than the target.
+const MarginName = "jwks-margin"
+
 // Next says which step a key can take now, and for whom it waits.
 func Next(k keyring.Key, members []Member, now time.Time) (Step, []string) {
 	if v, err := k.Version(k.Target); err == nil {
@@ -368,6 +374,9 @@ func Next(k keyring.Key, members []Member, now time.Time) (Step, []string) {
 		}
 		if late := Waiting(members, v.Distributed); len(late) > 0 {
 			return StepWait, late
+		}
+		if now.Before(v.Published.Add(k.Rotation.Margin)) {
+			return StepWait, []string{MarginName}
 		}
 		return StepPromote, nil
 	}
