@@ -160,3 +160,23 @@ func digest(a Algorithm, msg []byte) []byte {
 	sum := sha256.Sum256(msg)
 	return sum[:]
 }
+
+// ParsePublic reads a PKIX public key of an algorithm. fault.AlgorithmForbidden when it is of another.
+func ParsePublic(a Algorithm, public []byte) (any, error) {
+	key, err := x509.ParsePKIXPublicKey(public)
+	if err != nil {
+		return nil, fmt.Errorf("parse %s public key: %w", a, err)
+	}
+	if !fits(a, key) {
+		return nil, fault.New(fault.AlgorithmForbidden, "public key for "+string(a))
+	}
+	return key, nil
+}
+
+// EncodePublic is the inverse of ParsePublic.
+func EncodePublic(a Algorithm, key any) ([]byte, error) {
+	if !fits(a, key) {
+		return nil, fault.New(fault.AlgorithmForbidden, "public key for "+string(a))
+	}
+	return x509.MarshalPKIXPublicKey(key)
+}

@@ -1,0 +1,408 @@
+package audit
+
+import (
+	"cmp"
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
+
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/secret"
+	"github.com/rotorkms/rotor/internal/store"
+)
+
+// Where the log lives in the store.
+const (
+	pendingPrefix = "log/new/"   // random name -> tag 32, entry: committed, not in order yet
+	entryPrefix   = "log/entry/" // index in 16 hex digits -> entry
+	statePath     = "log/state"  // size and root, tagged
+)
+
+// seqBatch bounds the entries of one sequencer commit: each takes two operations of the store's 100.
+const seqBatch = 45
+
+// Log is the log of one store. Safe for concurrent use.
+type Log struct {
+	store  store.Store
+	mac    secret.Bytes
+	signer note.Signer
+
+	mu       sync.Mutex // guards what follows
+	hashes   []tlog.Hash
+	size     int64
+	state    store.Rev     // of the state record
+	advanced chan struct{} // closed and replaced when the size grows
+
+	waiting sync.Mutex // guards queue; taken after mu
+	queue   []pending  // committed, in commit order, not in the log yet
+	more    chan struct{}
+}
+
+type pending struct {
+	key   string
+	rev   store.Rev
+	entry []byte
+}
+
+// head is the state record.
+type head struct {
+	Size int64  `json:"size"`
+	Root string `json:"root"`
+	Tag  string `json:"tag"` // HMAC-SHA256 over size and root
+}
+
+// Load reads and verifies the whole log, and calls seen with every entry in order, those that wait for the sequencer last, each
+// with the revision of the commit that made it (0 for those already in order). It returns the revision to watch from.
+// fault.AuditBroken. It costs one hash per entry: about a second per million.
+func Load(ctx context.Context, s store.Store, mac secret.Bytes, seen func(Entry, store.Rev) error) (*Log, store.Rev, error) {
+	l := &Log{store: s, mac: mac, more: make(chan struct{}, 1), advanced: make(chan struct{})}
+	rev, records := s.List(ctx, "log/")
+	var h head
+	var waiting []pending
+	var entries int64
+	for r, err := range records {
+		if err != nil {
+			return nil, 0, fmt.Errorf("read audit log: %w", err)
+		}
+		switch {
+		case r.Key == statePath:
+			l.state = r.Rev
+			if err := json.Unmarshal(r.Value, &h); err != nil {
+				return nil, 0, fault.Wrap(fault.AuditBroken, "log state", err)
+			}
+		case strings.HasPrefix(r.Key, entryPrefix):
+			if r.Key != entryPath(entries) {
+				return nil, 0, fault.New(fault.AuditBroken, fmt.Sprintf("entry %d is missing", entries))
+			}
+			if err := l.grow(r.Value); err != nil {
+				return nil, 0, err
+			}
+			if err := show(r.Value, 0, seen); err != nil {
+				return nil, 0, fault.Wrap(fault.AuditBroken, fmt.Sprintf("entry %d", entries), err)
+			}
+			entries++
+		case strings.HasPrefix(r.Key, pendingPrefix):
+			entry, err := l.untag(r.Key, r.Value)
+			if err != nil {
+				return nil, 0, err
+			}
+			waiting = append(waiting, pending{r.Key, r.Rev, entry})
+		}
+	}
+	if err := l.matches(h); err != nil {
+		return nil, 0, err
+	}
+	slices.SortFunc(waiting, func(a, b pending) int { return cmp.Or(cmp.Compare(a.rev, b.rev), cmp.Compare(a.key, b.key)) })
+	for _, p := range waiting {
+		if err := show(p.entry, p.rev, seen); err != nil {
+			return nil, 0, fault.Wrap(fault.AuditBroken, "waiting entry", err)
+		}
+	}
+	l.enqueue(waiting)
+	return l, rev, nil
+}
+
+func show(b []byte, rev store.Rev, seen func(Entry, store.Rev) error) error {
+	e, err := Decode(b)
+	if err != nil {
+		return err
+	}
+	return seen(e, rev)
+}
+
+// grow adds an entry to the tree in memory. Call with mu held, or before the log is shared.
+func (l *Log) grow(entry []byte) error {
+	more, err := tlog.StoredHashesForRecordHash(l.size, tlog.RecordHash(entry), l)
+	if err != nil {
+		return fmt.Errorf("hash audit entry %d: %w", l.size, err)
+	}
+	l.hashes = append(l.hashes, more...)
+	l.size++
+	return nil
+}
+
+// ReadHashes implements tlog.HashReader over the tree in memory.
+func (l *Log) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
+	out := make([]tlog.Hash, len(indexes))
+	for i, n := range indexes {
+		if n < 0 || n >= int64(len(l.hashes)) {
+			return nil, fmt.Errorf("no hash %d", n)
+		}
+		out[i] = l.hashes[n]
+	}
+	return out, nil
+}
+
+// matches compares the tree with what the state record says.
+func (l *Log) matches(h head) error {
+	if l.state == 0 && l.size == 0 {
+		return nil
+	}
+	want, err := l.head()
+	if err != nil {
+		return err
+	}
+	tag, _ := hex.DecodeString(h.Tag)
+	if !hmac.Equal(tag, l.tag(statePath, []byte(fmt.Sprintf("%d %s", h.Size, h.Root)))) {
+		return fault.New(fault.AuditBroken, "log state was changed from outside")
+	}
+	if h.Size != want.Size || h.Root != want.Root {
+		return fault.New(fault.AuditBroken, fmt.Sprintf("log has %d entries with root %s, its state says %d with %s", want.Size, want.Root, h.Size, h.Root))
+	}
+	return nil
+}
+
+func (l *Log) head() (head, error) {
+	root, err := tlog.TreeHash(l.size, l)
+	if err != nil {
+		return head{}, fmt.Errorf("hash audit log: %w", err)
+	}
+	h := head{Size: l.size, Root: root.String()}
+	h.Tag = hex.EncodeToString(l.tag(statePath, []byte(fmt.Sprintf("%d %s", h.Size, h.Root))))
+	return h, nil
+}
+
+func (l *Log) tag(name string, b []byte) []byte {
+	h := hmac.New(sha256.New, l.mac.Reveal())
+	h.Write([]byte(name + "\x00"))
+	h.Write(b)
+	return h.Sum(nil)
+}
+
+func (l *Log) untag(key string, b []byte) ([]byte, error) {
+	if len(b) < sha256.Size || !hmac.Equal(b[:sha256.Size], l.tag(key, b[sha256.Size:])) {
+		return nil, fault.New(fault.AuditBroken, "a waiting entry was put in or changed from outside")
+	}
+	return b[sha256.Size:], nil
+}
+
+// Op is the operation that commits an entry, to be put into the commit that it records.
+func (l *Log) Op(e Entry) (store.Op, error) {
+	b, err := e.Encode()
+	if err != nil {
+		return store.Op{}, err
+	}
+	var name [12]byte
+	rand.Read(name[:])
+	key := pendingPrefix + hex.EncodeToString(name[:])
+	return store.Op{Key: key, Value: append(l.tag(key, b), b...)}, nil
+}
+
+// Append commits entries alone.
+func (l *Log) Append(ctx context.Context, entries ...Entry) error {
+	var ops []store.Op
+	for _, e := range entries {
+		op, err := l.Op(e)
+		if err != nil {
+			return err
+		}
+		ops = append(ops, op)
+	}
+	if _, err := l.store.Commit(ctx, nil, ops); err != nil {
+		return fmt.Errorf("commit audit entry: %w", err)
+	}
+	return nil
+}
+
+// Follow calls seen with each commit and its new entries, in commit order, until ctx ends, and hands them to the sequencer. Every
+// commit of a guarded store touches the log, the sequencer's own too, so seen gets every revision.
+func (l *Log) Follow(ctx context.Context, after store.Rev, seen func(store.Rev, []Entry) error) error {
+	for events, err := range l.store.Watch(ctx, "log/", after) {
+		if err != nil {
+			return err
+		}
+		var batch []pending
+		var entries []Entry
+		for _, ev := range events {
+			if ev.Deleted || !strings.HasPrefix(ev.Key, pendingPrefix) {
+				continue
+			}
+			b, err := l.untag(ev.Key, ev.Value)
+			if err != nil {
+				return err
+			}
+			e, err := Decode(b)
+			if err != nil {
+				return fault.Wrap(fault.AuditBroken, "waiting entry", err)
+			}
+			batch, entries = append(batch, pending{ev.Key, ev.Rev, b}), append(entries, e)
+		}
+		slices.SortFunc(batch, func(a, b pending) int { return cmp.Compare(a.key, b.key) })
+		if err := seen(events[0].Rev, entries); err != nil {
+			return err
+		}
+		if len(batch) > 0 {
+			l.enqueue(batch)
+		}
+	}
+	return nil
+}
+
+func (l *Log) enqueue(batch []pending) {
+	l.waiting.Lock()
+	l.queue = append(l.queue, batch...)
+	l.waiting.Unlock()
+	select {
+	case l.more <- struct{}{}:
+	default:
+	}
+}
+
+// Sequence moves waiting entries into the log until ctx ends.
+func (l *Log) Sequence(ctx context.Context) error {
+	for {
+		n, err := l.sequenceOnce(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if n > 0 {
+			continue
+		}
+		select {
+		case <-l.more:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// sequenceOnce takes one batch into the log: entries in, waiting ones out, size and root forward, all in one commit.
+func (l *Log) sequenceOnce(ctx context.Context) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	batch := l.next()
+	if len(batch) == 0 {
+		return 0, nil
+	}
+	hashes, size := len(l.hashes), l.size
+	undo := func() { l.hashes, l.size = l.hashes[:hashes], size }
+	var ops []store.Op
+	for _, p := range batch {
+		ops = append(ops, store.Op{Key: p.key, Delete: true}, store.Op{Key: entryPath(l.size), Value: p.entry})
+		if err := l.grow(p.entry); err != nil {
+			undo()
+			return 0, err
+		}
+	}
+	h, err := l.head()
+	if err != nil {
+		undo()
+		return 0, err
+	}
+	value, err := json.Marshal(h)
+	if err != nil {
+		undo()
+		return 0, fmt.Errorf("encode log state: %w", err)
+	}
+	rev, err := l.store.Commit(ctx, []store.Cond{{Key: statePath, Rev: l.state}}, append(ops, store.Op{Key: statePath, Value: value}))
+	if err != nil {
+		undo()
+		return 0, fmt.Errorf("advance audit log: %w", err)
+	}
+	l.state = rev
+	l.waiting.Lock()
+	l.queue = slices.Delete(l.queue, 0, len(batch))
+	l.waiting.Unlock()
+	close(l.advanced)
+	l.advanced = make(chan struct{})
+	return len(batch), nil
+}
+
+// next returns the entries of the next sequencer commit, which stay in the queue until it is durable.
+func (l *Log) next() []pending {
+	l.waiting.Lock()
+	defer l.waiting.Unlock()
+	return slices.Clone(l.queue[:min(len(l.queue), seqBatch)])
+}
+
+func entryPath(i int64) string { return fmt.Sprintf("%s%016x", entryPrefix, i) }
+
+// SetSigner gives the log its checkpoint key, which is itself kept in a record that the log vouches for.
+func (l *Log) SetSigner(skey string) error {
+	s, err := note.NewSigner(skey)
+	if err != nil {
+		return fmt.Errorf("open checkpoint key: %w", err)
+	}
+	l.signer = s
+	return nil
+}
+
+// NewKey makes a checkpoint key pair in the format of signed notes; the verifier key is public and to be pinned.
+func NewKey(name string) (skey secret.Bytes, vkey string, err error) {
+	s, v, err := note.GenerateKey(rand.Reader, name)
+	return secret.Take([]byte(s)), v, err
+}
+
+// Checkpoint signs the present size and root. The commit that reached them is durable already.
+func (l *Log) Checkpoint() ([]byte, int64, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	root, err := tlog.TreeHash(l.size, l)
+	if err != nil {
+		return nil, 0, fmt.Errorf("hash audit log: %w", err)
+	}
+	text := fmt.Sprintf("%s\n%d\n%s\n", l.signer.Name(), l.size, base64.StdEncoding.EncodeToString(root[:]))
+	signed, err := note.Sign(&note.Note{Text: text}, l.signer)
+	return signed, l.size, err
+}
+
+// Settled waits until everything that was committed before the call is in the log.
+func (l *Log) Settled(ctx context.Context) error {
+	for {
+		l.mu.Lock()
+		advanced := l.advanced
+		l.mu.Unlock()
+		if len(l.next()) == 0 {
+			return nil
+		}
+		select {
+		case <-advanced:
+		case <-ctx.Done():
+			return fault.Wrap(fault.Canceled, "", ctx.Err())
+		}
+	}
+}
+
+// Tail calls f with the entries from an index on; with follow it waits for more until ctx ends.
+func (l *Log) Tail(ctx context.Context, from int64, follow bool, f func(index int64, entry []byte) error) error {
+	for {
+		l.mu.Lock()
+		size, advanced := l.size, l.advanced
+		l.mu.Unlock()
+		for ; from < size; from++ {
+			r, err := l.store.Get(ctx, entryPath(from))
+			if errors.Is(err, store.ErrNotFound) {
+				return fault.New(fault.AuditBroken, fmt.Sprintf("entry %d is missing", from))
+			}
+			if err != nil {
+				return fmt.Errorf("read audit entry %d: %w", from, err)
+			}
+			if err := f(from, r.Value); err != nil {
+				return err
+			}
+		}
+		if !follow {
+			return nil
+		}
+		select {
+		case <-advanced:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}

@@ -1,0 +1,283 @@
+// Package guard is the one door. Who wants to act gets a permit from Admit, and only a permit commits; the commit carries the audit
+// entry of what it did. Records are sealed here, and believed only if they are what the audit log says was written last.
+package guard
+
+import (
+	"context"
+	"crypto/ed25519"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/rotorkms/rotor/internal/audit"
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/seal"
+	"github.com/rotorkms/rotor/internal/secret"
+	"github.com/rotorkms/rotor/internal/store"
+)
+
+// Decider says whether rules allow something, and which.
+type Decider interface {
+	// Allows returns the name of the rule that allows it.
+	Allows(c policy.Caller, a policy.Action, r policy.Resource) (rule string, ok bool)
+}
+
+// Config is what a guard needs.
+type Config struct {
+	Store   store.Store
+	Sealers []seal.Sealer // the wrap set: any one opens
+	Rules   Decider       // nil denies everything
+	Now     func() time.Time
+	Log     *slog.Logger
+}
+
+// Guard is the door of one store. Safe for concurrent use.
+type Guard struct {
+	store    store.Store
+	now      func() time.Time
+	log      *slog.Logger
+	rules    atomic.Pointer[Decider]
+	keys     hierarchy
+	audit    *audit.Log
+	index    *index
+	after    store.Rev // where the watch of the log starts
+	snapshot ed25519.PrivateKey
+	windows  windows
+	refusals refusals
+
+	kekMu sync.Mutex // guards keks
+	keks  map[string]secret.Bytes
+}
+
+// ClusterID names the cluster for ever: 16 random bytes in hex, made at Init.
+func (g *Guard) ClusterID() string { return g.keys.cluster }
+
+// SetRules swaps the rules.
+func (g *Guard) SetRules(d Decider) { g.rules.Store(&d) }
+
+// Audit is the log, for readers.
+func (g *Guard) Audit() *audit.Log { return g.audit }
+
+// Run follows the log, puts it into order and closes use windows until ctx ends. Nothing is believed while it does not run.
+func (g *Guard) Run(ctx context.Context) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	var wait sync.WaitGroup
+	errs := make(chan error, 3)
+	for _, loop := range []func(context.Context) error{g.follow, g.audit.Sequence, g.sweep} {
+		wait.Go(func() {
+			if err := loop(ctx); err != nil && ctx.Err() == nil {
+				errs <- err
+			}
+			stop()
+		})
+	}
+	wait.Wait()
+	select {
+	case err := <-errs:
+		return fmt.Errorf("guard stopped: %w", err)
+	default:
+		return nil
+	}
+}
+
+func (g *Guard) follow(ctx context.Context) error {
+	return g.audit.Follow(ctx, g.after, func(rev store.Rev, entries []audit.Entry) error {
+		for _, e := range entries {
+			g.index.add(e, rev)
+		}
+		g.index.reached(rev)
+		return nil
+	})
+}
+
+// Record is an opened record.
+type Record struct {
+	Path    string
+	Value   []byte
+	Counter uint64
+	Rev     store.Rev
+}
+
+// Get reads a record and believes it only if the log does. fault.NotFound, RecordTampered, RecordReplayed.
+func (g *Guard) Get(ctx context.Context, path string) (Record, error) {
+	for {
+		r, err := g.store.Get(ctx, path)
+		if errors.Is(err, store.ErrNotFound) {
+			again, err := g.absent(ctx, path)
+			if err != nil {
+				return Record{}, err
+			}
+			if again {
+				continue
+			}
+			return Record{}, fault.New(fault.NotFound, path)
+		}
+		if err != nil {
+			return Record{}, storeFault(path, err)
+		}
+		if err := g.index.wait(ctx, r.Rev); err != nil {
+			return Record{}, err
+		}
+		out, moved, err := g.believe(r)
+		if moved {
+			continue
+		}
+		return out, err
+	}
+}
+
+// absent says that a record is rightly absent, or that it has appeared and must be read again. fault.RecordTampered.
+func (g *Guard) absent(ctx context.Context, path string) (again bool, err error) {
+	rev, records := g.store.List(ctx, path)
+	for r, err := range records {
+		if err != nil {
+			return false, storeFault(path, err)
+		}
+		if r.Key == path {
+			return true, nil
+		}
+	}
+	if err := g.index.wait(ctx, rev); err != nil {
+		return false, err
+	}
+	w, ok := g.index.latest(path)
+	switch {
+	case !ok || w.deleted:
+		return false, nil
+	case w.rev > rev:
+		return true, nil
+	}
+	return false, fault.New(fault.RecordTampered, path).WithHint("the log says that it exists, the store has lost it")
+}
+
+// believe opens a blob that the log must know as the latest. moved: the log is ahead of the blob, so it has to be read again.
+func (g *Guard) believe(r store.Record) (out Record, moved bool, err error) {
+	want, ok := g.index.latest(r.Key)
+	if ok && want.rev > r.Rev && !want.loaded {
+		return Record{}, true, nil
+	}
+	counter, value, err := g.keys.open(r.Key, r.Value)
+	if err != nil {
+		return Record{}, false, fault.New(fault.RecordTampered, r.Key)
+	}
+	if !ok || want.deleted || counter != want.counter || hashOf(r.Value) != want.hash {
+		return Record{}, false, fault.New(fault.RecordReplayed, r.Key)
+	}
+	return Record{Path: r.Key, Value: value, Counter: counter, Rev: r.Rev}, false, nil
+}
+
+// List reads all records under a prefix from one snapshot. Each is believed as in Get, and none that the log knows may be missing.
+func (g *Guard) List(ctx context.Context, prefix string) ([]Record, store.Rev, error) {
+retry:
+	for {
+		rev, records := g.store.List(ctx, prefix)
+		var raw []store.Record
+		for r, err := range records {
+			if err != nil {
+				return nil, 0, storeFault(prefix, err)
+			}
+			raw = append(raw, r)
+		}
+		if err := g.index.wait(ctx, rev); err != nil {
+			return nil, 0, err
+		}
+		var out []Record
+		for _, r := range raw {
+			rec, moved, err := g.believe(r)
+			if moved {
+				continue retry
+			}
+			if err != nil {
+				return nil, 0, err
+			}
+			out = append(out, rec)
+		}
+		missing, newer := g.index.missing(prefix, out, rev)
+		if missing != "" && newer {
+			continue
+		}
+		if missing != "" {
+			return nil, 0, fault.New(fault.RecordTampered, missing).WithHint("the log says that it exists, the store has lost it")
+		}
+		return out, rev, nil
+	}
+}
+
+// Change is one record of a watched commit.
+type Change struct {
+	Record
+	Deleted bool
+}
+
+// Watch yields the records under a prefix that each commit after a revision changed, in commit order, opened but compared with
+// the log only by their seal: a watch shows history, and the latest entry is not the one of an older commit.
+func (g *Guard) Watch(ctx context.Context, prefix string, after store.Rev) iter.Seq2[[]Change, error] {
+	return func(yield func([]Change, error) bool) {
+		for events, err := range g.store.Watch(ctx, prefix, after) {
+			if err != nil {
+				yield(nil, err)
+				return
+			}
+			var out []Change
+			for _, e := range events {
+				c := Change{Record: Record{Path: e.Key, Rev: e.Rev}, Deleted: e.Deleted}
+				if !e.Deleted {
+					if c.Counter, c.Value, err = g.keys.open(e.Key, e.Value); err != nil {
+						yield(nil, fault.New(fault.RecordTampered, e.Key))
+						return
+					}
+				}
+				out = append(out, c)
+			}
+			if !yield(out, nil) {
+				return
+			}
+		}
+	}
+}
+
+// Sign signs with the server's snapshot key, which instances pin when they join; domain separates its uses.
+func (g *Guard) Sign(domain string, msg []byte) []byte {
+	return ed25519.Sign(g.snapshot, signInput(domain, msg))
+}
+
+// PublicKey is the public half of Sign's key.
+func (g *Guard) PublicKey() ed25519.PublicKey {
+	return g.snapshot.Public().(ed25519.PublicKey)
+}
+
+// VerifySigned checks what Sign made.
+func VerifySigned(public ed25519.PublicKey, domain string, msg, sig []byte) bool {
+	return len(public) == ed25519.PublicKeySize && ed25519.Verify(public, signInput(domain, msg), sig)
+}
+
+func signInput(domain string, msg []byte) []byte {
+	b := binary.BigEndian.AppendUint32([]byte("rotor-signature-v1\x00"), uint32(len(domain)))
+	return append(append(b, domain...), msg...)
+}
+
+// storeFault turns an engine's error into what callers see.
+func storeFault(what string, err error) error {
+	switch {
+	case errors.Is(err, store.ErrConflict):
+		return fault.Wrap(fault.Conflict, what, err)
+	case errors.Is(err, store.ErrUnknown):
+		return fault.Wrap(fault.OutcomeUnknown, what, err)
+	case errors.Is(err, store.ErrCorrupt):
+		return fault.Wrap(fault.StoreCorrupt, what, err)
+	case errors.Is(err, store.ErrTooLarge):
+		return fault.Wrap(fault.TooLarge, what, err)
+	case errors.Is(err, store.ErrClosed):
+		return fault.Wrap(fault.Unavailable, what, err)
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return fault.Wrap(fault.Canceled, what, err)
+	}
+	return fmt.Errorf("store, %s: %w", what, err)
+}

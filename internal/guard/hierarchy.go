@@ -1,0 +1,309 @@
+package guard
+
+import (
+	"context"
+	"crypto/cipher"
+	"crypto/ed25519"
+	"crypto/hkdf"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/rotorkms/rotor/internal/audit"
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/seal"
+	"github.com/rotorkms/rotor/internal/secret"
+	"github.com/rotorkms/rotor/internal/store"
+	"github.com/rotorkms/rotor/internal/suite"
+)
+
+// Paths of what the guard keeps for itself.
+const (
+	rootPath       = "seal/root"
+	checkpointPath = "guard/checkpoint-key"
+	snapshotPath   = "guard/snapshot-key"
+	kekPrefix      = "ns/"
+)
+
+// rootRecord is the only record that is not sealed: it holds the wraps of the root key.
+type rootRecord struct {
+	Cluster    string            `json:"cluster"`
+	Generation uint64            `json:"generation"`
+	Wraps      map[string][]byte `json:"wraps"` // sealer's ID -> blob
+	Tag        []byte            `json:"tag"`   // HMAC under the root over the rest
+}
+
+// hierarchy is what the root key makes: one key for records, one for the log.
+type hierarchy struct {
+	cluster string
+	records cipher.AEAD
+	log     secret.Bytes
+}
+
+func derive(root secret.Bytes, cluster string) (hierarchy, error) {
+	key := func(label string) (secret.Bytes, error) {
+		b, err := hkdf.Key(sha256.New, root.Reveal(), []byte(cluster), "rotor/"+label+"/1", 32)
+		return secret.Take(b), err
+	}
+	h := hierarchy{cluster: cluster}
+	records, err := key("record")
+	if err != nil {
+		return h, fmt.Errorf("derive record key: %w", err)
+	}
+	if h.records, err = suite.NewXAES(records); err != nil {
+		return h, fmt.Errorf("derive record key: %w", err)
+	}
+	h.log, err = key("audit-mac")
+	return h, err
+}
+
+// data binds a blob to its cluster, path and counter.
+func (h hierarchy) data(path string, counter uint64) []byte {
+	b := []byte("rotor/record/1\x00" + h.cluster + "\x00")
+	b = binary.BigEndian.AppendUint64(b, counter)
+	return append(b, path...)
+}
+
+// seal makes a blob: counter 8, nonce 24, ciphertext, tag 16.
+func (h hierarchy) seal(path string, counter uint64, value []byte) []byte {
+	blob := binary.BigEndian.AppendUint64(make([]byte, 0, 8+24+len(value)+16), counter)
+	blob = append(blob, secret.Random(suite.XAESNonceSize).Reveal()...)
+	return h.records.Seal(blob, blob[8:32], value, h.data(path, counter))
+}
+
+func (h hierarchy) open(path string, blob []byte) (counter uint64, value []byte, err error) {
+	if len(blob) < 8+suite.XAESNonceSize+suite.XAESTagSize {
+		return 0, nil, errors.New("record is too short")
+	}
+	counter = binary.BigEndian.Uint64(blob)
+	value, err = h.records.Open(nil, blob[8:32], blob[32:], h.data(path, counter))
+	return counter, value, err
+}
+
+// write seals a write and notes it for the log.
+func (h hierarchy) write(w Write, counter uint64) (store.Op, audit.Write) {
+	if w.Delete {
+		return store.Op{Key: w.Path, Delete: true}, audit.Write{Counter: counter, Path: w.Path, SHA256: audit.Deleted}
+	}
+	blob := h.seal(w.Path, counter, w.Value)
+	return store.Op{Key: w.Path, Value: blob}, audit.Write{Counter: counter, Path: w.Path, SHA256: hashOf(blob)}
+}
+
+// InitResult is what Init made and the operator keeps.
+type InitResult struct {
+	ClusterID     string
+	CheckpointKey string // verifier key of the audit log, to be pinned by auditors
+}
+
+// Init makes a cluster in an empty store: root key, wraps, signing keys and the namespace "default". fault.Exists.
+func Init(ctx context.Context, c Config) (InitResult, error) {
+	var id [16]byte
+	rand.Read(id[:])
+	root := secret.Random(32)
+	rec := rootRecord{Cluster: hex.EncodeToString(id[:]), Generation: 1, Wraps: map[string][]byte{}}
+	for _, s := range c.Sealers {
+		blob, err := s.Wrap(ctx, root, rec.Generation)
+		if err != nil {
+			return InitResult{}, fmt.Errorf("wrap root with %s: %w", s.ID(), err)
+		}
+		rec.Wraps[s.ID()] = blob
+	}
+	if len(rec.Wraps) == 0 {
+		return InitResult{}, fault.New(fault.Invalid, "seal").WithHint("name at least one sealer")
+	}
+	rec.Tag = rec.tag(root)
+	value, err := json.Marshal(rec)
+	if err != nil {
+		return InitResult{}, fmt.Errorf("encode root: %w", err)
+	}
+	h, err := derive(root, rec.Cluster)
+	if err != nil {
+		return InitResult{}, err
+	}
+	skey, vkey, err := audit.NewKey("rotor-" + rec.Cluster)
+	if err != nil {
+		return InitResult{}, fmt.Errorf("make checkpoint key: %w", err)
+	}
+	_, snapshot, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return InitResult{}, fmt.Errorf("make snapshot key: %w", err)
+	}
+	log, _, err := audit.Load(ctx, c.Store, h.log, func(audit.Entry, store.Rev) error { return nil })
+	if err != nil {
+		return InitResult{}, fault.New(fault.Exists, "cluster in this store")
+	}
+	g := &Guard{now: c.Now, keys: h}
+	p := g.System("init", "server.init", policy.Resource{})
+	e := p.entry(audit.ClassChange, "done", map[string]string{"cluster": rec.Cluster, "checkpoint_key": vkey})
+	ops := []store.Op{{Key: rootPath, Value: value}}
+	for _, w := range []Write{
+		{Path: checkpointPath, Value: []byte(vkey + "\n" + string(skey.Reveal()))},
+		{Path: snapshotPath, Value: snapshot.Seed()},
+		{Path: kekPrefix + "default", Value: secret.Random(32).Reveal()},
+	} {
+		op, note := h.write(w, 1)
+		ops, e.Writes = append(ops, op), append(e.Writes, note)
+	}
+	op, err := log.Op(e)
+	if err != nil {
+		return InitResult{}, err
+	}
+	if _, err := c.Store.Commit(ctx, []store.Cond{{Key: rootPath}}, append(ops, op)); errors.Is(err, store.ErrConflict) {
+		return InitResult{}, fault.New(fault.Exists, "cluster in this store")
+	} else if err != nil {
+		return InitResult{}, storeFault("init", err)
+	}
+	return InitResult{rec.Cluster, vkey}, nil
+}
+
+func (r rootRecord) tag(root secret.Bytes) []byte {
+	r.Tag = nil
+	b, _ := json.Marshal(r) // strings, numbers and bytes always encode
+	h := hmac.New(sha256.New, root.Reveal())
+	h.Write([]byte("rotor/root-record/1\x00"))
+	h.Write(b)
+	return h.Sum(nil)
+}
+
+// Open unseals a store and verifies its log. fault.NotFound before Init, SealWrong, AuditBroken, RecordTampered.
+func Open(ctx context.Context, c Config) (*Guard, error) {
+	root, cluster, err := unseal(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	g := &Guard{store: c.Store, now: c.Now, log: c.Log, index: newIndex(), keks: map[string]secret.Bytes{}}
+	g.windows.all = map[windowKey]*window{}
+	g.SetRules(c.Rules)
+	if g.keys, err = derive(root, cluster); err != nil {
+		return nil, err
+	}
+	root.Destroy()
+	g.audit, g.after, err = audit.Load(ctx, c.Store, g.keys.log, func(e audit.Entry, rev store.Rev) error {
+		g.index.add(e, rev)
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	g.index.reached(g.after)
+	return g, g.openKeys(ctx)
+}
+
+func unseal(ctx context.Context, c Config) (root secret.Bytes, cluster string, err error) {
+	r, err := c.Store.Get(ctx, rootPath)
+	if errors.Is(err, store.ErrNotFound) {
+		return root, "", fault.New(fault.NotFound, "cluster in this store").WithHint("rotor server init makes one")
+	}
+	if err != nil {
+		return root, "", storeFault(rootPath, err)
+	}
+	var rec rootRecord
+	if err := json.Unmarshal(r.Value, &rec); err != nil {
+		return root, "", fault.New(fault.RecordTampered, rootPath)
+	}
+	var failed []error
+	for _, s := range c.Sealers {
+		blob, ok := rec.Wraps[s.ID()]
+		if !ok {
+			failed = append(failed, fmt.Errorf("%s: no wrap for it", s.ID()))
+			continue
+		}
+		root, err := s.Unwrap(ctx, blob)
+		if err != nil {
+			failed = append(failed, fmt.Errorf("%s: %w", s.ID(), err))
+			continue
+		}
+		if !hmac.Equal(rec.Tag, rec.tag(root)) {
+			return root, "", fault.New(fault.RecordTampered, rootPath)
+		}
+		return root, rec.Cluster, nil
+	}
+	err = errors.Join(failed...)
+	if errors.Is(err, seal.ErrUnavailable) {
+		return root, "", fault.Wrap(fault.Unavailable, "seal", err)
+	}
+	return root, "", fault.Wrap(fault.SealWrong, "seal", err)
+}
+
+// openKeys reads the signing keys, which are records like others.
+func (g *Guard) openKeys(ctx context.Context) error {
+	r, err := g.Get(ctx, checkpointPath)
+	if err != nil {
+		return err
+	}
+	_, skey, _ := strings.Cut(string(r.Value), "\n")
+	if err := g.audit.SetSigner(skey); err != nil {
+		return err
+	}
+	if r, err = g.Get(ctx, snapshotPath); err != nil {
+		return err
+	}
+	if len(r.Value) != ed25519.SeedSize {
+		return fault.New(fault.RecordTampered, snapshotPath)
+	}
+	g.snapshot = ed25519.NewKeyFromSeed(r.Value)
+	return nil
+}
+
+// SealMaterial seals key material under the KEK of a namespace; facts are what never changes about it.
+func (g *Guard) SealMaterial(ctx context.Context, namespace string, facts []byte, m secret.Bytes) ([]byte, error) {
+	aead, err := g.kek(ctx, namespace)
+	if err != nil {
+		return nil, err
+	}
+	nonce := secret.Random(suite.XAESNonceSize).Reveal()
+	return aead.Seal(nonce, nonce, m.Reveal(), materialData(facts)), nil
+}
+
+// OpenMaterial opens what SealMaterial made with the same facts. fault.RecordTampered.
+func (g *Guard) OpenMaterial(ctx context.Context, namespace string, facts, blob []byte) (secret.Bytes, error) {
+	aead, err := g.kek(ctx, namespace)
+	if err != nil {
+		return secret.Bytes{}, err
+	}
+	if len(blob) < suite.XAESNonceSize+suite.XAESTagSize {
+		return secret.Bytes{}, fault.New(fault.RecordTampered, "material")
+	}
+	m, err := aead.Open(nil, blob[:suite.XAESNonceSize], blob[suite.XAESNonceSize:], materialData(facts))
+	if err != nil {
+		return secret.Bytes{}, fault.New(fault.RecordTampered, "material")
+	}
+	return secret.Take(m), nil
+}
+
+func materialData(facts []byte) []byte { return append([]byte("rotor/material/1\x00"), facts...) }
+
+func (g *Guard) kek(ctx context.Context, namespace string) (cipher.AEAD, error) {
+	g.kekMu.Lock()
+	defer g.kekMu.Unlock()
+	k, ok := g.keks[namespace]
+	if !ok {
+		r, err := g.Get(ctx, kekPrefix+namespace)
+		if fault.CodeOf(err) == fault.NotFound {
+			return nil, fault.New(fault.NotFound, "namespace "+namespace)
+		}
+		if err != nil {
+			return nil, err
+		}
+		k = secret.Take(r.Value)
+		g.keks[namespace] = k
+	}
+	return suite.NewXAES(k)
+}
+
+// CreateNamespace makes a namespace with a KEK of its own. fault.Exists.
+func (g *Guard) CreateNamespace(ctx context.Context, p *Permit, namespace string) error {
+	path := kekPrefix + namespace
+	_, err := p.Commit(ctx, []Cond{{Path: path}}, []Write{{Path: path, Value: secret.Random(32).Reveal()}}, nil)
+	if fault.CodeOf(err) == fault.Conflict {
+		return fault.New(fault.Exists, "namespace "+namespace)
+	}
+	return err
+}

@@ -1,0 +1,146 @@
+package guard
+
+import (
+	"context"
+	"time"
+
+	"github.com/rotorkms/rotor/internal/audit"
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/store"
+)
+
+// Permit is the right to do one action on one resource. The zero Permit permits nothing.
+type Permit struct {
+	guard    *Guard
+	caller   policy.Caller
+	action   policy.Action
+	resource policy.Resource
+	rule     string
+}
+
+// Admit asks the rules. A refusal is in the log before the answer; repeated ones within a minute are counted in one entry.
+// fault.Unauthenticated for nobody, fault.Denied.
+func (g *Guard) Admit(ctx context.Context, c policy.Caller, a policy.Action, r policy.Resource) (*Permit, error) {
+	if c.IsZero() {
+		return nil, fault.New(fault.Unauthenticated, "")
+	}
+	rule, ok := g.allows(c, a, r)
+	if !ok {
+		what := string(a)
+		if r.Key != "" {
+			what += " on key " + r.Key
+		}
+		if err := g.refused(ctx, c, a, r); err != nil {
+			return nil, err
+		}
+		return nil, fault.New(fault.Denied, what)
+	}
+	return &Permit{g, c, a, r, rule}, nil
+}
+
+// Allows asks the rules without a permit and without an entry, for lists that show only what the caller may see.
+func (g *Guard) Allows(c policy.Caller, a policy.Action, r policy.Resource) bool {
+	_, ok := g.allows(c, a, r)
+	return ok && !c.IsZero()
+}
+
+func (g *Guard) allows(c policy.Caller, a policy.Action, r policy.Resource) (string, bool) {
+	d := g.rules.Load()
+	if d == nil || *d == nil {
+		return "", false
+	}
+	return (*d).Allows(c, a, r)
+}
+
+// System is a permit for a loop of the server itself.
+func (g *Guard) System(name string, a policy.Action, r policy.Resource) *Permit {
+	return &Permit{g, policy.Caller{Kind: policy.KindSystem, Name: "system/" + name}, a, r, "built in"}
+}
+
+// Caller is who holds the permit.
+func (p *Permit) Caller() policy.Caller { return p.caller }
+
+// Cond holds when the record at Path was last written by the commit Rev; 0: when there is none.
+type Cond struct {
+	Path string
+	Rev  store.Rev
+}
+
+// Write puts Value at Path, or deletes the record.
+type Write struct {
+	Path   string
+	Value  []byte
+	Delete bool
+}
+
+// Commit writes records and the audit entry about them in one commit, durable before it returns. A write to a path without a
+// condition is conditioned on what the log knows of it. fault.Conflict, OutcomeUnknown, TooLarge.
+func (p *Permit) Commit(ctx context.Context, conds []Cond, writes []Write, detail map[string]string) (store.Rev, error) {
+	if p == nil || p.guard == nil {
+		return 0, fault.New(fault.Denied, "no permit")
+	}
+	g := p.guard
+	named := make(map[string]bool, len(conds))
+	var sc []store.Cond
+	for _, c := range conds {
+		named[c.Path] = true
+		if err := g.index.wait(ctx, c.Rev); err != nil {
+			return 0, err
+		}
+		sc = append(sc, store.Cond{Key: c.Path, Rev: c.Rev})
+	}
+	var ops []store.Op
+	var noted []audit.Write
+	for _, w := range writes {
+		last, _ := g.index.latest(w.Path)
+		if !named[w.Path] {
+			rev, err := g.revOf(ctx, w.Path)
+			if err != nil {
+				return 0, err
+			}
+			sc = append(sc, store.Cond{Key: w.Path, Rev: rev})
+			last, _ = g.index.latest(w.Path)
+		}
+		op, note := g.keys.write(w, last.counter+1)
+		ops, noted = append(ops, op), append(noted, note)
+	}
+	e := p.entry(audit.ClassChange, "done", detail)
+	e.Writes = noted
+	op, err := g.audit.Op(e)
+	if err != nil {
+		return 0, fault.Wrap(fault.TooLarge, "audit entry", err)
+	}
+	rev, err := g.store.Commit(ctx, sc, append(ops, op))
+	if err != nil {
+		return 0, storeFault(string(p.action), err)
+	}
+	return rev, nil
+}
+
+// revOf is the revision of a record that Commit may condition on; the record is believed first.
+func (g *Guard) revOf(ctx context.Context, path string) (store.Rev, error) {
+	r, err := g.Get(ctx, path)
+	if fault.CodeOf(err) == fault.NotFound {
+		return 0, nil
+	}
+	return r.Rev, err
+}
+
+// Release records that something left the server, durably before it returns.
+func (p *Permit) Release(ctx context.Context, detail map[string]string) error {
+	if p == nil || p.guard == nil {
+		return fault.New(fault.Denied, "no permit")
+	}
+	if err := p.guard.audit.Append(ctx, p.entry(audit.ClassRelease, "done", detail)); err != nil {
+		return storeFault(string(p.action), err)
+	}
+	return nil
+}
+
+func (p *Permit) entry(class audit.Class, outcome string, detail map[string]string) audit.Entry {
+	return audit.Entry{
+		Action: string(p.action), Caller: p.caller.Name, Class: class, Detail: detail, Key: p.resource.Key,
+		Namespace: p.resource.Namespace, Outcome: outcome, Rule: p.rule, Time: p.guard.now().UTC().Truncate(time.Millisecond),
+	}
+}

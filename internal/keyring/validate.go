@@ -1,0 +1,87 @@
+package keyring
+
+import (
+	"fmt"
+
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/suite"
+)
+
+// Bounds of what a caller may name.
+const (
+	MaxName   = 64
+	MaxLabels = 32
+	MaxLabel  = 256 // of a label's key or value, and of an owner, in bytes
+)
+
+// ValidName says whether a name of a key, namespace or instance is well formed: lower-case letters, digits, and inside also
+// . _ and -, at most MaxName bytes.
+func ValidName(s string) bool {
+	if s == "" || len(s) > MaxName {
+		return false
+	}
+	for i, c := range []byte(s) {
+		inner := c == '.' || c == '_' || c == '-'
+		if !(c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || inner && i > 0 && i < len(s)-1) {
+			return false
+		}
+	}
+	return true
+}
+
+// Validate checks what a caller chose about a key. fault.Invalid names the field, AlgorithmForbidden.
+func (k Key) Validate() error {
+	switch {
+	case !ValidName(k.Name):
+		return invalid("name", "a name has 1 to %d lower-case letters, digits, and inside . _ -", MaxName)
+	case !ValidName(string(k.Namespace)):
+		return invalid("namespace", "a namespace has 1 to %d lower-case letters, digits, and inside . _ -", MaxName)
+	case len(k.Owner) > MaxLabel:
+		return invalid("owner", "at most %d bytes", MaxLabel)
+	case len(k.Labels) > MaxLabels:
+		return invalid("labels", "at most %d", MaxLabels)
+	}
+	for name, value := range k.Labels {
+		if name == "" || len(name) > MaxLabel || len(value) > MaxLabel {
+			return invalid("labels", "keys and values have at most %d bytes", MaxLabel)
+		}
+	}
+	switch k.Purpose {
+	case suite.Encrypt, suite.Wrap, suite.Sign, suite.MAC:
+	default:
+		return invalid("purpose", "one of encrypt, wrap, sign, mac")
+	}
+	if _, err := suite.ForPurpose(k.Algorithm, k.Purpose); err != nil {
+		return err
+	}
+	switch {
+	case k.Custody == CustodyServer:
+	case k.Custody == CustodyFleet && (k.Purpose == suite.Encrypt || k.Purpose == suite.MAC):
+	case k.Custody == CustodyFleet:
+		return invalid("custody", "keys that %s stay on the server", k.Purpose)
+	default:
+		return invalid("custody", "server or fleet")
+	}
+	return k.validatePeriods()
+}
+
+func (k Key) validatePeriods() error {
+	p, r := k.Periods, k.Rotation
+	switch {
+	case p.Originator < 0 || p.Recipient < 0 || p.Recipient > 0 && p.Recipient < p.Originator:
+		return invalid("periods", "the recipient-usage period is at least as long as the originator-usage period")
+	case p.Recipient > 0 && p.Originator == 0:
+		return invalid("periods", "a limited recipient-usage period needs a limited originator-usage period")
+	case r.Silence != "" && r.Silence != Block && r.Silence != Fence:
+		return invalid("rotation.silence", "block or fence")
+	case r.MaxStale < 0 || r.MaxWait < 0 || r.Window < 0 || r.Wait < 0 || r.Margin < 0:
+		return invalid("rotation", "durations are not negative")
+	case r.Approvals < 0 || r.Approvals > 16:
+		return invalid("rotation.destroy_approvals", "1 to 16")
+	}
+	return nil
+}
+
+func invalid(field, hint string, args ...any) error {
+	return fault.New(fault.Invalid, field).WithHint("%s", fmt.Sprintf(hint, args...))
+}

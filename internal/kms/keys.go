@@ -1,0 +1,157 @@
+package kms
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/guard"
+	"github.com/rotorkms/rotor/internal/keyring"
+	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/rotation"
+	"github.com/rotorkms/rotor/internal/suite"
+)
+
+// Create makes a key with its first version, primary at once because nobody can hold it yet. spec carries what the caller
+// chooses; empty algorithm and custody take the default. fault.Invalid, Exists, Denied.
+func (s *Service) Create(ctx context.Context, c policy.Caller, spec keyring.Key) (keyring.Key, error) {
+	p, err := s.guard.Admit(ctx, c, policy.ActCreate, policy.Resource{Namespace: string(spec.Namespace), Key: spec.Name, Labels: spec.Labels})
+	if err != nil {
+		return spec, err
+	}
+	now := s.now().UTC()
+	k := keyring.Key{
+		ID: newKeyID(), Namespace: spec.Namespace, Name: spec.Name, Purpose: spec.Purpose,
+		Custody: cmp.Or(spec.Custody, keyring.CustodyServer), Algorithm: cmp.Or(spec.Algorithm, suite.Default(spec.Purpose)),
+		Labels: spec.Labels, Owner: cmp.Or(spec.Owner, c.Name), Periods: spec.Periods, Rotation: spec.Rotation, Created: now,
+	}
+	if err := k.Validate(); err != nil {
+		return k, err
+	}
+	v, made, err := s.newVersion(ctx, k, 1, now)
+	if err != nil {
+		return k, err
+	}
+	if k, err = rotation.First(k, v, now); err != nil {
+		return k, err
+	}
+	value, err := json.Marshal(k)
+	if err != nil {
+		return k, fmt.Errorf("encode key %s: %w", k.ID, err)
+	}
+	name := "name/" + nameOf(k.Namespace, k.Name)
+	conds := append(made.conds, guard.Cond{Path: name}, guard.Cond{Path: keyPath(k)})
+	writes := append(made.writes, guard.Write{Path: name, Value: []byte(k.ID)}, guard.Write{Path: keyPath(k), Value: value})
+	rev, err := p.Commit(ctx, conds, writes, versionDetail(v.Number))
+	if fault.CodeOf(err) == fault.Conflict {
+		return k, fault.New(fault.Exists, "key "+k.Name)
+	}
+	if err != nil {
+		return k, err
+	}
+	return k, s.await(ctx, rev)
+}
+
+// Get returns a key's record. It holds no material.
+func (s *Service) Get(ctx context.Context, c policy.Caller, ref Ref) (keyring.Key, error) {
+	k, _, err := s.admit(ctx, c, policy.ActShow, ref)
+	return k, err
+}
+
+// List returns the keys of a namespace that the caller may see, by name.
+func (s *Service) List(ctx context.Context, c policy.Caller, ns keyring.Namespace) ([]keyring.Key, error) {
+	if c.IsZero() {
+		return nil, fault.New(fault.Unauthenticated, "")
+	}
+	var seen []keyring.Key
+	for _, k := range s.Keys() {
+		if k.Namespace == ns && s.guard.Allows(c, policy.ActShow, Resource(k)) {
+			seen = append(seen, k)
+		}
+	}
+	slices.SortFunc(seen, func(a, b keyring.Key) int { return cmp.Compare(a.Name, b.Name) })
+	return seen, nil
+}
+
+// Change suspends, resumes or marks a version as compromised.
+func (s *Service) Change(ctx context.Context, c policy.Caller, ref Ref, n uint32, e keyring.Event, reason string) (keyring.Key, error) {
+	action := policy.ActSuspend
+	switch e {
+	case keyring.Suspend, keyring.Resume:
+	case keyring.Compromise:
+		action = policy.ActCompromise
+	default:
+		return keyring.Key{}, fault.New(fault.Invalid, "event "+string(e))
+	}
+	k, p, err := s.admit(ctx, c, action, ref)
+	if err != nil {
+		return k, err
+	}
+	return s.update(ctx, p, k.ID, versionDetail(n), func(k keyring.Key) (keyring.Key, change, error) {
+		next, err := rotation.Change(k, n, e, reason, s.now().UTC())
+		return next, change{}, err
+	})
+}
+
+// newVersion makes the material of version n and the writes that keep it: material, handle. It tries again in the unlikely
+// case that the random handle is taken.
+func (s *Service) newVersion(ctx context.Context, k keyring.Key, n uint32, now time.Time) (keyring.Version, change, error) {
+	material, public, err := suite.Generate(k.Algorithm)
+	if err != nil {
+		return keyring.Version{}, change{}, err
+	}
+	defer material.Destroy()
+	handle, err := s.freeHandle(ctx, k.Namespace)
+	if err != nil {
+		return keyring.Version{}, change{}, err
+	}
+	v := keyring.Version{Number: n, Handle: handle, Algorithm: k.Algorithm, Public: public, Created: now}
+	f, err := s.facts(k, v)
+	if err != nil {
+		return v, change{}, fmt.Errorf("encode facts: %w", err)
+	}
+	blob, err := s.guard.SealMaterial(ctx, string(k.Namespace), f, material)
+	if err != nil {
+		return v, change{}, err
+	}
+	path, taken := materialPath(k, n), handlePath(k.Namespace, handle)
+	return v, change{
+		conds:  []guard.Cond{{Path: path}, {Path: taken}},
+		writes: []guard.Write{{Path: path, Value: blob}, {Path: taken, Value: []byte(fmt.Sprintf("%s/%d", k.ID, n))}},
+	}, nil
+}
+
+func (s *Service) freeHandle(ctx context.Context, ns keyring.Namespace) (uint32, error) {
+	for {
+		var b [4]byte
+		rand.Read(b[:])
+		h := binary.BigEndian.Uint32(b[:])
+		if h == 0 {
+			continue
+		}
+		_, err := s.guard.Get(ctx, handlePath(ns, h))
+		if fault.CodeOf(err) == fault.NotFound {
+			return h, nil
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
+}
+
+func newKeyID() keyring.KeyID {
+	var b [16]byte
+	rand.Read(b[:])
+	return keyring.KeyID(hex.EncodeToString(b[:]))
+}
+
+func versionDetail(n uint32) map[string]string {
+	return map[string]string{"version": fmt.Sprint(n)}
+}

@@ -1,0 +1,255 @@
+// Package kms holds the use cases on keys. Each begins with guard.Admit and writes through the permit alone. Reads go to an
+// immutable ring of all keys that is replaced as a whole whenever the store's watch brings a change.
+package kms
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/guard"
+	"github.com/rotorkms/rotor/internal/keyring"
+	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/store"
+)
+
+const keyPrefix = "key/"
+
+// Config is what a Service needs.
+type Config struct {
+	Guard *guard.Guard
+	Now   func() time.Time
+}
+
+// Service serves the use cases on keys. It is safe for concurrent use once Run has started.
+type Service struct {
+	guard *guard.Guard
+	now   func() time.Time
+	ring  atomic.Pointer[ring]
+	vault materials
+
+	mu      sync.Mutex    // guards swap
+	swap    chan struct{} // closed and replaced at each change of the ring
+	changed func(keyring.Key)
+}
+
+// ring is every key as of one revision of the store.
+type ring struct {
+	rev    store.Rev
+	byID   map[keyring.KeyID]keyring.Key
+	byName map[string]keyring.KeyID // namespace + "/" + name
+}
+
+// New reads all keys. Run must follow to see changes.
+func New(ctx context.Context, c Config) (*Service, error) {
+	s := &Service{guard: c.Guard, now: c.Now, swap: make(chan struct{})}
+	s.vault.cache = map[materialID]opened{}
+	records, rev, err := c.Guard.List(ctx, keyPrefix)
+	if err != nil {
+		return nil, fmt.Errorf("read keys: %w", err)
+	}
+	r := &ring{rev: rev, byID: map[keyring.KeyID]keyring.Key{}, byName: map[string]keyring.KeyID{}}
+	for _, rec := range records {
+		var k keyring.Key
+		if err := json.Unmarshal(rec.Value, &k); err != nil {
+			return nil, fault.Wrap(fault.RecordTampered, rec.Path, err)
+		}
+		r.byID[k.ID], r.byName[nameOf(k.Namespace, k.Name)] = k, k.ID
+	}
+	s.ring.Store(r)
+	return s, nil
+}
+
+// OnChange sets what is called, from Run's goroutine, with each key that changed. Set it before Run.
+func (s *Service) OnChange(f func(keyring.Key)) { s.changed = f }
+
+// Run follows the store until ctx ends.
+func (s *Service) Run(ctx context.Context) error {
+	for changes, err := range s.guard.Watch(ctx, keyPrefix, s.ring.Load().rev) {
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("watch keys: %w", err)
+		}
+		if err := s.apply(changes); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Service) apply(changes []guard.Change) error {
+	old := s.ring.Load()
+	r := &ring{rev: old.rev, byID: maps.Clone(old.byID), byName: maps.Clone(old.byName)}
+	var news []keyring.Key
+	for _, c := range changes {
+		r.rev = max(r.rev, c.Rev)
+		if c.Deleted {
+			continue // a key's record is never deleted: its versions are tombstones
+		}
+		var k keyring.Key
+		if err := json.Unmarshal(c.Value, &k); err != nil {
+			return fault.Wrap(fault.RecordTampered, c.Path, err)
+		}
+		r.byID[k.ID], r.byName[nameOf(k.Namespace, k.Name)] = k, k.ID
+		s.vault.forget(k)
+		news = append(news, k)
+	}
+	s.ring.Store(r)
+	s.mu.Lock()
+	close(s.swap)
+	s.swap = make(chan struct{})
+	s.mu.Unlock()
+	for _, k := range news {
+		if s.changed != nil {
+			s.changed(k)
+		}
+	}
+	return nil
+}
+
+// await returns once the ring has caught up with a commit, so that a caller reads what it wrote.
+func (s *Service) await(ctx context.Context, rev store.Rev) error {
+	for {
+		s.mu.Lock()
+		swap := s.swap
+		s.mu.Unlock()
+		if s.ring.Load().rev >= rev {
+			return nil
+		}
+		select {
+		case <-swap:
+		case <-ctx.Done():
+			return fault.Wrap(fault.Canceled, "", ctx.Err())
+		}
+	}
+}
+
+// Lookup finds a key by name without asking whether anybody may; for the server's own loops.
+func (s *Service) Lookup(ns keyring.Namespace, name string) (keyring.Key, bool) {
+	r := s.ring.Load()
+	k, ok := r.byID[r.byName[nameOf(ns, name)]]
+	return k, ok
+}
+
+// Key finds a key by ID without asking whether anybody may; for the server's own loops.
+func (s *Service) Key(id keyring.KeyID) (keyring.Key, bool) {
+	k, ok := s.ring.Load().byID[id]
+	return k, ok
+}
+
+// Keys returns every key, in no particular order, without asking whether anybody may; for the server's own loops.
+func (s *Service) Keys() []keyring.Key {
+	r := s.ring.Load()
+	all := make([]keyring.Key, 0, len(r.byID))
+	for _, k := range r.byID {
+		all = append(all, k)
+	}
+	return all
+}
+
+// Ref names a key as callers do.
+type Ref struct {
+	Namespace keyring.Namespace
+	Name      string
+}
+
+// admit finds the key and lets the caller through the door. A caller without the right gets the same answer whether the key
+// exists or not.
+func (s *Service) admit(ctx context.Context, c policy.Caller, a policy.Action, ref Ref) (keyring.Key, *guard.Permit, error) {
+	k, ok := s.Lookup(ref.Namespace, ref.Name)
+	res := policy.Resource{Namespace: string(ref.Namespace), Key: ref.Name}
+	if ok {
+		res = Resource(k)
+	}
+	p, err := s.guard.Admit(ctx, c, a, res)
+	if err != nil {
+		return k, nil, err
+	}
+	if !ok {
+		return k, nil, fault.New(fault.NotFound, "key "+ref.Name)
+	}
+	return k, p, nil
+}
+
+// Resource is how policy sees a key.
+func Resource(k keyring.Key) policy.Resource {
+	return policy.Resource{Namespace: string(k.Namespace), Key: k.Name, Labels: k.Labels}
+}
+
+// update changes one key's record under the condition that nobody else did, and the extra conditions and writes; it reads
+// again and repeats when only the key's own record was in the way.
+func (s *Service) update(ctx context.Context, p *guard.Permit, id keyring.KeyID, detail map[string]string, edit func(keyring.Key) (keyring.Key, change, error)) (keyring.Key, error) {
+	for {
+		k, rev, err := s.read(ctx, id)
+		if err != nil {
+			return k, err
+		}
+		next, with, err := edit(k)
+		if err != nil {
+			return k, err
+		}
+		value, err := json.Marshal(next)
+		if err != nil {
+			return k, fmt.Errorf("encode key %s: %w", id, err)
+		}
+		conds := append([]guard.Cond{{Path: keyPath(k), Rev: rev}}, with.conds...)
+		writes := append([]guard.Write{{Path: keyPath(k), Value: value}}, with.writes...)
+		at, err := p.Commit(ctx, conds, writes, detail)
+		if fault.CodeOf(err) == fault.Conflict {
+			if _, now, rerr := s.read(ctx, id); rerr == nil && now != rev {
+				continue
+			}
+		}
+		if err != nil {
+			return k, err
+		}
+		return next, s.await(ctx, at)
+	}
+}
+
+// change is what goes into the same commit as a key's record.
+type change struct {
+	conds  []guard.Cond
+	writes []guard.Write
+}
+
+// errUnchanged lets an update end without a commit.
+var errUnchanged = errors.New("kms: nothing to change")
+
+// read gets a key's record from the store, not from the ring.
+func (s *Service) read(ctx context.Context, id keyring.KeyID) (keyring.Key, store.Rev, error) {
+	k, ok := s.Key(id)
+	if !ok {
+		return k, 0, fault.New(fault.NotFound, "key "+string(id))
+	}
+	rec, err := s.guard.Get(ctx, keyPath(k))
+	if err != nil {
+		return k, 0, err
+	}
+	var fresh keyring.Key
+	if err := json.Unmarshal(rec.Value, &fresh); err != nil {
+		return k, 0, fault.Wrap(fault.RecordTampered, rec.Path, err)
+	}
+	return fresh, rec.Rev, nil
+}
+
+// Record reads a key linearizably, with the condition that it did not change since; for joins and gates.
+func (s *Service) Record(ctx context.Context, id keyring.KeyID) (keyring.Key, guard.Cond, error) {
+	k, rev, err := s.read(ctx, id)
+	return k, guard.Cond{Path: keyPath(k), Rev: rev}, err
+}
+
+func keyPath(k keyring.Key) string { return keyPrefix + string(k.Namespace) + "/" + string(k.ID) }
+
+func nameOf(ns keyring.Namespace, name string) string {
+	return strings.Join([]string{string(ns), name}, "/")
+}

@@ -1,0 +1,139 @@
+package kms
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/rotorkms/rotor/envelope"
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/keyring"
+	"github.com/rotorkms/rotor/internal/secret"
+	"github.com/rotorkms/rotor/internal/suite"
+)
+
+// facts are what never changes about material; they are its associated data (architecture.md, key hierarchy).
+type facts struct {
+	Cluster   string            `json:"cluster"`
+	Namespace keyring.Namespace `json:"namespace"`
+	Key       keyring.KeyID     `json:"key"`
+	Version   uint32            `json:"version"`
+	Handle    uint32            `json:"handle"`
+	Algorithm suite.Algorithm   `json:"algorithm"`
+	Purpose   suite.Purpose     `json:"purpose"`
+	Custody   keyring.Custody   `json:"custody"`
+	Created   time.Time         `json:"created"`
+}
+
+func (s *Service) facts(k keyring.Key, v keyring.Version) ([]byte, error) {
+	return json.Marshal(facts{s.guard.ClusterID(), k.Namespace, k.ID, v.Number, v.Handle, v.Algorithm, k.Purpose, k.Custody, v.Created.UTC()})
+}
+
+func materialPath(k keyring.Key, n uint32) string {
+	return "material/" + string(k.Namespace) + "/" + string(k.ID) + "/" + strconv.FormatUint(uint64(n), 10)
+}
+
+func handlePath(ns keyring.Namespace, h uint32) string {
+	return fmt.Sprintf("handle/%s/%08x", ns, h)
+}
+
+type materialID struct {
+	key     keyring.KeyID
+	version uint32
+}
+
+// opened is the material of one version, ready to use; only the field that fits the purpose is set.
+type opened struct {
+	material secret.Bytes
+	message  *envelope.MessageKey
+	signer   *suite.Signer
+}
+
+// materials caches opened material. Guarded by mu.
+type materials struct {
+	mu    sync.RWMutex
+	cache map[materialID]opened
+}
+
+func (m *materials) get(id materialID) (opened, bool) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	o, ok := m.cache[id]
+	return o, ok
+}
+
+// forget drops and overwrites what is no longer live.
+func (m *materials) forget(k keyring.Key) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, v := range k.Versions {
+		if v.Phase != keyring.PhaseDestroyed && v.Phase != keyring.PhaseRetired {
+			continue
+		}
+		delete(m.cache, materialID{k.ID, v.Number}) // a user in flight may still hold it, so the bytes are left to the collector
+	}
+}
+
+// Material opens the material of a version, for the server's own use and for delivery to holders that were admitted. Retired
+// and destroyed versions are refused. fault.VersionRetired, VersionDestroyed, RecordTampered.
+func (s *Service) Material(ctx context.Context, k keyring.Key, n uint32) (secret.Bytes, error) {
+	o, err := s.open(ctx, k, n)
+	return o.material, err
+}
+
+func (s *Service) open(ctx context.Context, k keyring.Key, n uint32) (opened, error) {
+	v, err := k.Version(n)
+	if err != nil {
+		return opened{}, err
+	}
+	name := fmt.Sprintf("key %s, version %d", k.Name, n)
+	switch v.Phase {
+	case keyring.PhaseDestroyed:
+		return opened{}, fault.New(fault.VersionDestroyed, name)
+	case keyring.PhaseRetired:
+		return opened{}, fault.New(fault.VersionRetired, name)
+	}
+	id := materialID{k.ID, n}
+	if o, ok := s.vault.get(id); ok {
+		return o, nil
+	}
+	rec, err := s.guard.Get(ctx, materialPath(k, n))
+	if err != nil {
+		return opened{}, err
+	}
+	f, err := s.facts(k, v)
+	if err != nil {
+		return opened{}, fmt.Errorf("encode facts of %s: %w", name, err)
+	}
+	m, err := s.guard.OpenMaterial(ctx, string(k.Namespace), f, rec.Value)
+	if err != nil {
+		return opened{}, err
+	}
+	o, err := ready(k, v, m)
+	if err != nil {
+		return opened{}, err
+	}
+	s.vault.mu.Lock()
+	defer s.vault.mu.Unlock()
+	if fresh, ok := s.Key(k.ID); ok { // not into the cache when it was retired meanwhile
+		if now, err := fresh.Version(n); err == nil && now.Phase != keyring.PhaseDestroyed && now.Phase != keyring.PhaseRetired {
+			s.vault.cache[id] = o
+		}
+	}
+	return o, nil
+}
+
+func ready(k keyring.Key, v keyring.Version, m secret.Bytes) (opened, error) {
+	o := opened{material: m}
+	var err error
+	switch k.Purpose {
+	case suite.Encrypt:
+		o.message, err = envelope.NewMessageKey(m, v.Handle, string(k.Namespace), string(k.ID))
+	case suite.Sign:
+		o.signer, err = suite.NewSigner(v.Algorithm, m)
+	}
+	return o, err
+}

@@ -1,0 +1,153 @@
+package kms
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/guard"
+	"github.com/rotorkms/rotor/internal/keyring"
+	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/rotation"
+)
+
+// Rotate stages a new version and leaves the gated steps to rollout. expected is the epoch counter that the caller's plan was
+// made for, 0 for any. fault.RotationInFlight, Conflict.
+func (s *Service) Rotate(ctx context.Context, c policy.Caller, ref Ref, expected uint64) (keyring.Key, error) {
+	k, p, err := s.admit(ctx, c, policy.ActRotate, ref)
+	if err != nil {
+		return k, err
+	}
+	now := s.now().UTC()
+	return s.update(ctx, p, k.ID, versionDetail(uint32(len(k.Versions)+1)), func(k keyring.Key) (keyring.Key, change, error) {
+		if err := planned(k, expected); err != nil {
+			return k, change{}, err
+		}
+		if k.Target != 0 {
+			return k, change{}, fault.New(fault.RotationInFlight, "key "+k.Name)
+		}
+		v, made, err := s.newVersion(ctx, k, uint32(len(k.Versions)+1), now)
+		if err != nil {
+			return k, change{}, err
+		}
+		next, err := rotation.Stage(k, v, now)
+		return next, made, err
+	})
+}
+
+// Back aims a key at an earlier version, or gives up the rotation in flight (rotation.Back).
+func (s *Service) Back(ctx context.Context, c policy.Caller, ref Ref, n uint32, expected uint64) (keyring.Key, error) {
+	k, p, err := s.admit(ctx, c, policy.ActRollback, ref)
+	if err != nil {
+		return k, err
+	}
+	return s.update(ctx, p, k.ID, versionDetail(n), func(k keyring.Key) (keyring.Key, change, error) {
+		if err := planned(k, expected); err != nil {
+			return k, change{}, err
+		}
+		next, err := rotation.Back(k, n, s.now().UTC())
+		return next, s.withdraw(k, next), err
+	})
+}
+
+func planned(k keyring.Key, expected uint64) error {
+	if expected != 0 && k.Epoch.Counter != expected {
+		return fault.New(fault.Conflict, "key "+k.Name).WithHint("the key changed since the plan was made; make a new plan")
+	}
+	return nil
+}
+
+// withdraw deletes the material of the versions that a change destroys, in the same commit.
+func (s *Service) withdraw(was, next keyring.Key) change {
+	var w change
+	for i, v := range was.Versions {
+		if v.Phase != keyring.PhaseDestroyed && next.Versions[i].Phase == keyring.PhaseDestroyed {
+			w.writes = append(w.writes, guard.Write{Path: materialPath(was, v.Number), Delete: true})
+		}
+	}
+	return w
+}
+
+// Step takes a gated step of a rotation for rollout, under the condition that the membership, which step was decided by, did
+// not change. It returns the key unchanged when there was nothing to do.
+func (s *Service) Step(ctx context.Context, id keyring.KeyID, members guard.Cond, step func(keyring.Key, time.Time) (keyring.Key, error)) (keyring.Key, error) {
+	k, ok := s.Key(id)
+	if !ok {
+		return k, fault.New(fault.NotFound, "key "+string(id))
+	}
+	p := s.guard.System("rollout", policy.ActRotate, Resource(k))
+	return s.update(ctx, p, id, map[string]string{}, func(k keyring.Key) (keyring.Key, change, error) {
+		next, err := step(k, s.now().UTC())
+		w := s.withdraw(k, next)
+		if members.Path != "" {
+			w.conds = append(w.conds, members)
+		}
+		return next, w, err
+	})
+}
+
+// Retire withdraws a version for a caller with the evidence of a census; members as in Step.
+func (s *Service) Retire(ctx context.Context, c policy.Caller, ref Ref, n uint32, census rotation.Census, members []rotation.Member, cond guard.Cond) (keyring.Key, error) {
+	k, p, err := s.admit(ctx, c, policy.ActRetire, ref)
+	if err != nil {
+		return k, err
+	}
+	return s.update(ctx, p, k.ID, versionDetail(n), func(k keyring.Key) (keyring.Key, change, error) {
+		next, err := rotation.Retire(k, n, census, members, s.now().UTC())
+		return next, change{conds: []guard.Cond{cond}}, err
+	})
+}
+
+// Unretire brings a retired version back.
+func (s *Service) Unretire(ctx context.Context, c policy.Caller, ref Ref, n uint32) (keyring.Key, error) {
+	k, p, err := s.admit(ctx, c, policy.ActRetire, ref)
+	if err != nil {
+		return k, err
+	}
+	return s.update(ctx, p, k.ID, versionDetail(n), func(k keyring.Key) (keyring.Key, change, error) {
+		next, err := rotation.Unretire(k, n)
+		return next, change{}, err
+	})
+}
+
+// Approve notes the caller's wish to destroy a version. fault.InUse with the reason when it is not retired.
+func (s *Service) Approve(ctx context.Context, c policy.Caller, ref Ref, n uint32) (keyring.Key, error) {
+	k, p, err := s.admit(ctx, c, policy.ActDestroy, ref)
+	if err != nil {
+		return k, err
+	}
+	return s.update(ctx, p, k.ID, versionDetail(n), func(k keyring.Key) (keyring.Key, change, error) {
+		next, err := rotation.Approve(k, n, c.Name)
+		return next, change{}, err
+	})
+}
+
+// MayAsk says whether a caller may do an action on a key, without doing anything; the refusal is audited like any other.
+func (s *Service) MayAsk(ctx context.Context, c policy.Caller, a policy.Action, ref Ref) (keyring.Key, error) {
+	k, _, err := s.admit(ctx, c, a, ref)
+	return k, err
+}
+
+// attempted restarts the destruction wait of a retired version that somebody tried to use. Failing to is no reason to answer
+// the caller differently; the refusal itself stands in the answer.
+func (s *Service) attempted(ctx context.Context, k keyring.Key, n uint32) {
+	v, err := k.Version(n)
+	if err != nil || v.Phase != keyring.PhaseRetired || s.now().Sub(v.Retired) < attemptGrain {
+		return
+	}
+	p := s.guard.System("kms", policy.ActRetire, Resource(k))
+	_, err = s.update(ctx, p, k.ID, versionDetail(n), func(k keyring.Key) (keyring.Key, change, error) {
+		next, changed := rotation.Attempted(k, n, s.now().UTC())
+		if !changed {
+			return k, change{}, errUnchanged
+		}
+		return next, change{}, nil
+	})
+	if err != nil && !errors.Is(err, errUnchanged) {
+		return
+	}
+}
+
+// attemptGrain bounds how often attempts on a retired version are written.
+const attemptGrain = time.Second

@@ -1,0 +1,307 @@
+package kms
+
+import (
+	"context"
+	"crypto/cipher"
+	"fmt"
+	"time"
+
+	"github.com/rotorkms/rotor/envelope"
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/guard"
+	"github.com/rotorkms/rotor/internal/keyring"
+	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/secret"
+	"github.com/rotorkms/rotor/internal/suite"
+)
+
+// MaxMessage bounds the plaintext of one server-side operation, in bytes.
+const MaxMessage = 1 << 20
+
+// use is one admitted operation: the key, the version and its opened material.
+type use struct {
+	key     keyring.Key
+	version keyring.Version
+	opened
+	permit *guard.Permit
+}
+
+// protect admits an operation that protects and opens the primary version.
+func (s *Service) protect(ctx context.Context, c policy.Caller, a policy.Action, ref Ref, purpose suite.Purpose) (use, error) {
+	k, p, err := s.admit(ctx, c, a, ref)
+	if err != nil {
+		return use{}, err
+	}
+	if k.Purpose != purpose {
+		return use{}, fault.New(fault.WrongPurpose, "key "+k.Name+" is for "+string(k.Purpose))
+	}
+	v, err := k.Version(k.Primary)
+	if err != nil {
+		return use{}, err
+	}
+	if err := k.MayProtect(v, s.now()); err != nil {
+		return use{}, err
+	}
+	return s.using(ctx, k, v, p)
+}
+
+// process admits an operation that processes and opens the version.
+func (s *Service) process(ctx context.Context, k keyring.Key, p *guard.Permit, v keyring.Version, protectedAt time.Time) (use, error) {
+	if err := k.MayProcess(v, protectedAt, s.now(), false); err != nil {
+		s.attempted(ctx, k, v.Number)
+		return use{}, err
+	}
+	return s.using(ctx, k, v, p)
+}
+
+func (s *Service) using(ctx context.Context, k keyring.Key, v keyring.Version, p *guard.Permit) (use, error) {
+	o, err := s.open(ctx, k, v.Number)
+	if err != nil {
+		return use{}, err
+	}
+	if err := p.Use(ctx, v.Number); err != nil {
+		return use{}, err
+	}
+	return use{k, v, o, p}, nil
+}
+
+// Encrypt makes a message (spec/message-format.md) under the primary version.
+func (s *Service) Encrypt(ctx context.Context, c policy.Caller, ref Ref, plaintext []byte, parts []envelope.Part) ([]byte, uint32, error) {
+	if len(plaintext) > MaxMessage {
+		return nil, 0, fault.New(fault.TooLarge, "plaintext").WithHint("at most %d bytes; encrypt files with rotor encrypt", MaxMessage)
+	}
+	u, err := s.protect(ctx, c, policy.ActEncrypt, ref, suite.Encrypt)
+	if err != nil {
+		return nil, 0, err
+	}
+	out, err := u.message.Encrypt(nil, plaintext, parts...)
+	return out, u.version.Number, err
+}
+
+// Decrypt opens a message. fault.UnknownVersion, DecryptFailed and what MayProcess returns.
+func (s *Service) Decrypt(ctx context.Context, c policy.Caller, ref Ref, ciphertext []byte, parts []envelope.Part) ([]byte, uint32, error) {
+	k, p, err := s.admit(ctx, c, policy.ActDecrypt, ref)
+	if err != nil {
+		return nil, 0, err
+	}
+	if k.Purpose != suite.Encrypt {
+		return nil, 0, fault.New(fault.WrongPurpose, "key "+k.Name+" is for "+string(k.Purpose))
+	}
+	h, err := envelope.MessageHandle(ciphertext)
+	if err != nil {
+		return nil, 0, err
+	}
+	v, err := k.ByHandle(h)
+	if err != nil {
+		return nil, 0, err
+	}
+	u, err := s.process(ctx, k, p, v, time.Time{})
+	if err != nil {
+		return nil, 0, err
+	}
+	out, err := u.message.Decrypt(nil, ciphertext, parts...)
+	return out, v.Number, err
+}
+
+// Sign signs with the primary version; the signature is in the form of JWS.
+func (s *Service) Sign(ctx context.Context, c policy.Caller, ref Ref, msg []byte) ([]byte, keyring.Version, error) {
+	u, err := s.signing(ctx, c, policy.ActSign, ref, len(msg))
+	if err != nil {
+		return nil, keyring.Version{}, err
+	}
+	sig, err := u.signer.Sign(msg)
+	return sig, u.version, err
+}
+
+// SignToken signs what input makes of the primary version, for a caller with the right to issue tokens of the key.
+func (s *Service) SignToken(ctx context.Context, c policy.Caller, ref Ref, input func(keyring.Key, keyring.Version) ([]byte, error)) (msg, sig []byte, err error) {
+	u, err := s.signing(ctx, c, policy.ActIssue, ref, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	if msg, err = input(u.key, u.version); err != nil {
+		return nil, nil, err
+	}
+	sig, err = u.signer.Sign(msg)
+	return msg, sig, err
+}
+
+func (s *Service) signing(ctx context.Context, c policy.Caller, a policy.Action, ref Ref, size int) (use, error) {
+	if size > MaxMessage {
+		return use{}, fault.New(fault.TooLarge, "message")
+	}
+	return s.protect(ctx, c, a, ref, suite.Sign)
+}
+
+// Verify checks a signature of a version. fault.TokenInvalid when it does not match.
+func (s *Service) Verify(ctx context.Context, c policy.Caller, ref Ref, n uint32, msg, sig []byte) error {
+	k, p, err := s.admit(ctx, c, policy.ActVerify, ref)
+	if err != nil {
+		return err
+	}
+	v, err := k.Version(n)
+	if err != nil {
+		return err
+	}
+	u, err := s.process(ctx, k, p, v, time.Time{})
+	if err != nil {
+		return err
+	}
+	if k.Purpose == suite.MAC {
+		return suite.VerifyTag(v.Algorithm, u.material, msg, sig)
+	}
+	return suite.Verify(v.Algorithm, v.Public, msg, sig)
+}
+
+// MAC returns the authentication code of msg under the primary version.
+func (s *Service) MAC(ctx context.Context, c policy.Caller, ref Ref, msg []byte) ([]byte, uint32, error) {
+	u, err := s.protect(ctx, c, policy.ActMAC, ref, suite.MAC)
+	if err != nil {
+		return nil, 0, err
+	}
+	tag, err := suite.Tag(u.version.Algorithm, u.material, msg)
+	return tag, u.version.Number, err
+}
+
+// Wrap seals a file's data key under the primary version. The file's immutable part is hashed here, not believed.
+func (s *Service) Wrap(ctx context.Context, c policy.Caller, ref Ref, dek secret.Bytes, immutable []byte) (envelope.Wrap, error) {
+	if _, err := envelope.ParseImmutable(immutable); err != nil {
+		return envelope.Wrap{}, err
+	}
+	u, err := s.protect(ctx, c, policy.ActWrap, ref, suite.Wrap)
+	if err != nil {
+		return envelope.Wrap{}, err
+	}
+	return u.seal(dek, immutable, s.now())
+}
+
+// Unwrap opens a file's data key. It is a release: the audit entry is durable before the answer.
+func (s *Service) Unwrap(ctx context.Context, c policy.Caller, w envelope.Wrap, immutable []byte) (secret.Bytes, error) {
+	u, err := s.unwrapping(ctx, c, policy.ActUnwrap, w)
+	if err != nil {
+		return secret.Bytes{}, err
+	}
+	dek, err := u.openDEK(w, immutable)
+	if err != nil {
+		return secret.Bytes{}, err
+	}
+	return dek, u.permit.Release(ctx, versionDetail(u.version.Number))
+}
+
+// Rewrap moves a wrap to the primary version of its key without showing the data key to the caller; the protect time is kept.
+// changed is false when it is there already.
+func (s *Service) Rewrap(ctx context.Context, c policy.Caller, w envelope.Wrap, immutable []byte) (next envelope.Wrap, changed bool, err error) {
+	u, err := s.unwrapping(ctx, c, policy.ActRewrap, w)
+	if err != nil {
+		return w, false, err
+	}
+	if w.Version == u.key.Primary {
+		return w, false, nil
+	}
+	dek, err := u.openDEK(w, immutable)
+	if err != nil {
+		return w, false, err
+	}
+	defer dek.Destroy()
+	v, err := u.key.Version(u.key.Primary)
+	if err != nil {
+		return w, false, err
+	}
+	if err := u.key.MayProtect(v, s.now()); err != nil {
+		return w, false, err
+	}
+	to, err := s.using(ctx, u.key, v, u.permit)
+	if err != nil {
+		return w, false, err
+	}
+	next, err = to.seal(dek, immutable, w.ProtectTime)
+	return next, err == nil, err
+}
+
+// unwrapping admits an operation on a wrap, whose key is named by ID.
+func (s *Service) unwrapping(ctx context.Context, c policy.Caller, a policy.Action, w envelope.Wrap) (use, error) {
+	known, _ := s.Key(keyring.KeyID(w.KeyID)) // the zero Key is admitted to nobody but those who may see every missing key
+	k, p, err := s.admit(ctx, c, a, Ref{known.Namespace, known.Name})
+	if err != nil {
+		return use{}, err
+	}
+	if k.Purpose != suite.Wrap || w.Type != envelope.WrapKMS {
+		return use{}, fault.New(fault.WrongPurpose, "key "+k.Name+" is for "+string(k.Purpose))
+	}
+	v, err := k.Version(w.Version)
+	if err != nil {
+		return use{}, err
+	}
+	return s.process(ctx, k, p, v, time.Time{})
+}
+
+func (u use) seal(dek secret.Bytes, immutable []byte, protectTime time.Time) (envelope.Wrap, error) {
+	aead, err := u.aead()
+	if err != nil {
+		return envelope.Wrap{}, err
+	}
+	w := envelope.Wrap{
+		Type: envelope.WrapKMS, KeyID: string(u.key.ID), Version: u.version.Number, Algorithm: u.version.Algorithm,
+		ProtectTime: protectTime.UTC().Truncate(time.Second),
+	}
+	return envelope.SealDEK(aead, w, immutable, dek)
+}
+
+func (u use) openDEK(w envelope.Wrap, immutable []byte) (secret.Bytes, error) {
+	aead, err := u.aead()
+	if err != nil {
+		return secret.Bytes{}, err
+	}
+	return envelope.OpenDEK(aead, w, immutable)
+}
+
+func (u use) aead() (cipher.AEAD, error) {
+	a, err := suite.NewAEAD(u.version.Algorithm, u.material)
+	if err != nil {
+		return nil, fmt.Errorf("prepare key %s, version %d: %w", u.key.Name, u.version.Number, err)
+	}
+	return a, nil
+}
+
+// Reencrypt moves messages to a target version for a campaign: decrypts under whatever version made them and encrypts under the
+// target, inside the server. Messages that are under the target already are returned as they are with moved false.
+func (s *Service) Reencrypt(ctx context.Context, id keyring.KeyID, target uint32, ciphertext []byte, parts []envelope.Part) (out []byte, moved bool, err error) {
+	k, ok := s.Key(id)
+	if !ok {
+		return nil, false, fault.New(fault.NotFound, "key "+string(id))
+	}
+	p := s.guard.System("campaign", policy.ActCampaign, Resource(k))
+	to, err := k.Version(target)
+	if err != nil {
+		return nil, false, err
+	}
+	h, err := envelope.MessageHandle(ciphertext)
+	if err != nil {
+		return nil, false, err
+	}
+	from, err := k.ByHandle(h)
+	if err != nil {
+		return nil, false, err
+	}
+	if from.Number == target {
+		return ciphertext, false, nil
+	}
+	if err := k.MayProtect(to, s.now()); err != nil {
+		return nil, false, err
+	}
+	src, err := s.process(ctx, k, p, from, time.Time{})
+	if err != nil {
+		return nil, false, err
+	}
+	dst, err := s.using(ctx, k, to, p)
+	if err != nil {
+		return nil, false, err
+	}
+	plain, err := src.message.Decrypt(nil, ciphertext, parts...)
+	if err != nil {
+		return nil, false, err
+	}
+	defer clear(plain)
+	out, err = dst.message.Encrypt(nil, plain, parts...)
+	return out, err == nil, err
+}
