@@ -1,0 +1,175 @@
+// Package rollout drives rotations: it is the only committer of gated steps. It looks at a key whenever the key, its members or
+// the clock may have opened a gate, and takes every step whose gate holds.
+package rollout
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/fleet"
+	"github.com/rotorkms/rotor/internal/guard"
+	"github.com/rotorkms/rotor/internal/keyring"
+	"github.com/rotorkms/rotor/internal/kms"
+	"github.com/rotorkms/rotor/internal/rotation"
+)
+
+// tick is how often clocks are looked at: leases that end, margins, windows.
+const tick = 100 * time.Millisecond
+
+// Config is what a Loop needs.
+type Config struct {
+	KMS   *kms.Service
+	Fleet *fleet.Fleet
+	Now   func() time.Time
+	Log   *slog.Logger
+}
+
+// Loop is the loop.
+type Loop struct {
+	Config
+	wake chan struct{}
+
+	mu    sync.Mutex // guards dirty
+	dirty map[keyring.KeyID]bool
+}
+
+// New makes a loop; Run starts it.
+func New(c Config) *Loop {
+	return &Loop{Config: c, wake: make(chan struct{}, 1), dirty: map[keyring.KeyID]bool{}}
+}
+
+// Look asks for a key to be looked at.
+func (l *Loop) Look(id keyring.KeyID) {
+	l.mu.Lock()
+	l.dirty[id] = true
+	l.mu.Unlock()
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Run takes steps until ctx ends.
+func (l *Loop) Run(ctx context.Context) error {
+	clock := time.NewTicker(tick)
+	defer clock.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-l.wake:
+			l.mu.Lock()
+			ids := l.dirty
+			l.dirty = map[keyring.KeyID]bool{}
+			l.mu.Unlock()
+			for id := range ids {
+				l.look(ctx, id)
+			}
+		case <-clock.C:
+			for _, k := range l.KMS.Keys() {
+				members, _ := l.Fleet.Members(k.ID)
+				if step, _ := rotation.Next(k, members, l.Now()); step != rotation.StepNone {
+					l.look(ctx, k.ID)
+				}
+			}
+		}
+	}
+}
+
+// look takes the steps of one key until it has to wait.
+func (l *Loop) look(ctx context.Context, id keyring.KeyID) {
+	for ctx.Err() == nil {
+		again, err := l.step(ctx, id)
+		switch {
+		case err == nil && again:
+			continue
+		case fault.CodeOf(err) == fault.Conflict:
+			continue // key or membership changed; decide again
+		case err != nil && fault.CodeOf(err) != fault.GateClosed && ctx.Err() == nil:
+			l.Log.WarnContext(ctx, "rotation step failed", "key_id", id, "error", err)
+		}
+		return
+	}
+}
+
+// errNothing ends a step that found nothing to do in the record as it is now.
+var errNothing = errors.New("rollout: nothing to do")
+
+// step takes one step if its gate holds.
+func (l *Loop) step(ctx context.Context, id keyring.KeyID) (again bool, err error) {
+	k, ok := l.KMS.Key(id)
+	if !ok {
+		return false, nil
+	}
+	members, cond := l.Fleet.Members(id)
+	now := l.Now().UTC()
+	next, late := rotation.Next(k, members, now)
+	switch next {
+	case rotation.StepDistribute:
+		_, err = l.KMS.Step(ctx, id, guard.Cond{}, rotation.Distribute)
+	case rotation.StepPromote:
+		_, err = l.KMS.Step(ctx, id, cond, func(k keyring.Key, now time.Time) (keyring.Key, error) {
+			return rotation.Promote(k, members, now, false)
+		})
+		if err == nil {
+			l.Log.InfoContext(ctx, "promoted", "key", k.Name, "version", k.Target)
+		}
+	case rotation.StepSettle:
+		_, err = l.KMS.Step(ctx, id, guard.Cond{}, func(k keyring.Key, now time.Time) (keyring.Key, error) {
+			next, changed := rotation.Settle(k, now)
+			if !changed {
+				return k, errNothing
+			}
+			return next, nil
+		})
+	case rotation.StepWait:
+		return l.fence(ctx, k, late)
+	default:
+		return false, nil
+	}
+	if errors.Is(err, errNothing) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// fence makes the silent members leave that a rotation waits for, where the key says so.
+func (l *Loop) fence(ctx context.Context, k keyring.Key, late []string) (again bool, err error) {
+	if k.Rotation.Defaults().Silence != keyring.Fence {
+		return false, nil
+	}
+	for _, name := range l.Fleet.Silent(late) {
+		if err := l.Fleet.Drop(ctx, k.ID, name); err != nil {
+			return false, err
+		}
+		again = true
+	}
+	return again, nil
+}
+
+// Progress says how far a key's rotation is.
+type Progress struct {
+	Key     keyring.Key
+	Step    rotation.Step
+	Waiting []string // members, or rotation.MarginName
+	Members int
+	Behind  []string // members that have not acknowledged the last promotion
+	Paused  bool     // waited longer than MaxWait
+}
+
+// Progress looks at a key without changing anything.
+func (l *Loop) Progress(k keyring.Key) Progress {
+	members, _ := l.Fleet.Members(k.ID)
+	now := l.Now()
+	p := Progress{Key: k, Members: len(members)}
+	p.Step, p.Waiting = rotation.Next(k, members, now)
+	if v, err := k.Version(k.Primary); err == nil {
+		p.Behind = rotation.Waiting(members, v.Promoted)
+	}
+	p.Paused = k.Target != 0 && now.Sub(k.Since) > k.Rotation.Defaults().MaxWait
+	return p
+}
