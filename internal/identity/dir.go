@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
@@ -335,4 +336,33 @@ func JoinTLS(caHash []byte, server string) *tls.Config {
 			return fault.New(fault.Unauthenticated, "server").WithHint("its CA is not the one that the join token names")
 		},
 	}
+}
+
+// HTTPClient talks to the cluster's server alone, by HTTP/2 over TLS as the directory's identity.
+func (d *Dir) HTTPClient() *http.Client {
+	return &http.Client{Transport: &http.Transport{
+		TLSClientConfig:   d.ClientTLS(d.isServer),
+		ForceAttemptHTTP2: true,
+		HTTP2:             &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 10 * time.Second},
+	}}
+}
+
+// ServerID is the SPIFFE ID that the cluster's server has.
+func (d *Dir) ServerID() string {
+	c := d.Leaf()
+	if c == nil || len(c.URIs) != 1 {
+		return ""
+	}
+	return "spiffe://" + c.URIs[0].Host + "/server"
+}
+
+func (d *Dir) isServer(id string) bool { return id != "" && id == d.ServerID() }
+
+// PeerID is the SPIFFE ID of another instance of the cluster.
+func (d *Dir) PeerID(instance string) string {
+	c := d.Leaf()
+	if c == nil || len(c.URIs) != 1 {
+		return ""
+	}
+	return "spiffe://" + c.URIs[0].Host + "/instance/" + instance
 }
