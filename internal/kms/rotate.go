@@ -129,6 +129,12 @@ func (s *Service) MayAsk(ctx context.Context, c policy.Caller, a policy.Action, 
 	return k, err
 }
 
+// MayStatus says whether a caller may ask how the server is.
+func (s *Service) MayStatus(ctx context.Context, c policy.Caller) error {
+	_, err := s.guard.Admit(ctx, c, policy.ActStatus, policy.Resource{})
+	return err
+}
+
 // attempted restarts the destruction wait of a retired version that somebody tried to use. Failing to is no reason to answer
 // the caller differently; the refusal itself stands in the answer.
 func (s *Service) attempted(ctx context.Context, k keyring.Key, n uint32) {

@@ -1,0 +1,216 @@
+package server
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/rotorkms/rotor/internal/authn"
+	"github.com/rotorkms/rotor/internal/fleet"
+	"github.com/rotorkms/rotor/internal/guard"
+	"github.com/rotorkms/rotor/internal/issuer"
+	"github.com/rotorkms/rotor/internal/keyring"
+	"github.com/rotorkms/rotor/internal/kms"
+	"github.com/rotorkms/rotor/internal/rollout"
+	"github.com/rotorkms/rotor/internal/rotation"
+	"github.com/rotorkms/rotor/internal/seal"
+	"github.com/rotorkms/rotor/internal/seal/local"
+	"github.com/rotorkms/rotor/internal/store"
+	"github.com/rotorkms/rotor/internal/store/bolt"
+	"github.com/rotorkms/rotor/internal/wire"
+	"github.com/rotorkms/rotor/internal/wire/jwks"
+	"github.com/rotorkms/rotor/internal/wire/native"
+)
+
+// drainTime bounds how long Close waits for requests in flight.
+const drainTime = 5 * time.Second
+
+// Server is a running server.
+type Server struct {
+	config   Config
+	store    store.Store
+	guard    *guard.Guard
+	listener net.Listener
+	http     *http.Server
+	stop     context.CancelFunc
+	ended    chan struct{} // closed when everything has stopped
+	err      error         // why; read after ended
+
+	closing sync.Once
+}
+
+// rooms are the parts that serve requests.
+type rooms struct {
+	kms       *kms.Service
+	fleet     *fleet.Fleet
+	rollout   *rollout.Loop
+	authority *authn.Authority
+}
+
+// Start opens the store, unseals it, verifies its audit log and serves. fault.StoreLocked when another server has the store open,
+// SealWrong, AuditBroken, RecordTampered.
+func Start(ctx context.Context, c Config) (*Server, error) {
+	c = c.defaults()
+	if err := c.validate(); err != nil {
+		return nil, err
+	}
+	sealer, err := local.Open(c.SealKey)
+	if err != nil {
+		return nil, err
+	}
+	db, err := bolt.Open(filepath.Join(c.Dir, storeFile), bolt.Options{})
+	if err != nil {
+		return nil, openFault(err)
+	}
+	s, err := start(ctx, c, db, sealer)
+	if err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return s, nil
+}
+
+func start(ctx context.Context, c Config, db store.Store, sealer seal.Sealer) (*Server, error) {
+	rules, err := readRules(c.Rules)
+	if err != nil {
+		return nil, err
+	}
+	g, err := guard.Open(ctx, guard.Config{Store: db, Sealers: []seal.Sealer{sealer}, Rules: rules, Now: c.Now, Log: c.Log})
+	if err != nil {
+		return nil, err
+	}
+	run, stop := context.WithCancel(context.WithoutCancel(ctx))
+	group, run := errgroup.WithContext(run)
+	group.Go(func() error { return g.Run(run) })
+	s := &Server{config: c, store: db, guard: g, stop: stop, ended: make(chan struct{})}
+	if err := s.serve(ctx, run, group, sealer.ID()); err != nil {
+		stop()
+		return nil, errors.Join(err, group.Wait())
+	}
+	go s.supervise(run, group)
+	return s, nil
+}
+
+// serve builds the rooms upwards and starts their loops.
+func (s *Server) serve(ctx, run context.Context, group *errgroup.Group, sealer string) error {
+	r, err := s.build(ctx)
+	if err != nil {
+		return err
+	}
+	host, _, err := net.SplitHostPort(s.config.Listen)
+	if err != nil {
+		return fmt.Errorf("split %s: %w", s.config.Listen, err)
+	}
+	hosts := s.config.Hosts
+	if len(hosts) == 0 {
+		hosts = []string{cmp.Or(host, "localhost")}
+	}
+	tlsConfig := r.authority.Server(hosts...)
+	if s.listener, err = wire.Listen(ctx, s.config.Listen, tlsConfig); err != nil {
+		return err
+	}
+	s.http = wire.NewServer(wire.Config{TLS: tlsConfig, Identifier: r.authority, Handler: s.mux(r, sealer), Log: s.config.Log})
+	r.kms.OnChange(func(k keyring.Key) {
+		r.fleet.Publish(run, k)
+		r.rollout.Look(k.ID)
+	})
+	r.fleet.OnChange = r.rollout.Look
+	for _, loop := range []func(context.Context) error{r.kms.Run, r.fleet.Run, r.rollout.Run} {
+		group.Go(func() error { return loop(run) })
+	}
+	group.Go(func() error {
+		if err := s.http.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("serve: %w", err)
+		}
+		return nil
+	})
+	return nil
+}
+
+func (s *Server) build(ctx context.Context) (r rooms, err error) {
+	c := s.config
+	if r.authority, err = authn.New(ctx, authn.Config{Guard: s.guard, TrustDomain: c.TrustDomain, Namespace: c.Namespace, Now: c.Now}); err != nil {
+		return r, err
+	}
+	if r.kms, err = kms.New(ctx, kms.Config{Guard: s.guard, Now: c.Now}); err != nil {
+		return r, err
+	}
+	leases := rotation.Leases{TTL: c.LeaseTTL, MaxSkew: c.MaxSkew}
+	if r.fleet, err = fleet.New(ctx, fleet.Config{Guard: s.guard, Keys: r.kms, Leases: leases, Now: c.Now, Log: c.Log}); err != nil {
+		return r, err
+	}
+	r.rollout = rollout.New(rollout.Config{KMS: r.kms, Fleet: r.fleet, Now: c.Now, Log: c.Log})
+	return r, nil
+}
+
+func (s *Server) mux(r rooms, sealer string) *http.ServeMux {
+	c := s.config
+	tokens := issuer.Issuer{KMS: r.kms, Name: "https://" + s.Advertised(), Now: c.Now}
+	mux := http.NewServeMux()
+	alive := func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") } // the client is gone when this fails
+	mux.HandleFunc("/healthz", alive)
+	mux.HandleFunc("/readyz", alive) // the listener is opened after the store is unsealed and verified
+	mux.Handle(jwks.Path, jwks.Handler(tokens, keyring.Namespace(c.Namespace)))
+	native.Mount(mux, native.Config{
+		Guard: s.guard, KMS: r.kms, Fleet: r.fleet, Rollout: r.rollout, Authority: r.authority, Issuer: tokens, Address: s.Advertised(),
+		About: native.About{Version: Version, Engine: "bolt", Seal: sealer, Started: c.Now()}, Now: c.Now, Log: c.Log,
+	})
+	return mux
+}
+
+// supervise waits for the first loop that fails, or for Close, and brings everything down in order: no new request, drained, loops
+// stopped, use windows closed, store closed.
+func (s *Server) supervise(run context.Context, group *errgroup.Group) {
+	<-run.Done()
+	drain, cancel := context.WithTimeout(context.Background(), drainTime)
+	defer cancel()
+	if err := s.http.Shutdown(drain); err != nil {
+		_ = s.http.Close() // streams do not end by themselves
+	}
+	err := group.Wait()
+	s.stop()
+	s.err = errors.Join(err, s.store.Close())
+	close(s.ended)
+}
+
+// Address is the host:port that the server listens on.
+func (s *Server) Address() string { return s.listener.Addr().String() }
+
+// Advertised is the host:port that join tokens and token issuers name.
+func (s *Server) Advertised() string { return cmp.Or(s.config.Advertise, s.Address()) }
+
+// Reload reads the rules again; the old ones stay when the new ones are wrong.
+func (s *Server) Reload() error {
+	rules, err := readRules(s.config.Rules)
+	if err != nil {
+		return err
+	}
+	s.guard.SetRules(rules)
+	s.config.Log.Info("rules reloaded", "path", s.config.Rules)
+	return nil
+}
+
+// Wait returns when the server has stopped, with the reason if it was not Close.
+func (s *Server) Wait() error {
+	<-s.ended
+	return s.err
+}
+
+// Close drains and stops the server.
+func (s *Server) Close() error {
+	s.closing.Do(func() {
+		if err := s.guard.CloseWindows(context.Background(), true); err != nil {
+			s.config.Log.Warn("use windows left open", "error", err)
+		}
+		s.stop()
+	})
+	return s.Wait()
+}

@@ -1,0 +1,39 @@
+// Package jwks publishes the keys that verify access tokens (RFC 7517). It answers strangers.
+package jwks
+
+import (
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/rotorkms/rotor/internal/keyring"
+	"github.com/rotorkms/rotor/internal/token"
+)
+
+// Path is where the set of the default namespace is.
+const Path = "/.well-known/jwks.json"
+
+// Source gives the present key set and how long it may be cached.
+type Source interface {
+	// Set returns the set of a namespace.
+	Set(ns keyring.Namespace) (token.Set, time.Duration)
+}
+
+// Handler serves the set of a namespace. Cache-Control carries the time that the scheduler waits before a new version signs.
+func Handler(s Source, ns keyring.Namespace) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodGet && r.Method != http.MethodHead {
+			http.Error(w, "GET or HEAD", http.StatusMethodNotAllowed)
+			return
+		}
+		set, age := s.Set(ns)
+		b, err := token.EncodeSet(set)
+		if err != nil {
+			http.Error(w, "internal", http.StatusInternalServerError)
+			return
+		}
+		w.Header().Set("Content-Type", "application/jwk-set+json")
+		w.Header().Set("Cache-Control", fmt.Sprintf("public, max-age=%d", int(age.Seconds())))
+		_, _ = w.Write(b) // the client is gone when this fails
+	})
+}

@@ -1,0 +1,62 @@
+package native
+
+import (
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/rotorkms/rotor/envelope"
+	"github.com/rotorkms/rotor/internal/keyring"
+	"github.com/rotorkms/rotor/internal/suite"
+	rotorv1 "github.com/rotorkms/rotor/proto/rotor/v1"
+)
+
+func keyMessage(k keyring.Key) *rotorv1.Key {
+	r := k.Rotation.Defaults()
+	m := &rotorv1.Key{
+		Id: string(k.ID), Namespace: string(k.Namespace), Name: k.Name, Purpose: string(k.Purpose), Custody: string(k.Custody),
+		Algorithm: string(k.Algorithm), Labels: k.Labels, Owner: k.Owner, OriginatorNs: int64(k.Periods.Originator),
+		RecipientNs: int64(k.Periods.Recipient), Epoch: k.Epoch.Counter, Incarnation: k.Epoch.Incarnation, Primary: k.Primary,
+		Target: k.Target, Created: stamp(k.Created),
+		Rotation: &rotorv1.Rotation{
+			Silence: string(r.Silence), MaxStaleNs: int64(r.MaxStale), MaxWaitNs: int64(r.MaxWait), WindowNs: int64(r.Window),
+			DestroyWaitNs: int64(r.Wait), MarginNs: int64(r.Margin), DestroyApprovals: uint32(r.Approvals),
+		},
+	}
+	for _, v := range k.Versions {
+		m.Versions = append(m.Versions, &rotorv1.Version{
+			Number: v.Number, Handle: v.Handle, Algorithm: string(v.Algorithm), State: string(v.State), Phase: string(v.Phase),
+			Public: v.Public, Created: stamp(v.Created), Activated: stamp(v.Activated), Retired: stamp(v.Retired), Reason: v.Reason,
+			Approvals: uint32(len(v.Approved)),
+		})
+	}
+	return m
+}
+
+func stamp(t time.Time) *timestamppb.Timestamp {
+	if t.IsZero() {
+		return nil
+	}
+	return timestamppb.New(t)
+}
+
+func parts(in []*rotorv1.Part) []envelope.Part {
+	var out []envelope.Part
+	for _, p := range in {
+		out = append(out, envelope.Part{Label: p.GetLabel(), Value: p.GetValue()})
+	}
+	return out
+}
+
+func wrapMessage(w envelope.Wrap) *rotorv1.FileWrap {
+	return &rotorv1.FileWrap{
+		Type: uint32(w.Type), KeyId: w.KeyID, Version: w.Version, Algorithm: string(w.Algorithm), ProtectTimeUnix: w.ProtectTime.Unix(), Blob: w.Blob,
+	}
+}
+
+func wrapOf(m *rotorv1.FileWrap) envelope.Wrap {
+	return envelope.Wrap{
+		Type: envelope.WrapType(m.GetType()), KeyID: m.GetKeyId(), Version: m.GetVersion(), Algorithm: suite.Algorithm(m.GetAlgorithm()),
+		ProtectTime: time.Unix(m.GetProtectTimeUnix(), 0).UTC(), Blob: m.GetBlob(),
+	}
+}

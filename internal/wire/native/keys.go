@@ -1,0 +1,145 @@
+package native
+
+import (
+	"context"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/keyring"
+	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/secret"
+	"github.com/rotorkms/rotor/internal/suite"
+	"github.com/rotorkms/rotor/internal/wire"
+	rotorv1 "github.com/rotorkms/rotor/proto/rotor/v1"
+)
+
+// keys is KeyService.
+type keys struct{ Config }
+
+// Create makes a key.
+func (s keys) Create(ctx context.Context, r *connect.Request[rotorv1.CreateRequest]) (*connect.Response[rotorv1.Key], error) {
+	spec := keySpec(r.Msg.GetKey())
+	spec.Namespace = s.namespace(r.Msg.GetKey().GetNamespace())
+	k, err := s.KMS.Create(ctx, wire.Caller(ctx), spec)
+	return answer(keyMessage(k), err)
+}
+
+// Get shows a key.
+func (s keys) Get(ctx context.Context, r *connect.Request[rotorv1.KeyRef]) (*connect.Response[rotorv1.Key], error) {
+	k, err := s.KMS.Get(ctx, wire.Caller(ctx), s.ref(r.Msg))
+	return answer(keyMessage(k), err)
+}
+
+// List shows the keys of a namespace.
+func (s keys) List(ctx context.Context, r *connect.Request[rotorv1.ListRequest]) (*connect.Response[rotorv1.ListResponse], error) {
+	all, err := s.KMS.List(ctx, wire.Caller(ctx), s.namespace(r.Msg.GetNamespace()))
+	out := &rotorv1.ListResponse{}
+	for _, k := range all {
+		out.Keys = append(out.Keys, keyMessage(k))
+	}
+	return answer(out, err)
+}
+
+// Change suspends, resumes or compromises a version.
+func (s keys) Change(ctx context.Context, r *connect.Request[rotorv1.ChangeRequest]) (*connect.Response[rotorv1.Key], error) {
+	m := r.Msg
+	k, err := s.KMS.Change(ctx, wire.Caller(ctx), s.ref(m.GetKey()), m.GetVersion(), keyring.Event(m.GetEvent()), m.GetReason())
+	return answer(keyMessage(k), err)
+}
+
+// Rotate starts a rotation or aims the key back at an earlier version.
+func (s keys) Rotate(ctx context.Context, r *connect.Request[rotorv1.RotateRequest]) (*connect.Response[rotorv1.Key], error) {
+	m, c := r.Msg, wire.Caller(ctx)
+	if n := m.GetBackTo(); n != 0 {
+		k, err := s.KMS.Back(ctx, c, s.ref(m.GetKey()), n, m.GetExpectedEpoch())
+		return answer(keyMessage(k), err)
+	}
+	k, err := s.KMS.Rotate(ctx, c, s.ref(m.GetKey()), m.GetExpectedEpoch())
+	return answer(keyMessage(k), err)
+}
+
+// Progress says how far a rotation is.
+func (s keys) Progress(ctx context.Context, r *connect.Request[rotorv1.KeyRef]) (*connect.Response[rotorv1.ProgressResponse], error) {
+	k, err := s.KMS.MayAsk(ctx, wire.Caller(ctx), policy.ActShow, s.ref(r.Msg))
+	if err != nil {
+		return nil, err
+	}
+	p := s.Rollout.Progress(k)
+	return answer(&rotorv1.ProgressResponse{
+		Key: keyMessage(p.Key), Step: string(p.Step), Waiting: p.Waiting, Members: uint32(p.Members), Behind: p.Behind, Paused: p.Paused,
+	}, nil)
+}
+
+// Encrypt makes a message.
+func (s keys) Encrypt(ctx context.Context, r *connect.Request[rotorv1.EncryptRequest]) (*connect.Response[rotorv1.EncryptResponse], error) {
+	out, n, err := s.KMS.Encrypt(ctx, wire.Caller(ctx), s.ref(r.Msg.GetKey()), r.Msg.GetPlaintext(), parts(r.Msg.GetParts()))
+	return answer(&rotorv1.EncryptResponse{Ciphertext: out, Version: n}, err)
+}
+
+// Decrypt opens a message.
+func (s keys) Decrypt(ctx context.Context, r *connect.Request[rotorv1.DecryptRequest]) (*connect.Response[rotorv1.DecryptResponse], error) {
+	out, n, err := s.KMS.Decrypt(ctx, wire.Caller(ctx), s.ref(r.Msg.GetKey()), r.Msg.GetCiphertext(), parts(r.Msg.GetParts()))
+	return answer(&rotorv1.DecryptResponse{Plaintext: out, Version: n}, err)
+}
+
+// Wrap wraps the data key of a file.
+func (s keys) Wrap(ctx context.Context, r *connect.Request[rotorv1.WrapRequest]) (*connect.Response[rotorv1.WrapResponse], error) {
+	w, err := s.KMS.Wrap(ctx, wire.Caller(ctx), s.ref(r.Msg.GetKey()), secret.Take(r.Msg.GetDek()), r.Msg.GetImmutable())
+	return answer(&rotorv1.WrapResponse{Wrap: wrapMessage(w)}, err)
+}
+
+// Unwrap releases the data key of a file.
+func (s keys) Unwrap(ctx context.Context, r *connect.Request[rotorv1.UnwrapRequest]) (*connect.Response[rotorv1.UnwrapResponse], error) {
+	dek, err := s.KMS.Unwrap(ctx, wire.Caller(ctx), wrapOf(r.Msg.GetWrap()), r.Msg.GetImmutable())
+	return answer(&rotorv1.UnwrapResponse{Dek: dek.Reveal()}, err)
+}
+
+// Rewrap moves a wrap to its key's primary version.
+func (s keys) Rewrap(ctx context.Context, r *connect.Request[rotorv1.RewrapRequest]) (*connect.Response[rotorv1.RewrapResponse], error) {
+	w, changed, err := s.KMS.Rewrap(ctx, wire.Caller(ctx), wrapOf(r.Msg.GetWrap()), r.Msg.GetImmutable())
+	return answer(&rotorv1.RewrapResponse{Wrap: wrapMessage(w), Changed: changed}, err)
+}
+
+// Sign signs a message, or authenticates it with a MAC key.
+func (s keys) Sign(ctx context.Context, r *connect.Request[rotorv1.SignRequest]) (*connect.Response[rotorv1.SignResponse], error) {
+	ref, c := s.ref(r.Msg.GetKey()), wire.Caller(ctx)
+	if k, ok := s.KMS.Lookup(ref.Namespace, ref.Name); ok && k.Purpose == suite.MAC {
+		tag, n, err := s.KMS.MAC(ctx, c, ref, r.Msg.GetMessage())
+		return answer(&rotorv1.SignResponse{Signature: tag, Version: n}, err)
+	}
+	sig, v, err := s.KMS.Sign(ctx, c, ref, r.Msg.GetMessage())
+	return answer(&rotorv1.SignResponse{Signature: sig, Version: v.Number}, err)
+}
+
+// Verify checks a signature or tag.
+func (s keys) Verify(ctx context.Context, r *connect.Request[rotorv1.VerifyRequest]) (*connect.Response[rotorv1.VerifyResponse], error) {
+	m := r.Msg
+	err := s.KMS.Verify(ctx, wire.Caller(ctx), s.ref(m.GetKey()), m.GetVersion(), m.GetMessage(), m.GetSignature())
+	return answer(&rotorv1.VerifyResponse{}, err)
+}
+
+// Retire withdraws a version once its census is 0, or brings it back.
+func (s keys) Retire(_ context.Context, _ *connect.Request[rotorv1.RetireRequest]) (*connect.Response[rotorv1.Key], error) {
+	return nil, fault.New(fault.Unavailable, "retire")
+}
+
+// Destroy asks for the destruction of a retired version.
+func (s keys) Destroy(_ context.Context, _ *connect.Request[rotorv1.DestroyRequest]) (*connect.Response[rotorv1.DestroyResponse], error) {
+	return nil, fault.New(fault.Unavailable, "destroy")
+}
+
+func keySpec(m *rotorv1.Key) keyring.Key {
+	r := m.GetRotation()
+	return keyring.Key{
+		Name: m.GetName(), Purpose: suite.Purpose(m.GetPurpose()), Custody: keyring.Custody(m.GetCustody()),
+		Algorithm: suite.Algorithm(m.GetAlgorithm()), Labels: m.GetLabels(), Owner: m.GetOwner(),
+		Periods: keyring.Periods{Originator: time.Duration(m.GetOriginatorNs()), Recipient: time.Duration(m.GetRecipientNs())},
+		Rotation: keyring.Rotation{
+			Silence: keyring.Silence(r.GetSilence()), MaxStale: time.Duration(r.GetMaxStaleNs()), MaxWait: time.Duration(r.GetMaxWaitNs()),
+			Window: time.Duration(r.GetWindowNs()), Wait: time.Duration(r.GetDestroyWaitNs()), Margin: time.Duration(r.GetMarginNs()),
+			Approvals: int(r.GetDestroyApprovals()),
+		},
+	}
+}

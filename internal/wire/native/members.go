@@ -1,0 +1,142 @@
+package native
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/rotorkms/rotor/internal/delivery"
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/fleet"
+	"github.com/rotorkms/rotor/internal/identity"
+	"github.com/rotorkms/rotor/internal/keyring"
+	"github.com/rotorkms/rotor/internal/rpc"
+	"github.com/rotorkms/rotor/internal/wire"
+	rotorv1 "github.com/rotorkms/rotor/proto/rotor/v1"
+)
+
+// members is FleetService.
+type members struct{ Config }
+
+// Hold is the stream of one process: lease requests, keys to hold and acknowledgements up; leases and parcels down. It ends with the
+// certificate that opened it.
+func (s members) Hold(ctx context.Context, stream *connect.BidiStream[rotorv1.HoldUp, rotorv1.HoldDown]) error {
+	first, err := stream.Receive()
+	if err != nil {
+		return fault.Wrap(fault.Invalid, "hello", err)
+	}
+	session, err := s.hello(ctx, first.GetHello())
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, wire.Certificate(ctx).NotAfter.Sub(s.Now()))
+	defer cancel()
+	clean := false
+	up := make(chan error, 1)
+	go func() { // ends when the stream does, which is when this function returns
+		up <- s.receive(ctx, stream, session, &clean)
+		cancel()
+	}()
+	down := send(ctx, stream, session)
+	select {
+	case err := <-up:
+		session.Close(context.WithoutCancel(ctx), clean)
+		if err != nil || clean {
+			return err
+		}
+	default:
+		session.Close(context.WithoutCancel(ctx), false)
+	}
+	return down
+}
+
+func (s members) hello(ctx context.Context, h *rotorv1.Hello) (*fleet.Session, error) {
+	c := wire.Caller(ctx)
+	a := delivery.Address{Cluster: s.Guard.ClusterID(), Instance: c.Instance, Incarnation: h.GetIncarnation(), Session: h.GetSession()}
+	if !identity.VerifyHello(wire.Certificate(ctx), delivery.HelloInput(a, h.GetHpkePublic()), h.GetSignature()) {
+		return nil, fault.New(fault.Unauthenticated, "hello").WithHint("it is not signed by the certificate's key")
+	}
+	return s.Fleet.Connect(ctx, c, fleet.Hello{
+		Incarnation: h.GetIncarnation(), Session: h.GetSession(), Public: h.GetHpkePublic(), Namespace: s.namespace(h.GetNamespace()),
+	})
+}
+
+// receive takes the messages of the process until it leaves or the stream breaks.
+func (s members) receive(ctx context.Context, stream *connect.BidiStream[rotorv1.HoldUp, rotorv1.HoldDown], session *fleet.Session, clean *bool) error {
+	for {
+		m, err := stream.Receive()
+		if errors.Is(err, io.EOF) || err != nil && ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return fault.Wrap(fault.Canceled, "stream", err)
+		}
+		if m.GetBeat() != 0 {
+			session.Beat(m.GetBeat())
+		}
+		if names := m.GetKeys(); len(names) > 0 {
+			if err := session.Hold(ctx, names); err != nil {
+				return err
+			}
+		}
+		for _, a := range m.GetAcks() {
+			ack := fleet.Ack{Key: keyring.KeyID(a.GetKeyId()), Epoch: keyring.Epoch{Incarnation: a.GetIncarnation(), Counter: a.GetEpoch()}, Proof: a.GetProof()}
+			if err := session.Acknowledge(ctx, ack); err != nil {
+				return err
+			}
+		}
+		if m.GetLeave() {
+			*clean = true
+			return nil
+		}
+	}
+}
+
+// send brings the session's messages to the process until the session ends.
+func send(ctx context.Context, stream *connect.BidiStream[rotorv1.HoldUp, rotorv1.HoldDown], session *fleet.Session) error {
+	for {
+		d, err := session.Next(ctx)
+		if err != nil {
+			return err
+		}
+		m := &rotorv1.HoldDown{}
+		switch {
+		case d.Lease != nil:
+			m.Lease = &rotorv1.Lease{Beat: d.Lease.Beat, TtlNs: int64(d.Lease.TTL)}
+		case d.Parcel != nil:
+			m.Parcel = &rotorv1.Parcel{Body: d.Parcel.Body, Sealed: d.Parcel.Sealed, Signature: d.Parcel.Signature}
+		case d.Refused != nil:
+			m.Refusal = &rotorv1.KeyRefusal{Name: d.Refused.Name, Fault: rpc.FaultOf(d.Refused.Err)}
+		}
+		if err := stream.Send(m); err != nil {
+			return fault.Wrap(fault.Canceled, "stream", err)
+		}
+	}
+}
+
+// Invite makes a join token.
+func (s members) Invite(ctx context.Context, r *connect.Request[rotorv1.InviteRequest]) (*connect.Response[rotorv1.InviteResponse], error) {
+	t, err := s.Authority.Invite(ctx, wire.Caller(ctx), r.Msg.GetName(), time.Duration(r.Msg.GetTtlNs()), s.Address)
+	return answer(&rotorv1.InviteResponse{Token: t}, err)
+}
+
+// Instances lists the members.
+func (s members) Instances(ctx context.Context, _ *connect.Request[rotorv1.InstancesRequest]) (*connect.Response[rotorv1.InstancesResponse], error) {
+	all, err := s.Fleet.Instances(ctx, wire.Caller(ctx))
+	out := &rotorv1.InstancesResponse{}
+	for _, i := range all {
+		out.Instances = append(out.Instances, &rotorv1.Instance{Name: i.Name, Connected: i.Connected, Heard: stamp(i.Heard), Keys: i.Keys, Behind: i.Behind})
+	}
+	return answer(out, err)
+}
+
+// Remove denies an instance at once and takes it out of the fleet.
+func (s members) Remove(ctx context.Context, r *connect.Request[rotorv1.RemoveRequest]) (*connect.Response[rotorv1.RemoveResponse], error) {
+	if err := s.Authority.Remove(ctx, wire.Caller(ctx), r.Msg.GetName()); err != nil {
+		return nil, err
+	}
+	return answer(&rotorv1.RemoveResponse{}, s.Fleet.Remove(ctx, r.Msg.GetName()))
+}

@@ -1,0 +1,119 @@
+// Package native is rotor's own protocol (proto/rotor/v1): Connect, gRPC and gRPC-Web on one port. It translates messages to use
+// cases and back, and decides nothing.
+package native
+
+import (
+	"context"
+	"crypto/tls"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/rotorkms/rotor/internal/authn"
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/fleet"
+	"github.com/rotorkms/rotor/internal/guard"
+	"github.com/rotorkms/rotor/internal/issuer"
+	"github.com/rotorkms/rotor/internal/keyring"
+	"github.com/rotorkms/rotor/internal/kms"
+	"github.com/rotorkms/rotor/internal/rollout"
+	"github.com/rotorkms/rotor/internal/rpc"
+	"github.com/rotorkms/rotor/internal/wire"
+	rotorv1 "github.com/rotorkms/rotor/proto/rotor/v1"
+)
+
+// Config is the use cases that the protocol offers.
+type Config struct {
+	Guard     *guard.Guard
+	KMS       *kms.Service
+	Fleet     *fleet.Fleet
+	Rollout   *rollout.Loop
+	Authority *authn.Authority
+	Issuer    issuer.Issuer
+	Address   string // host:port that join tokens name
+	About     About
+	Now       func() time.Time
+	Log       *slog.Logger
+}
+
+// About is what Status tells of the server.
+type About struct {
+	Version, Engine, Seal string
+	Started               time.Time
+}
+
+// Mount adds the services to a mux.
+func Mount(mux *http.ServeMux, c Config) {
+	o := []connect.HandlerOption{
+		connect.WithReadMaxBytes(wire.MaxMessage), connect.WithSendMaxBytes(wire.MaxMessage), connect.WithInterceptors(faults{c.Log}),
+		connect.WithRecover(func(ctx context.Context, s connect.Spec, _ http.Header, r any) error {
+			c.Log.ErrorContext(ctx, "panic in a request", "procedure", s.Procedure, "panic", r)
+			return rpc.Encode(fault.New(fault.Internal, ""))
+		}),
+	}
+	mux.Handle(rotorv1.NewKeyServiceHandler(keys{c}, o...))
+	mux.Handle(rotorv1.NewJoinServiceHandler(join{c}, o...))
+	mux.Handle(rotorv1.NewFleetServiceHandler(members{c}, o...))
+	mux.Handle(rotorv1.NewTokenServiceHandler(tokens{c}, o...))
+	mux.Handle(rotorv1.NewAuditServiceHandler(log{c}, o...))
+	mux.Handle(rotorv1.NewServerServiceHandler(status{c}, o...))
+}
+
+// faults encodes every error on its way out and logs what is no fault.
+type faults struct{ log *slog.Logger }
+
+// WrapUnary implements connect.Interceptor.
+func (f faults) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
+	return func(ctx context.Context, r connect.AnyRequest) (connect.AnyResponse, error) {
+		out, err := next(ctx, r)
+		return out, f.encode(ctx, r.Spec(), err)
+	}
+}
+
+// WrapStreamingClient implements connect.Interceptor.
+func (f faults) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
+	return next
+}
+
+// WrapStreamingHandler implements connect.Interceptor.
+func (f faults) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
+	return func(ctx context.Context, c connect.StreamingHandlerConn) error {
+		return f.encode(ctx, c.Spec(), next(ctx, c))
+	}
+}
+
+func (f faults) encode(ctx context.Context, s connect.Spec, err error) error {
+	switch fault.CodeOf(err) {
+	case "":
+		return nil
+	case fault.Internal, fault.RecordTampered, fault.RecordReplayed, fault.StoreCorrupt, fault.AuditBroken:
+		if ctx.Err() == nil {
+			f.log.ErrorContext(ctx, "request failed", "procedure", s.Procedure, "caller", wire.Caller(ctx).Name, "error", err)
+		}
+	}
+	return rpc.Encode(err)
+}
+
+// answer makes a response of a message.
+func answer[T any](m *T, err error) (*connect.Response[T], error) {
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(m), nil
+}
+
+// ref reads the name of a key; an empty namespace is that of the server's instances.
+func (c Config) ref(r *rotorv1.KeyRef) kms.Ref {
+	return kms.Ref{Namespace: c.namespace(r.GetNamespace()), Name: r.GetName()}
+}
+
+func (c Config) namespace(ns string) keyring.Namespace {
+	if ns == "" {
+		ns = c.Authority.Namespace
+	}
+	return keyring.Namespace(ns)
+}
+
+func connection(ctx context.Context) tls.ConnectionState { return wire.Connection(ctx) }

@@ -1,0 +1,68 @@
+package native
+
+import (
+	"context"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/rotorkms/rotor/internal/wire"
+	rotorv1 "github.com/rotorkms/rotor/proto/rotor/v1"
+)
+
+// tokens is TokenService.
+type tokens struct{ Config }
+
+// Issue makes an access token for the caller.
+func (s tokens) Issue(ctx context.Context, r *connect.Request[rotorv1.IssueRequest]) (*connect.Response[rotorv1.IssueResponse], error) {
+	m := r.Msg
+	t, err := s.Issuer.Issue(ctx, wire.Caller(ctx), s.ref(m.GetKey()), m.GetAudience(), m.GetScope(), time.Duration(m.GetTtlNs()))
+	return answer(&rotorv1.IssueResponse{Token: t}, err)
+}
+
+// log is AuditService.
+type log struct{ Config }
+
+// Tail sends the entries of the log, and the ones to come.
+func (s log) Tail(ctx context.Context, r *connect.Request[rotorv1.TailRequest], stream *connect.ServerStream[rotorv1.TailEntry]) error {
+	l, err := s.Guard.ReadLog(ctx, wire.Caller(ctx))
+	if err != nil {
+		return err
+	}
+	return l.Tail(ctx, int64(r.Msg.GetFrom()), r.Msg.GetFollow(), func(i int64, entry []byte) error {
+		return stream.Send(&rotorv1.TailEntry{Index: uint64(i), Entry: entry})
+	})
+}
+
+// Export sends the log as the files of C2SP tlog-tiles, with everything that was committed before the call.
+func (s log) Export(ctx context.Context, _ *connect.Request[rotorv1.ExportRequest], stream *connect.ServerStream[rotorv1.ExportFile]) error {
+	l, err := s.Guard.ReadLog(ctx, wire.Caller(ctx))
+	if err != nil {
+		return err
+	}
+	if err := s.Guard.CloseWindows(ctx, true); err != nil {
+		return err
+	}
+	if err := l.Settled(ctx); err != nil {
+		return err
+	}
+	return l.Export(ctx, func(path string, data []byte) error {
+		return stream.Send(&rotorv1.ExportFile{Path: path, Data: data})
+	})
+}
+
+// status is ServerService.
+type status struct{ Config }
+
+// Status says how the server is.
+func (s status) Status(ctx context.Context, _ *connect.Request[rotorv1.StatusRequest]) (*connect.Response[rotorv1.StatusResponse], error) {
+	if err := s.KMS.MayStatus(ctx, wire.Caller(ctx)); err != nil {
+		return nil, err
+	}
+	members, connected := s.Fleet.Count()
+	return answer(&rotorv1.StatusResponse{
+		Version: s.About.Version, Cluster: s.Guard.ClusterID(), Engine: s.About.Engine, Seal: s.About.Seal, Keys: uint32(len(s.KMS.Keys())),
+		Instances: uint32(members), Connected: uint32(connected), Started: timestamppb.New(s.About.Started),
+	}, nil)
+}
