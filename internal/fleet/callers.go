@@ -3,6 +3,7 @@ package fleet
 import (
 	"context"
 
+	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/policy"
 )
 
@@ -12,4 +13,13 @@ func (f *Fleet) Instances(ctx context.Context, c policy.Caller) ([]Info, error) 
 		return nil, err
 	}
 	return f.List(), nil
+}
+
+// Drain ends every session, so that a server that stops does not wait for them. Members stay members.
+func (f *Fleet) Drain() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, s := range f.sessions {
+		f.end(s, fault.New(fault.Unavailable, "server"))
+	}
 }

@@ -5,7 +5,6 @@ package guard
 import (
 	"context"
 	"crypto/ed25519"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"iter"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/rotorkms/rotor/internal/audit"
 	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/identity"
 	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/seal"
 	"github.com/rotorkms/rotor/internal/secret"
@@ -245,7 +245,7 @@ func (g *Guard) Watch(ctx context.Context, prefix string, after store.Rev) iter.
 
 // Sign signs with the server's snapshot key, which instances pin when they join; domain separates its uses.
 func (g *Guard) Sign(domain string, msg []byte) []byte {
-	return ed25519.Sign(g.snapshot, signInput(domain, msg))
+	return ed25519.Sign(g.snapshot, identity.ServerInput(domain, msg))
 }
 
 // PublicKey is the public half of Sign's key.
@@ -255,12 +255,7 @@ func (g *Guard) PublicKey() ed25519.PublicKey {
 
 // VerifySigned checks what Sign made.
 func VerifySigned(public ed25519.PublicKey, domain string, msg, sig []byte) bool {
-	return len(public) == ed25519.PublicKeySize && ed25519.Verify(public, signInput(domain, msg), sig)
-}
-
-func signInput(domain string, msg []byte) []byte {
-	b := binary.BigEndian.AppendUint32([]byte("rotor-signature-v1\x00"), uint32(len(domain)))
-	return append(append(b, domain...), msg...)
+	return identity.VerifyServer(public, domain, msg, sig)
 }
 
 // storeFault turns an engine's error into what callers see.

@@ -41,6 +41,7 @@ type Server struct {
 	guard    *guard.Guard
 	listener net.Listener
 	http     *http.Server
+	fleet    *fleet.Fleet
 	stop     context.CancelFunc
 	ended    chan struct{} // closed when everything has stopped
 	err      error         // why; read after ended
@@ -105,6 +106,7 @@ func (s *Server) serve(ctx, run context.Context, group *errgroup.Group, sealer s
 	if err != nil {
 		return err
 	}
+	s.fleet = r.fleet
 	host, _, err := net.SplitHostPort(s.config.Listen)
 	if err != nil {
 		return fmt.Errorf("split %s: %w", s.config.Listen, err)
@@ -170,6 +172,7 @@ func (s *Server) mux(r rooms, sealer string) *http.ServeMux {
 // stopped, use windows closed, store closed.
 func (s *Server) supervise(run context.Context, group *errgroup.Group) {
 	<-run.Done()
+	s.fleet.Drain()
 	drain, cancel := context.WithTimeout(context.Background(), drainTime)
 	defer cancel()
 	if err := s.http.Shutdown(drain); err != nil {
