@@ -1,0 +1,214 @@
+// Package rotor is what programs import to use keys: encrypt and decrypt fields and files, issue and verify tokens, and go on
+// doing so while the keys rotate. A Client is one instance of the fleet. Keys with custody "fleet" are held in its memory, so that
+// using them needs no network; the server tells it of every change, and no version protects anything before every instance can
+// process it.
+//
+//	client, err := rotor.Dial(ctx, rotor.Config{Identity: "/var/lib/app/rotor", JoinToken: token, Keys: []string{"records"}})
+//	message, err := client.Key("records").Encrypt(ctx, plaintext, rotor.Part{Label: "id", Value: id})
+package rotor
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"log/slog"
+	"net/http"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/rotorkms/rotor/envelope"
+	"github.com/rotorkms/rotor/internal/delivery"
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/identity"
+	"github.com/rotorkms/rotor/internal/rpc"
+	rotorv1 "github.com/rotorkms/rotor/proto/rotor/v1"
+)
+
+// Part is one labelled piece of associated data: what a message is bound to and does not carry.
+type Part = envelope.Part
+
+// Error is the error of every operation that fails for a reason that rotor knows: Code, Resource, Hint.
+type Error = fault.Error
+
+// Code names the reason of an Error, for example "unknown_version". `rotor explain CODE` tells more.
+type Code = fault.Code
+
+// CodeOf returns the code of an error of this package; "internal" for any other, "" for nil.
+func CodeOf(err error) Code { return fault.CodeOf(err) }
+
+// Config says who the client is and what it holds.
+type Config struct {
+	Identity  string       // directory of private key and certificate; made when it is missing. One process at a time
+	JoinToken string       // used once, when the directory holds no certificate yet
+	Address   string       // host:port of the server; default: the one that it joined at
+	Keys      []string     // keys that Dial waits for; others are held at their first use
+	Log       *slog.Logger // default: slog.Default. Nothing secret is logged
+
+	clock clock // of tests
+}
+
+// Client is one instance of the fleet, or one administrator. Safe for concurrent use.
+type Client struct {
+	config  Config
+	dir     *identity.Dir
+	http    *http.Client
+	admin   *Admin
+	private delivery.Private
+	process []byte // the incarnation: fresh for each process
+	verify  verifier
+	jwks    *keySet
+
+	stop context.CancelFunc
+	done sync.WaitGroup
+
+	mu   sync.Mutex // guards held
+	held map[string]*held
+	want chan string // names to be held from now on
+}
+
+// Dial opens the identity, joins if it has to, and waits until every key of config.Keys can be used. With keys that it holds from an
+// earlier Dial nothing is kept on disk: a process that starts needs the server once.
+func Dial(ctx context.Context, config Config) (*Client, error) {
+	if config.Log == nil {
+		config.Log = slog.Default()
+	}
+	if config.clock == nil {
+		config.clock = systemClock{}
+	}
+	dir, err := openIdentity(ctx, config)
+	if err != nil {
+		return nil, err
+	}
+	c, err := newClient(config, dir)
+	if err != nil {
+		_ = dir.Close() // the first error is the one that counts
+		return nil, err
+	}
+	for _, name := range config.Keys {
+		if err := c.Key(name).Ready(ctx); err != nil {
+			_ = c.Close()
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
+func newClient(config Config, dir *identity.Dir) (*Client, error) {
+	private, err := delivery.NewPrivate()
+	if err != nil {
+		return nil, err
+	}
+	c := &Client{
+		config: config, dir: dir, http: dir.HTTPClient(), private: private, process: make([]byte, delivery.NonceSize),
+		verify: verifier{dir}, held: map[string]*held{}, want: make(chan string, 64),
+	}
+	rand.Read(c.process)
+	c.jwks = newKeySet(c.fetchKeys, config.clock)
+	c.admin = newAdmin(c.http, "https://"+c.address())
+	run, stop := context.WithCancel(context.Background())
+	c.stop = stop
+	if c.dir.IsInstance() {
+		c.done.Go(func() { c.run(run) })
+		c.done.Go(func() { c.renew(run) })
+	}
+	return c, nil
+}
+
+// openIdentity takes the directory, and joins when it holds no certificate. People's identities are read without a lock.
+func openIdentity(ctx context.Context, config Config) (*identity.Dir, error) {
+	if config.Identity == "" {
+		return nil, fault.New(fault.Invalid, "identity").WithHint("name the directory of the identity")
+	}
+	if d, err := identity.Read(config.Identity); err == nil && d.Joined() && !d.IsInstance() {
+		return d, nil
+	}
+	dir, err := identity.Open(config.Identity)
+	if err != nil {
+		return nil, err
+	}
+	if dir.Joined() {
+		return dir, nil
+	}
+	if err := join(ctx, dir, config); err != nil {
+		_ = dir.Close() // the first error is the one that counts
+		return nil, err
+	}
+	return dir, nil
+}
+
+func (c *Client) address() string { return cmp.Or(c.config.Address, c.dir.Address()) }
+
+// Instance is the name that the client joined as; empty for administrators.
+func (c *Client) Instance() string { return c.dir.Instance() }
+
+// Namespace is where the client's keys are.
+func (c *Client) Namespace() string { return c.dir.Namespace() }
+
+// Admin is the whole API of the server, for programs that manage keys.
+func (c *Client) Admin() *Admin { return c.admin }
+
+// Close leaves the fleet, so that no rotation waits for this process, and overwrites the keys that it held.
+func (c *Client) Close() error {
+	c.stop()
+	c.done.Wait()
+	c.mu.Lock()
+	for _, h := range c.held {
+		h.wipe()
+	}
+	c.mu.Unlock()
+	c.http.CloseIdleConnections()
+	return c.dir.Close()
+}
+
+// Admin is the server's API as generated from proto/rotor/v1. Its errors are of type *Error.
+type Admin struct {
+	Keys   rotorv1.KeyServiceClient
+	Fleet  rotorv1.FleetServiceClient
+	Tokens rotorv1.TokenServiceClient
+	Data   rotorv1.DataServiceClient
+	Audit  rotorv1.AuditServiceClient
+	Server rotorv1.ServerServiceClient
+}
+
+func newAdmin(h *http.Client, url string) *Admin {
+	o := []connect.ClientOption{connect.WithInterceptors(decode{}), connect.WithReadMaxBytes(16 << 20)}
+	return &Admin{
+		Keys: rotorv1.NewKeyServiceClient(h, url, o...), Fleet: rotorv1.NewFleetServiceClient(h, url, o...),
+		Tokens: rotorv1.NewTokenServiceClient(h, url, o...), Data: rotorv1.NewDataServiceClient(h, url, o...),
+		Audit: rotorv1.NewAuditServiceClient(h, url, o...), Server: rotorv1.NewServerServiceClient(h, url, o...),
+	}
+}
+
+// decode turns Connect's errors into faults.
+type decode struct{}
+
+// WrapUnary implements connect.Interceptor.
+func (decode) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
+	return func(ctx context.Context, r connect.AnyRequest) (connect.AnyResponse, error) {
+		out, err := next(ctx, r)
+		if err != nil {
+			return nil, rpc.Decode(err)
+		}
+		return out, nil
+	}
+}
+
+// WrapStreamingClient implements connect.Interceptor.
+func (decode) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
+	return next
+}
+
+// WrapStreamingHandler implements connect.Interceptor.
+func (decode) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
+	return next
+}
+
+// backoff is how long to wait before try n (from 0): 50 ms doubling to 2 s, with jitter so that a fleet does not come back at once.
+func backoff(n int) time.Duration {
+	d := 50 * time.Millisecond << min(n, 6)
+	var b [1]byte
+	rand.Read(b[:])
+	return min(d, 2*time.Second) * time.Duration(128+int(b[0])) / 256
+}

@@ -1,0 +1,208 @@
+package rotor
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/rotorkms/rotor/envelope"
+	"github.com/rotorkms/rotor/internal/delivery"
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/holder"
+	"github.com/rotorkms/rotor/internal/keyring"
+	"github.com/rotorkms/rotor/internal/secret"
+	"github.com/rotorkms/rotor/internal/suite"
+)
+
+// held is one key as this process holds it. Operations read two pointers and take no lock.
+type held struct {
+	name    string
+	state   atomic.Pointer[state]
+	contact atomic.Pointer[contact]
+
+	mu      sync.Mutex           // guards what follows, and makes changes of state one at a time
+	session uint64               // number of the stream on which the server last sent the key
+	refusal error                // why the server does not let it hold the key
+	changed chan struct{}        // closed and replaced at each change
+	unknown map[uint32]time.Time // handles that the server did not know, and when
+}
+
+// contact is what the process knows of its connection, with the moment from which the cheap clock counts.
+type contact struct {
+	holder.Contact
+	anchor anchor
+}
+
+// state is a key at one epoch with everything that can use it. It is immutable.
+type state struct {
+	key       *holder.Key
+	fence     bool
+	materials delivery.Materials              // by version; of live versions alone
+	messages  map[uint32]*envelope.MessageKey // by handle
+	primary   *envelope.MessageKey            // nil when nothing may protect
+	protects  keyring.SnapshotVersion
+}
+
+// maxUnknown bounds the handles that are remembered as unknown.
+const maxUnknown = 1024
+
+func newHeld(name string) *held {
+	return &held{name: name, changed: make(chan struct{}), unknown: map[uint32]time.Time{}}
+}
+
+// apply takes what a parcel brought: all encryptors are ready before the state is swapped, so that an acknowledgement that follows
+// is true. It returns the state to acknowledge, nil when the parcel brought nothing new but has to be acknowledged again.
+func (h *held) apply(session uint64, s keyring.Snapshot, fresh delivery.Materials) (*state, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var old *holder.Key
+	now := h.state.Load()
+	if now != nil {
+		old = now.key
+	}
+	next, changed, err := holder.Apply(old, s)
+	if err != nil {
+		return nil, err
+	}
+	if !changed {
+		h.session, h.refusal = session, nil
+		h.notify()
+		return now, nil
+	}
+	built, err := build(next, now, fresh)
+	if err != nil {
+		return nil, err
+	}
+	h.state.Store(built)
+	h.session, h.refusal = session, nil
+	clear(h.unknown)
+	h.notify()
+	return built, nil
+}
+
+// build prepares every live version.
+func build(k *holder.Key, old *state, fresh delivery.Materials) (*state, error) {
+	snap := k.Snapshot
+	st := &state{key: k, fence: snap.Silence == keyring.Fence, materials: delivery.Materials{}, messages: map[uint32]*envelope.MessageKey{}}
+	for _, v := range snap.Versions {
+		if !v.Live() || snap.Custody != keyring.CustodyFleet {
+			continue
+		}
+		m, ok := fresh[v.Number]
+		if !ok && old != nil {
+			m, ok = old.materials[v.Number]
+		}
+		if !ok {
+			return nil, fault.New(fault.SnapshotRefused, "material of key "+snap.Name).WithHint("it did not come with the snapshot")
+		}
+		st.materials[v.Number] = m
+		if snap.Purpose != suite.Encrypt {
+			continue
+		}
+		if old != nil && old.messages[v.Handle] != nil {
+			st.messages[v.Handle] = old.messages[v.Handle]
+			continue
+		}
+		mk, err := envelope.NewMessageKey(m, v.Handle, string(snap.Namespace), string(snap.Key))
+		if err != nil {
+			return nil, err
+		}
+		st.messages[v.Handle] = mk
+	}
+	for _, v := range snap.Versions {
+		if v.Number == snap.Primary {
+			st.protects, st.primary = v, st.messages[v.Handle]
+		}
+	}
+	return st, nil
+}
+
+// renewed notes an answered lease request for keys that the server knows this process to hold on the present stream.
+func (h *held) renewed(session uint64, sent holder.Instant, ttl, margin time.Duration, c clock) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.session != session || h.state.Load() == nil {
+		return
+	}
+	var old holder.Contact
+	if p := h.contact.Load(); p != nil {
+		old = p.Contact
+	}
+	h.contact.Store(&contact{holder.Granted(old, sent, ttl, margin), newAnchor(c)})
+	h.notify()
+}
+
+func (h *held) refuse(err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.refusal = err
+	h.notify()
+}
+
+// notify wakes who waits. Call with mu held.
+func (h *held) notify() {
+	close(h.changed)
+	h.changed = make(chan struct{})
+}
+
+// until waits for a condition on the key.
+func (h *held) until(ctx context.Context, ready func() (bool, error)) error {
+	for {
+		h.mu.Lock()
+		changed := h.changed
+		ok, err := ready()
+		h.mu.Unlock()
+		if ok || err != nil {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fault.Wrap(fault.Unavailable, "key "+h.name, ctx.Err()).WithHint("the server did not deliver it in time")
+		}
+	}
+}
+
+// ready returns once the key can be used.
+func (h *held) ready(ctx context.Context) error {
+	return h.until(ctx, func() (bool, error) {
+		return h.state.Load() != nil && h.contact.Load() != nil, h.refusal
+	})
+}
+
+// begin checks before an operation that the key may be used, by the cheap clock.
+func (h *held) begin(c clock) (*state, time.Time, error) {
+	st, contact := h.state.Load(), h.contact.Load()
+	now := c.Now()
+	if st == nil || contact == nil {
+		return nil, now, fault.New(fault.Unavailable, "key "+h.name).WithHint("it has not been delivered yet; call Ready first")
+	}
+	return st, now, st.key.Usable(contact.Contact, contact.anchor.instantAt(now))
+}
+
+// end checks after an operation of a key in fence mode that the lease was running all the time, by both clocks.
+func (h *held) end(st *state, c clock) error {
+	if !st.fence {
+		return nil
+	}
+	return st.key.Usable(h.contact.Load().Contact, c.Instant())
+}
+
+// material finds the key bytes of a version, for the proof of an acknowledgement.
+func (st *state) material(n uint32) (secret.Bytes, bool) {
+	m, ok := st.materials[n]
+	return m, ok
+}
+
+// wipe overwrites the key bytes when the client closes.
+func (h *held) wipe() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if st := h.state.Swap(nil); st != nil {
+		for _, m := range st.materials {
+			m.Destroy()
+		}
+	}
+	h.notify()
+}

@@ -1,0 +1,106 @@
+package rotor
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/identity"
+	"github.com/rotorkms/rotor/internal/rpc"
+	rotorv1 "github.com/rotorkms/rotor/proto/rotor/v1"
+)
+
+// joinTries bounds the tries to reach the server with a join token; a lost answer is repeated by the server.
+const joinTries = 5
+
+// join exchanges the join token for a certificate of the directory's key.
+func join(ctx context.Context, dir *identity.Dir, config Config) error {
+	if config.JoinToken == "" {
+		return fault.New(fault.Unauthenticated, "identity "+config.Identity).
+			WithHint("it has not joined yet: give it a join token (rotor instance invite NAME)")
+	}
+	t, err := identity.ParseJoinToken(config.JoinToken)
+	if err != nil {
+		return err
+	}
+	csr, err := dir.CSR()
+	if err != nil {
+		return err
+	}
+	address := t.Address
+	if config.Address != "" {
+		address = config.Address
+	}
+	h := &http.Client{Transport: &http.Transport{TLSClientConfig: identity.JoinTLS(t.CA, t.ServerID()), ForceAttemptHTTP2: true}}
+	defer h.CloseIdleConnections()
+	client := rotorv1.NewJoinServiceClient(h, "https://"+address)
+	for n := 0; ; n++ {
+		out, err := client.Join(ctx, connect.NewRequest(&rotorv1.JoinRequest{Token: config.JoinToken, Csr: csr}))
+		if err == nil {
+			return dir.Accept(grantOf(out.Msg), address)
+		}
+		err = rpc.Decode(err)
+		if code := fault.CodeOf(err); code != fault.Unavailable && code != fault.OutcomeUnknown || n == joinTries {
+			return err
+		}
+		if !wait(ctx, backoff(n)) {
+			return fault.Wrap(fault.Canceled, "join", err)
+		}
+	}
+}
+
+func grantOf(m *rotorv1.JoinResponse) identity.Grant {
+	return identity.Grant{Chain: m.GetChain(), CA: m.GetCa(), ServerKey: m.GetServerKey(), Cluster: m.GetCluster(), Namespace: m.GetNamespace()}
+}
+
+// renewEvery is how often the certificate's age is looked at.
+const renewEvery = time.Minute
+
+// renew gets a new certificate once half of the old one's life is over, until ctx ends.
+func (c *Client) renew(ctx context.Context) {
+	client := rotorv1.NewJoinServiceClient(c.http, "https://"+c.address())
+	for {
+		if c.dir.NeedsRenewal(c.config.clock.Now()) {
+			if err := renewOnce(ctx, client, c.dir); err != nil && ctx.Err() == nil {
+				c.config.Log.WarnContext(ctx, "certificate not renewed", "error", err)
+			}
+		}
+		if !wait(ctx, renewEvery) {
+			return
+		}
+	}
+}
+
+func renewOnce(ctx context.Context, client rotorv1.JoinServiceClient, dir *identity.Dir) error {
+	csr, err := dir.CSR()
+	if err != nil {
+		return err
+	}
+	out, err := client.Renew(ctx, connect.NewRequest(&rotorv1.RenewRequest{Csr: csr}))
+	if err != nil {
+		return rpc.Decode(err)
+	}
+	return dir.Accept(grantOf(out.Msg), "")
+}
+
+// verifier checks the server's signatures with the key that was pinned at join.
+type verifier struct{ dir *identity.Dir }
+
+func (v verifier) signed(domain string, msg, sig []byte) bool {
+	return identity.VerifyServer(v.dir.ServerKey(), domain, msg, sig)
+}
+
+// wait returns true after d, false when ctx ends before.
+func wait(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

@@ -1,0 +1,302 @@
+package rotor
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/rotorkms/rotor/internal/delivery"
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/holder"
+	"github.com/rotorkms/rotor/internal/rpc"
+	rotorv1 "github.com/rotorkms/rotor/proto/rotor/v1"
+)
+
+const (
+	firstBeat  = time.Second      // period of lease requests before the server has said how long a lease is
+	leaveTime  = 2 * time.Second  // bound of a clean leave
+	steadyTime = 10 * time.Second // a stream that lived so long starts the backoff anew
+)
+
+type holdStream = connect.BidiStreamForClient[rotorv1.HoldUp, rotorv1.HoldDown]
+
+// run keeps one stream to the server open until ctx ends, and then leaves.
+func (c *Client) run(ctx context.Context) {
+	tries := 0
+	for number := uint64(1); ctx.Err() == nil; number++ {
+		opened := time.Now()
+		err := c.hold(ctx, number)
+		if ctx.Err() != nil {
+			return
+		}
+		if time.Since(opened) > steadyTime {
+			tries = 0
+		}
+		c.failed(ctx, err, tries)
+		if !wait(ctx, backoff(tries)) {
+			return
+		}
+		tries++
+	}
+}
+
+// failed logs a broken stream, and passes on to who waits what only a person can mend.
+func (c *Client) failed(ctx context.Context, err error, tries int) {
+	level := c.config.Log.DebugContext
+	if tries == 3 || fault.CodeOf(err) != fault.Unavailable && fault.CodeOf(err) != fault.Canceled {
+		level = c.config.Log.WarnContext
+	}
+	level(ctx, "stream to the server ended", "error", err)
+	switch fault.CodeOf(err) {
+	case fault.IdentityInUse, fault.Unauthenticated, fault.Denied:
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		for _, h := range c.held {
+			h.refuse(err)
+		}
+	}
+}
+
+// talk is one stream.
+type talk struct {
+	client  *Client
+	number  uint64
+	stream  *holdStream
+	address delivery.Address
+	cancel  context.CancelFunc
+	acks    chan *rotorv1.Ack
+
+	mu   sync.Mutex // guards what follows
+	ttl  time.Duration
+	beat uint64
+	sent map[uint64]holder.Instant // of the requests without an answer
+	late time.Time                 // when the oldest of them was sent, zero: none
+}
+
+// hold opens a stream, introduces the process and serves the stream until it breaks or ctx ends.
+func (c *Client) hold(ctx context.Context, number uint64) error {
+	live, cancel := context.WithCancel(context.WithoutCancel(ctx)) // outlives ctx for the clean leave
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(2*leaveTime, cancel) })() // a server that hangs does not hold Close up
+	t := &talk{client: c, number: number, cancel: cancel, acks: make(chan *rotorv1.Ack, 64), sent: map[uint64]holder.Instant{}}
+	t.address = delivery.Address{Cluster: c.dir.Cluster(), Instance: c.Instance(), Incarnation: c.process, Session: make([]byte, delivery.NonceSize)}
+	rand.Read(t.address.Session)
+	signature, err := c.dir.SignHello(delivery.HelloInput(t.address, c.private.Public()))
+	if err != nil {
+		return err
+	}
+	t.stream = c.admin.Fleet.Hold(live)
+	err = t.stream.Send(&rotorv1.HoldUp{Hello: &rotorv1.Hello{
+		Incarnation: c.process, Session: t.address.Session, HpkePublic: c.private.Public(), Signature: signature, Namespace: c.Namespace(),
+	}})
+	if err != nil {
+		_, err = t.stream.Receive() // has the server's reason
+		return rpc.Decode(err)
+	}
+	var up sync.WaitGroup
+	up.Go(func() {
+		t.write(ctx, live)
+	})
+	err = t.read(live)
+	cancel()
+	up.Wait()
+	return errors.Join(rpc.Decode(err), ignore(t.stream.CloseResponse()))
+}
+
+// ignore drops the error of closing what has failed already.
+func ignore(error) error { return nil }
+
+// write sends lease requests, acknowledgements and wishes, until the stream breaks or the client closes.
+func (t *talk) write(ctx, live context.Context) {
+	if !t.send(&rotorv1.HoldUp{Keys: t.client.names()}) || !t.request() {
+		return
+	}
+	timer := time.NewTimer(firstBeat)
+	defer timer.Stop()
+	for {
+		select {
+		case <-timer.C:
+			if t.dead() || !t.request() {
+				t.cancel()
+				return
+			}
+			timer.Reset(t.period())
+		case a := <-t.acks:
+			if !t.send(&rotorv1.HoldUp{Acks: []*rotorv1.Ack{a}}) {
+				return
+			}
+		case name := <-t.client.want:
+			if !t.send(&rotorv1.HoldUp{Keys: []string{name}}) {
+				return
+			}
+		case <-live.Done():
+			return
+		case <-ctx.Done():
+			t.leave(live)
+			return
+		}
+	}
+}
+
+// leave tells the server that the process goes, and waits until it has heard.
+func (t *talk) leave(live context.Context) {
+	if t.send(&rotorv1.HoldUp{Leave: true}) {
+		_ = t.stream.CloseRequest() // a stream that is broken is left already
+		wait(live, leaveTime)       // the server ends the stream, which cancels live
+	}
+	t.cancel()
+}
+
+func (t *talk) send(m *rotorv1.HoldUp) bool {
+	if err := t.stream.Send(m); err != nil {
+		t.cancel()
+		return false
+	}
+	return true
+}
+
+// request asks for a lease, which will count from now.
+func (t *talk) request() bool {
+	c := t.client.config.clock
+	t.mu.Lock()
+	t.beat++
+	n := t.beat
+	t.sent[n] = c.Instant()
+	if t.late.IsZero() {
+		t.late = c.Now()
+	}
+	t.mu.Unlock()
+	return t.send(&rotorv1.HoldUp{Beat: n})
+}
+
+// period is three requests per lease.
+func (t *talk) period() time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.ttl == 0 {
+		return firstBeat
+	}
+	return t.ttl / 3
+}
+
+// dead says whether the server has not answered for a whole lease.
+func (t *talk) dead() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return !t.late.IsZero() && t.client.config.clock.Now().Sub(t.late) > max(t.ttl, 2*firstBeat)
+}
+
+func (t *talk) read(ctx context.Context) error {
+	for {
+		m, err := t.stream.Receive()
+		if err != nil {
+			return err
+		}
+		switch {
+		case m.GetLease() != nil:
+			t.leased(m.GetLease())
+		case m.GetParcel() != nil:
+			t.parcel(ctx, m.GetParcel())
+		case m.GetRefusal() != nil:
+			if h := t.client.find(m.GetRefusal().GetName()); h != nil {
+				h.refuse(rpc.Parse(m.GetRefusal().GetFault()))
+			}
+		}
+	}
+}
+
+// leased takes the answer to a lease request: every key that the server sent on this stream is good until the lease ends.
+func (t *talk) leased(l *rotorv1.Lease) {
+	t.mu.Lock()
+	sent, ok := t.sent[l.GetBeat()]
+	ttl := time.Duration(l.GetTtlNs())
+	if !ok || ttl <= 0 {
+		t.mu.Unlock()
+		return
+	}
+	t.ttl = ttl
+	for n := range t.sent {
+		if n < l.GetBeat() {
+			delete(t.sent, n)
+		}
+	}
+	t.late = time.Time{}
+	t.mu.Unlock()
+	t.client.renewed(t.number, sent, ttl)
+}
+
+// granted is the newest answered request, for keys that arrive after it.
+func (t *talk) granted() (sent holder.Instant, ttl time.Duration, ok bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, s := range t.sent {
+		if t.ttl > 0 && (!ok || s.Boot < sent.Boot) {
+			sent, ok = s, true
+		}
+	}
+	return sent, t.ttl, ok
+}
+
+// parcel installs a delivered key and acknowledges it.
+func (t *talk) parcel(ctx context.Context, p *rotorv1.Parcel) {
+	c := t.client
+	in := delivery.Parcel{Body: p.GetBody(), Sealed: p.GetSealed(), Signature: p.GetSignature()}
+	s, materials, err := delivery.Unpack(t.address, c.private, in, c.verify.signed)
+	if err != nil {
+		c.config.Log.ErrorContext(ctx, "delivery refused", "error", err)
+		return
+	}
+	h := c.find(s.Name)
+	if h == nil {
+		return // not asked for
+	}
+	st, err := h.apply(t.number, s, materials)
+	if err != nil {
+		c.config.Log.ErrorContext(ctx, "delivery refused", "key", s.Name, "error", err)
+		return
+	}
+	proof, err := delivery.Proof(t.address, st.key.Snapshot, st.material)
+	if err != nil {
+		c.config.Log.ErrorContext(ctx, "delivery not acknowledged", "key", s.Name, "error", err)
+		return
+	}
+	if sent, ttl, ok := t.granted(); ok {
+		h.renewed(t.number, sent, ttl, ttl/leaseMargin, c.config.clock)
+	}
+	e := st.key.Snapshot.Epoch
+	select {
+	case t.acks <- &rotorv1.Ack{KeyId: string(s.Key), Incarnation: e.Incarnation, Epoch: e.Counter, Proof: proof}:
+	case <-ctx.Done():
+	}
+}
+
+// leaseMargin is the part of a lease, one in so many, that the process does not use: what the clocks may differ by.
+const leaseMargin = 10
+
+func (c *Client) renewed(number uint64, sent holder.Instant, ttl time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, h := range c.held {
+		h.renewed(number, sent, ttl, ttl/leaseMargin, c.config.clock)
+	}
+}
+
+func (c *Client) find(name string) *held {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.held[name]
+}
+
+func (c *Client) names() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	names := make([]string, 0, len(c.held))
+	for name := range c.held {
+		names = append(names, name)
+	}
+	return names
+}

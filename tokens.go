@@ -1,0 +1,137 @@
+package rotor
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/token"
+	rotorv1 "github.com/rotorkms/rotor/proto/rotor/v1"
+)
+
+// Claims are what a verified access token says (RFC 9068). Times are seconds since 1970.
+type Claims = token.Claims
+
+// TokenRequest asks for an access token about the client itself.
+type TokenRequest struct {
+	Key      string        // the signing key
+	Audience string        // who will verify it
+	Scope    []string      // what it is for
+	TTL      time.Duration // default 5 minutes, at most 24 hours
+}
+
+// Token asks the server for an access token.
+func (c *Client) Token(ctx context.Context, r TokenRequest) (string, error) {
+	out, err := c.admin.Tokens.Issue(ctx, connect.NewRequest(&rotorv1.IssueRequest{
+		Key: &rotorv1.KeyRef{Name: r.Key}, Audience: r.Audience, Scope: r.Scope, TtlNs: int64(r.TTL),
+	}))
+	if err != nil {
+		return "", err
+	}
+	return out.Msg.GetToken(), nil
+}
+
+// VerifyToken checks an access token of this cluster against the published key set, which is fetched when it is older than its
+// Cache-Control allows and once more for a kid that it does not have. A set that is too old and cannot be fetched is used for
+// maxOldSet longer. Codes: token_invalid, token_expired, token_not_yet_valid, token_audience, token_algorithm, unknown_key_id.
+func (c *Client) VerifyToken(ctx context.Context, text, audience string) (Claims, error) {
+	kid, err := token.KeyID(text)
+	if err != nil {
+		return Claims{}, err
+	}
+	set, err := c.jwks.with(ctx, kid)
+	if err != nil {
+		return Claims{}, err
+	}
+	return token.Verify(c.config.clock.Now(), text, set, token.Expect{Issuer: "https://" + c.dir.Address(), Audience: audience})
+}
+
+const (
+	jwksPath  = "/.well-known/jwks.json"
+	maxJWKS   = 1 << 20
+	maxOldSet = 10 * time.Minute
+	missEvery = time.Second // at most one fetch in this time for unknown kids, whoever sends them
+)
+
+// published is a fetched key set.
+type published struct {
+	set     token.Set
+	fetched time.Time
+	maxAge  time.Duration
+}
+
+// keySet is the cache of a published key set.
+type keySet struct {
+	fetch func(context.Context) (published, error)
+	clock clock
+	now   atomic.Pointer[published]
+	once  once[published]
+}
+
+func newKeySet(fetch func(context.Context) (published, error), c clock) *keySet {
+	return &keySet{fetch: fetch, clock: c}
+}
+
+// with returns a set that has the kid if there is one.
+func (s *keySet) with(ctx context.Context, kid string) (token.Set, error) {
+	now, have := s.clock.Now(), s.now.Load()
+	if have != nil && now.Sub(have.fetched) < max(have.maxAge, missEvery) {
+		_, known := have.set.Find(kid)
+		if known || now.Sub(have.fetched) < missEvery {
+			return have.set, nil
+		}
+	}
+	fresh, err := s.once.do(ctx, func(ctx context.Context) (published, error) {
+		p, err := s.fetch(ctx)
+		if err == nil {
+			s.now.Store(&p)
+		}
+		return p, err
+	})
+	if err == nil {
+		return fresh.set, nil
+	}
+	if have != nil && now.Sub(have.fetched) < have.maxAge+maxOldSet {
+		return have.set, nil
+	}
+	return token.Set{}, err
+}
+
+func (c *Client) fetchKeys(ctx context.Context) (published, error) {
+	asked := c.config.clock.Now()
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+c.address()+jwksPath, nil)
+	if err != nil {
+		return published{}, fmt.Errorf("ask for key set: %w", err)
+	}
+	resp, err := c.http.Do(r)
+	if err != nil {
+		return published{}, fault.Wrap(fault.Unavailable, "key set", err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxJWKS+1))
+	if err != nil || resp.StatusCode != http.StatusOK {
+		return published{}, fault.Wrap(fault.Unavailable, "key set", err)
+	}
+	set, err := token.ParseSet(b)
+	return published{set, asked, maxAge(resp.Header.Get("Cache-Control"))}, err
+}
+
+// maxAge reads the max-age directive (RFC 9111, 5.2.2.1), 0 when there is none.
+func maxAge(header string) time.Duration {
+	for _, d := range strings.Split(header, ",") {
+		if v, ok := strings.CutPrefix(strings.TrimSpace(d), "max-age="); ok {
+			if n, err := strconv.Atoi(v); err == nil && n >= 0 {
+				return min(time.Duration(n)*time.Second, 24*time.Hour)
+			}
+		}
+	}
+	return 0
+}
