@@ -1,6 +1,10 @@
 package rotation
 
-import "time"
+import (
+	"time"
+
+	"github.com/rotorkms/rotor/internal/keyring"
+)
 
 // Leases are the server's half of the lease arithmetic. An instance counts its lease from the moment it sent the request and
 // stops at TTL - margin; the server counts from the moment the request arrived and waits until TTL + MaxSkew, so that the
@@ -20,4 +24,15 @@ func (l Leases) Over(last, now time.Time) bool {
 		last = l.Session
 	}
 	return !now.Before(l.End(last))
+}
+
+// Renewable says whether a member that has acknowledged an epoch may have its lease renewed. In fence mode it may not while it is
+// behind the distribution in flight: an instance whose heartbeats arrive, but to which nothing gets through, would otherwise hold
+// up the promotion for ever (L2). What it holds by then runs to its end.
+func Renewable(k keyring.Key, acked keyring.Epoch) bool {
+	if k.Rotation.Defaults().Silence != keyring.Fence {
+		return true
+	}
+	v, err := k.Version(k.Target)
+	return err != nil || v.Phase == keyring.PhaseStaged || !acked.Less(v.Distributed)
 }
