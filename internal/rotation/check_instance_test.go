@@ -50,6 +50,10 @@ func (w *world) join(s state, i uint8) state {
 	if w.off == guardJoin {
 		in.stream = 1
 	}
+	if w.joinCounts {
+		in.acked = uint8(len(w.nodes[s.node].history))
+		return s
+	}
 	s.waited = 0 // L2 grants a newcomer its time
 	return s
 }

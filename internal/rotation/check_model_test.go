@@ -54,6 +54,7 @@ type config struct {
 	inflight                      int
 	retention                     int // of the one backup of a record; 0: there is none
 	crashes, restarts, replicas   bool
+	joinCounts                    bool // the epoch of a join counts as acknowledged, as its process has no older one
 	symmetry                      bool // instances and records that can be exchanged are sorted
 	check                         string
 	off                           guard
@@ -135,6 +136,7 @@ const (
 	kLoad
 	kBackup
 	kRestore
+	kinds
 )
 
 // action is what happens; a and b are an instance, record, version or epoch.
@@ -515,9 +517,12 @@ func (w *world) any(s *state, is func(uint8) bool) bool {
 	return false
 }
 
-// goal is what L1 asks for: version 1 is destroyed.
+// goal is what L1 asks for: version 1 is destroyed. Where it is the primary again and the model may make no other version,
+// there is nothing to ask for.
 func (w *world) goal(s *state) bool {
-	return w.nodes[s.node].key.Versions[0].Phase == keyring.PhaseDestroyed
+	k := &w.nodes[s.node].key
+	spent := len(k.Versions) == w.versions && (k.Primary == 1 || k.Target == 1) && w.rollbacks > 0
+	return spent || k.Versions[0].Phase == keyring.PhaseDestroyed
 }
 
 // line shows a step of a trace: the action and the state after it.

@@ -18,6 +18,7 @@ type result struct {
 	broken      string // the property that was broken, empty: none
 	trace       []string
 	stuck       int // states from which no fault-free path destroys the old version (L1)
+	did         [kinds]int
 }
 
 func (r result) String() string {
@@ -77,6 +78,7 @@ func (x *explorer) search(maxDepth int) result {
 			moves = x.w.moves(&s, moves[:0])
 			for _, m := range moves {
 				r.transitions++
+				r.did[m.do.kind]++
 				to, fresh := x.add(m.to, uint32(level))
 				if x.edges && !m.do.fault() {
 					x.from, x.to = append(x.from, uint32(level)), append(x.to, to)

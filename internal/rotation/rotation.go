@@ -119,7 +119,8 @@ func Promote(k keyring.Key, members []Member, now time.Time, emergency bool) (ke
 // Back aims the key at a version that it had before. While a rotation is in flight only the present primary can be named:
 // the target is given up, and destroyed with a tombstone if it never protected anything. After a promotion an older version can be named while
 // its window is open: it becomes the target, and Promote takes it once its gate holds; the newer version stays decrypt-enabled. Never
-// towards a version that is not active or is past its originator-usage period. fault.WrongState, PeriodOver, GateClosed.
+// towards a version that is not active or is past its originator-usage period, nor past a version that is retired.
+// fault.WrongState, PeriodOver, GateClosed.
 func Back(k keyring.Key, n uint32, now time.Time) (keyring.Key, error) {
 	v, err := k.Version(n)
 	if err != nil {
@@ -135,16 +136,31 @@ func Back(k keyring.Key, n uint32, now time.Time) (keyring.Key, error) {
 		return k, fault.New(fault.WrongState, fmt.Sprintf("key %s, version %d is %s and %s", k.Name, n, v.State, v.Phase)).
 			WithHint("only an active version within its rollback window can become primary again; rotate to a new one instead")
 	}
+	if !WindowOpen(k, v, now) {
+		return k, fault.New(fault.WrongState, fmt.Sprintf("the rollback window of key %s, version %d", k.Name, n))
+	}
+	if m := withdrawnAbove(k, n); m != 0 {
+		return k, fault.New(fault.WrongState, fmt.Sprintf("key %s, version %d was retired since", k.Name, m)).
+			WithHint("data sets refuse what is older than it; rotate to a new version instead")
+	}
 	v.Phase = keyring.PhasePrimary // what MayProtect would say of it as the primary
 	if err := k.MayProtect(v, now); err != nil {
 		return k, err
 	}
-	if !WindowOpen(k, v, now) {
-		return k, fault.New(fault.WrongState, fmt.Sprintf("the rollback window of key %s, version %d", k.Name, n))
-	}
 	k = k.Clone()
 	k.Target, k.Since = n, now
 	return k, nil
+}
+
+// withdrawnAbove returns a version after n that was used and is retired or destroyed; 0: none. Going back to n would lower the floors
+// of the data sets below it, and a write under it, frozen since before its retirement, would be accepted again.
+func withdrawnAbove(k keyring.Key, n uint32) uint32 {
+	for _, v := range k.Versions[n:] {
+		if v.Promoted != (keyring.Epoch{}) && (v.Phase == keyring.PhaseRetired || v.Phase == keyring.PhaseDestroyed) {
+			return v.Number
+		}
+	}
+	return 0
 }
 
 func giveUp(k keyring.Key, n uint32, now time.Time) (keyring.Key, error) {
