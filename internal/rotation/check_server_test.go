@@ -393,12 +393,12 @@ func (w *world) serverMoves(s *state, out []move) []move {
 	case rotation.StepDistribute:
 		take(action{kind: kDistribute}, opDistribute, 0, func(to *state) { to.waited = 0 })
 	case rotation.StepPromote:
-		take(action{kPromote, 0, uint8(k.Target)}, opPromote, 0, promoted)
+		take(action{kPromote, 0, uint8(k.Target)}, opPromote, 0, afterPromotion)
 	case rotation.StepSettle:
 		take(action{kind: kSettle}, opSettle, 0, nil)
 	case rotation.StepWait:
 		if w.off == guardAcks && int(s.waited) >= 2 {
-			take(action{kPromote, 0, uint8(k.Target)}, opPromote, 0, promoted)
+			take(action{kPromote, 0, uint8(k.Target)}, opPromote, 0, afterPromotion)
 		}
 	}
 	plain := func(do action, to state) {
@@ -432,7 +432,7 @@ func (w *world) serverMoves(s *state, out []move) []move {
 	return out
 }
 
-func promoted(to *state) { to.quiet, to.waited, to.census = 0, 0, census{} }
+func afterPromotion(to *state) { to.quiet, to.waited, to.census = 0, 0, census{} }
 
 // dropMoves: in fence mode a member leaves whose lease is over by this server's clock.
 func (w *world) dropMoves(s *state, add func(action, state)) {
