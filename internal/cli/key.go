@@ -1,0 +1,364 @@
+package cli
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	rotorv1 "github.com/rotorkms/rotor/proto/rotor/v1"
+)
+
+func newKey(a *app) *cobra.Command {
+	return newNoun("key", "Make keys, see them, and change the state of their versions",
+		newKeyCreate(a), newKeyList(a), newKeyShow(a), newKeySuspend(a), newKeyResume(a), newKeyCompromise(a), newKeyRetire(a), newKeyDestroy(a))
+}
+
+// keySpec is what a caller chooses about a new key.
+type keySpec struct {
+	purpose, custody, algorithm, owner, silence    string
+	labels                                         []string
+	originator, recipient                          time.Duration
+	maxStale, maxWait, window, destroyWait, margin time.Duration
+	approvals                                      uint32
+}
+
+func newKeyCreate(a *app) *cobra.Command {
+	var s keySpec
+	c := &cobra.Command{
+		Use:   "create NAME --purpose PURPOSE",
+		Short: "Make a key with its first version",
+		Long: `Make a key with its first version, which is primary at once. Purpose, custody and algorithm of a version never change. With custody
+"server" the material never leaves the server; with "fleet" it is delivered to the instances that hold the key, so that they use it
+without the network.`,
+		Example: "  rotor key create records --purpose encrypt --custody fleet\n  rotor key create models --purpose wrap --label team=vision\n" +
+			"  rotor key create tokens --purpose sign --margin 5m",
+		Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error { return a.createKey(c, args[0], s) },
+	}
+	f := c.Flags()
+	f.StringVar(&s.purpose, "purpose", "", "encrypt (data), wrap (the data keys of files), sign (tokens) or mac")
+	f.StringVar(&s.custody, "custody", "", "server or fleet (default server)")
+	f.StringVar(&s.algorithm, "algorithm", "", "algorithm (default: the purpose's; rotor explain algorithms)")
+	f.StringVar(&s.owner, "owner", "", "who answers for it (default: the caller)")
+	f.StringArrayVar(&s.labels, "label", nil, "name=value, which rules may select by; may be repeated")
+	f.StringVar(&s.silence, "silence", "", "what a rotation does about a silent instance: block waits for it, fence goes on at the end of its lease (default block)")
+	f.Var(duration{&s.originator}, "protect-for", "originator-usage period: how long a version may protect (default unlimited)")
+	f.Var(duration{&s.recipient}, "process-for", "recipient-usage period: how long a version may process (default unlimited)")
+	f.Var(duration{&s.maxStale}, "max-stale", "an instance unheard of for so long stops using the key (default 25h)")
+	f.Var(duration{&s.maxWait}, "max-wait", "a rotation that waits longer for an instance pauses (default 1h)")
+	f.Var(duration{&s.window}, "window", "how long a promotion can be rolled back (default 1d)")
+	f.Var(duration{&s.destroyWait}, "destroy-wait", "time between retirement and destruction (default 7d)")
+	f.Var(duration{&s.margin}, "margin", "signing keys: how long strangers may cache the JWKS (default 0s)")
+	f.Uint32Var(&s.approvals, "destroy-approvals", 0, "distinct callers that must ask for a destruction (default 2)")
+	return a.changes(c)
+}
+
+func (s keySpec) message(ns, name string) (*rotorv1.Key, error) {
+	if s.purpose == "" {
+		return nil, usage("--purpose", "one of encrypt, wrap, sign, mac")
+	}
+	labels, err := parsePairs("label", s.labels)
+	return &rotorv1.Key{
+		Namespace: ns, Name: name, Purpose: s.purpose, Custody: s.custody, Algorithm: s.algorithm, Owner: s.owner, Labels: labels,
+		OriginatorNs: int64(s.originator), RecipientNs: int64(s.recipient),
+		Rotation: &rotorv1.Rotation{
+			Silence: s.silence, MaxStaleNs: int64(s.maxStale), MaxWaitNs: int64(s.maxWait), WindowNs: int64(s.window),
+			DestroyWaitNs: int64(s.destroyWait), MarginNs: int64(s.margin), DestroyApprovals: s.approvals,
+		},
+	}, err
+}
+
+func (a *app) createKey(c *cobra.Command, name string, s keySpec) error {
+	m, err := s.message(a.namespace, name)
+	if err != nil {
+		return err
+	}
+	plan := fmt.Sprintf("create key %s: purpose %s, custody %s, algorithm %s; these never change", name, s.purpose, or(s.custody, "server"), or(s.algorithm, "the default"))
+	if err := a.confirm(plan); err != nil {
+		return err
+	}
+	api, err := a.connect()
+	if err != nil {
+		return err
+	}
+	defer api.close()
+	k, err := message(api.keys.Create(c.Context(), request(&rotorv1.CreateRequest{Key: m})))
+	if err != nil {
+		return err
+	}
+	return a.showKey(k)
+}
+
+func newKeyList(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "list", Short: "List the keys that you may see", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			api, err := a.connect()
+			if err != nil {
+				return err
+			}
+			defer api.close()
+			m, err := message(api.keys.List(c.Context(), request(&rotorv1.ListRequest{Namespace: a.namespace})))
+			if err != nil {
+				return err
+			}
+			views, t := []keyView{}, table{header: []string{"name", "purpose", "custody", "algorithm", "primary", "versions", "owner"}}
+			for _, k := range m.GetKeys() {
+				v := viewKey(k)
+				views = append(views, v)
+				t.add(v.Name, v.Purpose, v.Custody, v.Algorithm, number(v.Primary), number(len(v.Versions)), v.Owner)
+			}
+			return a.show(views, t)
+		},
+	}
+}
+
+func newKeyShow(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "show NAME", Short: "Show a key and its versions", Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			api, err := a.connect()
+			if err != nil {
+				return err
+			}
+			defer api.close()
+			k, err := message(api.keys.Get(c.Context(), request(a.ref(args[0]))))
+			if err != nil {
+				return err
+			}
+			return a.showKey(k)
+		},
+	}
+}
+
+func newKeySuspend(a *app) *cobra.Command {
+	return a.newKeyChange("suspend", "Suspend a version: it is refused everywhere until it is resumed",
+		"suspend version %d of key %s: nothing can use it until it is resumed", a.confirmPlain)
+}
+
+func newKeyResume(a *app) *cobra.Command {
+	return a.newKeyChange("resume", "Bring a suspended version back", "resume version %d of key %s", a.confirmPlain)
+}
+
+func newKeyCompromise(a *app) *cobra.Command {
+	return a.newKeyChange("compromise", "Mark a version as compromised: it never protects again, and processes only where that is allowed",
+		"mark version %d of key %s as compromised", a.confirmName)
+}
+
+func (a *app) confirmPlain(plan, _ string) error { return a.confirm(plan) }
+
+// newKeyChange makes a verb that sends an event of the same name about a version.
+func (a *app) newKeyChange(event, short, plan string, confirm func(plan, name string) error) *cobra.Command {
+	var reason string
+	c := &cobra.Command{
+		Use: event + " NAME VERSION", Short: short, Args: cobra.ExactArgs(2),
+		RunE: func(c *cobra.Command, args []string) error {
+			n, err := parseVersion(args[1])
+			if err != nil {
+				return err
+			}
+			if err := confirm(fmt.Sprintf(plan, n, args[0]), args[0]); err != nil {
+				return err
+			}
+			api, err := a.connect()
+			if err != nil {
+				return err
+			}
+			defer api.close()
+			m := &rotorv1.ChangeRequest{Key: a.ref(args[0]), Version: n, Event: event, Reason: reason}
+			k, err := message(api.keys.Change(c.Context(), request(m)))
+			if err != nil {
+				return err
+			}
+			return a.showKey(k)
+		},
+	}
+	c.Flags().StringVar(&reason, "reason", "", "why; kept with the version and in the audit log")
+	return a.changes(c)
+}
+
+func newKeyRetire(a *app) *cobra.Command {
+	var undo bool
+	c := &cobra.Command{
+		Use:   "retire NAME VERSION",
+		Short: "Withdraw a version that nothing needs any more, or bring it back",
+		Long: `Withdraw a version from every instance. It is refused while the census finds anything under it, a data set cannot be counted, or an
+instance has not acknowledged that another version protects. Until it is destroyed --undo brings it back.`,
+		Args: cobra.ExactArgs(2),
+		RunE: func(c *cobra.Command, args []string) error { return a.retire(c, args[0], args[1], undo) },
+	}
+	c.Flags().BoolVar(&undo, "undo", false, "bring a retired version back")
+	return a.changes(c)
+}
+
+func (a *app) retire(c *cobra.Command, name, version string, undo bool) error {
+	n, err := parseVersion(version)
+	if err != nil {
+		return err
+	}
+	plan := fmt.Sprintf("retire version %d of key %s: it is refused everywhere; rotor key retire %s %d --undo brings it back until it is destroyed", n, name, name, n)
+	if undo {
+		plan = fmt.Sprintf("bring version %d of key %s back", n, name)
+	}
+	if err := a.confirm(plan); err != nil {
+		return err
+	}
+	api, err := a.connect()
+	if err != nil {
+		return err
+	}
+	defer api.close()
+	k, err := message(api.keys.Retire(c.Context(), request(&rotorv1.RetireRequest{Key: a.ref(name), Version: n, Undo: undo})))
+	if err != nil {
+		return err
+	}
+	return a.showKey(k)
+}
+
+// destroyView is what key destroy answers.
+type destroyView struct {
+	Destroyed bool    `json:"destroyed"`
+	Waiting   string  `json:"waiting,omitempty"`
+	Key       keyView `json:"key"`
+}
+
+func newKeyDestroy(a *app) *cobra.Command {
+	c := &cobra.Command{
+		Use:   "destroy NAME VERSION",
+		Short: "Ask for the destruction of a retired version",
+		Long: `Ask for the destruction of a retired version. It happens when enough callers asked, the wait since the retirement is over, and a second
+census is 0; until then the answer says what is missing. What is encrypted under a destroyed version is lost for ever.`,
+		Args: cobra.ExactArgs(2),
+		RunE: func(c *cobra.Command, args []string) error { return a.destroy(c, args[0], args[1]) },
+	}
+	return a.changes(c)
+}
+
+func (a *app) destroy(c *cobra.Command, name, version string) error {
+	n, err := parseVersion(version)
+	if err != nil {
+		return err
+	}
+	plan := fmt.Sprintf("destroy version %d of key %s: whatever is still under it is lost for ever", n, name)
+	if err := a.confirmName(plan, name); err != nil {
+		return err
+	}
+	api, err := a.connect()
+	if err != nil {
+		return err
+	}
+	defer api.close()
+	m, err := message(api.keys.Destroy(c.Context(), request(&rotorv1.DestroyRequest{Key: a.ref(name), Version: n})))
+	if err != nil {
+		return err
+	}
+	v, outcome := destroyView{m.GetDestroyed(), m.GetWaiting(), viewKey(m.GetKey())}, "destroyed"
+	if !v.Destroyed {
+		outcome = "waiting for " + v.Waiting
+	}
+	return a.show(v, table{rows: [][]string{{name, number(n), outcome}}})
+}
+
+func or(s, instead string) string {
+	if s == "" {
+		return instead
+	}
+	return s
+}
+
+// keyView is a key as programs see it. Durations are in Go's form, times in RFC 3339.
+type keyView struct {
+	ID         string            `json:"id"`
+	Namespace  string            `json:"namespace"`
+	Name       string            `json:"name"`
+	Purpose    string            `json:"purpose"`
+	Custody    string            `json:"custody"`
+	Algorithm  string            `json:"algorithm"`
+	Owner      string            `json:"owner,omitempty"`
+	Labels     map[string]string `json:"labels,omitempty"`
+	Epoch      string            `json:"epoch"`
+	Primary    uint32            `json:"primary"`
+	Target     uint32            `json:"target,omitempty"`
+	ProtectFor string            `json:"protect_for,omitempty"`
+	ProcessFor string            `json:"process_for,omitempty"`
+	Rotation   rotationView      `json:"rotation"`
+	Created    string            `json:"created"`
+	Versions   []versionView     `json:"versions"`
+}
+
+type rotationView struct {
+	Silence     string `json:"silence"`
+	MaxStale    string `json:"max_stale"`
+	MaxWait     string `json:"max_wait"`
+	Window      string `json:"window"`
+	DestroyWait string `json:"destroy_wait"`
+	Margin      string `json:"margin"`
+	Approvals   uint32 `json:"destroy_approvals"`
+}
+
+type versionView struct {
+	Number    uint32 `json:"number"`
+	Handle    string `json:"handle"`
+	Algorithm string `json:"algorithm"`
+	State     string `json:"state"`
+	Phase     string `json:"phase"`
+	Created   string `json:"created"`
+	Activated string `json:"activated,omitempty"`
+	Retired   string `json:"retired,omitempty"`
+	Reason    string `json:"reason,omitempty"`
+	Approvals uint32 `json:"destroy_approvals,omitempty"`
+	Public    []byte `json:"public,omitempty"`
+}
+
+func viewKey(k *rotorv1.Key) keyView {
+	r := k.GetRotation()
+	v := keyView{
+		ID: k.GetId(), Namespace: k.GetNamespace(), Name: k.GetName(), Purpose: k.GetPurpose(), Custody: k.GetCustody(), Algorithm: k.GetAlgorithm(),
+		Owner: k.GetOwner(), Labels: k.GetLabels(), Epoch: fmt.Sprintf("%d.%d", k.GetIncarnation(), k.GetEpoch()), Primary: k.GetPrimary(),
+		Target: k.GetTarget(), ProtectFor: limited(k.GetOriginatorNs()), ProcessFor: limited(k.GetRecipientNs()), Created: moment(k.GetCreated()),
+		Rotation: rotationView{
+			r.GetSilence(), nanos(r.GetMaxStaleNs()), nanos(r.GetMaxWaitNs()), nanos(r.GetWindowNs()), nanos(r.GetDestroyWaitNs()),
+			nanos(r.GetMarginNs()), r.GetDestroyApprovals(),
+		},
+	}
+	for _, n := range k.GetVersions() {
+		v.Versions = append(v.Versions, versionView{
+			n.GetNumber(), fmt.Sprintf("%08x", n.GetHandle()), n.GetAlgorithm(), n.GetState(), n.GetPhase(), moment(n.GetCreated()),
+			moment(n.GetActivated()), moment(n.GetRetired()), n.GetReason(), n.GetApprovals(), n.GetPublic(),
+		})
+	}
+	return v
+}
+
+func nanos(n int64) string { return days(time.Duration(n)) }
+
+func limited(n int64) string {
+	if n == 0 {
+		return ""
+	}
+	return nanos(n)
+}
+
+func (a *app) showKey(k *rotorv1.Key) error {
+	v := viewKey(k)
+	facts := table{rows: [][]string{
+		{"name", v.Name}, {"namespace", v.Namespace}, {"id", v.ID}, {"purpose", v.Purpose}, {"custody", v.Custody}, {"algorithm", v.Algorithm},
+		{"owner", v.Owner}, {"labels", labelText(k.GetLabels())}, {"primary", number(v.Primary)}, {"epoch", v.Epoch},
+		{"protects for", or(v.ProtectFor, "ever")}, {"processes for", or(v.ProcessFor, "ever")}, {"silence", v.Rotation.Silence}, {"rollback window", v.Rotation.Window},
+	}}
+	versions := table{header: []string{"version", "phase", "state", "handle", "algorithm", "activated", "reason"}}
+	for _, n := range v.Versions {
+		versions.add(number(n.Number), n.Phase, n.State, n.Handle, n.Algorithm, n.Activated, n.Reason)
+	}
+	return a.show(v, facts, versions)
+}
+
+func labelText(labels map[string]string) string {
+	var out []string
+	for _, name := range sorted(labels) {
+		out = append(out, name+"="+labels[name])
+	}
+	return strings.Join(out, " ")
+}

@@ -1,0 +1,67 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rotorkms/rotor/internal/server"
+)
+
+// quiet is the logger of one-shot commands: errors are returned, nothing else is of interest.
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+// serverFlags are the flags that server init, server run and dev share.
+func serverFlags(c *cobra.Command, f *server.Config, dir string) {
+	flags := c.Flags()
+	flags.StringVar(&f.Dir, "dir", dir, "directory of the server: store, seal key, rules, administrator's identity")
+	flags.StringVar(&f.Listen, "listen", "127.0.0.1:7420", "host:port to listen on; port 0 takes a free one")
+	flags.StringVar(&f.Advertise, "advertise", "", "host:port that join tokens name (default: the listener's)")
+	flags.StringVar(&f.Rules, "rules", "", "path of the rules file (default DIR/rules.yaml)")
+	flags.StringVar(&f.SealKey, "seal-key", "", "path of the seal's key file (default DIR/seal.key); beside the store it protects against theft of the store alone")
+	flags.StringVar(&f.TrustDomain, "trust-domain", "", "trust domain of SPIFFE IDs (default rotor.local); the same at init and at every run")
+}
+
+// runFlags are the flags of a server that runs.
+func runFlags(c *cobra.Command, f *server.Config) {
+	flags := c.Flags()
+	flags.StringSliceVar(&f.Hosts, "host", nil, "name or address in the server's certificate, for strangers that check it; may be repeated (default: the listener's host)")
+	flags.Var(duration{&f.LeaseTTL}, "lease-ttl", "how long an instance in fence mode goes on without the server (default 10s)")
+	flags.Var(duration{&f.MaxSkew}, "max-skew", "bound of the drift between two clocks in one lease (default a tenth of it)")
+}
+
+// serve runs a server until ctx ends. ready is called with its address. SIGHUP reloads the rules.
+func (a *app) serve(ctx context.Context, c server.Config, ready func(address string)) error {
+	c.Log = slog.New(slog.NewTextHandler(a.err, nil))
+	s, err := server.Start(ctx, c)
+	if err != nil {
+		return err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- s.Wait() }() // ends with the server, which this function closes
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	ready(s.Address())
+	for {
+		select {
+		case <-ctx.Done():
+			c.Log.Info("stopping")
+			return s.Close()
+		case err := <-ended:
+			return err
+		case <-hup:
+			if err := s.Reload(); err != nil {
+				c.Log.Error("rules not reloaded, the old ones stay", "error", err)
+			}
+		}
+	}
+}
+
+// listening is the one line that a server prints on standard output once it answers.
+func (a *app) listening(address string) { fmt.Fprintf(a.out, "listening on %s\n", address) }

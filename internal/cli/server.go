@@ -1,0 +1,93 @@
+package cli
+
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/rotorkms/rotor/internal/server"
+	rotorv1 "github.com/rotorkms/rotor/proto/rotor/v1"
+)
+
+func newServer(a *app) *cobra.Command {
+	return newNoun("server", "Set up and run a server", newServerInit(a), newServerRun(a), newServerStatus(a))
+}
+
+// initView is what server init answers.
+type initView struct {
+	Cluster       string `json:"cluster"`
+	CheckpointKey string `json:"checkpoint_key"`
+	Identity      string `json:"identity"`
+}
+
+func newServerInit(a *app) *cobra.Command {
+	var f server.Config
+	c := &cobra.Command{
+		Use:   "init",
+		Short: "Make a new cluster: store, seal key, rules, certificate authority, administrator",
+		Long: `Make a new cluster in a directory that has none. It prints the checkpoint key, which pins the audit log: give it to whoever verifies
+the log, and keep it somewhere else than the server.`,
+		Example: "  rotor server init --dir /var/lib/rotor --listen 0.0.0.0:7420 --advertise kms.example:7420",
+		Args:    cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			made, err := server.Init(c.Context(), f)
+			if err != nil {
+				return err
+			}
+			v := initView{made.ClusterID, made.CheckpointKey, made.AdminDir}
+			return a.show(v, table{rows: [][]string{{"cluster", v.Cluster}, {"checkpoint key", v.CheckpointKey}, {"identity", v.Identity}}})
+		},
+	}
+	serverFlags(c, &f, "")
+	return c
+}
+
+func newServerRun(a *app) *cobra.Command {
+	var f server.Config
+	c := &cobra.Command{
+		Use:   "run",
+		Short: "Run the server until SIGINT or SIGTERM",
+		Long: `Run the server until SIGINT or SIGTERM. Once it answers it prints "listening on HOST:PORT" on standard output; its log goes to standard
+error. SIGHUP reads the rules again; wrong ones are refused and the old ones stay.`,
+		Example: "  rotor server run --dir /var/lib/rotor --listen 0.0.0.0:7420",
+		Args:    cobra.NoArgs,
+		RunE:    func(c *cobra.Command, _ []string) error { return a.serve(c.Context(), f, a.listening) },
+	}
+	serverFlags(c, &f, "")
+	runFlags(c, &f)
+	return c
+}
+
+// serverView is the server as programs see it.
+type serverView struct {
+	Version   string `json:"version"`
+	Cluster   string `json:"cluster"`
+	Engine    string `json:"engine"`
+	Seal      string `json:"seal"`
+	Started   string `json:"started"`
+	Keys      uint32 `json:"keys"`
+	Instances uint32 `json:"instances"`
+	Connected uint32 `json:"connected"`
+}
+
+func newServerStatus(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "status", Short: "Say how the server is", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			s, err := a.connect()
+			if err != nil {
+				return err
+			}
+			defer s.close()
+			m, err := message(s.server.Status(c.Context(), request(&rotorv1.StatusRequest{})))
+			if err != nil {
+				return err
+			}
+			v := serverView{
+				m.GetVersion(), m.GetCluster(), m.GetEngine(), m.GetSeal(), moment(m.GetStarted()), m.GetKeys(), m.GetInstances(), m.GetConnected(),
+			}
+			return a.show(v, table{rows: [][]string{
+				{"version", v.Version}, {"cluster", v.Cluster}, {"engine", v.Engine}, {"seal", v.Seal}, {"started", v.Started},
+				{"keys", number(v.Keys)}, {"instances", number(v.Instances)}, {"connected", number(v.Connected)},
+			}})
+		},
+	}
+}
