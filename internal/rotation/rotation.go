@@ -173,8 +173,8 @@ func giveUp(k keyring.Key, n uint32, now time.Time) (keyring.Key, error) {
 	}
 	k = raise(k)
 	k.Target, k.Since = 0, time.Time{}
-	if target.State != keyring.PreActivation {
-		return k, nil
+	if target.Promoted != (keyring.Epoch{}) {
+		return k, nil // the target of a rollback, which protected before
 	}
 	if k, err = k.Apply(target.Number, keyring.Destroy, "rotation given up", now); err != nil {
 		return k, err

@@ -226,7 +226,8 @@ func TestBackKeepsTheNewVersion(t *testing.T) {
 }
 
 func TestGiveUp(t *testing.T) {
-	for _, k := range []keyring.Key{staged(t), distributed(t)} {
+	lost := must(rotation.Change(distributed(t), 2, keyring.Compromise, "lost", start))(t)
+	for _, k := range []keyring.Key{staged(t), distributed(t), lost} {
 		k = must(rotation.Back(k, 1, start))(t)
 		if got := phases(k); got != "primary destroyed" || k.Target != 0 || k.Versions[1].State != keyring.Destroyed {
 			t.Errorf("%s, %+v", got, k.Versions[1])
