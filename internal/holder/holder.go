@@ -49,8 +49,12 @@ type Key struct {
 }
 
 // Apply takes a snapshot over an older one (nil: none yet). It refuses what is not newer and what drops a version without its
-// tombstone or brings one back from the dead. fault.SnapshotRefused. An equal epoch is no news and no error: changed is false.
+// tombstone, brings one back from the dead or names two alike. fault.SnapshotRefused. An equal epoch is no news and no error: changed is
+// false.
 func Apply(old *Key, s keyring.Snapshot) (next *Key, changed bool, err error) {
+	if err := distinct(s); err != nil {
+		return old, false, err
+	}
 	if old == nil {
 		return &Key{Snapshot: s}, true, nil
 	}
@@ -68,6 +72,18 @@ func Apply(old *Key, s keyring.Snapshot) (next *Key, changed bool, err error) {
 		return old, false, err
 	}
 	return &Key{Snapshot: s}, true, nil
+}
+
+// distinct: no two versions share a number or a handle, or a destroyed one could hide behind a live one.
+func distinct(s keyring.Snapshot) error {
+	numbers, handles := make(map[uint32]bool, len(s.Versions)), make(map[uint32]bool, len(s.Versions))
+	for _, v := range s.Versions {
+		if numbers[v.Number] || handles[v.Handle] {
+			return fault.New(fault.SnapshotRefused, fmt.Sprintf("key %s, version %d is there twice", s.Name, v.Number))
+		}
+		numbers[v.Number], handles[v.Handle] = true, true
+	}
+	return nil
 }
 
 // keepsAll is the shrink guard: each version of the older snapshot is in the newer one, the same and not less dead.
@@ -138,8 +154,8 @@ func (k *Key) process(v keyring.SnapshotVersion, now time.Time) error {
 		return fault.New(fault.VersionDestroyed, k.name(v))
 	case v.Phase == keyring.PhaseRetired:
 		return fault.New(fault.VersionRetired, k.name(v))
-	case v.State == keyring.Suspended || v.State == keyring.Compromised:
-		return fault.New(fault.WrongState, k.name(v)+" is "+string(v.State))
+	case !v.Live() || v.State != keyring.PreActivation && v.State != keyring.Active && v.State != keyring.Deactivated:
+		return fault.New(fault.WrongState, fmt.Sprintf("%s is %s and %s", k.name(v), v.State, v.Phase))
 	case !v.Expires.IsZero() && !now.Before(v.Expires):
 		return fault.New(fault.PeriodOver, k.name(v)+" to process")
 	}
