@@ -229,8 +229,8 @@ func (a *Authority) serverCertificate(hosts []string) (*tls.Certificate, error) 
 	return &tls.Certificate{Certificate: [][]byte{der, a.ca.Raw}, PrivateKey: key, Leaf: leaf}, nil
 }
 
-// ClientTLS lets the server itself call parts of the fleet, such as data sets, under its own SPIFFE ID.
-func (a *Authority) ClientTLS() (*tls.Config, error) {
+// ClientTLS lets the server itself call an instance of the fleet that serves something, such as a data set, under its own SPIFFE ID.
+func (a *Authority) ClientTLS(instance string) (*tls.Config, error) {
 	cert, err := a.serverCertificate(nil)
 	if err != nil {
 		return nil, err
@@ -239,7 +239,10 @@ func (a *Authority) ClientTLS() (*tls.Config, error) {
 		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{*cert},
 		InsecureSkipVerify: true, //nolint:gosec // names are SPIFFE IDs, not hosts; VerifyConnection checks chain and ID
 		VerifyConnection: func(s tls.ConnectionState) error {
-			_, err := a.Identify(s, false)
+			c, err := a.Identify(s, false)
+			if err == nil && c.Instance != instance {
+				err = fault.New(fault.Unauthenticated, "instance "+instance).WithHint("%s answers in its place", c.Name)
+			}
 			return err
 		},
 	}, nil

@@ -20,12 +20,19 @@ import (
 // tick is how often clocks are looked at: leases that end, margins, windows.
 const tick = 100 * time.Millisecond
 
+// Floors keeps the floors of data sets.
+type Floors interface {
+	// NotReady names the data sets that would refuse ciphertext of the key's target, and starts to lower their floors.
+	NotReady(ctx context.Context, k keyring.Key) []string
+}
+
 // Config is what a Loop needs.
 type Config struct {
-	KMS   *kms.Service
-	Fleet *fleet.Fleet
-	Now   func() time.Time
-	Log   *slog.Logger
+	KMS    *kms.Service
+	Fleet  *fleet.Fleet
+	Floors Floors // nil: there are no data sets
+	Now    func() time.Time
+	Log    *slog.Logger
 }
 
 // Loop is the loop.
@@ -112,6 +119,9 @@ func (l *Loop) step(ctx context.Context, id keyring.KeyID) (again bool, err erro
 	case rotation.StepDistribute:
 		_, err = l.KMS.Step(ctx, id, guard.Cond{}, rotation.Distribute)
 	case rotation.StepPromote:
+		if l.Floors != nil && len(l.Floors.NotReady(ctx, k)) > 0 {
+			return false, nil // looked at again at the next tick
+		}
 		_, err = l.KMS.Step(ctx, id, cond, func(k keyring.Key, now time.Time) (keyring.Key, error) {
 			return rotation.Promote(k, members, now, false)
 		})
@@ -162,11 +172,16 @@ type Progress struct {
 }
 
 // Progress looks at a key without changing anything.
-func (l *Loop) Progress(k keyring.Key) Progress {
+func (l *Loop) Progress(ctx context.Context, k keyring.Key) Progress {
 	members, _ := l.Fleet.Members(k.ID)
 	now := l.Now()
 	p := Progress{Key: k, Members: len(members)}
 	p.Step, p.Waiting = rotation.Next(k, members, now)
+	if p.Step == rotation.StepPromote && l.Floors != nil {
+		if sets := l.Floors.NotReady(ctx, k); len(sets) > 0 {
+			p.Step, p.Waiting = rotation.StepWait, sets
+		}
+	}
 	if v, err := k.Version(k.Primary); err == nil {
 		p.Behind = rotation.Waiting(members, v.Promoted)
 	}

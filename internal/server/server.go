@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/rotorkms/rotor/internal/authn"
+	"github.com/rotorkms/rotor/internal/campaign"
 	"github.com/rotorkms/rotor/internal/fleet"
 	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/issuer"
@@ -53,6 +54,7 @@ type Server struct {
 type rooms struct {
 	kms       *kms.Service
 	fleet     *fleet.Fleet
+	campaigns *campaign.Service
 	rollout   *rollout.Loop
 	authority *authn.Authority
 }
@@ -125,7 +127,7 @@ func (s *Server) serve(ctx, run context.Context, group *errgroup.Group, sealer s
 		r.rollout.Look(k.ID)
 	})
 	r.fleet.OnChange = r.rollout.Look
-	for _, loop := range []func(context.Context) error{r.kms.Run, r.fleet.Run, r.rollout.Run} {
+	for _, loop := range []func(context.Context) error{r.kms.Run, r.fleet.Run, r.campaigns.Run, r.rollout.Run} {
 		group.Go(func() error { return loop(run) })
 	}
 	group.Go(func() error {
@@ -149,7 +151,13 @@ func (s *Server) build(ctx context.Context) (r rooms, err error) {
 	if r.fleet, err = fleet.New(ctx, fleet.Config{Guard: s.guard, Keys: r.kms, Leases: leases, Now: c.Now, Log: c.Log}); err != nil {
 		return r, err
 	}
-	r.rollout = rollout.New(rollout.Config{KMS: r.kms, Fleet: r.fleet, Now: c.Now, Log: c.Log})
+	r.campaigns, err = campaign.New(ctx, campaign.Config{
+		Guard: s.guard, KMS: r.kms, Fleet: r.fleet, TLS: r.authority.ClientTLS, Now: c.Now, Log: c.Log,
+	})
+	if err != nil {
+		return r, err
+	}
+	r.rollout = rollout.New(rollout.Config{KMS: r.kms, Fleet: r.fleet, Floors: r.campaigns, Now: c.Now, Log: c.Log})
 	return r, nil
 }
 
@@ -162,7 +170,7 @@ func (s *Server) mux(r rooms, sealer string) *http.ServeMux {
 	mux.HandleFunc("/readyz", alive) // the listener is opened after the store is unsealed and verified
 	mux.Handle(jwks.Path, jwks.Handler(tokens, keyring.Namespace(c.Namespace)))
 	native.Mount(mux, native.Config{
-		Guard: s.guard, KMS: r.kms, Fleet: r.fleet, Rollout: r.rollout, Authority: r.authority, Issuer: tokens, Address: s.Advertised(),
+		Guard: s.guard, KMS: r.kms, Fleet: r.fleet, Rollout: r.rollout, Authority: r.authority, Issuer: tokens, Campaigns: r.campaigns, Address: s.Advertised(),
 		About: native.About{Version: Version, Engine: "bolt", Seal: sealer, Started: c.Now()}, Now: c.Now, Log: c.Log,
 	})
 	return mux

@@ -40,6 +40,8 @@ func stamp(t time.Time) *timestamppb.Timestamp {
 	return timestamppb.New(t)
 }
 
+func duration(ns int64) time.Duration { return time.Duration(ns) }
+
 func parts(in []*rotorv1.Part) []envelope.Part {
 	var out []envelope.Part
 	for _, p := range in {

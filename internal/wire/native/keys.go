@@ -6,7 +6,6 @@ import (
 
 	"connectrpc.com/connect"
 
-	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/secret"
@@ -66,7 +65,7 @@ func (s keys) Progress(ctx context.Context, r *connect.Request[rotorv1.KeyRef]) 
 	if err != nil {
 		return nil, err
 	}
-	p := s.Rollout.Progress(k)
+	p := s.Rollout.Progress(ctx, k)
 	return answer(&rotorv1.ProgressResponse{
 		Key: keyMessage(p.Key), Step: string(p.Step), Waiting: p.Waiting, Members: uint32(p.Members), Behind: p.Behind, Paused: p.Paused,
 	}, nil)
@@ -121,13 +120,15 @@ func (s keys) Verify(ctx context.Context, r *connect.Request[rotorv1.VerifyReque
 }
 
 // Retire withdraws a version once its census is 0, or brings it back.
-func (s keys) Retire(_ context.Context, _ *connect.Request[rotorv1.RetireRequest]) (*connect.Response[rotorv1.Key], error) {
-	return nil, fault.New(fault.Unavailable, "retire")
+func (s keys) Retire(ctx context.Context, r *connect.Request[rotorv1.RetireRequest]) (*connect.Response[rotorv1.Key], error) {
+	k, err := s.Campaigns.Retire(ctx, wire.Caller(ctx), s.ref(r.Msg.GetKey()), r.Msg.GetVersion(), r.Msg.GetUndo())
+	return answer(keyMessage(k), err)
 }
 
 // Destroy asks for the destruction of a retired version.
-func (s keys) Destroy(_ context.Context, _ *connect.Request[rotorv1.DestroyRequest]) (*connect.Response[rotorv1.DestroyResponse], error) {
-	return nil, fault.New(fault.Unavailable, "destroy")
+func (s keys) Destroy(ctx context.Context, r *connect.Request[rotorv1.DestroyRequest]) (*connect.Response[rotorv1.DestroyResponse], error) {
+	k, done, waiting, err := s.Campaigns.Destroy(ctx, wire.Caller(ctx), s.ref(r.Msg.GetKey()), r.Msg.GetVersion())
+	return answer(&rotorv1.DestroyResponse{Key: keyMessage(k), Destroyed: done, Waiting: waiting}, err)
 }
 
 func keySpec(m *rotorv1.Key) keyring.Key {

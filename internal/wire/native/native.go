@@ -12,6 +12,7 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/rotorkms/rotor/internal/authn"
+	"github.com/rotorkms/rotor/internal/campaign"
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/fleet"
 	"github.com/rotorkms/rotor/internal/guard"
@@ -32,6 +33,7 @@ type Config struct {
 	Rollout   *rollout.Loop
 	Authority *authn.Authority
 	Issuer    issuer.Issuer
+	Campaigns *campaign.Service
 	Address   string // host:port that join tokens name
 	About     About
 	Now       func() time.Time
@@ -57,6 +59,7 @@ func Mount(mux *http.ServeMux, c Config) {
 	mux.Handle(rotorv1.NewJoinServiceHandler(join{c}, o...))
 	mux.Handle(rotorv1.NewFleetServiceHandler(members{c}, o...))
 	mux.Handle(rotorv1.NewTokenServiceHandler(tokens{c}, o...))
+	mux.Handle(rotorv1.NewDataServiceHandler(data{c}, o...))
 	mux.Handle(rotorv1.NewAuditServiceHandler(log{c}, o...))
 	mux.Handle(rotorv1.NewServerServiceHandler(status{c}, o...))
 }

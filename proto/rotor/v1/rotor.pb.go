@@ -3099,10 +3099,10 @@ func (x *RegisterRequest) GetDataSet() *DataSet {
 
 type DataSet struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // of the joined instance that serves it
 	Key           *KeyRef                `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
 	Url           string                 `protobuf:"bytes,3,opt,name=url,proto3" json:"url,omitempty"`
-	Ca            []byte                 `protobuf:"bytes,4,opt,name=ca,proto3" json:"ca,omitempty"` // DER of the CA of the data set's own certificate; empty: rotor's
+	MaxInFlightNs int64                  `protobuf:"varint,4,opt,name=max_in_flight_ns,json=maxInFlightNs,proto3" json:"max_in_flight_ns,omitempty"` // without a floor: how long a write may be on its way
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3158,11 +3158,11 @@ func (x *DataSet) GetUrl() string {
 	return ""
 }
 
-func (x *DataSet) GetCa() []byte {
+func (x *DataSet) GetMaxInFlightNs() int64 {
 	if x != nil {
-		return x.Ca
+		return x.MaxInFlightNs
 	}
-	return nil
+	return 0
 }
 
 type DataSetsRequest struct {
@@ -4187,12 +4187,12 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\rIssueResponse\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\"?\n" +
 	"\x0fRegisterRequest\x12,\n" +
-	"\bdata_set\x18\x01 \x01(\v2\x11.rotor.v1.DataSetR\adataSet\"c\n" +
+	"\bdata_set\x18\x01 \x01(\v2\x11.rotor.v1.DataSetR\adataSet\"|\n" +
 	"\aDataSet\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\"\n" +
 	"\x03key\x18\x02 \x01(\v2\x10.rotor.v1.KeyRefR\x03key\x12\x10\n" +
-	"\x03url\x18\x03 \x01(\tR\x03url\x12\x0e\n" +
-	"\x02ca\x18\x04 \x01(\fR\x02ca\"\x11\n" +
+	"\x03url\x18\x03 \x01(\tR\x03url\x12'\n" +
+	"\x10max_in_flight_ns\x18\x04 \x01(\x03R\rmaxInFlightNs\"\x11\n" +
 	"\x0fDataSetsRequest\"B\n" +
 	"\x10DataSetsResponse\x12.\n" +
 	"\tdata_sets\x18\x01 \x03(\v2\x11.rotor.v1.DataSetR\bdataSets\"3\n" +

@@ -1,0 +1,239 @@
+package campaign
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/keyring"
+	"github.com/rotorkms/rotor/internal/kms"
+	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/rotation"
+)
+
+// Report is what a census found.
+type Report struct {
+	Epoch       keyring.Epoch
+	Started     time.Time
+	Counts      map[uint32]uint64 // ciphertexts by version
+	Unknown     uint64            // of no version of the key, or unreadable
+	Unreachable []string
+	Settled     bool
+	Sets        int
+}
+
+// Census counts the ciphertexts of a key in every registered data set. It is settled when it began after nobody could write under an
+// older version any more.
+func (s *Service) Census(ctx context.Context, c policy.Caller, ref kms.Ref) (Report, error) {
+	k, err := s.KMS.MayAsk(ctx, c, policy.ActCensus, ref)
+	if err != nil {
+		return Report{}, err
+	}
+	return s.count(ctx, k.ID)
+}
+
+// count takes a census.
+func (s *Service) count(ctx context.Context, id keyring.KeyID) (Report, error) {
+	k, _, err := s.KMS.Record(ctx, id)
+	if err != nil {
+		return Report{}, err
+	}
+	r := Report{Epoch: k.Epoch, Started: s.Now().UTC(), Counts: map[uint32]uint64{}, Settled: len(s.late(k)) == 0}
+	numbers := map[string]uint32{}
+	for _, v := range k.Versions {
+		numbers[hexHandle(v.Handle)] = v.Number
+	}
+	for _, t := range s.of(id) {
+		r.Sets++
+		r.Settled = r.Settled && s.settled(t.now(), k)
+		if err := scan(ctx, t.adapter, numbers, &r); err != nil {
+			r.Unreachable = append(r.Unreachable, t.now().Name)
+			s.Log.WarnContext(ctx, "data set not counted", "data_set", t.now().Name, "error", err)
+		}
+	}
+	return r, ctx.Err()
+}
+
+func scan(ctx context.Context, a Adapter, numbers map[string]uint32, r *Report) error {
+	info, err := a.Info(ctx)
+	if err != nil {
+		return err
+	}
+	for _, shard := range info.Shards {
+		counts, unreadable, err := a.Census(ctx, shard)
+		if err != nil {
+			return err
+		}
+		r.Unknown += unreadable
+		for handle, n := range counts {
+			if number, ok := numbers[handle]; ok {
+				r.Counts[number] += n
+			} else {
+				r.Unknown += n
+			}
+		}
+	}
+	return nil
+}
+
+// late names the holders that may still protect with an older version.
+func (s *Service) late(k keyring.Key) []string {
+	members, _ := s.Fleet.Members(k.ID)
+	v, err := k.Version(k.Primary)
+	if err != nil {
+		return nil
+	}
+	return rotation.Waiting(members, v.Promoted)
+}
+
+// settled says whether a data set takes nothing any more that was encrypted before the present primary was everywhere.
+func (s *Service) settled(d DataSet, k keyring.Key) bool {
+	if d.Raised && slices.Equal(d.Floor.Reject, rejected(k)) {
+		return true
+	}
+	v, err := k.Version(k.Primary)
+	return err == nil && d.MaxInFlight > 0 && !d.Calm.Less(v.Promoted) && !s.Now().Before(d.CalmSince.Add(d.MaxInFlight))
+}
+
+// calm makes a census possible: every holder has acknowledged the promotion, and every floor is up or its time of flight has begun.
+// fault.GateClosed names who is late.
+func (s *Service) calm(ctx context.Context, k keyring.Key) error {
+	if late := s.late(k); len(late) > 0 {
+		return fault.New(fault.GateClosed, "key "+k.Name+" waits for "+strings.Join(late, ", "))
+	}
+	for _, t := range s.of(k.ID) {
+		info, err := t.adapter.Info(ctx)
+		if err != nil {
+			return fault.Wrap(fault.GateClosed, "data set "+t.now().Name, err)
+		}
+		if !info.Floor {
+			if err := s.quiet(ctx, t, k); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := s.raise(ctx, t); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// quiet notes since when nobody begins a write under an older version of a data set without a floor.
+func (s *Service) quiet(ctx context.Context, t *set, k keyring.Key) error {
+	v, err := k.Version(k.Primary)
+	if err != nil {
+		return err
+	}
+	if d := t.now(); !d.Calm.Less(v.Promoted) {
+		return nil
+	}
+	_, err = s.edit(ctx, t, nil, func(d DataSet) DataSet {
+		d.Calm, d.CalmSince = v.Promoted, s.Now().UTC()
+		return d
+	})
+	return err
+}
+
+// evidence takes the census of one version that retirement or destruction rests on.
+func (s *Service) evidence(ctx context.Context, k keyring.Key, n uint32) (rotation.Census, error) {
+	if err := s.calm(ctx, k); err != nil {
+		return rotation.Census{}, err
+	}
+	r, err := s.count(ctx, k.ID)
+	if err != nil {
+		return rotation.Census{}, err
+	}
+	c := rotation.Census{Version: n, Epoch: r.Epoch, Settled: r.Settled, Started: r.Started, Remaining: r.Counts[n], Unreachable: r.Unreachable}
+	if r.Unknown > 0 {
+		c.Unreachable = append(c.Unreachable, "ciphertexts of unknown versions")
+	}
+	return c, nil
+}
+
+// Retire withdraws a version whose census is 0, or brings it back. fault.InUse with the count, GateClosed, WrongState, Denied.
+func (s *Service) Retire(ctx context.Context, c policy.Caller, ref kms.Ref, n uint32, undo bool) (keyring.Key, error) {
+	if undo {
+		return s.KMS.Unretire(ctx, c, ref, n)
+	}
+	k, err := s.KMS.MayAsk(ctx, c, policy.ActRetire, ref)
+	if err != nil {
+		return k, err
+	}
+	if v, err := k.Version(n); err != nil {
+		return k, err
+	} else if v.Phase != keyring.PhaseDecryptOnly || n == k.Target { // refused without a census, with the reason
+		return rotation.Retire(k, n, rotation.Census{}, nil, s.Now())
+	}
+	census, err := s.evidence(ctx, k, n)
+	if err != nil {
+		return k, err
+	}
+	members, cond := s.Fleet.Members(k.ID)
+	return s.KMS.Retire(ctx, c, ref, n, census, members, cond)
+}
+
+// Destroy notes the caller's approval and destroys the version if everything else holds already: the wait is over, enough have
+// approved, the retirement is acknowledged and a second census, begun after the wait, is 0. Otherwise waiting says what is missing, and
+// Run does it when it is due.
+func (s *Service) Destroy(ctx context.Context, c policy.Caller, ref kms.Ref, n uint32) (k keyring.Key, destroyed bool, waiting string, err error) {
+	if k, err = s.KMS.Approve(ctx, c, ref, n); err != nil {
+		return k, false, "", err
+	}
+	next, err := s.destroy(ctx, k, n)
+	switch fault.CodeOf(err) {
+	case "":
+		return next, true, "", nil
+	case fault.GateClosed, fault.InUse:
+		return k, false, reason(err), nil
+	}
+	return k, false, "", err
+}
+
+// reason is the resource of a fault, which names what is waited for.
+func reason(err error) string {
+	_, rest, _ := strings.Cut(err.Error(), "(")
+	text, _, _ := strings.Cut(rest, ")")
+	return text
+}
+
+// destroy takes the step if its gate holds. The census is the expensive part, so everything that needs none is looked at first.
+func (s *Service) destroy(ctx context.Context, k keyring.Key, n uint32) (keyring.Key, error) {
+	now := s.Now().UTC()
+	v, err := k.Version(n)
+	if err != nil {
+		return k, err
+	}
+	if free := v.Retired.Add(k.Rotation.Defaults().Wait); now.Before(free) || len(v.Approved) < k.Rotation.Defaults().Approvals {
+		return rotation.Destroy(k, n, rotation.Census{Started: now}, nil, now)
+	}
+	census, err := s.evidence(ctx, k, n)
+	if err != nil {
+		return k, err
+	}
+	members, cond := s.Fleet.Members(k.ID)
+	next, err := s.KMS.Step(ctx, k.ID, cond, func(k keyring.Key, now time.Time) (keyring.Key, error) {
+		return rotation.Destroy(k, n, census, members, now)
+	})
+	if err == nil {
+		s.Log.InfoContext(ctx, "destroyed", "key", k.Name, "version", n)
+	}
+	return next, err
+}
+
+// destroyDue destroys what was approved and has waited long enough.
+func (s *Service) destroyDue(ctx context.Context) {
+	for _, k := range s.KMS.Keys() {
+		r := k.Rotation.Defaults()
+		for _, v := range k.Versions {
+			if v.Phase != keyring.PhaseRetired || len(v.Approved) < r.Approvals || s.Now().Before(v.Retired.Add(r.Wait)) {
+				continue
+			}
+			if _, err := s.destroy(ctx, k, v.Number); err != nil && ctx.Err() == nil {
+				s.Log.InfoContext(ctx, "destruction waits", "key", k.Name, "version", v.Number, "error", err)
+			}
+		}
+	}
+}

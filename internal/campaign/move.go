@@ -1,0 +1,344 @@
+package campaign
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/guard"
+	"github.com/rotorkms/rotor/internal/keyring"
+	"github.com/rotorkms/rotor/internal/kms"
+	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/store"
+)
+
+const (
+	maxPasses   = 5               // over all data sets, until the census says that nothing is left
+	saveEvery   = 2 * time.Second // between stored cursors: what a crash repeats, harmlessly
+	retryAfter  = 500 * time.Millisecond
+	giveUpAfter = 10 * time.Minute // of one campaign that cannot go on
+	finished    = "done"
+	failed      = "failed"
+)
+
+// Campaign moves the data of a key to one version.
+type Campaign struct {
+	ID        string        `json:"id"`
+	Key       keyring.KeyID `json:"key"`
+	Target    uint32        `json:"target"`
+	PerSecond uint64        `json:"per_second,omitempty"`
+	Phase     string        `json:"phase"` // waiting, moving, done, failed
+	Pass      int           `json:"pass"`
+	Set       string        `json:"set,omitempty"` // where the cursor is
+	Shard     string        `json:"shard,omitempty"`
+	Cursor    string        `json:"cursor,omitempty"`
+	Scanned   uint64        `json:"scanned"`
+	Moved     uint64        `json:"moved"`
+	Skipped   uint64        `json:"skipped"` // were under the target already
+	Lost      uint64        `json:"lost"`    // swaps that an application's write won
+	Failed    uint64        `json:"failed"`  // do not open
+	Total     uint64        `json:"total"`   // ciphertexts at the start
+	Error     string        `json:"error,omitempty"`
+	Started   time.Time     `json:"started"`
+}
+
+// Done says whether it has ended.
+func (c Campaign) Done() bool { return c.Phase == finished || c.Phase == failed }
+
+// running is a campaign in memory.
+type running struct {
+	mu    sync.Mutex // guards what follows
+	c     Campaign
+	rev   store.Rev
+	saved time.Time
+}
+
+func (r *running) now() Campaign {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.c
+}
+
+func (r *running) change(f func(*Campaign)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	f(&r.c)
+}
+
+func (s *Service) loadCampaigns(ctx context.Context) error {
+	records, _, err := s.Guard.List(ctx, campaignPrefix)
+	if err != nil {
+		return fmt.Errorf("read campaigns: %w", err)
+	}
+	for _, rec := range records {
+		r := &running{rev: rec.Rev}
+		if err := json.Unmarshal(rec.Value, &r.c); err != nil {
+			return fault.Wrap(fault.RecordTampered, rec.Path, err)
+		}
+		s.campaigns[r.c.ID] = r
+	}
+	return nil
+}
+
+func (s *Service) unfinished() []*running {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var all []*running
+	for _, r := range s.campaigns {
+		if !r.now().Done() {
+			all = append(all, r)
+		}
+	}
+	return all
+}
+
+// Start begins to move everything to a version: 0 or the primary, the only one that may protect. perSecond bounds the ciphertexts
+// scanned a second, 0: as fast as it goes. fault.WrongState, RotationInFlight when the key has a campaign already.
+func (s *Service) Start(ctx context.Context, c policy.Caller, ref kms.Ref, target uint32, perSecond uint64) (Campaign, error) {
+	k, err := s.KMS.MayAsk(ctx, c, policy.ActCampaign, ref)
+	if err != nil {
+		return Campaign{}, err
+	}
+	p, err := s.Guard.Admit(ctx, c, policy.ActCampaign, kms.Resource(k))
+	if err != nil {
+		return Campaign{}, err
+	}
+	if target == 0 {
+		target = k.Primary
+	}
+	if target != k.Primary {
+		return Campaign{}, fault.New(fault.WrongState, fmt.Sprintf("key %s, version %d", k.Name, target)).WithHint("data moves to the primary version; roll back first")
+	}
+	for _, r := range s.unfinished() {
+		if r.now().Key == k.ID {
+			return Campaign{}, fault.New(fault.RotationInFlight, "campaign "+r.now().ID).WithHint("the key has a campaign already; watch it with rotor campaign watch")
+		}
+	}
+	var id [8]byte
+	rand.Read(id[:])
+	r := &running{c: Campaign{ID: hex.EncodeToString(id[:]), Key: k.ID, Target: target, PerSecond: perSecond, Phase: "waiting", Started: s.Now().UTC()}}
+	if err := s.save(ctx, p, r); err != nil {
+		return Campaign{}, err
+	}
+	s.mu.Lock()
+	s.campaigns[r.c.ID] = r
+	s.mu.Unlock()
+	select {
+	case s.start <- r:
+		return r.now(), nil
+	case <-ctx.Done():
+		return r.now(), fault.Wrap(fault.Canceled, "", ctx.Err()) // it is stored: the next start of the server goes on with it
+	}
+}
+
+// Get shows a campaign to whoever may start one on its key.
+func (s *Service) Get(ctx context.Context, c policy.Caller, id string) (Campaign, error) {
+	s.mu.Lock()
+	r := s.campaigns[id]
+	s.mu.Unlock()
+	var found Campaign
+	if r != nil {
+		found = r.now()
+	}
+	k, _ := s.KMS.Key(found.Key)
+	if _, err := s.Guard.Admit(ctx, c, policy.ActCampaign, kms.Resource(k)); err != nil {
+		return Campaign{}, err
+	}
+	if r == nil {
+		return Campaign{}, fault.New(fault.NotFound, "campaign "+id)
+	}
+	return found, nil
+}
+
+func (s *Service) save(ctx context.Context, p *guard.Permit, r *running) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	value, err := json.Marshal(r.c)
+	if err != nil {
+		return fmt.Errorf("encode campaign: %w", err)
+	}
+	path := campaignPrefix + r.c.ID
+	rev, err := p.Commit(ctx, []guard.Cond{{Path: path, Rev: r.rev}}, []guard.Write{{Path: path, Value: value}}, map[string]string{"campaign": r.c.ID, "phase": r.c.Phase})
+	if err == nil {
+		r.rev, r.saved = rev, s.Now()
+	}
+	return err
+}
+
+// move runs a campaign to its end, trying again what fails for reasons outside.
+func (s *Service) move(ctx context.Context, r *running) {
+	k, _ := s.KMS.Key(r.now().Key)
+	p := s.Guard.System("campaign", policy.ActCampaign, kms.Resource(k))
+	until := s.Now().Add(giveUpAfter)
+	for ctx.Err() == nil {
+		err := s.advance(ctx, p, r)
+		if err == nil {
+			break
+		}
+		r.change(func(c *Campaign) { c.Error = err.Error() })
+		if s.Now().After(until) || fault.CodeOf(err) == fault.WrongState {
+			r.change(func(c *Campaign) { c.Phase = failed })
+			break
+		}
+		pause(ctx, retryAfter)
+	}
+	if err := s.save(ctx, p, r); err != nil && ctx.Err() == nil {
+		s.Log.WarnContext(ctx, "campaign not saved", "campaign", r.now().ID, "error", err)
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// advance goes on from where the campaign is: nobody writes older versions any more, then pass after pass until the census shows
+// nothing but the target.
+func (s *Service) advance(ctx context.Context, p *guard.Permit, r *running) error {
+	k, _, err := s.KMS.Record(ctx, r.now().Key)
+	if err != nil {
+		return err
+	}
+	if k.Primary != r.now().Target {
+		return fault.New(fault.WrongState, fmt.Sprintf("key %s, version %d is no longer primary", k.Name, r.now().Target))
+	}
+	if err := s.calm(ctx, k); err != nil {
+		return err
+	}
+	for r.now().Pass < maxPasses {
+		report, err := s.count(ctx, k.ID)
+		if err != nil {
+			return err
+		}
+		left := remaining(report, r.now().Target)
+		r.change(func(c *Campaign) {
+			c.Phase, c.Error, c.Total = "moving", "", max(c.Total, left+report.Counts[c.Target])
+		})
+		if left == 0 && len(report.Unreachable) == 0 {
+			r.change(func(c *Campaign) { c.Phase = finished })
+			return nil
+		}
+		if err := s.pass(ctx, p, r); err != nil {
+			return err
+		}
+		r.change(func(c *Campaign) { c.Pass, c.Set, c.Shard, c.Cursor = c.Pass+1, "", "", "" })
+	}
+	return fault.New(fault.WrongState, fmt.Sprintf("%d passes have not moved everything", maxPasses))
+}
+
+func remaining(r Report, target uint32) (n uint64) {
+	for version, count := range r.Counts {
+		if version != target {
+			n += count
+		}
+	}
+	return n
+}
+
+// pass goes once over every shard of every data set, from the cursor on.
+func (s *Service) pass(ctx context.Context, p *guard.Permit, r *running) error {
+	for _, t := range s.of(r.now().Key) {
+		name := t.now().Name
+		if name < r.now().Set {
+			continue
+		}
+		info, err := t.adapter.Info(ctx)
+		if err != nil {
+			return err
+		}
+		for _, shard := range info.Shards {
+			at := r.now()
+			if at.Set == name && shard < at.Shard {
+				continue
+			}
+			if at.Set != name || at.Shard != shard {
+				r.change(func(c *Campaign) { c.Set, c.Shard, c.Cursor = name, shard, "" })
+			}
+			if err := s.shard(ctx, p, r, t, shard); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (s *Service) shard(ctx context.Context, p *guard.Permit, r *running, t *set, shard string) error {
+	for {
+		began := time.Now()
+		items, next, err := t.adapter.Scan(ctx, shard, r.now().Cursor, batchSize)
+		if err != nil {
+			return err
+		}
+		if err := s.batch(ctx, r, t, items); err != nil {
+			return err
+		}
+		r.change(func(c *Campaign) { c.Cursor = next; c.Scanned += uint64(len(items)) })
+		if s.Now().Sub(r.lastSaved()) > saveEvery {
+			if err := s.save(ctx, p, r); err != nil {
+				return err
+			}
+		}
+		if next == "" {
+			return nil
+		}
+		if rate := r.now().PerSecond; rate > 0 {
+			pause(ctx, time.Duration(len(items))*time.Second/time.Duration(rate)-time.Since(began))
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+	}
+}
+
+// batch re-encrypts what is not under the target yet and swaps it. A value that somebody changed meanwhile is left to the next pass:
+// who changed it wrote under the primary.
+func (s *Service) batch(ctx context.Context, r *running, t *set, items []Item) error {
+	at := r.now()
+	var swaps []Swap
+	var skipped, bad uint64
+	for _, it := range items {
+		fresh, moved, err := s.KMS.Reencrypt(ctx, at.Key, at.Target, it.Value, it.Parts)
+		switch {
+		case err == nil && moved:
+			swaps = append(swaps, Swap{it.ID, it.Value, fresh})
+		case err == nil:
+			skipped++
+		case fault.CodeOf(err) == fault.DecryptFailed || fault.CodeOf(err) == fault.UnknownVersion || fault.CodeOf(err) == fault.Invalid:
+			bad++
+			s.Log.WarnContext(ctx, "ciphertext does not open", "data_set", t.now().Name, "id", it.ID, "error", err)
+		default:
+			return err
+		}
+	}
+	var won, lost uint64
+	if len(swaps) > 0 {
+		outcomes, err := t.adapter.Swap(ctx, swaps)
+		if err != nil {
+			return err
+		}
+		for _, o := range outcomes {
+			if o == Swapped {
+				won++
+			} else {
+				lost++
+			}
+		}
+	}
+	r.change(func(c *Campaign) { c.Skipped += skipped; c.Failed += bad; c.Moved += won; c.Lost += lost })
+	return nil
+}
+
+func (r *running) lastSaved() time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.saved
+}
