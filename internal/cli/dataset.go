@@ -28,9 +28,10 @@ func newDatasetRegister(a *app) *cobra.Command {
 	var key, url string
 	var inFlight time.Duration
 	c := &cobra.Command{
-		Use:     "register NAME --key KEY --url URL",
-		Long:    "NAME is the joined instance that serves the data set; it has to answer with that identity.",
-		Short:   "Register a data set, so that census and campaigns reach it",
+		Use:   "register NAME --key KEY --url URL",
+		Short: "Register a data set, so that census and campaigns reach it",
+		Long: `Register a data set, so that census and campaigns reach it. NAME is the joined instance that serves it (spec/dataset.md); it has to answer
+with that identity.`,
 		Example: "  rotor dataset register board --key records --url https://127.0.0.1:8443",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -55,7 +56,7 @@ func newDatasetRegister(a *app) *cobra.Command {
 	}
 	c.Flags().StringVar(&key, "key", "", "key that the data is under")
 	c.Flags().StringVar(&url, "url", "", "https URL of the data set's adapter")
-	c.Flags().DurationVar(&inFlight, "max-in-flight", 0, "without a floor: how long a write may be on its way")
+	c.Flags().Var(duration{&inFlight}, "max-in-flight", "of a data set without a floor: how long a write may be on its way")
 	return a.changes(c)
 }
 

@@ -60,6 +60,9 @@ process and at most 10 minutes.`,
 		Example: "  rotor instance invite worker-1 | ssh worker-1 rotor instance join --identity /var/lib/app/rotor",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
+			if ttl > identity.MaxTTL {
+				return usage("--ttl", "at most %s", identity.MaxTTL)
+			}
 			s, err := a.connect()
 			if err != nil {
 				return err

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"time"
@@ -198,23 +199,42 @@ func (a *app) retire(c *cobra.Command, name, version string, undo bool) error {
 	if err != nil {
 		return err
 	}
-	plan := fmt.Sprintf("retire version %d of key %s: it is refused everywhere; rotor key retire %s %d --undo brings it back until it is destroyed", n, name, name, n)
-	if undo {
-		plan = fmt.Sprintf("bring version %d of key %s back", n, name)
-	}
-	if err := a.confirm(plan); err != nil {
-		return err
-	}
 	api, err := a.connect()
 	if err != nil {
 		return err
 	}
 	defer api.close()
+	plan := fmt.Sprintf("bring version %d of key %s back", n, name)
+	if !undo {
+		plan = fmt.Sprintf("retire version %d of key %s: it is refused everywhere; rotor key retire %s %d --undo brings it back until it is destroyed\n  %s",
+			n, name, name, n, a.counted(c.Context(), api, name))
+	}
+	if err := a.confirm(plan); err != nil {
+		return err
+	}
 	k, err := message(api.keys.Retire(c.Context(), request(&rotorv1.RetireRequest{Key: a.ref(name), Version: n, Undo: undo})))
 	if err != nil {
 		return err
 	}
 	return a.showKey(k)
+}
+
+// counted says where a census of a key looks, because what is in no registered data set is not counted.
+func (a *app) counted(ctx context.Context, s *api, name string) string {
+	m, err := message(s.data.DataSets(ctx, request(&rotorv1.DataSetsRequest{})))
+	if err != nil {
+		return "which data sets are counted is unknown: " + err.Error()
+	}
+	var sets []string
+	for _, d := range m.GetDataSets() {
+		if d.GetKey().GetName() == name {
+			sets = append(sets, d.GetName())
+		}
+	}
+	if len(sets) == 0 {
+		return "no data set is registered under this key: nothing is counted, so look for its ciphertexts yourself"
+	}
+	return "counted before: " + names(sets) + "; what is elsewhere is not counted"
 }
 
 // destroyView is what key destroy answers.
@@ -241,15 +261,15 @@ func (a *app) destroy(c *cobra.Command, name, version string) error {
 	if err != nil {
 		return err
 	}
-	plan := fmt.Sprintf("destroy version %d of key %s: whatever is still under it is lost for ever", n, name)
-	if err := a.confirmName(plan, name); err != nil {
-		return err
-	}
 	api, err := a.connect()
 	if err != nil {
 		return err
 	}
 	defer api.close()
+	plan := fmt.Sprintf("destroy version %d of key %s: whatever is still under it is lost for ever\n  %s", n, name, a.counted(c.Context(), api, name))
+	if err := a.confirmName(plan, name); err != nil {
+		return err
+	}
 	m, err := message(api.keys.Destroy(c.Context(), request(&rotorv1.DestroyRequest{Key: a.ref(name), Version: n})))
 	if err != nil {
 		return err

@@ -1,0 +1,221 @@
+package cli_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/rotorkms/rotor/internal/cli"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"rotor": func() { // as cmd/rotor
+		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+		context.AfterFunc(ctx, stop)
+		os.Exit(cli.Run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+	}})
+}
+
+// TestScripts runs testdata/script: a file for each group of commands, against servers that are processes of their own.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 filepath.Join("testdata", "script"),
+		RequireExplicitExec: true,
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("HOME", e.WorkDir)
+			e.Setenv("XDG_CONFIG_HOME", filepath.Join(e.WorkDir, "config"))
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"exits": exits, "startserver": startServer, "stopserver": stopServer, "sighup": sighup, "interrupt": interrupt, "interruptfed": interruptFed,
+			"flip": flip, "startboard": startBoard, "truncate": truncate, "capture": capture, "empty": empty,
+		},
+	})
+}
+
+// exits CODE PROGRAM ARGS... runs a program that must end with the exit status.
+func exits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits CODE PROGRAM ARGS...")
+	}
+	err := ts.Exec(args[1], args[2:]...)
+	if got := strconv.Itoa(statusOf(err)); got != args[0] {
+		ts.Fatalf("exit status %s, want %s (%v)", got, args[0], err)
+	}
+}
+
+func statusOf(err error) int {
+	var e *exec.ExitError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &e):
+		return e.ExitCode()
+	}
+	return -1
+}
+
+// process prepares a run of rotor in the script's directory and environment.
+func process(ts *testscript.TestScript, args []string) (*exec.Cmd, *bytes.Buffer) {
+	cmd := exec.Command("rotor", args...)
+	cmd.Dir = ts.MkAbs(".")
+	for _, name := range []string{"PATH", "HOME", "XDG_CONFIG_HOME", "ROTOR_IDENTITY", "ROTOR_ADDRESS", "TMPDIR"} {
+		cmd.Env = append(cmd.Env, name+"="+ts.Getenv(name))
+	}
+	var log bytes.Buffer
+	cmd.Stderr = &log
+	return cmd, &log
+}
+
+// running is the server of each script, by its directory. Guarded by scripts, as scripts run in parallel.
+var (
+	scripts sync.Mutex
+	running = map[string]*exec.Cmd{}
+)
+
+// startServer runs a server (startserver run --dir D …, startserver dev …) until the script ends, and sets ROTOR_ADDRESS. The rest
+// of what it prints on standard output goes to the file "server.out".
+func startServer(ts *testscript.TestScript, _ bool, args []string) {
+	cmd, log := process(ts, append(args, "--listen", "127.0.0.1:0"))
+	out, err := cmd.StdoutPipe()
+	ts.Check(err)
+	ts.Check(cmd.Start())
+	scripts.Lock()
+	running[ts.MkAbs(".")] = cmd
+	scripts.Unlock()
+	ts.Defer(func() {
+		if cmd.ProcessState == nil {
+			_ = cmd.Process.Kill() // the script failed before stopserver
+			_ = cmd.Wait()
+		}
+		ts.Logf("server: %s", log)
+	})
+	lines := bufio.NewReader(out)
+	first, err := lines.ReadString('\n')
+	address, ok := strings.CutPrefix(strings.TrimSpace(first), "listening on ")
+	if err != nil || !ok {
+		ts.Fatalf("the server did not start: %q %v", first, err)
+	}
+	ts.Setenv("ROTOR_ADDRESS", address)
+	if args[0] == "dev" {
+		for range 2 {
+			line, err := lines.ReadString('\n')
+			ts.Check(err)
+			first += line
+		}
+	}
+	ts.Check(os.WriteFile(ts.MkAbs("server.out"), []byte(first), 0o600))
+}
+
+func serverOf(ts *testscript.TestScript) *exec.Cmd {
+	scripts.Lock()
+	defer scripts.Unlock()
+	return running[ts.MkAbs(".")]
+}
+
+// stopServer ends the server with SIGTERM; it must end well. Its log goes to the file "server.log".
+func stopServer(ts *testscript.TestScript, _ bool, _ []string) {
+	cmd := serverOf(ts)
+	ts.Check(cmd.Process.Signal(syscall.SIGTERM))
+	ts.Check(cmd.Wait())
+	log, _ := cmd.Stderr.(*bytes.Buffer)
+	ts.Check(os.WriteFile(ts.MkAbs("server.log"), log.Bytes(), 0o600))
+}
+
+// sighup makes the server read its rules again.
+func sighup(ts *testscript.TestScript, _ bool, _ []string) {
+	ts.Check(serverOf(ts).Process.Signal(syscall.SIGHUP))
+}
+
+// interrupt PATTERN ARGS... runs rotor, sends SIGINT once a line of its standard error contains the pattern, and expects exit
+// status 1. What it printed goes to the file "interrupted".
+func interrupt(ts *testscript.TestScript, _ bool, args []string) {
+	cmd, _ := process(ts, args[1:])
+	cmd.Stderr = nil
+	pipe, err := cmd.StderrPipe()
+	ts.Check(err)
+	ts.Check(cmd.Start())
+	var all strings.Builder
+	lines, sent := bufio.NewScanner(pipe), false
+	for lines.Scan() {
+		all.WriteString(lines.Text() + "\n")
+		if !sent && strings.Contains(lines.Text(), args[0]) {
+			ts.Check(cmd.Process.Signal(os.Interrupt))
+			sent = true
+		}
+	}
+	if got := statusOf(cmd.Wait()); got != 1 || !sent {
+		ts.Fatalf("exit status %d, interrupted %v: %s", got, sent, all.String())
+	}
+	ts.Check(os.WriteFile(ts.MkAbs("interrupted"), []byte(all.String()), 0o600))
+}
+
+// interruptFed SIGNAL ARGS... runs rotor, feeds it more than a pipe holds, so that it is known to be at work, and sends the signal
+// while it waits for more. It expects exit status 1.
+func interruptFed(ts *testscript.TestScript, _ bool, args []string) {
+	sig := map[string]os.Signal{"SIGINT": syscall.SIGINT, "SIGTERM": syscall.SIGTERM}[args[0]]
+	cmd, log := process(ts, args[1:])
+	in, err := cmd.StdinPipe()
+	ts.Check(err)
+	ts.Check(cmd.Start())
+	_, err = io.Copy(in, io.LimitReader(zeros{}, 4<<20))
+	ts.Check(err)
+	ts.Check(cmd.Process.Signal(sig))
+	if got := statusOf(cmd.Wait()); got != 1 {
+		ts.Fatalf("exit status %d: %s", got, log)
+	}
+	ts.Check(os.WriteFile(ts.MkAbs("interrupted"), log.Bytes(), 0o600))
+}
+
+type zeros struct{}
+
+func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
+
+// flip FILE OFFSET changes one bit; a negative offset counts from the end.
+func flip(ts *testscript.TestScript, _ bool, args []string) {
+	b, err := os.ReadFile(ts.MkAbs(args[0]))
+	ts.Check(err)
+	at, err := strconv.Atoi(args[1])
+	ts.Check(err)
+	if at < 0 {
+		at += len(b)
+	}
+	b[at] ^= 1
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), b, 0o600))
+}
+
+// truncate FILE N cuts the last N bytes off.
+func truncate(ts *testscript.TestScript, _ bool, args []string) {
+	n, err := strconv.Atoi(args[1])
+	ts.Check(err)
+	info, err := os.Stat(ts.MkAbs(args[0]))
+	ts.Check(err)
+	ts.Check(os.Truncate(ts.MkAbs(args[0]), info.Size()-int64(n)))
+}
+
+// capture NAME sets a variable to the last standard output, without the space around it.
+func capture(ts *testscript.TestScript, _ bool, args []string) {
+	ts.Setenv(args[0], strings.TrimSpace(ts.ReadFile("stdout")))
+}
+
+// empty DIR expects a directory without files.
+func empty(ts *testscript.TestScript, _ bool, args []string) {
+	all, err := os.ReadDir(ts.MkAbs(args[0]))
+	ts.Check(err)
+	if len(all) > 0 {
+		ts.Fatalf("%s holds %v", args[0], all)
+	}
+}
