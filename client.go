@@ -205,10 +205,10 @@ func (decode) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.St
 	return next
 }
 
-// backoff is how long to wait before try n (from 0): 50 ms doubling to 2 s, with jitter so that a fleet does not come back at once.
+// backoff is how long to wait before try n (from 0): 50 ms doubling to 1 s, with jitter so that a fleet does not come back at once.
 func backoff(n int) time.Duration {
 	d := 50 * time.Millisecond << min(n, 6)
 	var b [1]byte
 	rand.Read(b[:])
-	return min(d, 2*time.Second) * time.Duration(128+int(b[0])) / 256
+	return min(d, time.Second) * time.Duration(128+int(b[0])) / 256
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net/http"
 	"os"
@@ -31,6 +32,7 @@ func (d *demo) openDesk(ctx context.Context) error {
 	defer cancel()
 	d.desk, err = rotor.Dial(ctx, rotor.Config{
 		Identity: filepath.Join(d.work, "identities", deskName), JoinToken: string(token), Keys: []string{keyRecords},
+		Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		return fmt.Errorf("join as %s: %w", deskName, err)

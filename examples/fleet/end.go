@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -35,13 +36,15 @@ func (d *demo) settle(ctx context.Context) error {
 		d.live("%s has finished %d of %d operations", name, n, d.minimum)
 		nap(ctx, 100*time.Millisecond)
 	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	for n := range d.instances {
-		name := nodeName(n)
-		p := d.member(name)
-		if err := p.stop(30 * time.Second); err != nil {
-			return fmt.Errorf("stop %s: %w", name, err)
+		if err := d.member(nodeName(n)).rest(ctx); err != nil { // while all of them still answer
+			return err
 		}
-		d.retire(name, p)
+	}
+	if err := d.stopAll(); err != nil {
+		return err
 	}
 	d.mu.Lock()
 	for _, n := range d.past {
@@ -50,6 +53,24 @@ func (d *demo) settle(ctx context.Context) error {
 	d.mu.Unlock()
 	d.step("every instance finished at least %d operations and left", d.minimum)
 	return nil
+}
+
+// stopAll ends all instances at the same time.
+func (d *demo) stopAll() error {
+	errs := make([]error, d.instances)
+	var wait sync.WaitGroup
+	for n := range d.instances {
+		wait.Go(func() {
+			name := nodeName(n)
+			p := d.member(name)
+			if err := p.stop(30 * time.Second); err != nil {
+				errs[n] = fmt.Errorf("stop %s: %w", name, err)
+			}
+			d.retire(name, p)
+		})
+	}
+	wait.Wait()
+	return errors.Join(errs...)
 }
 
 // slowest is the instance with the fewest operations.

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"os/signal"
@@ -39,6 +38,7 @@ type instance struct {
 	tokens tokenCache
 	hold   chan struct{} // SIGUSR1: stop after the next encryption
 	resume chan struct{} // SIGUSR2: go on
+	rest   chan struct{} // SIGHUP: begin no more operations, but answer neighbours
 }
 
 func instanceCommand(ctx context.Context, args []string) error {
@@ -54,7 +54,7 @@ func instanceCommand(ctx context.Context, args []string) error {
 	}
 	i := &instance{
 		talker: &talker{out: os.Stdout}, name: *name, work: *work, board: *board, http: map[string]*http.Client{}, tally: newTally(),
-		hold: make(chan struct{}, 1), resume: make(chan struct{}, 1),
+		hold: make(chan struct{}, 1), resume: make(chan struct{}, 1), rest: make(chan struct{}, 1),
 	}
 	go i.signals()
 	if err := i.join(ctx); err != nil {
@@ -68,12 +68,9 @@ func instanceCommand(ctx context.Context, args []string) error {
 // signals lets the demo stop this instance between encryption and write.
 func (i *instance) signals() {
 	c := make(chan os.Signal, 1)
-	signal.Notify(c, syscall.SIGUSR1, syscall.SIGUSR2)
+	signal.Notify(c, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGHUP)
 	for s := range c {
-		to := i.hold
-		if s == syscall.SIGUSR2 {
-			to = i.resume
-		}
+		to := map[os.Signal]chan struct{}{syscall.SIGUSR1: i.hold, syscall.SIGUSR2: i.resume, syscall.SIGHUP: i.rest}[s]
 		select {
 		case to <- struct{}{}:
 		default:
@@ -117,6 +114,7 @@ func (i *instance) serve(ctx context.Context, model, want string, rate float64) 
 	go func() { done <- server.Serve(l) }() // ends with Shutdown, below
 	i.say(line{Kind: "ready", Address: l.Addr().String()})
 	go i.report(ctx)
+	go i.probe(ctx)
 	i.traffic(ctx, rate)
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
@@ -235,13 +233,8 @@ func (i *instance) to(peer string) *http.Client {
 	i.httpMu.Lock()
 	defer i.httpMu.Unlock()
 	if i.http[peer] == nil {
-		i.http[peer] = &http.Client{
-			Timeout: 3 * time.Second,
-			Transport: &http.Transport{
-				TLSClientConfig: i.client.PeerTLS(peer), MaxIdleConnsPerHost: 2, IdleConnTimeout: 20 * time.Second,
-				DialContext: (&net.Dialer{Timeout: 2 * time.Second}).DialContext,
-			},
-		}
+		i.http[peer] = i.client.PeerHTTP(peer)
+		i.http[peer].Timeout = 3 * time.Second
 	}
 	return i.http[peer]
 }

@@ -16,7 +16,7 @@ const (
 
 // line is what a process tells the one that started it, one JSON object a line on standard output.
 type line struct {
-	Kind    string            `json:"kind"` // ready, count, refused, failed, encrypted
+	Kind    string            `json:"kind"` // ready, count, refused, failed, encrypted, resting
 	Address string            `json:"address,omitempty"`
 	Counts  map[string]int64  `json:"counts,omitempty"`  // operations that were finished, by kind, since the process started
 	Retries map[string]int64  `json:"retries,omitempty"` // by reason

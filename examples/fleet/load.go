@@ -312,7 +312,7 @@ func (d *demo) restartServer(ctx context.Context) error {
 	if err := d.server.kill(); err != nil {
 		return err
 	}
-	nap(ctx, time.Second)
+	nap(ctx, d.lease/8) // shorter than a lease: without the server a key in fence mode is good for no longer
 	if err := d.bootServer(); err != nil {
 		return err
 	}

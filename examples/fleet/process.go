@@ -25,6 +25,7 @@ type process struct {
 	last  line       // the newest count
 	ready chan string
 	held  chan struct{} // it stands between encryption and write
+	idle  chan struct{} // it begins no more operations
 	err   error
 }
 
@@ -34,7 +35,7 @@ func start(work, name string, hear func(*process, line), program string, args ..
 	if err != nil {
 		return nil, err
 	}
-	p := &process{name: name, cmd: exec.Command(program, args...), done: make(chan struct{}), ready: make(chan string, 1), held: make(chan struct{}, 1)}
+	p := &process{name: name, cmd: exec.Command(program, args...), done: make(chan struct{}), ready: make(chan string, 1), held: make(chan struct{}, 1), idle: make(chan struct{}, 1)}
 	p.cmd.Stderr = log
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // nothing outlives the demo
 	out, err := p.cmd.StdoutPipe()
@@ -69,6 +70,8 @@ func (p *process) listen(r io.Reader, hear func(*process, line)) {
 			p.mu.Unlock()
 		case "ready":
 			p.ready <- l.Address
+		case "resting":
+			p.idle <- struct{}{}
 		case "encrypted":
 			p.held <- struct{}{}
 		default:
@@ -100,6 +103,21 @@ func (p *process) count() line {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.last
+}
+
+// rest makes it begin no more operations, and returns when the last one has ended.
+func (p *process) rest(ctx context.Context) error {
+	if err := p.signal(syscall.SIGHUP); err != nil {
+		return err
+	}
+	select {
+	case <-p.idle:
+		return nil
+	case <-p.done:
+		return fmt.Errorf("%s ended: %w", p.name, p.failure())
+	case <-ctx.Done():
+		return fmt.Errorf("%s did not come to rest: %w", p.name, ctx.Err())
+	}
 }
 
 // kill ends it as a power cut would.

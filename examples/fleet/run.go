@@ -39,7 +39,7 @@ func runCommand(ctx context.Context, args []string) error {
 	f.IntVar(&o.rounds, "rounds", 4, "rotations of each key under load")
 	f.Float64Var(&o.rate, "rate", 8, "operations a second of each instance")
 	f.Int64Var(&o.minimum, "minimum", 40, "operations that each instance has to finish")
-	f.DurationVar(&o.lease, "lease", 3*time.Second, "life of a lease")
+	f.DurationVar(&o.lease, "lease", 5*time.Second, "life of a lease")
 	f.BoolVar(&o.keep, "keep", false, "keep the directory")
 	f.StringVar(&o.report, "report", "demo-report.json", "where the report goes")
 	if err := f.Parse(args); err != nil {

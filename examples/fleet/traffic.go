@@ -85,6 +85,10 @@ func (i *instance) traffic(ctx context.Context, rate float64) {
 		select {
 		case <-ctx.Done():
 			return
+		case <-i.rest:
+			i.say(line{Kind: "resting"})
+			<-ctx.Done()
+			return
 		case <-t.C:
 		}
 		switch n % 4 {
@@ -96,6 +100,30 @@ func (i *instance) traffic(ctx context.Context, rate float64) {
 			i.operate(ctx, "infer", i.ask)
 		case 3:
 			i.operate(ctx, "update", w.update)
+		}
+	}
+}
+
+// probeEvery is how often an instance makes sure that it can use its key in fence mode. It is shorter than joining again takes, so that
+// a thawed instance finds out that it may not.
+const probeEvery = 25 * time.Millisecond
+
+// probe uses the key in fence mode all the time and tells when it is refused.
+func (i *instance) probe(ctx context.Context) {
+	t := time.NewTicker(probeEvery)
+	defer t.Stop()
+	var last rotor.Code
+	for ctx.Err() == nil {
+		_, err := i.client.Key(keyPrompts).Encrypt(ctx, nil)
+		if code := rotor.CodeOf(err); code != last {
+			last = code
+			if err != nil {
+				i.say(line{Kind: "refused", What: "encrypt", Reason: string(code)})
+			}
+		}
+		select {
+		case <-t.C:
+		case <-ctx.Done():
 		}
 	}
 }
