@@ -1,0 +1,48 @@
+# Everything that a person or CI does with rotor. Each target installs what it needs and says so.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+INSTANCES ?= 50
+
+.PHONY: help build demo test test-fast test-race test-slow test-python fuzz lint bench clean
+
+help: ## show the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+build: ## build the rotor command into bin/
+	go build -o bin/rotor ./cmd/rotor
+
+demo: build ## a fleet of 50 processes rotates its keys under load and faults; report in demo-report.json
+	go build -o bin/fleet ./examples/fleet
+	bin/fleet run -rotor bin/rotor -model "$$(scripts/model)" -instances $(INSTANCES)
+
+test: test-fast test-race test-slow test-python fuzz ## every test
+
+test-fast: ## the fast suite, under a minute
+	go test ./...
+
+test-race: ## the fast suite of the concurrent rooms under the race detector
+	go test -race -count=1 . ./envelope ./internal/...
+
+test-slow: ## exhaustive model checking, crash rounds: minutes
+	go test -tags slow -count=1 -timeout 30m -run '$(SLOW)' $(SLOW_ROOMS)
+
+test-python: ## the Python package, in both directions against the Go code
+	scripts/test-python
+
+fuzz: ## every fuzz target for a few seconds
+	scripts/fuzz 3s
+
+lint: ## gofmt, go vet and golangci-lint
+	scripts/lint
+
+bench: ## the bars, as ratios in one run; report in bench-report.json
+	scripts/bench
+
+clean: ## remove what was built
+	rm -rf bin .cache demo-report.json bench-report.json
+
+# What test-slow runs.
+SLOW := .
+SLOW_ROOMS := ./internal/rotation ./internal/store/...
