@@ -42,7 +42,7 @@ func newInstanceList(a *app) *cobra.Command {
 			}
 			views, t := []instanceView{}, table{header: []string{"name", "connected", "heard", "keys", "behind"}}
 			for _, i := range m.GetInstances() {
-				views = append(views, instanceView{i.GetName(), i.GetConnected(), moment(i.GetHeard()), i.GetKeys(), i.GetBehind()})
+				views = append(views, instanceView{i.GetName(), i.GetConnected(), moment(i.GetHeard()), list(i.GetKeys()), i.GetBehind()})
 				t.add(i.GetName(), map[bool]string{true: "yes", false: "no"}[i.GetConnected()], moment(i.GetHeard()), names(i.GetKeys()), names(i.GetBehind()))
 			}
 			return a.show(views, t)
@@ -109,6 +109,9 @@ func newInstanceJoin(a *app) *cobra.Command {
 }
 
 func (a *app) join(ctx context.Context, text string) error {
+	if _, err := identity.ParseJoinToken(text); err != nil {
+		return err // before a directory is made
+	}
 	client, err := rotor.Dial(ctx, rotor.Config{Identity: a.identity, JoinToken: text, Address: a.address, Log: quiet()})
 	if err != nil {
 		return err

@@ -337,7 +337,7 @@ func viewKey(k *rotorv1.Key) keyView {
 	v := keyView{
 		ID: k.GetId(), Namespace: k.GetNamespace(), Name: k.GetName(), Purpose: k.GetPurpose(), Custody: k.GetCustody(), Algorithm: k.GetAlgorithm(),
 		Owner: k.GetOwner(), Labels: k.GetLabels(), Epoch: fmt.Sprintf("%d.%d", k.GetIncarnation(), k.GetEpoch()), Primary: k.GetPrimary(),
-		Target: k.GetTarget(), ProtectFor: limited(k.GetOriginatorNs()), ProcessFor: limited(k.GetRecipientNs()), Created: moment(k.GetCreated()),
+		Target: k.GetTarget(), Versions: []versionView{}, ProtectFor: limited(k.GetOriginatorNs()), ProcessFor: limited(k.GetRecipientNs()), Created: moment(k.GetCreated()),
 		Rotation: rotationView{
 			r.GetSilence(), nanos(r.GetMaxStaleNs()), nanos(r.GetMaxWaitNs()), nanos(r.GetWindowNs()), nanos(r.GetDestroyWaitNs()),
 			nanos(r.GetMarginNs()), r.GetDestroyApprovals(),

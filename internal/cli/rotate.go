@@ -118,7 +118,7 @@ func planRotation(p *rotorv1.ProgressResponse, back uint32) (rotatePlan, error) 
 	k := p.GetKey()
 	plan := rotatePlan{
 		Key: k.GetName(), Epoch: fmt.Sprintf("%d.%d", k.GetIncarnation(), k.GetEpoch()), From: k.GetPrimary(), To: back, Holders: p.GetMembers(),
-		Behind: p.GetBehind(), Changes: true,
+		Behind: list(p.GetBehind()), Changes: true,
 	}
 	switch n := uint32(len(k.GetVersions())); {
 	case back > n:

@@ -2,7 +2,6 @@ package cli_test
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -15,6 +14,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -69,15 +69,55 @@ func statusOf(err error) int {
 }
 
 // process prepares a run of rotor in the script's directory and environment.
-func process(ts *testscript.TestScript, args []string) (*exec.Cmd, *bytes.Buffer) {
+func process(ts *testscript.TestScript, args []string) (*exec.Cmd, *logged) {
 	cmd := exec.Command("rotor", args...)
 	cmd.Dir = ts.MkAbs(".")
 	for _, name := range []string{"PATH", "HOME", "XDG_CONFIG_HOME", "ROTOR_IDENTITY", "ROTOR_ADDRESS", "TMPDIR"} {
 		cmd.Env = append(cmd.Env, name+"="+ts.Getenv(name))
 	}
-	var log bytes.Buffer
-	cmd.Stderr = &log
-	return cmd, &log
+	log := &logged{grown: make(chan struct{})}
+	cmd.Stderr = log
+	return cmd, log
+}
+
+// logged is what a process wrote on its standard error.
+type logged struct {
+	mu    sync.Mutex // guards what follows
+	text  []byte
+	grown chan struct{} // closed and replaced at each write
+}
+
+func (l *logged) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.text = append(l.text, b...)
+	close(l.grown)
+	l.grown = make(chan struct{})
+	return len(b), nil
+}
+
+func (l *logged) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return string(l.text)
+}
+
+// wait returns once the text contains what is asked for, false when that takes too long.
+func (l *logged) wait(want string) bool {
+	late := time.After(10 * time.Second)
+	for {
+		l.mu.Lock()
+		grown := l.grown
+		l.mu.Unlock()
+		if strings.Contains(l.String(), want) {
+			return true
+		}
+		select {
+		case <-grown:
+		case <-late:
+			return false
+		}
+	}
 }
 
 // running is the server of each script, by its directory. Guarded by scripts, as scripts run in parallel.
@@ -131,13 +171,17 @@ func stopServer(ts *testscript.TestScript, _ bool, _ []string) {
 	cmd := serverOf(ts)
 	ts.Check(cmd.Process.Signal(syscall.SIGTERM))
 	ts.Check(cmd.Wait())
-	log, _ := cmd.Stderr.(*bytes.Buffer)
-	ts.Check(os.WriteFile(ts.MkAbs("server.log"), log.Bytes(), 0o600))
+	log, _ := cmd.Stderr.(*logged)
+	ts.Check(os.WriteFile(ts.MkAbs("server.log"), []byte(log.String()), 0o600))
 }
 
-// sighup makes the server read its rules again.
-func sighup(ts *testscript.TestScript, _ bool, _ []string) {
-	ts.Check(serverOf(ts).Process.Signal(syscall.SIGHUP))
+// sighup TEXT makes the server read its rules again and waits until its log contains the text.
+func sighup(ts *testscript.TestScript, _ bool, args []string) {
+	cmd := serverOf(ts)
+	ts.Check(cmd.Process.Signal(syscall.SIGHUP))
+	if log, _ := cmd.Stderr.(*logged); !log.wait(args[0]) {
+		ts.Fatalf("the log does not say %q: %s", args[0], log)
+	}
 }
 
 // interrupt PATTERN ARGS... runs rotor, sends SIGINT once a line of its standard error contains the pattern, and expects exit
@@ -177,7 +221,7 @@ func interruptFed(ts *testscript.TestScript, _ bool, args []string) {
 	if got := statusOf(cmd.Wait()); got != 1 {
 		ts.Fatalf("exit status %d: %s", got, log)
 	}
-	ts.Check(os.WriteFile(ts.MkAbs("interrupted"), log.Bytes(), 0o600))
+	ts.Check(os.WriteFile(ts.MkAbs("interrupted"), []byte(log.String()), 0o600))
 }
 
 type zeros struct{}
