@@ -54,6 +54,7 @@ type config struct {
 	inflight                      int
 	retention                     int // of the one backup of a record; 0: there is none
 	crashes, restarts, replicas   bool
+	eager                         bool // censuses are also started when they cannot be believed
 	joinCounts                    bool // the epoch of a join counts as acknowledged, as its process has no older one
 	symmetry                      bool // instances and records that can be exchanged are sorted
 	check                         string
@@ -73,6 +74,7 @@ type state struct {
 	floor    uint8
 	census   census
 	backup   uint8                  // 0: not taken, else its age + 1
+	spent    bool                   // restored in this tick: once is enough, or one tick could hold epochs without end
 	flight   [maxVersions + 1]uint8 // writes in flight under a version: age of the youngest + 1; 0: none
 	rec      [maxRecords]uint8      // version of each record
 	inst     [maxInstances]instance
@@ -97,6 +99,7 @@ type census struct {
 	cursor  uint8 // records counted, all clean so far
 	epoch   uint8
 	free    bool // started after the wait
+	settled bool // when it started, nothing could be written under the version any more
 }
 
 // kind is a kind of action.
@@ -263,7 +266,7 @@ func (w *world) tick(s state) state {
 		s.retired[n]++
 	}
 	s.waited++
-	if s.quiet < uint8(w.inflight)+1 && w.allPromoted(&s) {
+	if s.quiet < uint8(w.inflight)+1 && w.heard(&s) {
 		s.quiet++
 	}
 	if s.session > 0 {
@@ -272,6 +275,7 @@ func (w *world) tick(s state) state {
 	if s.backup > 0 {
 		s.backup++
 	}
+	s.spent = false
 	for v := range s.flight {
 		if !w.floor && s.flight[v] > 0 {
 			s.flight[v]++
@@ -303,9 +307,9 @@ func (w *world) dataMoves(s *state, add func(action, state)) {
 			to.backup = 1
 			add(action{kBackup, 0, r}, to)
 		}
-		if s.backup > 0 && int(s.backup)-1 < w.retention {
+		if s.backup > 0 && int(s.backup)-1 < w.retention && !s.spent {
 			to := *s
-			to.rec[r] = 1 | restored
+			to.rec[r], to.spent = 1|restored, true
 			add(action{kRestore, 0, r}, to)
 		}
 	}
@@ -466,10 +470,10 @@ func (w *world) s2(s *state) bool {
 	return true
 }
 
-// s4: what a census has counted as clean stays clean, and so does what is retired.
+// s4: what a settled census has counted as clean stays clean, and so does what is retired.
 func (w *world) s4(s *state) bool {
 	for r := range s.census.cursor {
-		if s.rec[r] == s.census.version {
+		if s.census.settled && s.rec[r] == s.census.version {
 			return false
 		}
 	}

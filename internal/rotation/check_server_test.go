@@ -63,7 +63,9 @@ func newWorld(c config) *world {
 	w.intern(nil, k)
 	leases := rotation.Leases{TTL: ticks(c.ttl), MaxSkew: ticks(c.skew), Session: clock.Add(-time.Hour)}
 	for age := range c.ttl + c.skew + 1 {
-		w.over = append(w.over, leases.Over(clock.Add(-ticks(age)), clock))
+		restarted := leases
+		restarted.Session = clock.Add(-ticks(age))
+		w.over = append(w.over, leases.Over(restarted.Session, clock) || restarted.Over(time.Time{}, clock))
 	}
 	for age := 0; ; age++ {
 		w.usable = append(w.usable, w.usableAt(age))
@@ -291,10 +293,10 @@ func (w *world) perform(k keyring.Key, q question) (keyring.Key, bool) {
 	return next, err == nil && ok
 }
 
-// evidence is the census of the model as package rotation takes it. It was started only when it was settled.
+// evidence is the census of the model as package rotation takes it.
 func (w *world) evidence(k keyring.Key, q question) rotation.Census {
 	free := k.Versions[q.version-1].Retired.Add(k.Rotation.Wait)
-	c := rotation.Census{Version: uint32(q.census.version), Epoch: w.epochAt(q.census.epoch), Settled: true, Started: free.Add(-tickLength)}
+	c := rotation.Census{Version: uint32(q.census.version), Epoch: w.epochAt(q.census.epoch), Settled: q.census.settled, Started: free.Add(-tickLength)}
 	if q.census.free {
 		c.Started = free
 	}
@@ -353,18 +355,25 @@ func (w *world) renews(s *state, in instance) bool {
 	return r.ok
 }
 
-// allPromoted says whether the server knows that every member acknowledged the present primary.
-func (w *world) allPromoted(s *state) bool {
-	if w.off == guardCensus {
-		return true
-	}
-	k := &w.nodes[s.node].key
-	for i := range w.instances {
-		if in := s.inst[i]; in.member && w.epochAt(in.acked).Less(k.Versions[k.Primary-1].Promoted) {
+// heard says whether the server knows that every member acknowledged what took the place of the versions before.
+func (w *world) heard(s *state) bool {
+	for n, v := range w.nodes[s.node].key.Versions {
+		if (v.Phase == keyring.PhaseDecryptOnly || v.Phase == keyring.PhaseRetired) && n+1 != int(w.nodes[s.node].key.Target) && !w.counting(s, uint8(n+1)) {
 			return false
 		}
 	}
 	return s.session == 0
+}
+
+// counting asks package rotation whether every member has acknowledged so much that a version may be counted.
+func (w *world) counting(s *state, n uint8) bool {
+	q := w.ask(s, opCounting, n)
+	r, known := w.answers[q]
+	if !known {
+		_, r.ok = w.perform(w.record(q), q)
+		w.answers[q] = r
+	}
+	return r.ok
 }
 
 // serverMoves are the steps of rollout, the operator, the campaign and the census. Each is one commit, conditioned on key and members.
@@ -392,14 +401,11 @@ func (w *world) serverMoves(s *state, out []move) []move {
 	switch w.next(s) {
 	case rotation.StepDistribute:
 		take(action{kind: kDistribute}, opDistribute, 0, func(to *state) { to.waited = 0 })
-	case rotation.StepPromote:
-		take(action{kPromote, 0, uint8(k.Target)}, opPromote, 0, afterPromotion)
 	case rotation.StepSettle:
 		take(action{kind: kSettle}, opSettle, 0, nil)
-	case rotation.StepWait:
-		if w.off == guardAcks && int(s.waited) >= 2 {
-			take(action{kPromote, 0, uint8(k.Target)}, opPromote, 0, afterPromotion)
-		}
+	}
+	if w.off != guardAcks || int(s.waited) >= 2 { // its gate is its own, whatever Next says
+		take(action{kPromote, 0, uint8(k.Target)}, opPromote, 0, afterPromotion)
 	}
 	plain := func(do action, to state) {
 		if to = w.canon(to); to != *s {
@@ -415,7 +421,7 @@ func (w *world) serverMoves(s *state, out []move) []move {
 			})
 		}
 	}
-	if w.floor && k.Target == 0 && s.floor < uint8(k.Primary) && w.allPromoted(s) {
+	if w.floor && k.Target == 0 && s.floor < uint8(k.Primary) && w.heard(s) {
 		to := *s
 		to.floor = uint8(k.Primary)
 		plain(action{kind: kFloor}, to)
@@ -432,7 +438,7 @@ func (w *world) serverMoves(s *state, out []move) []move {
 	return out
 }
 
-func afterPromotion(to *state) { to.quiet, to.waited, to.census = 0, 0, census{} }
+func afterPromotion(to *state) { to.quiet, to.waited = 0, 0 }
 
 // dropMoves: in fence mode a member leaves whose lease is over by this server's clock.
 func (w *world) dropMoves(s *state, add func(action, state)) {
@@ -482,15 +488,18 @@ func (w *world) censusMoves(s *state, add func(action, state)) {
 	}
 	for n := uint8(1); int(n) <= len(k.Versions); n++ {
 		v := k.Versions[n-1]
-		if v.Phase != keyring.PhaseDecryptOnly && v.Phase != keyring.PhaseRetired || !w.settled(s, n) {
+		if v.Phase != keyring.PhaseDecryptOnly && v.Phase != keyring.PhaseRetired {
 			continue
 		}
-		free := v.Phase == keyring.PhaseRetired && (int(s.retired[n-1]) >= w.wait || w.off == guardFreeze)
-		if v.Phase == keyring.PhaseRetired && !free || c.version == n && c.free == free {
+		next := census{version: n, settled: w.settled(s, n)}
+		next.free = v.Phase == keyring.PhaseRetired && (int(s.retired[n-1]) >= w.wait || w.off == guardFreeze)
+		useless := !next.settled || v.Phase == keyring.PhaseRetired && !next.free
+		if useless && !w.eager || c.version == n && c.free == next.free && c.settled == next.settled {
 			continue // would not be believed, or is done already
 		}
+		next.epoch = uint8(len(w.nodes[s.node].history))
 		to := *s
-		to.census = census{version: n, epoch: uint8(len(w.nodes[s.node].history)), free: free}
+		to.census = next
 		add(action{kCensus, 0, n}, to)
 	}
 }
@@ -498,15 +507,8 @@ func (w *world) censusMoves(s *state, add func(action, state)) {
 // settled says whether a census of a version would be believed: everybody acknowledged, and the data set's floor, or its
 // in-flight time, excludes the version.
 func (w *world) settled(s *state, n uint8) bool {
-	if q := w.ask(s, opCounting, n); true {
-		r, known := w.answers[q]
-		if !known {
-			_, r.ok = w.perform(w.record(q), q)
-			w.answers[q] = r
-		}
-		if !r.ok {
-			return false
-		}
+	if !w.counting(s, n) {
+		return false
 	}
 	if w.floor {
 		return s.floor > n
