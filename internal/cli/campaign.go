@@ -121,6 +121,7 @@ func (a *app) watchCampaign(ctx context.Context, s *api, id string) error {
 			v := viewCampaign(m)
 			bar.at(fmt.Sprintf("%s: %d of %d scanned, %d moved, %d failed", v.Phase, v.Scanned, v.Total, v.Moved, v.Failed))
 			if v.Done {
+				bar.end()
 				return a.endCampaign(m)
 			}
 		}

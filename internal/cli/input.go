@@ -41,7 +41,7 @@ func (i interruptible) Read(b []byte) (int, error) {
 	case r := <-done:
 		return copy(b, own[:r.n]), r.err
 	case <-i.ctx.Done():
-		return 0, fault.Wrap(fault.Canceled, "", context.Cause(i.ctx))
+		return 0, fault.New(fault.Canceled, "").WithHint("nothing was changed")
 	}
 }
 
@@ -66,7 +66,8 @@ func (a *app) ask(plan, question string, agreed func(string) bool) error {
 	fmt.Fprint(a.err, question)
 	line, err := bufio.NewReader(a.in).ReadString('\n')
 	if err != nil && line == "" {
-		return fault.Wrap(fault.Canceled, "", err).WithHint("nothing was changed")
+		fmt.Fprintln(a.err) // the question still stands on its line
+		return fault.New(fault.Canceled, "plan").WithHint("nothing was changed")
 	}
 	if !agreed(strings.TrimSpace(line)) {
 		return fault.New(fault.Canceled, "plan").WithHint("nothing was changed")
@@ -129,7 +130,7 @@ func (a *app) prompt(what string) (string, error) {
 		return strings.TrimSpace(string(t.text)), t.err
 	case <-i.ctx.Done():
 		_ = term.Restore(fd, before) // best effort: the process is about to end
-		return "", fault.Wrap(fault.Canceled, "", i.ctx.Err())
+		return "", fault.New(fault.Canceled, "").WithHint("nothing was changed")
 	}
 }
 

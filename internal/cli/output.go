@@ -166,6 +166,7 @@ func (p *progress) end() {
 	if p.last != "" && terminal(p.w) {
 		fmt.Fprintln(p.w)
 	}
+	p.last = ""
 }
 
 // moment is a time as people read it, empty for none.

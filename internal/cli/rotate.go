@@ -206,6 +206,7 @@ func (a *app) watchRotation(ctx context.Context, s *api, plan rotatePlan, f rota
 				return err
 			}
 			if done {
+				bar.end()
 				return a.showProgress(p)
 			}
 		}

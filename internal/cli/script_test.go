@@ -70,7 +70,9 @@ func statusOf(err error) int {
 
 // process prepares a run of rotor in the script's directory and environment.
 func process(ts *testscript.TestScript, args []string) (*exec.Cmd, *logged) {
-	cmd := exec.Command("rotor", args...)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second) // a process that hangs fails its script
+	ts.Defer(cancel)
+	cmd := exec.CommandContext(ctx, "rotor", args...)
 	cmd.Dir = ts.MkAbs(".")
 	for _, name := range []string{"PATH", "HOME", "XDG_CONFIG_HOME", "ROTOR_IDENTITY", "ROTOR_ADDRESS", "TMPDIR"} {
 		cmd.Env = append(cmd.Env, name+"="+ts.Getenv(name))

@@ -145,7 +145,7 @@ func (a *app) watchStatus(ctx context.Context, s *api, args []string) error {
 	for {
 		all, err := a.look(ctx, s, args)
 		if ctx.Err() != nil {
-			return nil // the caller has seen enough
+			return nil //nolint:nilerr // the caller has seen enough
 		}
 		if err != nil && fault.CodeOf(err) != fault.Unavailable {
 			return err
