@@ -138,10 +138,10 @@ func exportLog(ctx context.Context, s *api, dir string) (files int, err error) {
 // writeTile writes one file below root, which no path of the server's can leave.
 func writeTile(root *os.Root, f *rotorv1.ExportFile) error {
 	path := filepath.FromSlash(f.GetPath())
-	if err := root.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+	if err := root.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("write %s: %w", f.GetPath(), err)
 	}
-	if err := root.WriteFile(path, f.GetData(), 0o644); err != nil {
+	if err := root.WriteFile(path, f.GetData(), 0o600); err != nil {
 		return fmt.Errorf("write %s: %w", f.GetPath(), err)
 	}
 	return nil

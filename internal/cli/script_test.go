@@ -36,6 +36,7 @@ func TestScripts(t *testing.T) {
 		RequireExplicitExec: true,
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("HOME", e.WorkDir)
+			e.Setenv("GORACE", "atexit_sleep_ms=0") // under the race detector each of the many processes would sleep a second at its end
 			e.Setenv("XDG_CONFIG_HOME", filepath.Join(e.WorkDir, "config"))
 			return nil
 		},
@@ -74,7 +75,7 @@ func process(ts *testscript.TestScript, args []string) (*exec.Cmd, *logged) {
 	ts.Defer(cancel)
 	cmd := exec.CommandContext(ctx, "rotor", args...)
 	cmd.Dir = ts.MkAbs(".")
-	for _, name := range []string{"PATH", "HOME", "XDG_CONFIG_HOME", "ROTOR_IDENTITY", "ROTOR_ADDRESS", "TMPDIR"} {
+	for _, name := range []string{"PATH", "HOME", "XDG_CONFIG_HOME", "ROTOR_IDENTITY", "ROTOR_ADDRESS", "TMPDIR", "GORACE"} {
 		cmd.Env = append(cmd.Env, name+"="+ts.Getenv(name))
 	}
 	log := &logged{grown: make(chan struct{})}
