@@ -39,6 +39,7 @@ const (
 	// Not in the table of rotation.md, found while the checker was written.
 	guardRenewal guard = "lease renewed to a member behind the distribution"
 	guardRejoin  guard = "lease credited before the join's snapshot"
+	guardLower   guard = "rolled back without lowering the floors"
 )
 
 // config is one model. Durations are in ticks.

@@ -36,10 +36,11 @@ func mutants() []mutant {
 	}
 }
 
-// rules are two more guards, which rotation.md does not name and the checker found to be needed.
+// rules are three more guards, which rotation.md does not name and the checker found to be needed.
 func rules() []mutant {
-	fence := small(keyring.Fence)
-	return []mutant{{guardRenewal, "L2", fence}, {guardRejoin, "S1", fence}}
+	fence, rollback := small(keyring.Fence), small(keyring.Block)
+	rollback.rollbacks = 1
+	return []mutant{{guardRenewal, "L2", fence}, {guardRejoin, "S1", fence}, {guardLower, "S5", rollback}}
 }
 
 // TestMutants switches each guard off, one at a time, and wants the property that it keeps to be broken; the same model with the

@@ -417,7 +417,10 @@ func (w *world) serverMoves(s *state, out []move) []move {
 		for n := range uint8(len(k.Versions)) {
 			take(action{kBack, 0, n + 1}, opBack, n+1, func(to *state) {
 				to.rolled++
-				to.floor, to.census, to.waited = min(to.floor, n+1), census{}, 0
+				to.census, to.waited = census{}, 0
+				if w.off != guardLower {
+					to.floor = min(to.floor, n+1)
+				}
 			})
 		}
 	}
@@ -494,7 +497,8 @@ func (w *world) censusMoves(s *state, add func(action, state)) {
 		next := census{version: n, settled: w.settled(s, n)}
 		next.free = v.Phase == keyring.PhaseRetired && (int(s.retired[n-1]) >= w.wait || w.off == guardFreeze)
 		useless := !next.settled || v.Phase == keyring.PhaseRetired && !next.free
-		if useless && !w.eager || c.version == n && c.free == next.free && c.settled == next.settled {
+		done := c.version == n && c.free == next.free && c.settled == next.settled && !w.epochAt(c.epoch).Less(k.Versions[k.Primary-1].Promoted)
+		if useless && !w.eager || done {
 			continue // would not be believed, or is done already
 		}
 		next.epoch = uint8(len(w.nodes[s.node].history))
