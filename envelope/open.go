@@ -172,7 +172,7 @@ func (f *File) run(b []byte, from, to int64) error {
 	for n := from; n < to; n++ {
 		size := min(f.size-n*chunkSize, chunkSize)
 		at := f.header.payload + chunkAt(n)
-		sealed := buf
+		var sealed []byte
 		if f.mapped != nil {
 			sealed = f.mapped[at : at+size+tagSize]
 		} else {

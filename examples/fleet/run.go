@@ -150,11 +150,11 @@ func (d *demo) cleanUp(failed error) error {
 			}
 		}
 	}
-	if d.keep || failed != nil {
-		fmt.Println("logs and files are in", d.work)
-		return nil
+	if !d.keep && failed == nil {
+		return os.RemoveAll(d.work)
 	}
-	return os.RemoveAll(d.work)
+	fmt.Println("logs and files are in", d.work)
+	return nil
 }
 
 // finish writes the report and says whether all went well.

@@ -79,7 +79,7 @@ func (i *instance) traffic(ctx context.Context, rate float64) {
 		i.say(line{Kind: "failed", What: "journal", Reason: err.Error()})
 		return
 	}
-	defer journal.Close()
+	defer func() { _ = journal.Close() }() // each line was written by itself
 	w := &writer{instance: i, journal: journal}
 	for n := 0; ; n++ {
 		select {

@@ -264,13 +264,10 @@ func (l *Log) enqueue(batch []pending) {
 func (l *Log) Sequence(ctx context.Context) error {
 	for {
 		n, err := l.sequenceOnce(ctx)
-		if ctx.Err() != nil {
-			return nil
-		}
-		if err != nil {
+		if err != nil && ctx.Err() == nil {
 			return err
 		}
-		if n > 0 {
+		if n > 0 && err == nil {
 			continue
 		}
 		select {

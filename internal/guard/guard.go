@@ -250,7 +250,8 @@ func (g *Guard) Sign(domain string, msg []byte) []byte {
 
 // PublicKey is the public half of Sign's key.
 func (g *Guard) PublicKey() ed25519.PublicKey {
-	return g.snapshot.Public().(ed25519.PublicKey)
+	public, _ := g.snapshot.Public().(ed25519.PublicKey) // it is of no other type
+	return public
 }
 
 // VerifySigned checks what Sign made.

@@ -189,7 +189,7 @@ func (d *Dir) Leaf() *x509.Certificate {
 	return d.leaf
 }
 
-// Cluster, Namespace, Address and ServerKey are what was pinned at join.
+// Cluster is the ID of the cluster, pinned at join like the other facts below.
 func (d *Dir) Cluster() string { d.mu.RLock(); defer d.mu.RUnlock(); return d.bundle.Cluster }
 
 // Namespace is the namespace that the identity works in.

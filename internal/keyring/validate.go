@@ -22,9 +22,10 @@ func ValidName(s string) bool {
 	}
 	for i, c := range []byte(s) {
 		inner := c == '.' || c == '_' || c == '-'
-		if !(c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || inner && i > 0 && i < len(s)-1) {
-			return false
+		if c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || inner && i > 0 && i < len(s)-1 {
+			continue
 		}
+		return false
 	}
 	return true
 }

@@ -98,7 +98,7 @@ func start(ctx context.Context, c Config, db store.Store, sealer seal.Sealer) (*
 		stop()
 		return nil, errors.Join(err, group.Wait())
 	}
-	go s.supervise(run, group)
+	go s.supervise(run, group) //nolint:gosec // it outlives the request that started it; Wait waits for it
 	return s, nil
 }
 

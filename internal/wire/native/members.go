@@ -69,7 +69,7 @@ func (s members) receive(ctx context.Context, stream *connect.BidiStream[rotorv1
 	for {
 		m, err := stream.Receive()
 		if errors.Is(err, io.EOF) || err != nil && ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // the process or the fleet has ended the stream
 		}
 		if err != nil {
 			return fault.Wrap(fault.Canceled, "stream", err)
