@@ -49,6 +49,7 @@ func instanceCommand(ctx context.Context, args []string) error {
 	model := f.String("model", "", "encrypted model file")
 	want := f.String("digest", "", "SHA-256 of the model, in hex")
 	rate := f.Float64("rate", 10, "operations a second")
+	probe := f.Bool("probe", true, "use the key in fence mode all the time, to tell when it is refused")
 	if err := f.Parse(args); err != nil {
 		return err
 	}
@@ -60,7 +61,7 @@ func instanceCommand(ctx context.Context, args []string) error {
 	if err := i.join(ctx); err != nil {
 		return fmt.Errorf("join: %w", err)
 	}
-	err := errors.Join(i.serve(ctx, *model, *want, *rate), i.client.Close())
+	err := errors.Join(i.serve(ctx, *model, *want, *rate, *probe), i.client.Close())
 	i.count()
 	return err
 }
@@ -98,7 +99,7 @@ func (i *instance) join(ctx context.Context) error {
 }
 
 // serve opens the model, answers neighbours and makes traffic until ctx ends.
-func (i *instance) serve(ctx context.Context, model, want string, rate float64) error {
+func (i *instance) serve(ctx context.Context, model, want string, rate float64, probe bool) error {
 	if err := i.openModel(ctx, model, want); err != nil {
 		return fmt.Errorf("open model: %w", err)
 	}
@@ -114,7 +115,9 @@ func (i *instance) serve(ctx context.Context, model, want string, rate float64) 
 	go func() { done <- server.Serve(l) }() // ends with Shutdown, below
 	i.say(line{Kind: "ready", Address: l.Addr().String()})
 	go i.report(ctx)
-	go i.probe(ctx)
+	if probe {
+		go i.probe(ctx)
+	}
 	i.traffic(ctx, rate)
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()

@@ -3,6 +3,7 @@
 // as any user would: the public package and the rotor command.
 //
 //	fleet run        starts everything, breaks what it can, and reports
+//	fleet bench      measures how long a rotation takes, without faults
 //	fleet instance   one instance (started by run)
 //	fleet board      the record store (started by run)
 package main
@@ -27,11 +28,13 @@ func main() {
 
 func command(ctx context.Context, args []string) error {
 	if len(args) == 0 {
-		return fmt.Errorf("usage: fleet run|instance|board [flags]")
+		return fmt.Errorf("usage: fleet run|bench|instance|board [flags]")
 	}
 	switch args[0] {
 	case "run":
 		return runCommand(ctx, args[1:])
+	case "bench":
+		return benchCommand(ctx, args[1:])
 	case "instance":
 		return instanceCommand(ctx, args[1:])
 	case "board":

@@ -3,11 +3,14 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"math"
 	"os"
 	"slices"
 	"sync"
 	"time"
+
+	"golang.org/x/term"
 )
 
 // report is demo-report.json.
@@ -77,9 +80,20 @@ func (r report) failure() error {
 // screen shows progress: a line that is rewritten on a terminal, a plain line per step elsewhere.
 type screen struct {
 	mu       sync.Mutex // guards what follows
+	out      io.Writer
 	terminal bool
+	width    int // of the terminal, in characters
 	began    time.Time
 	status   string
+}
+
+// newScreen shows progress on a file.
+func newScreen(f *os.File) *screen {
+	s := &screen{out: f, terminal: term.IsTerminal(int(f.Fd())), width: 80, began: time.Now()}
+	if w, _, err := term.GetSize(int(f.Fd())); err == nil && w > 0 {
+		s.width = w
+	}
+	return s
 }
 
 // step prints something that has happened.
@@ -87,7 +101,7 @@ func (s *screen) step(format string, args ...any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.erase()
-	fmt.Printf("%6.1fs  %s\n", time.Since(s.began).Seconds(), fmt.Sprintf(format, args...))
+	fmt.Fprintf(s.out, "%6.1fs  %s\n", time.Since(s.began).Seconds(), fmt.Sprintf(format, args...))
 	s.draw()
 }
 
@@ -99,18 +113,20 @@ func (s *screen) live(format string, args ...any) {
 		return
 	}
 	s.erase()
-	s.status = fmt.Sprintf(format, args...)
+	if s.status = fmt.Sprintf(format, args...); len(s.status) >= s.width { // a line that wraps could not be taken back
+		s.status = s.status[:s.width-1]
+	}
 	s.draw()
 }
 
 func (s *screen) erase() {
 	if s.terminal && s.status != "" {
-		fmt.Print("\r\x1b[K")
+		fmt.Fprint(s.out, "\r\x1b[K")
 	}
 }
 
 func (s *screen) draw() {
 	if s.terminal {
-		fmt.Print(s.status)
+		fmt.Fprint(s.out, s.status)
 	}
 }

@@ -4,13 +4,10 @@ import (
 	"context"
 	"errors"
 	"flag"
-	"fmt"
 	"os"
 	"path/filepath"
 	"sync"
 	"time"
-
-	"golang.org/x/term"
 
 	"github.com/rotorkms/rotor"
 )
@@ -26,6 +23,7 @@ type options struct {
 	minimum   int64   // operations that each instance has to finish
 	lease     time.Duration
 	keep      bool
+	quiet     bool // instances do not probe their keys between operations
 	report    string
 }
 
@@ -50,11 +48,7 @@ func runCommand(ctx context.Context, args []string) error {
 
 // run does the whole demo and leaves nothing running.
 func run(ctx context.Context, o options) (err error) {
-	d := &demo{
-		options: o, screen: &screen{terminal: term.IsTerminal(1), began: time.Now()}, members: map[string]*process{}, past: map[string]int64{},
-		addresses: map[string]string{}, frozen: map[string]bool{},
-	}
-	d.report.RetriedByReason = map[string]int64{}
+	d := newDemo(o, newScreen(os.Stdout))
 	if err := d.prepare(); err != nil {
 		return err
 	}
@@ -65,6 +59,14 @@ func run(ctx context.Context, o options) (err error) {
 		}
 	}
 	return d.finish()
+}
+
+func newDemo(o options, s *screen) *demo {
+	d := &demo{
+		options: o, screen: s, members: map[string]*process{}, past: map[string]int64{}, addresses: map[string]string{}, frozen: map[string]bool{},
+	}
+	d.report.RetriedByReason, d.report.Refusals = map[string]int64{}, []refusal{}
+	return d
 }
 
 // story is the demo in order.
@@ -153,7 +155,7 @@ func (d *demo) cleanUp(failed error) error {
 	if !d.keep && failed == nil {
 		return os.RemoveAll(d.work)
 	}
-	fmt.Println("logs and files are in", d.work)
+	d.step("logs and files are in %s", d.work)
 	return nil
 }
 

@@ -223,7 +223,7 @@ func (d *demo) boot(name string) error {
 		return err
 	}
 	p, err := start(d.work, name, d.hear, self, "instance", "-name", name, "-work", d.work, "-board", d.boardAddr,
-		"-model", d.sealed, "-digest", d.digest, "-rate", fmt.Sprint(d.rate))
+		"-model", d.sealed, "-digest", d.digest, "-rate", fmt.Sprint(d.rate), fmt.Sprintf("-probe=%v", !d.quiet))
 	if err != nil {
 		return err
 	}

@@ -72,8 +72,7 @@ func (a again) Unwrap() error { return a.err }
 
 // traffic makes operations at a rate until ctx ends; one that has begun is finished.
 func (i *instance) traffic(ctx context.Context, rate float64) {
-	t := time.NewTicker(time.Duration(float64(time.Second) / rate))
-	defer t.Stop()
+	s := schedule{every: time.Duration(float64(time.Second) / rate), next: time.Now()}
 	journal, err := os.OpenFile(filepath.Join(i.work, "journal", fmt.Sprintf("%s.%d", i.name, os.Getpid())), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		i.say(line{Kind: "failed", What: "journal", Reason: err.Error()})
@@ -89,7 +88,7 @@ func (i *instance) traffic(ctx context.Context, rate float64) {
 			i.say(line{Kind: "resting"})
 			<-ctx.Done()
 			return
-		case <-t.C:
+		case <-time.After(s.wait(time.Now())):
 		}
 		switch n % 4 {
 		case 0:
@@ -102,6 +101,23 @@ func (i *instance) traffic(ctx context.Context, rate float64) {
 			i.operate(ctx, "update", w.update)
 		}
 	}
+}
+
+// schedule is an open loop: operations are due at fixed times, whatever the earlier ones took, so that a slow one is made up for.
+type schedule struct {
+	every time.Duration
+	next  time.Time
+}
+
+// maxBehind is how far a schedule may fall behind; what a frozen instance missed it does not make up for.
+const maxBehind = 2 * time.Second
+
+// wait is how long it is until the next operation is due.
+func (s *schedule) wait(now time.Time) time.Duration {
+	if s.next = s.next.Add(s.every); now.Sub(s.next) > maxBehind {
+		s.next = now
+	}
+	return max(0, s.next.Sub(now))
 }
 
 // probeEvery is how often an instance makes sure that it can use its key in fence mode. It is shorter than joining again takes, so that
