@@ -45,9 +45,11 @@ type Log struct {
 	state    store.Rev     // of the state record
 	advanced chan struct{} // closed and replaced when the size grows
 
-	waiting sync.Mutex // guards queue; taken after mu
-	queue   []pending  // committed, in commit order, not in the log yet
-	more    chan struct{}
+	waiting  sync.Mutex    // guards queue, followed and handed; taken after mu
+	queue    []pending     // committed, in commit order, not in the log yet
+	followed store.Rev     // everything up to this commit has been put into the queue
+	handed   chan struct{} // closed and replaced when followed grows
+	more     chan struct{}
 }
 
 type pending struct {
@@ -67,7 +69,7 @@ type head struct {
 // with the revision of the commit that made it (0 for those already in order). It returns the revision to watch from.
 // fault.AuditBroken. It costs one hash per entry: about a second per million.
 func Load(ctx context.Context, s store.Store, mac secret.Bytes, seen func(Entry, store.Rev) error) (*Log, store.Rev, error) {
-	l := &Log{store: s, mac: mac, more: make(chan struct{}, 1), advanced: make(chan struct{})}
+	l := &Log{store: s, mac: mac, more: make(chan struct{}, 1), advanced: make(chan struct{}), handed: make(chan struct{})}
 	rev, records := s.List(ctx, "log/")
 	var h head
 	var waiting []pending
@@ -110,7 +112,7 @@ func Load(ctx context.Context, s store.Store, mac secret.Bytes, seen func(Entry,
 			return nil, 0, fault.Wrap(fault.AuditBroken, "waiting entry", err)
 		}
 	}
-	l.enqueue(waiting)
+	l.enqueue(waiting, rev)
 	return l, rev, nil
 }
 
@@ -243,17 +245,21 @@ func (l *Log) Follow(ctx context.Context, after store.Rev, seen func(store.Rev, 
 		if err := seen(events[0].Rev, entries); err != nil {
 			return err
 		}
-		if len(batch) > 0 {
-			l.enqueue(batch)
-		}
+		l.enqueue(batch, events[0].Rev)
 	}
 	return nil
 }
 
-func (l *Log) enqueue(batch []pending) {
+// enqueue hands the entries of the commits up to rev to the sequencer.
+func (l *Log) enqueue(batch []pending, rev store.Rev) {
 	l.waiting.Lock()
-	l.queue = append(l.queue, batch...)
+	l.queue, l.followed = append(l.queue, batch...), rev
+	close(l.handed)
+	l.handed = make(chan struct{})
 	l.waiting.Unlock()
+	if len(batch) == 0 {
+		return
+	}
 	select {
 	case l.more <- struct{}{}:
 	default:
@@ -358,21 +364,36 @@ func (l *Log) Checkpoint() ([]byte, int64, error) {
 	return signed, l.size, err
 }
 
-// Settled waits until everything that was committed before the call is in the log.
+// Settled waits until everything that was committed before the call is in the log: handed over by Follow, and put into order by Sequence.
 func (l *Log) Settled(ctx context.Context) error {
+	rev, records := l.store.List(ctx, statePath)
+	for _, err := range records {
+		if err != nil {
+			return fmt.Errorf("read log state: %w", err)
+		}
+	}
 	for {
 		l.mu.Lock()
 		advanced := l.advanced
 		l.mu.Unlock()
-		if len(l.next()) == 0 {
+		handed, done := l.ordered(rev)
+		if done {
 			return nil
 		}
 		select {
 		case <-advanced:
+		case <-handed:
 		case <-ctx.Done():
 			return fault.Wrap(fault.Canceled, "", ctx.Err())
 		}
 	}
+}
+
+// ordered says whether every entry of the commits up to rev is in the log; handed is closed when Follow has got further.
+func (l *Log) ordered(rev store.Rev) (handed <-chan struct{}, done bool) {
+	l.waiting.Lock()
+	defer l.waiting.Unlock()
+	return l.handed, l.followed >= rev && (len(l.queue) == 0 || l.queue[0].rev > rev)
 }
 
 // Tail calls f with the entries from an index on; with follow it waits for more until ctx ends.
