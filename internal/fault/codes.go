@@ -87,7 +87,7 @@ var texts = map[Code]Text{
 	DecryptFailed:      {"the ciphertext does not open", "it was changed, or made for another key, namespace or context", 5},
 	UnknownVersion:     {"no version of this key made it", "check that the ciphertext is of this key", 1},
 	VersionDestroyed:   {"the key version was destroyed", "there is no way back; restore the plaintext from elsewhere", 1},
-	VersionRetired:     {"the key version was retired", "roll it back with rotor version unretire before it is destroyed", 1},
+	VersionRetired:     {"the key version was retired", "rotor key retire NAME VERSION --undo brings it back until it is destroyed", 1},
 	WrongState:         {"the key version's state does not allow this", "see the version's state with rotor key show", 1},
 	PeriodOver:         {"the cryptoperiod is over", "rotate the key", 1},
 	WrongPurpose:       {"the key is for another purpose", "use a key made for this purpose", 2},
