@@ -1,8 +1,12 @@
 package cli
 
 import (
+	"context"
+	"time"
+
 	"github.com/spf13/cobra"
 
+	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/server"
 	rotorv1 "github.com/rotorkms/rotor/proto/rotor/v1"
 )
@@ -69,15 +73,13 @@ type serverView struct {
 }
 
 func newServerStatus(a *app) *cobra.Command {
-	return &cobra.Command{
-		Use: "status", Short: "Say how the server is", Args: cobra.NoArgs,
+	var patience time.Duration
+	c := &cobra.Command{
+		Use: "status", Short: "Say how the server is",
+		Long: `Say how the server is. With --wait a server that is being started is waited for, which scripts need after "rotor dev &".`,
+		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			s, err := a.connect()
-			if err != nil {
-				return err
-			}
-			defer s.close()
-			m, err := message(s.server.Status(c.Context(), request(&rotorv1.StatusRequest{})))
+			m, err := a.awaitServer(c.Context(), patience)
 			if err != nil {
 				return err
 			}
@@ -90,4 +92,31 @@ func newServerStatus(a *app) *cobra.Command {
 			}})
 		},
 	}
+	c.Flags().Var(duration{&patience}, "wait", "how long to wait for it to answer (default 0s)")
+	return c
+}
+
+// awaitServer asks the server how it is, and again while it is being made or started, for as long as the caller has patience.
+func (a *app) awaitServer(ctx context.Context, patience time.Duration) (*rotorv1.StatusResponse, error) {
+	limited, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for {
+		m, err := a.askServer(ctx)
+		switch fault.CodeOf(err) {
+		case fault.NotFound, fault.Unauthenticated, fault.Unavailable: // no identity yet, one without a certificate yet, no listener yet
+			if pause(limited, pollEvery) {
+				continue
+			}
+		}
+		return m, err
+	}
+}
+
+func (a *app) askServer(ctx context.Context) (*rotorv1.StatusResponse, error) {
+	s, err := a.connect()
+	if err != nil {
+		return nil, err
+	}
+	defer s.close()
+	return message(s.server.Status(ctx, request(&rotorv1.StatusRequest{})))
 }
