@@ -4,16 +4,16 @@
 package campaign
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
-	"net/http"
 	"net/url"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -44,6 +44,7 @@ type Config struct {
 	KMS   *kms.Service
 	Fleet Members
 	TLS   func(instance string) (*tls.Config, error) // to the instance that serves a data set
+	Open  func(DataSet) (Adapter, error)             // instead of HTTP over TLS
 	Now   func() time.Time
 	Log   *slog.Logger
 }
@@ -74,17 +75,19 @@ type set struct {
 // Service keeps data sets and campaigns. Safe for concurrent use.
 type Service struct {
 	Config
+	starting    sync.Mutex // held while a campaign is made, so that a key has one
+	registering sync.Mutex // held while a data set is added, so that sets is what the store has
 
 	mu        sync.Mutex // guards what follows
 	sets      map[string]*set
 	campaigns map[string]*running
-	lowering  map[string]bool // data sets whose floor is being lowered for a rollback
-	start     chan *running
+	lowering  map[string]bool // data sets whose floor is to be lowered for a rollback; true: it is under way
+	wake      chan struct{}   // tells Run that there is something to begin
 }
 
 // New reads the registered data sets and the campaigns that have not ended.
 func New(ctx context.Context, c Config) (*Service, error) {
-	s := &Service{Config: c, sets: map[string]*set{}, campaigns: map[string]*running{}, lowering: map[string]bool{}, start: make(chan *running, 16)}
+	s := &Service{Config: c, sets: map[string]*set{}, campaigns: map[string]*running{}, lowering: map[string]bool{}, wake: make(chan struct{}, 1)}
 	records, _, err := c.Guard.List(ctx, setPrefix)
 	if err != nil {
 		return nil, fmt.Errorf("read data sets: %w", err)
@@ -103,11 +106,24 @@ func New(ctx context.Context, c Config) (*Service, error) {
 }
 
 func (s *Service) connect(d DataSet) (Adapter, error) {
+	if s.Open != nil {
+		return s.Open(d)
+	}
 	config, err := s.TLS(d.Name)
 	if err != nil {
 		return nil, err
 	}
-	return httpSet{&http.Client{Transport: &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: true}, Timeout: callTime}, strings.TrimSuffix(d.URL, "/")}, nil
+	return HTTP(d.URL, config), nil
+}
+
+// maxURL bounds the URL of a data set, in bytes.
+const maxURL = 1024
+
+// validURL says whether a URL is only the place of a data set: https, so that the peer proves which instance it is before anything is
+// sent, and no credentials, which would stand in the record and in lists.
+func validURL(text string) bool {
+	u, err := url.Parse(text)
+	return err == nil && len(text) <= maxURL && u.Scheme == "https" && u.Host != "" && u.User == nil && u.RawQuery == "" && !u.ForceQuery && u.Fragment == ""
 }
 
 // Register adds a data set after asking it who it is. fault.Invalid, Exists, Unavailable, Denied.
@@ -120,9 +136,8 @@ func (s *Service) Register(ctx context.Context, c policy.Caller, ref kms.Ref, d 
 	if err != nil {
 		return d, err
 	}
-	u, err := url.Parse(d.URL)
-	if err != nil || u.Scheme != "https" || u.Host == "" || !keyring.ValidName(d.Name) || d.MaxInFlight < 0 {
-		return d, fault.New(fault.Invalid, "data set").WithHint("it needs the name of the instance that serves it and an https URL")
+	if !validURL(d.URL) || !keyring.ValidName(d.Name) || d.MaxInFlight < 0 {
+		return d, fault.New(fault.Invalid, "data set").WithHint("it needs the name of the instance that serves it and an https URL without credentials")
 	}
 	d.Namespace, d.Key = k.Namespace, k.ID
 	t := &set{d: d}
@@ -136,21 +151,86 @@ func (s *Service) Register(ctx context.Context, c policy.Caller, ref kms.Ref, d 
 	if !info.Floor && d.MaxInFlight == 0 {
 		return d, fault.New(fault.Invalid, "max_in_flight").WithHint("the data set has no floor, so say how long a write may be on its way")
 	}
-	value, err := json.Marshal(d)
+	return d, s.add(context.WithoutCancel(ctx), p, t) // once it may be stored it has to be known
+}
+
+// add stores a new data set. The destruction of retired versions waits anew, because their census has not looked there, and the commit
+// fails if one was destroyed or retired meanwhile.
+func (s *Service) add(ctx context.Context, p *guard.Permit, t *set) error {
+	s.registering.Lock()
+	defer s.registering.Unlock()
+	value, err := json.Marshal(t.d)
 	if err != nil {
-		return d, fmt.Errorf("encode data set: %w", err)
+		return fmt.Errorf("encode data set: %w", err)
 	}
-	path := setPrefix + d.Name
-	if t.rev, err = p.Commit(ctx, []guard.Cond{{Path: path}}, []guard.Write{{Path: path, Value: value}}, map[string]string{"data_set": d.Name}); err != nil {
-		if fault.CodeOf(err) == fault.Conflict {
-			return d, fault.New(fault.Exists, "data set "+d.Name)
+	path := setPrefix + t.d.Name
+	for {
+		if err := s.restartWaits(ctx, t.d.Key); err != nil {
+			return err
 		}
-		return d, err
+		_, cond, err := s.KMS.Record(ctx, t.d.Key)
+		if err != nil {
+			return err
+		}
+		t.rev, err = p.Commit(ctx, []guard.Cond{{Path: path}, cond}, []guard.Write{{Path: path, Value: value}}, map[string]string{"data_set": t.d.Name})
+		if fault.CodeOf(err) == fault.Conflict {
+			if _, there := s.named(t.d.Name); there {
+				return fault.New(fault.Exists, "data set "+t.d.Name)
+			}
+			continue // the key changed
+		}
+		if err != nil {
+			if made, lost := t.refresh(ctx, s.Guard, value); lost != nil || !made {
+				return err
+			}
+		}
+		s.mu.Lock()
+		s.sets[t.d.Name] = t
+		s.mu.Unlock()
+		return nil
 	}
+}
+
+// restartWaits lets every retired version of a key wait anew before it can be destroyed.
+func (s *Service) restartWaits(ctx context.Context, id keyring.KeyID) error {
+	k, _, err := s.KMS.Record(ctx, id)
+	if err != nil {
+		return err
+	}
+	for _, v := range k.Versions {
+		if v.Phase != keyring.PhaseRetired {
+			continue
+		}
+		if err := s.restartWait(ctx, id, v.Number); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// errNothing ends a step that found nothing to do.
+var errNothing = errors.New("campaign: nothing to do")
+
+// restartWait lets one retired version wait anew.
+func (s *Service) restartWait(ctx context.Context, id keyring.KeyID, n uint32) error {
+	_, err := s.KMS.Step(ctx, id, guard.Cond{}, func(k keyring.Key, now time.Time) (keyring.Key, error) {
+		next, changed := rotation.Attempted(k, n, now)
+		if !changed {
+			return k, errNothing
+		}
+		return next, nil
+	})
+	if errors.Is(err, errNothing) {
+		return nil
+	}
+	return err
+}
+
+func (s *Service) named(name string) (*set, bool) {
 	s.mu.Lock()
-	s.sets[d.Name] = t
-	s.mu.Unlock()
-	return d, nil
+	defer s.mu.Unlock()
+	t, ok := s.sets[name]
+	return t, ok
 }
 
 // DataSets lists the registered data sets, by name.
@@ -184,8 +264,9 @@ func (t *set) now() DataSet {
 	return t.d
 }
 
-// edit changes a data set's record under conditions.
+// edit changes a data set's record under conditions. After a commit whose outcome it cannot know it reads the record again.
 func (s *Service) edit(ctx context.Context, t *set, conds []guard.Cond, change func(DataSet) DataSet) (DataSet, error) {
+	ctx = context.WithoutCancel(ctx) // a commit that was given up may have been made
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	next := change(t.d)
@@ -198,29 +279,56 @@ func (s *Service) edit(ctx context.Context, t *set, conds []guard.Cond, change f
 	p := s.Guard.System("campaign", policy.ActDataset, kms.Resource(k))
 	rev, err := p.Commit(ctx, append(conds, guard.Cond{Path: path, Rev: t.rev}), []guard.Write{{Path: path, Value: value}}, map[string]string{"data_set": t.d.Name})
 	if err != nil {
-		return t.d, err
+		made, lost := t.refresh(ctx, s.Guard, value)
+		if lost != nil || !made {
+			return t.d, errors.Join(err, lost)
+		}
+		return t.d, nil
 	}
 	t.d, t.rev = next, rev
 	return next, nil
 }
 
-// Run moves data and destroys what is due until ctx ends.
+// refresh reads the record and says whether it is a value that was to be written; t.mu is held.
+func (t *set) refresh(ctx context.Context, g *guard.Guard, value []byte) (made bool, err error) {
+	r, err := g.Get(ctx, setPrefix+t.d.Name)
+	if err != nil {
+		return false, err
+	}
+	var d DataSet
+	if err := json.Unmarshal(r.Value, &d); err != nil {
+		return false, fault.Wrap(fault.RecordTampered, r.Path, err)
+	}
+	t.d, t.rev = d, r.Rev
+	return bytes.Equal(r.Value, value), nil
+}
+
+// Run moves data, lowers floors and destroys what is due until ctx ends.
 func (s *Service) Run(ctx context.Context) error {
 	var wait sync.WaitGroup
 	defer wait.Wait()
-	clock := time.NewTicker(time.Second)
-	defer clock.Stop()
-	for _, r := range s.unfinished() {
-		wait.Go(func() { s.move(ctx, r) })
-	}
+	wait.Go(func() { s.destroyLoop(ctx) })
 	for {
+		for _, r := range s.unfinished() {
+			if r.begin() {
+				wait.Go(func() { s.move(ctx, r) })
+			}
+		}
+		for _, t := range s.toLower() {
+			wait.Go(func() { s.lower(ctx, t) })
+		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case r := <-s.start:
-			wait.Go(func() { s.move(ctx, r) })
-		case <-clock.C:
-			s.destroyDue(ctx)
+		case <-s.wake:
 		}
+	}
+}
+
+// poke tells Run that there is something to begin.
+func (s *Service) poke() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
 	}
 }

@@ -2,6 +2,10 @@ package campaign
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"math"
+	"math/bits"
 	"slices"
 	"strings"
 	"time"
@@ -56,26 +60,34 @@ func (s *Service) count(ctx context.Context, id keyring.KeyID) (Report, error) {
 	return r, ctx.Err()
 }
 
+// scan adds what a data set says that it holds. Sums stop at their largest value, so that no answer takes away from another's.
 func scan(ctx context.Context, a Adapter, numbers map[string]uint32, r *Report) error {
 	info, err := a.Info(ctx)
 	if err != nil {
 		return err
 	}
-	for _, shard := range info.Shards {
+	for _, shard := range info.ordered() {
 		counts, unreadable, err := a.Census(ctx, shard)
 		if err != nil {
 			return err
 		}
-		r.Unknown += unreadable
+		r.Unknown = plus(r.Unknown, unreadable)
 		for handle, n := range counts {
 			if number, ok := numbers[handle]; ok {
-				r.Counts[number] += n
+				r.Counts[number] = plus(r.Counts[number], n)
 			} else {
-				r.Unknown += n
+				r.Unknown = plus(r.Unknown, n)
 			}
 		}
 	}
 	return nil
+}
+
+func plus(a, b uint64) uint64 {
+	if sum, carry := bits.Add64(a, b, 0); carry == 0 {
+		return sum
+	}
+	return math.MaxUint64
 }
 
 // late names the holders that may still protect with an older version.
@@ -106,7 +118,7 @@ func (s *Service) calm(ctx context.Context, k keyring.Key) error {
 	for _, t := range s.of(k.ID) {
 		info, err := t.adapter.Info(ctx)
 		if err != nil {
-			return fault.Wrap(fault.GateClosed, "data set "+t.now().Name, err)
+			return unreachable(t, err)
 		}
 		if !info.Floor {
 			if err := s.quiet(ctx, t, k); err != nil {
@@ -114,11 +126,20 @@ func (s *Service) calm(ctx context.Context, k keyring.Key) error {
 			}
 			continue
 		}
-		if err := s.raise(ctx, t); err != nil {
+		if err := s.raise(ctx, t); fault.CodeOf(err) == fault.Unavailable {
+			return unreachable(t, err)
+		} else if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// errUnreachable is in the chain of what fails because a data set could not be asked.
+var errUnreachable = errors.New("a data set cannot be reached")
+
+func unreachable(t *set, err error) error {
+	return fault.Wrap(fault.GateClosed, "data set "+t.now().Name+" cannot be reached", errors.Join(errUnreachable, err))
 }
 
 // quiet notes since when nobody begins a write under an older version of a data set without a floor.
@@ -194,12 +215,16 @@ func (s *Service) Destroy(ctx context.Context, c policy.Caller, ref kms.Ref, n u
 
 // reason is the resource of a fault, which names what is waited for.
 func reason(err error) string {
-	_, rest, _ := strings.Cut(err.Error(), "(")
-	text, _, _ := strings.Cut(rest, ")")
-	return text
+	var f *fault.Error
+	if !errors.As(err, &f) {
+		return ""
+	}
+	return f.Resource
 }
 
-// destroy takes the step if its gate holds. The census is the expensive part, so everything that needs none is looked at first.
+// destroy takes the step if its gate holds. The census is the expensive part, so everything that needs none is looked at first. Its count
+// is checked by opening every ciphertext, as what a data set says of itself may be wrong. While a data set cannot be reached the wait
+// begins anew.
 func (s *Service) destroy(ctx context.Context, k keyring.Key, n uint32) (keyring.Key, error) {
 	now := s.Now().UTC()
 	v, err := k.Version(n)
@@ -210,6 +235,15 @@ func (s *Service) destroy(ctx context.Context, k keyring.Key, n uint32) (keyring
 		return rotation.Destroy(k, n, rotation.Census{Started: now}, nil, now)
 	}
 	census, err := s.evidence(ctx, k, n)
+	if err == nil && census.Remaining == 0 {
+		err = s.inspectAll(ctx, k, &census)
+	}
+	if err == nil && census.Remaining > 0 {
+		return k, fault.New(fault.InUse, fmt.Sprintf("key %s, version %d: %d ciphertexts are under it", k.Name, n, census.Remaining))
+	}
+	if (errors.Is(err, errUnreachable) || err == nil && len(census.Unreachable) > 0) && ctx.Err() == nil {
+		err = errors.Join(err, s.restartWait(ctx, k.ID, n))
+	}
 	if err != nil {
 		return k, err
 	}
@@ -223,7 +257,20 @@ func (s *Service) destroy(ctx context.Context, k keyring.Key, n uint32) (keyring
 	return next, err
 }
 
-// destroyDue destroys what was approved and has waited long enough.
+// destroyLoop destroys what was approved and has waited long enough.
+func (s *Service) destroyLoop(ctx context.Context) {
+	clock := time.NewTicker(time.Second)
+	defer clock.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-clock.C:
+			s.destroyDue(ctx)
+		}
+	}
+}
+
 func (s *Service) destroyDue(ctx context.Context) {
 	for _, k := range s.KMS.Keys() {
 		r := k.Rotation.Defaults()

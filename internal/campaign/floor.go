@@ -44,16 +44,19 @@ func (s *Service) raise(ctx context.Context, t *set) error {
 		if d := t.now(); d.Raised && slices.Equal(d.Floor.Reject, reject) {
 			return nil
 		}
-		d, err := s.edit(ctx, t, []guard.Cond{cond}, func(d DataSet) DataSet {
-			d.Floor = Floor{Key: string(k.ID), Incarnation: k.Epoch.Incarnation, Sequence: d.Floor.Sequence + 1, Reject: reject}
-			d.Raised = false
-			return d
-		})
-		if fault.CodeOf(err) == fault.Conflict {
-			continue
-		}
-		if err != nil {
-			return err
+		d := t.now()
+		if d.Floor.Sequence == 0 || d.Floor.Incarnation != k.Epoch.Incarnation || !slices.Equal(d.Floor.Reject, reject) { // else: sent before, not confirmed
+			d, err = s.edit(ctx, t, []guard.Cond{cond}, func(d DataSet) DataSet {
+				d.Floor = Floor{Key: string(k.ID), Incarnation: k.Epoch.Incarnation, Sequence: d.Floor.Sequence + 1, Reject: reject}
+				d.Raised = false
+				return d
+			})
+			if fault.CodeOf(err) == fault.Conflict && ctx.Err() == nil {
+				continue
+			}
+			if err != nil {
+				return err
+			}
 		}
 		if err := t.adapter.SetFloor(ctx, d.Floor); err != nil {
 			return err
@@ -68,7 +71,7 @@ func (s *Service) raise(ctx context.Context, t *set) error {
 
 // NotReady names the data sets that would refuse ciphertext of the key's target, or may, and starts to lower their floors. A
 // promotion waits for them.
-func (s *Service) NotReady(ctx context.Context, k keyring.Key) []string {
+func (s *Service) NotReady(_ context.Context, k keyring.Key) []string {
 	v, err := k.Version(k.Target)
 	if err != nil || v.Phase != keyring.PhaseDecryptOnly {
 		return nil // a version that never was demoted is in no floor
@@ -80,28 +83,39 @@ func (s *Service) NotReady(ctx context.Context, k keyring.Key) []string {
 			continue
 		}
 		names = append(names, "data set "+d.Name)
-		s.lower(ctx, t)
+		s.mu.Lock()
+		if _, asked := s.lowering[d.Name]; !asked {
+			s.lowering[d.Name] = false // Run does it
+		}
+		s.mu.Unlock()
+		s.poke()
 	}
 	return names
 }
 
-// lower brings a floor down in the background, one at a time for each data set.
-func (s *Service) lower(ctx context.Context, t *set) {
-	name := t.now().Name
+// toLower takes the data sets whose floor is to be lowered and is not yet being lowered.
+func (s *Service) toLower() (all []*set) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.lowering[name] {
-		return
-	}
-	s.lowering[name] = true
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTime)
-	go func() { // ends when the data set has answered, or after callTime
-		defer cancel()
-		if err := s.raise(ctx, t); err != nil && ctx.Err() == nil {
-			s.Log.WarnContext(ctx, "floor not lowered", "data_set", name, "error", err)
+	for name, underWay := range s.lowering {
+		if !underWay {
+			s.lowering[name] = true
+			all = append(all, s.sets[name])
 		}
-		s.mu.Lock()
-		delete(s.lowering, name)
-		s.mu.Unlock()
-	}()
+	}
+	return all
+}
+
+// lower brings a floor down, one at a time for each data set. It gives up after callTime; a rollback that still waits asks again.
+func (s *Service) lower(ctx context.Context, t *set) {
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	name := t.now().Name
+	if err := s.raise(ctx, t); err != nil && ctx.Err() == nil {
+		s.Log.WarnContext(ctx, "floor not lowered", "data_set", name, "error", err)
+		pause(ctx, retryAfter)
+	}
+	s.mu.Lock()
+	delete(s.lowering, name)
+	s.mu.Unlock()
 }

@@ -1,11 +1,14 @@
 package campaign
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"math"
+	"strings"
 	"sync"
 	"time"
 
@@ -21,7 +24,8 @@ const (
 	maxPasses   = 5               // over all data sets, until the census says that nothing is left
 	saveEvery   = 2 * time.Second // between stored cursors: what a crash repeats, harmlessly
 	retryAfter  = 500 * time.Millisecond
-	giveUpAfter = 10 * time.Minute // of one campaign that cannot go on
+	giveUpAfter = 10 * time.Minute // without progress
+	maxWarnings = 20               // of ciphertexts that do not open, in the log and per batch
 	finished    = "done"
 	failed      = "failed"
 )
@@ -56,6 +60,29 @@ type running struct {
 	c     Campaign
 	rev   store.Rev
 	saved time.Time
+	alive time.Time // last progress
+	begun bool      // Run moves it
+}
+
+// begin says once that Run should move it.
+func (r *running) begin() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	was := r.begun
+	r.begun = true
+	return !was
+}
+
+func (r *running) progressed(now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.alive = now
+}
+
+func (r *running) stuck(now time.Time) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return now.After(r.alive.Add(giveUpAfter))
 }
 
 func (r *running) now() Campaign {
@@ -114,6 +141,8 @@ func (s *Service) Start(ctx context.Context, c policy.Caller, ref kms.Ref, targe
 	if target != k.Primary {
 		return Campaign{}, fault.New(fault.WrongState, fmt.Sprintf("key %s, version %d", k.Name, target)).WithHint("data moves to the primary version; roll back first")
 	}
+	s.starting.Lock()
+	defer s.starting.Unlock()
 	for _, r := range s.unfinished() {
 		if r.now().Key == k.ID {
 			return Campaign{}, fault.New(fault.RotationInFlight, "campaign "+r.now().ID).WithHint("the key has a campaign already; watch it with rotor campaign watch")
@@ -128,12 +157,8 @@ func (s *Service) Start(ctx context.Context, c policy.Caller, ref kms.Ref, targe
 	s.mu.Lock()
 	s.campaigns[r.c.ID] = r
 	s.mu.Unlock()
-	select {
-	case s.start <- r:
-		return r.now(), nil
-	case <-ctx.Done():
-		return r.now(), fault.Wrap(fault.Canceled, "", ctx.Err()) // it is stored: the next start of the server goes on with it
-	}
+	s.poke()
+	return r.now(), nil
 }
 
 // Get shows a campaign to whoever may start one on its key.
@@ -155,7 +180,9 @@ func (s *Service) Get(ctx context.Context, c policy.Caller, id string) (Campaign
 	return found, nil
 }
 
+// save stores a campaign. After a commit whose outcome it cannot know it reads the record again.
 func (s *Service) save(ctx context.Context, p *guard.Permit, r *running) error {
+	ctx = context.WithoutCancel(ctx) // a commit that was given up may have been made
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	value, err := json.Marshal(r.c)
@@ -166,28 +193,39 @@ func (s *Service) save(ctx context.Context, p *guard.Permit, r *running) error {
 	rev, err := p.Commit(ctx, []guard.Cond{{Path: path, Rev: r.rev}}, []guard.Write{{Path: path, Value: value}}, map[string]string{"campaign": r.c.ID, "phase": r.c.Phase})
 	if err == nil {
 		r.rev, r.saved = rev, s.Now()
+		return nil
+	}
+	there, lost := s.Guard.Get(ctx, path)
+	if lost != nil {
+		return err
+	}
+	if r.rev = there.Rev; bytes.Equal(there.Value, value) {
+		r.saved, err = s.Now(), nil
 	}
 	return err
 }
 
-// move runs a campaign to its end, trying again what fails for reasons outside.
+// move runs a campaign to its end, trying again what fails for reasons outside until nothing has moved for giveUpAfter.
 func (s *Service) move(ctx context.Context, r *running) {
 	k, _ := s.KMS.Key(r.now().Key)
 	p := s.Guard.System("campaign", policy.ActCampaign, kms.Resource(k))
-	until := s.Now().Add(giveUpAfter)
+	r.progressed(s.Now())
 	for ctx.Err() == nil {
 		err := s.advance(ctx, p, r)
-		if err == nil {
+		if err == nil || ctx.Err() != nil {
 			break
 		}
 		r.change(func(c *Campaign) { c.Error = err.Error() })
-		if s.Now().After(until) || fault.CodeOf(err) == fault.WrongState {
+		if r.stuck(s.Now()) || fault.CodeOf(err) == fault.WrongState {
 			r.change(func(c *Campaign) { c.Phase = failed })
 			break
 		}
 		pause(ctx, retryAfter)
 	}
-	if err := s.save(ctx, p, r); err != nil && ctx.Err() == nil {
+	if ctx.Err() != nil {
+		return // the next start of the server goes on from the last stored cursor
+	}
+	if err := s.save(ctx, p, r); err != nil {
 		s.Log.WarnContext(ctx, "campaign not saved", "campaign", r.now().ID, "error", err)
 	}
 }
@@ -214,25 +252,39 @@ func (s *Service) advance(ctx context.Context, p *guard.Permit, r *running) erro
 	if err := s.calm(ctx, k); err != nil {
 		return err
 	}
-	for r.now().Pass < maxPasses {
+	for {
 		report, err := s.count(ctx, k.ID)
 		if err != nil {
 			return err
 		}
 		left := remaining(report, r.now().Target)
 		r.change(func(c *Campaign) {
-			c.Phase, c.Error, c.Total = "moving", "", max(c.Total, left+report.Counts[c.Target])
+			c.Phase, c.Error, c.Total = "moving", "", max(c.Total, plus(left, report.Counts[c.Target]))
 		})
-		if left == 0 && len(report.Unreachable) == 0 {
+		switch {
+		case len(report.Unreachable) > 0:
+			return fault.New(fault.GateClosed, "not counted: "+strings.Join(report.Unreachable, ", "))
+		case left == 0 && !report.Settled:
+			r.change(func(c *Campaign) { c.Phase = "waiting" })
+			r.progressed(s.Now()) // writes that are on their way have a bound of their own
+			return fault.New(fault.GateClosed, "key "+k.Name+" waits for writes that may be on their way")
+		case left == 0:
+			if err := s.verify(ctx, r); err != nil {
+				return err
+			}
 			r.change(func(c *Campaign) { c.Phase = finished })
 			return nil
+		case r.now().Pass >= maxPasses:
+			return fault.New(fault.WrongState, fmt.Sprintf("%d passes have not moved everything", maxPasses))
 		}
-		if err := s.pass(ctx, p, r); err != nil {
+		if r.now().Set == "" {
+			r.change(func(c *Campaign) { c.Failed = 0 }) // they are met again in each pass
+		}
+		if err := s.pass(ctx, p, r, plus(left, report.Counts[r.now().Target])); err != nil {
 			return err
 		}
 		r.change(func(c *Campaign) { c.Pass, c.Set, c.Shard, c.Cursor = c.Pass+1, "", "", "" })
 	}
-	return fault.New(fault.WrongState, fmt.Sprintf("%d passes have not moved everything", maxPasses))
 }
 
 func remaining(r Report, target uint32) (n uint64) {
@@ -244,8 +296,8 @@ func remaining(r Report, target uint32) (n uint64) {
 	return n
 }
 
-// pass goes once over every shard of every data set, from the cursor on.
-func (s *Service) pass(ctx context.Context, p *guard.Permit, r *running) error {
+// pass goes once over every shard of every data set, from the cursor on. counted is what the census found.
+func (s *Service) pass(ctx context.Context, p *guard.Permit, r *running, counted uint64) error {
 	for _, t := range s.of(r.now().Key) {
 		name := t.now().Name
 		if name < r.now().Set {
@@ -255,7 +307,7 @@ func (s *Service) pass(ctx context.Context, p *guard.Permit, r *running) error {
 		if err != nil {
 			return err
 		}
-		for _, shard := range info.Shards {
+		for _, shard := range info.ordered() {
 			at := r.now()
 			if at.Set == name && shard < at.Shard {
 				continue
@@ -263,7 +315,7 @@ func (s *Service) pass(ctx context.Context, p *guard.Permit, r *running) error {
 			if at.Set != name || at.Shard != shard {
 				r.change(func(c *Campaign) { c.Set, c.Shard, c.Cursor = name, shard, "" })
 			}
-			if err := s.shard(ctx, p, r, t, shard); err != nil {
+			if err := s.shard(ctx, p, r, t, shard, counted); err != nil {
 				return err
 			}
 		}
@@ -271,17 +323,26 @@ func (s *Service) pass(ctx context.Context, p *guard.Permit, r *running) error {
 	return nil
 }
 
-func (s *Service) shard(ctx context.Context, p *guard.Permit, r *running, t *set, shard string) error {
+func (s *Service) shard(ctx context.Context, p *guard.Permit, r *running, t *set, shard string, counted uint64) error {
+	limit := pageLimit(counted)
 	for {
-		began := time.Now()
-		items, next, err := t.adapter.Scan(ctx, shard, r.now().Cursor, batchSize)
+		began, rate := time.Now(), r.now().PerSecond
+		n := batchSize
+		if rate > 0 {
+			n = int(min(rate, batchSize)) // a pause is never longer than a second
+		}
+		items, next, err := t.adapter.Scan(ctx, shard, r.now().Cursor, n)
 		if err != nil {
+			return err
+		}
+		if err := limit.page(t, len(items)); err != nil {
 			return err
 		}
 		if err := s.batch(ctx, r, t, items); err != nil {
 			return err
 		}
 		r.change(func(c *Campaign) { c.Cursor = next; c.Scanned += uint64(len(items)) })
+		r.progressed(s.Now())
 		if s.Now().Sub(r.lastSaved()) > saveEvery {
 			if err := s.save(ctx, p, r); err != nil {
 				return err
@@ -290,13 +351,38 @@ func (s *Service) shard(ctx context.Context, p *guard.Permit, r *running, t *set
 		if next == "" {
 			return nil
 		}
-		if rate := r.now().PerSecond; rate > 0 {
-			pause(ctx, time.Duration(len(items))*time.Second/time.Duration(rate)-time.Since(began))
+		if rate > 0 {
+			pause(ctx, time.Duration(len(items))*time.Second/time.Duration(min(rate, math.MaxInt64))-time.Since(began))
 		}
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 	}
+}
+
+// pages bounds the scan of one shard, which a data set could make endless.
+type pages struct{ left uint64 }
+
+// pageLimit allows ten times what was counted, as writers may be at work, and a million more.
+func pageLimit(counted uint64) pages {
+	const spare, times = 1_000_000, 10
+	if counted > (math.MaxUint64-spare)/times {
+		return pages{math.MaxUint64}
+	}
+	return pages{counted*times + spare}
+}
+
+// page takes a page off; one without items counts as much as a full one.
+func (l *pages) page(t *set, items int) error {
+	cost := uint64(items)
+	if items == 0 {
+		cost = batchSize
+	}
+	if cost > l.left {
+		return fault.New(fault.WrongState, "data set "+t.now().Name).WithHint("a scan of it has no end")
+	}
+	l.left -= cost
+	return nil
 }
 
 // batch re-encrypts what is not under the target yet and swaps it. A value that somebody changed meanwhile is left to the next pass:
@@ -312,18 +398,52 @@ func (s *Service) batch(ctx context.Context, r *running, t *set, items []Item) e
 			swaps = append(swaps, Swap{it.ID, it.Value, fresh})
 		case err == nil:
 			skipped++
-		case fault.CodeOf(err) == fault.DecryptFailed || fault.CodeOf(err) == fault.UnknownVersion || fault.CodeOf(err) == fault.Invalid:
-			bad++
-			s.Log.WarnContext(ctx, "ciphertext does not open", "data_set", t.now().Name, "id", it.ID, "error", err)
+		case ofItem(err) && s.protects(at):
+			if bad++; bad <= maxWarnings {
+				s.Log.WarnContext(ctx, "ciphertext does not open", "data_set", t.now().Name, "id", it.ID, "error", err)
+			}
 		default:
 			return err
 		}
 	}
-	var won, lost uint64
-	if len(swaps) > 0 {
-		outcomes, err := t.adapter.Swap(ctx, swaps)
+	won, lost, err := swapAll(ctx, t, swaps)
+	r.change(func(c *Campaign) { c.Moved += won; c.Lost += lost })
+	if err == nil {
+		r.change(func(c *Campaign) { c.Skipped += skipped; c.Failed += bad })
+	}
+	return err
+}
+
+// ofItem says whether an error is one ciphertext's, so that the others can be moved.
+func ofItem(err error) bool {
+	switch fault.CodeOf(err) {
+	case fault.DecryptFailed, fault.UnknownVersion, fault.Invalid, fault.VersionRetired, fault.VersionDestroyed, fault.PeriodOver, fault.WrongState:
+		return true
+	}
+	return false
+}
+
+// protects says whether the target can still protect: what is refused otherwise is no fault of the ciphertexts.
+func (s *Service) protects(c Campaign) bool {
+	k, ok := s.KMS.Key(c.Key)
+	if !ok {
+		return false
+	}
+	v, err := k.Version(c.Target)
+	return err == nil && k.MayProtect(v, s.Now()) == nil
+}
+
+// swapAll swaps in requests of bounded size.
+func swapAll(ctx context.Context, t *set, swaps []Swap) (won, lost uint64, err error) {
+	for len(swaps) > 0 {
+		n, size := 0, 0
+		for n < len(swaps) && (n == 0 || size+len(swaps[n].Old)+len(swaps[n].New) <= maxSwap) {
+			size += len(swaps[n].Old) + len(swaps[n].New)
+			n++
+		}
+		outcomes, err := t.adapter.Swap(ctx, swaps[:n])
 		if err != nil {
-			return err
+			return won, lost, err
 		}
 		for _, o := range outcomes {
 			if o == Swapped {
@@ -332,9 +452,9 @@ func (s *Service) batch(ctx context.Context, r *running, t *set, items []Item) e
 				lost++
 			}
 		}
+		swaps = swaps[n:]
 	}
-	r.change(func(c *Campaign) { c.Skipped += skipped; c.Failed += bad; c.Moved += won; c.Lost += lost })
-	return nil
+	return won, lost, nil
 }
 
 func (r *running) lastSaved() time.Time {

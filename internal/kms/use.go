@@ -305,3 +305,28 @@ func (s *Service) Reencrypt(ctx context.Context, id keyring.KeyID, target uint32
 	out, err = dst.message.Encrypt(nil, plain, parts...)
 	return out, err == nil, err
 }
+
+// Opens says which version made a message, and whether it opens, for a campaign that checks what a data set says of itself. The version is
+// known, and not 0, even when the error says why the message does not open.
+func (s *Service) Opens(ctx context.Context, id keyring.KeyID, ciphertext []byte, parts []envelope.Part) (version uint32, err error) {
+	k, ok := s.Key(id)
+	if !ok {
+		return 0, fault.New(fault.NotFound, "key "+string(id))
+	}
+	h, err := envelope.MessageHandle(ciphertext)
+	if err != nil {
+		return 0, err
+	}
+	v, err := k.ByHandle(h)
+	if err != nil {
+		return 0, err
+	}
+	p := s.guard.System("campaign", policy.ActCampaign, Resource(k))
+	u, err := s.process(ctx, k, p, v, time.Time{})
+	if err != nil {
+		return v.Number, err
+	}
+	plain, err := u.message.Decrypt(nil, ciphertext, parts...)
+	clear(plain)
+	return v.Number, err
+}

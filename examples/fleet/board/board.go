@@ -22,6 +22,7 @@ const (
 	MaxRecord = 64 << 10 // bytes of one record
 	MaxID     = 128
 	maxPage   = 1000
+	pageBytes = 4 << 20 // of messages; a page ends with the first one that passes it
 	maxReject = 100_000
 )
 
@@ -150,20 +151,24 @@ type Item struct {
 	Message []byte
 }
 
-// List returns up to n records after an ID, in the order of their IDs.
-func (b *Board) List(after string, n int) (items []Item, err error) {
+// List returns up to n records after an ID, fewer when they are large, in the order of their IDs; next is where to go on, "" at the end.
+func (b *Board) List(after string, n int) (items []Item, next string, err error) {
 	err = b.db.View(func(tx *bbolt.Tx) error {
-		c := tx.Bucket(bucketRecords).Cursor()
-		for k, v := c.Seek([]byte(after)); k != nil && len(items) < n; k, v = c.Next() {
+		c, size := tx.Bucket(bucketRecords).Cursor(), 0
+		for k, v := c.Seek([]byte(after)); k != nil; k, v = c.Next() {
 			if string(k) == after {
 				continue
 			}
+			if len(items) == n || size >= pageBytes {
+				next = items[len(items)-1].ID
+				return nil
+			}
 			_, message := decode(v)
-			items = append(items, Item{string(k), message})
+			items, size = append(items, Item{string(k), message}), size+len(message)
 		}
 		return nil
 	})
-	return items, err
+	return items, next, err
 }
 
 // Swap replaces a record's message if it is exactly old. The outcome is "swapped", "changed" or "gone".

@@ -98,7 +98,7 @@ func (b *Board) list(w http.ResponseWriter, r *http.Request) {
 	if err != nil || n < 1 || n > maxPage {
 		n = maxPage
 	}
-	items, err := b.List(r.URL.Query().Get("after"), n)
+	items, _, err := b.List(r.URL.Query().Get("after"), n)
 	ids := []string{}
 	for _, i := range items {
 		ids = append(ids, i.ID)
@@ -171,20 +171,17 @@ func (b *Board) items(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusBadRequest, "invalid")
 		return
 	}
-	found, err := b.List(r.URL.Query().Get("cursor"), n)
+	found, next, err := b.List(r.URL.Query().Get("cursor"), n)
 	out := struct {
 		Items []item `json:"items"`
 		Next  string `json:"next"`
-	}{Items: []item{}}
+	}{Items: []item{}, Next: next}
 	for _, i := range found {
 		it := item{ID: i.ID, Value: i.Message}
 		for _, p := range Parts(i.ID) {
 			it.Parts = append(it.Parts, part{p.Label, p.Value})
 		}
 		out.Items = append(out.Items, it)
-	}
-	if len(found) == n {
-		out.Next = found[n-1].ID
 	}
 	answer(w, out, err)
 }
