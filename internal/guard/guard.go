@@ -268,6 +268,8 @@ func storeFault(what string, err error) error {
 		return fault.Wrap(fault.OutcomeUnknown, what, err)
 	case errors.Is(err, store.ErrCorrupt):
 		return fault.Wrap(fault.StoreCorrupt, what, err)
+	case errors.Is(err, store.ErrFull):
+		return fault.Wrap(fault.DiskFull, what, err)
 	case errors.Is(err, store.ErrTooLarge):
 		return fault.Wrap(fault.TooLarge, what, err)
 	case errors.Is(err, store.ErrClosed):

@@ -25,8 +25,10 @@ var (
 	ErrUnknown = errors.New("store: outcome of the commit is unknown")
 	// ErrCompacted: the watch starts before the oldest kept revision; List again.
 	ErrCompacted = errors.New("store: revision was compacted away")
-	// ErrTooLarge: the commit passes MaxItems, MaxBytes or MaxKeyBytes, or a key is empty.
+	// ErrTooLarge: the commit passes MaxItems, MaxBytes or MaxKeyBytes, has no operation, an empty key or a key that is written twice.
 	ErrTooLarge = errors.New("store: commit or key out of bounds")
+	// ErrFull: no room is left where the engine writes. Nothing was written; the store takes commits again once there is room.
+	ErrFull = errors.New("store: no space left")
 	// ErrLocked: another process has the store open.
 	ErrLocked = errors.New("store: in use by another process")
 	// ErrCorrupt: the engine's own file is damaged.
@@ -68,16 +70,20 @@ type Event struct {
 
 // Store keeps records in the order of their keys (bytewise).
 type Store interface {
-	// Get reads one record, linearizably: it sees every commit acknowledged before the call. ErrNotFound.
+	// Get reads one record, linearizably: it sees every commit acknowledged before the call, and nothing that is not durable yet.
+	// ErrNotFound.
 	Get(ctx context.Context, key string) (Record, error)
-	// List reads all records whose keys begin with prefix, in key order, from one snapshot at the returned revision.
+	// List reads all records whose keys begin with prefix, in key order, from one durable snapshot at the returned revision. An
+	// error is yielded, alone or as the last.
 	List(ctx context.Context, prefix string) (Rev, iter.Seq2[Record, error])
 	// Commit writes all ops, durably before it returns, if all conds hold; else nothing. A key may appear once among
-	// the ops. ErrConflict, ErrUnknown, ErrTooLarge. It returns the revision of the commit.
+	// the ops. ErrConflict, ErrUnknown, ErrTooLarge, ErrFull; any other error, too, says that nothing was written. It returns the
+	// revision of the commit. It keeps neither conds nor ops.
 	Commit(ctx context.Context, conds []Cond, ops []Op) (Rev, error)
 	// Watch yields the events under prefix of every commit after the given revision, in commit order, one whole commit
 	// at a time, without gap or repetition, until ctx ends (it then yields ctx's error last). ErrCompacted when after
-	// is no longer kept. A slow reader loses nothing: it gets ErrCompacted at worst.
+	// is no longer kept. A slow reader loses nothing: it gets ErrCompacted at worst. A revision that is not there yet is waited
+	// for, so after may be what List has just returned.
 	Watch(ctx context.Context, prefix string, after Rev) iter.Seq2[[]Event, error]
 	// Close releases the engine; later calls return ErrClosed.
 	Close() error

@@ -7,26 +7,28 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime/debug"
 	"sync"
-	"syscall"
-	"time"
+	"sync/atomic"
 
 	"go.etcd.io/bbolt"
 	berrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sys/unix"
 
 	"github.com/rotorkms/rotor/internal/store"
 )
 
+// The buckets and the keys of the meta bucket, all numbers big-endian of 8 bytes. What they hold: record.go.
 var (
-	bucketData = []byte("data") // key -> revision 8, CRC-32C 4, value
+	bucketData = []byte("data") // key -> record
 	bucketLog  = []byte("log")  // revision -> events, for watches
 	bucketMeta = []byte("meta")
-	keyRev     = []byte("rev")
+	keyRev     = []byte("rev")   // newest revision
 	keyFirst   = []byte("first") // newest revision that the log no longer holds
+	keySum     = []byte("sum")   // sum of all records
 )
 
 // Options change how a store is opened; the zero value is good.
@@ -46,9 +48,13 @@ type Store struct {
 	writer  sync.WaitGroup
 	closing sync.Once
 
+	// durable is the newest transaction whose sync returned. Readers see a transaction in the memory map before that, and wait.
+	durable atomic.Uint64
+
 	mu      sync.Mutex // guards what follows
-	failed  error      // set for good after a failed sync
-	rev     store.Rev  // of the newest durable commit
+	failed  error      // set for good when the store stops
+	stuck   bool       // bbolt panicked with its locks held, so even its Close would wait for ever
+	rev     store.Rev  // of the newest durable commit; only the writer changes it
 	changed chan struct{}
 }
 
@@ -61,73 +67,111 @@ type pending struct {
 	done  chan struct{}
 }
 
-// Open opens or creates the file with mode 0600. store.ErrLocked when another process has it open, store.ErrCorrupt when it
-// is damaged.
-func Open(path string, o Options) (_ *Store, err error) {
-	defer corrupt(&err)
-	if o.History == 0 {
+// Open opens or creates the file with mode 0600, having verified the whole of it. store.ErrLocked when it is open already,
+// store.ErrCorrupt when it is damaged.
+func Open(path string, o Options) (*Store, error) {
+	if o.History <= 0 {
 		o.History = 100_000
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("make folder of store: %w", err)
 	}
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: 50 * time.Millisecond, NoFreelistSync: true, FreelistType: bbolt.FreelistMapType})
-	switch {
-	case errors.Is(err, berrors.ErrTimeout):
-		return nil, fmt.Errorf("open %s: %w", path, store.ErrLocked)
-	case errors.Is(err, berrors.ErrInvalid), errors.Is(err, berrors.ErrChecksum), errors.Is(err, berrors.ErrVersionMismatch):
-		return nil, fmt.Errorf("open %s: %w: %w", path, store.ErrCorrupt, err)
-	case err != nil:
-		return nil, fmt.Errorf("open %s: %w", path, err)
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		if err := create(path); err != nil {
+			return nil, fmt.Errorf("create %s: %w", path, err)
+		}
 	}
 	s := &Store{
-		db: db, history: store.Rev(o.History), queue: make(chan *pending, maxBatch), stop: make(chan struct{}),
-		changed: make(chan struct{}),
+		history: store.Rev(o.History), queue: make(chan *pending, maxBatch), stop: make(chan struct{}), changed: make(chan struct{}),
 	}
-	if err := s.prepare(); err != nil {
-		return nil, errors.Join(err, db.Close())
+	if err := s.open(path); err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
 	s.writer.Add(1)
 	go s.write()
 	return s, nil
 }
 
-func (s *Store) prepare() error {
-	return s.db.Update(func(tx *bbolt.Tx) error {
+// create makes an empty store beside path and links it there, so that a crash leaves no half-made file and two creators make one.
+func create(path string) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".store-*") // mode 0600
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.Remove(f.Name()) }() // path has its own link by then
+	if err := f.Close(); err != nil {
+		return err
+	}
+	db, err := bbolt.Open(f.Name(), 0o600, options(os.OpenFile))
+	if err != nil {
+		return err
+	}
+	err = db.Update(func(tx *bbolt.Tx) error {
 		for _, name := range [][]byte{bucketData, bucketLog, bucketMeta} {
-			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+			if _, err := tx.CreateBucket(name); err != nil {
 				return err
 			}
 		}
+		meta := tx.Bucket(bucketMeta)
+		return errors.Join(meta.Put(keyRev, numbered(0)), meta.Put(keyFirst, numbered(0)), meta.Put(keySum, numbered(0)))
+	})
+	if err := errors.Join(err, db.Close()); err != nil {
+		return err
+	}
+	if err := os.Link(f.Name(), path); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
+
+// options are bbolt's. The list of free pages is not written but found again at open, when verify reads the whole file anyway.
+func options(open func(string, int, os.FileMode) (*os.File, error)) *bbolt.Options {
+	return &bbolt.Options{NoFreelistSync: true, FreelistType: bbolt.FreelistMapType, NoStatistics: true, OpenFile: open}
+}
+
+// open locks the file, verifies it, and only then lets bbolt map it: what bbolt reads without checking cannot stop the process.
+func (s *Store) open(path string) (err error) {
+	var file *os.File
+	defer func() {
+		if r := recover(); r != nil {
+			err = errors.Join(fmt.Errorf("%w: %v", store.ErrCorrupt, r), file.Close())
+		}
+	}()
+	old := debug.SetPanicOnFault(true)
+	defer debug.SetPanicOnFault(old)
+	s.db, err = bbolt.Open(path, 0o600, options(func(name string, flag int, mode os.FileMode) (*os.File, error) {
+		f, err := os.OpenFile(name, flag&^os.O_CREATE, mode)
+		if err != nil {
+			return nil, err
+		}
+		file = f
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			err = store.ErrLocked
+		}
+		if err == nil {
+			err = verify(f)
+		}
+		if err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+		return f, nil
+	}))
+	if errors.Is(err, berrors.ErrInvalid) || errors.Is(err, berrors.ErrChecksum) || errors.Is(err, berrors.ErrVersionMismatch) {
+		return fmt.Errorf("%w: %w", store.ErrCorrupt, err)
+	}
+	if err != nil {
+		return err
+	}
+	return s.db.View(func(tx *bbolt.Tx) error {
+		s.durable.Store(uint64(tx.ID()))
 		s.rev = number(tx.Bucket(bucketMeta).Get(keyRev))
 		return nil
 	})
-}
-
-// corrupt turns what bbolt and the memory map do on a damaged page into an error.
-func corrupt(err *error) {
-	if r := recover(); r != nil {
-		*err = fmt.Errorf("%w: %v", store.ErrCorrupt, r)
-	}
-}
-
-// view runs a read-only transaction and survives damaged pages.
-func (s *Store) view(ctx context.Context, f func(tx *bbolt.Tx) error) (err error) {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	if err := s.failure(); err != nil {
-		return err
-	}
-	old := debug.SetPanicOnFault(true)
-	defer debug.SetPanicOnFault(old)
-	defer corrupt(&err)
-	tx, err := s.db.Begin(false)
-	if err != nil {
-		return closedOr(err)
-	}
-	defer func() { _ = tx.Rollback() }() // a read-only transaction has nothing to lose
-	return f(tx)
 }
 
 func (s *Store) failure() error {
@@ -136,14 +180,24 @@ func (s *Store) failure() error {
 	return s.failed
 }
 
-func closedOr(err error) error {
-	if errors.Is(err, berrors.ErrDatabaseNotOpen) {
-		return store.ErrClosed
+// halt stops the store for good: what comes later gets store.ErrClosed, with the reason.
+func (s *Store) halt(reason error, stuck bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stuck = s.stuck || stuck
+	if s.failed == nil {
+		s.failed = fmt.Errorf("%w: stopped after: %w", store.ErrClosed, reason)
 	}
-	return err
+	s.wake()
 }
 
-// Commit implements store.Store.
+// wake tells watches and waiting readers that something changed. Call with mu held.
+func (s *Store) wake() {
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// Commit implements store.Store. Once it is queued it is decided soon, so ctx no longer counts: waiting beats not knowing.
 func (s *Store) Commit(ctx context.Context, conds []store.Cond, ops []store.Op) (store.Rev, error) {
 	if err := store.Check(conds, ops); err != nil {
 		return 0, err
@@ -160,7 +214,7 @@ func (s *Store) Commit(ctx context.Context, conds []store.Cond, ops []store.Op) 
 		return 0, ctx.Err()
 	}
 	select {
-	case <-p.done: // once queued it will be decided soon, so waiting is better than not knowing
+	case <-p.done:
 		return p.rev, p.err
 	case <-s.stop:
 		s.writer.Wait()
@@ -173,143 +227,6 @@ func (s *Store) Commit(ctx context.Context, conds []store.Cond, ops []store.Op) 
 	}
 }
 
-// write is the one writer: it takes all commits that wait, and decides them in one transaction.
-func (s *Store) write() {
-	defer s.writer.Done()
-	for {
-		var batch []*pending
-		select {
-		case <-s.stop:
-			return
-		case p := <-s.queue:
-			batch = append(batch, p)
-		}
-	more:
-		for len(batch) < maxBatch {
-			select {
-			case p := <-s.queue:
-				batch = append(batch, p)
-			default:
-				break more
-			}
-		}
-		s.decide(batch)
-	}
-}
-
-func (s *Store) decide(batch []*pending) {
-	rev, err := s.transact(batch)
-	if err == nil && rev > s.rev {
-		s.mu.Lock()
-		s.rev = rev
-		close(s.changed)
-		s.changed = make(chan struct{})
-		s.mu.Unlock()
-	}
-	for _, p := range batch {
-		if err != nil && (p.err == nil || !errors.Is(p.err, store.ErrConflict)) {
-			p.rev, p.err = 0, err
-		}
-		close(p.done)
-	}
-}
-
-// transact writes the commits of a batch whose conditions hold, each with its own revision. An error after the write began
-// leaves the outcome unknown, and the store stops for good (a sync that failed once must not be trusted again).
-func (s *Store) transact(batch []*pending) (rev store.Rev, err error) {
-	if err := s.failure(); err != nil {
-		return 0, err
-	}
-	old := debug.SetPanicOnFault(true)
-	defer debug.SetPanicOnFault(old)
-	defer corrupt(&err)
-	tx, err := s.db.Begin(true)
-	if err != nil {
-		return 0, closedOr(err)
-	}
-	rev = s.rev
-	for _, p := range batch {
-		p.err = s.one(tx, p, rev+1)
-		if p.err == nil {
-			rev++
-			p.rev = rev
-		} else if !errors.Is(p.err, store.ErrConflict) {
-			return 0, errors.Join(p.err, tx.Rollback())
-		}
-	}
-	if rev == s.rev {
-		return rev, tx.Rollback()
-	}
-	if err := s.trim(tx, rev); err != nil {
-		return 0, errors.Join(err, tx.Rollback())
-	}
-	if err := tx.Commit(); err != nil {
-		return 0, s.fail(err)
-	}
-	return rev, nil
-}
-
-// fail decides what a failed transaction means. A full disk is found while the file grows, before anything is
-// published, and is survivable; anything else stops the store.
-func (s *Store) fail(err error) error {
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EFBIG) {
-		return fmt.Errorf("write store: %w", err)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.failed = fmt.Errorf("%w: stopped after %w", store.ErrClosed, err)
-	close(s.changed)
-	s.changed = make(chan struct{})
-	return fmt.Errorf("%w: %w", store.ErrUnknown, err)
-}
-
-// one applies a commit inside the transaction, or reports ErrConflict having written nothing.
-func (s *Store) one(tx *bbolt.Tx, p *pending, rev store.Rev) error {
-	data := tx.Bucket(bucketData)
-	for _, c := range p.conds {
-		if revision(data.Get([]byte(c.Key))) != c.Rev {
-			return store.ErrConflict
-		}
-	}
-	var log []byte
-	for _, o := range p.ops {
-		key := []byte(o.Key)
-		if o.Delete {
-			if data.Get(key) == nil {
-				continue
-			}
-			if err := data.Delete(key); err != nil {
-				return fmt.Errorf("delete record: %w", err)
-			}
-			log = appendEvent(log, o.Key, nil, true)
-			continue
-		}
-		if err := data.Put(key, encode(rev, o.Value)); err != nil {
-			return fmt.Errorf("put record: %w", err)
-		}
-		log = appendEvent(log, o.Key, o.Value, false)
-	}
-	if err := tx.Bucket(bucketLog).Put(numbered(rev), log); err != nil {
-		return fmt.Errorf("put history: %w", err)
-	}
-	return tx.Bucket(bucketMeta).Put(keyRev, numbered(rev))
-}
-
-// trim forgets the commits that no watch may ask for any more.
-func (s *Store) trim(tx *bbolt.Tx, rev store.Rev) error {
-	if rev <= s.history {
-		return nil
-	}
-	first := rev - s.history
-	c := tx.Bucket(bucketLog).Cursor()
-	for k, _ := c.First(); k != nil && number(k) <= first; k, _ = c.First() {
-		if err := c.Delete(); err != nil {
-			return fmt.Errorf("trim history: %w", err)
-		}
-	}
-	return tx.Bucket(bucketMeta).Put(keyFirst, numbered(first))
-}
-
 // Close implements store.Store. Commits that wait are decided first or get ErrClosed.
 func (s *Store) Close() error {
 	var err error
@@ -320,36 +237,14 @@ func (s *Store) Close() error {
 		if s.failed == nil {
 			s.failed = store.ErrClosed
 		}
-		close(s.changed)
-		s.changed = make(chan struct{})
+		stuck := s.stuck
+		s.wake()
 		s.mu.Unlock()
-		err = s.db.Close()
+		if !stuck {
+			err = s.db.Close()
+		}
 	})
 	return err
-}
-
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
-func encode(rev store.Rev, value []byte) []byte {
-	b := make([]byte, 12, 12+len(value))
-	binary.BigEndian.PutUint64(b, uint64(rev))
-	b = append(b, value...)
-	binary.BigEndian.PutUint32(b[8:], crc32.Update(crc32.Checksum(b[:8], castagnoli), castagnoli, value))
-	return b
-}
-
-func decode(key, b []byte) (store.Record, error) {
-	if len(b) < 12 || binary.BigEndian.Uint32(b[8:]) != crc32.Update(crc32.Checksum(b[:8], castagnoli), castagnoli, b[12:]) {
-		return store.Record{}, fmt.Errorf("%w: record %q", store.ErrCorrupt, key)
-	}
-	return store.Record{Key: string(key), Value: append([]byte{}, b[12:]...), Rev: store.Rev(binary.BigEndian.Uint64(b))}, nil
-}
-
-func revision(b []byte) store.Rev {
-	if len(b) < 12 {
-		return 0
-	}
-	return store.Rev(binary.BigEndian.Uint64(b))
 }
 
 func number(b []byte) store.Rev {

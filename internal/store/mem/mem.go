@@ -125,6 +125,7 @@ func (s *Store) Commit(ctx context.Context, conds []store.Cond, ops []store.Op) 
 // Watch implements store.Store.
 func (s *Store) Watch(ctx context.Context, prefix string, after store.Rev) iter.Seq2[[]store.Event, error] {
 	return func(yield func([]store.Event, error) bool) {
+		after := after
 		for {
 			events, changed, err := s.next(ctx, prefix, &after)
 			switch {
