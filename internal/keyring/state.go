@@ -1,11 +1,13 @@
 package keyring
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"time"
 
 	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/suite"
 )
 
 // KeyType is a row of SP 800-57 Part 1, table 1 (5.3.6), by the id that testdata/sp800-57.json gives it.
@@ -73,11 +75,18 @@ func Next(s State, e Event) (State, error) {
 	return next, nil
 }
 
-// Apply moves a version by an event and stamps the time; the caller raises the epoch. fault.UnknownVersion, WrongState.
+// Apply moves a version by an event and stamps the time; the caller raises the epoch. A compromise that is found after the
+// destruction is recorded and leaves the version destroyed (SP 800-57 Part 1 rev. 5, 7.6). fault.UnknownVersion, WrongState.
 func (k Key) Apply(n uint32, e Event, reason string, now time.Time) (Key, error) {
 	v, err := k.Version(n)
 	if err != nil {
 		return k, err
+	}
+	if v.State == Destroyed && e == Compromise && v.Compromised.IsZero() {
+		v.Compromised, v.Reason = now, cmp.Or(reason, v.Reason)
+		k = k.Clone()
+		k.Versions[n-1] = v
+		return k, nil
 	}
 	next, err := Next(v.State, e)
 	if err != nil {
@@ -130,6 +139,8 @@ func (k Key) MayProcess(v Version, protectedAt, now time.Time, allowCompromised 
 		return fault.New(fault.VersionDestroyed, k.versionName(v.Number))
 	case v.Phase == PhaseRetired:
 		return fault.New(fault.VersionRetired, k.versionName(v.Number))
+	case v.Phase != PhaseDistributed && v.Phase != PhasePrimary && v.Phase != PhaseDecryptOnly:
+		return k.stateFault(v)
 	case v.State == Suspended && !protectedAt.IsZero() && protectedAt.Before(v.Suspended):
 	case v.State == Compromised && allowCompromised:
 	case v.State != Active && v.State != Deactivated:
@@ -139,6 +150,19 @@ func (k Key) MayProcess(v Version, protectedAt, now time.Time, allowCompromised 
 		return fault.New(fault.PeriodOver, k.versionName(v.Number)+" to process")
 	}
 	return nil
+}
+
+// KeepsMaterial says whether the material of a version is still of use. The private half of a signing pair is not once the version may
+// never sign again: it is destroyed at the end of its cryptoperiod, and at once when compromised (SP 800-57 Part 1 rev. 5, 5.3.6 and
+// 7.5, table 1 row 1), while the public half goes on verifying. All other material also processes, so it stays until destruction.
+func (k Key) KeepsMaterial(v Version) bool {
+	switch {
+	case v.State == Destroyed || v.Phase == PhaseDestroyed:
+		return false
+	case k.Purpose == suite.Sign:
+		return v.State != Deactivated && v.State != Compromised
+	}
+	return true
 }
 
 func (k Key) stateFault(v Version) error {

@@ -2,6 +2,9 @@ package keyring
 
 import (
 	"fmt"
+	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/suite"
@@ -11,7 +14,7 @@ import (
 const (
 	MaxName   = 64
 	MaxLabels = 32
-	MaxLabel  = 256 // of a label's key or value, and of an owner, in bytes
+	MaxLabel  = 256 // of a label's key or value, of an owner and of a reason, in bytes
 )
 
 // ValidName says whether a name of a key, namespace or instance is well formed: lower-case letters, digits, and inside also
@@ -30,6 +33,14 @@ func ValidName(s string) bool {
 	return true
 }
 
+// ValidReason says whether the reason of a change can be kept: at most MaxLabel bytes of printable text.
+func ValidReason(s string) bool { return validText(s) }
+
+// validText refuses what a terminal would act on, and bytes that JSON would replace, so that the text that policy sees is the one kept.
+func validText(s string) bool {
+	return len(s) <= MaxLabel && utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) })
+}
+
 // Validate checks what a caller chose about a key. fault.Invalid names the field, AlgorithmForbidden.
 func (k Key) Validate() error {
 	switch {
@@ -37,14 +48,14 @@ func (k Key) Validate() error {
 		return invalid("name", "a name has 1 to %d lower-case letters, digits, and inside . _ -", MaxName)
 	case !ValidName(string(k.Namespace)):
 		return invalid("namespace", "a namespace has 1 to %d lower-case letters, digits, and inside . _ -", MaxName)
-	case len(k.Owner) > MaxLabel:
-		return invalid("owner", "at most %d bytes", MaxLabel)
+	case !validText(k.Owner):
+		return invalid("owner", "at most %d bytes of printable text", MaxLabel)
 	case len(k.Labels) > MaxLabels:
 		return invalid("labels", "at most %d", MaxLabels)
 	}
 	for name, value := range k.Labels {
-		if name == "" || len(name) > MaxLabel || len(value) > MaxLabel {
-			return invalid("labels", "keys and values have at most %d bytes", MaxLabel)
+		if name == "" || !validText(name) || !validText(value) {
+			return invalid("labels", "keys and values have at most %d bytes of printable text", MaxLabel)
 		}
 	}
 	switch k.Purpose {
