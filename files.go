@@ -32,7 +32,7 @@ func (c *Client) EncryptFile(ctx context.Context, key string, src io.Reader, pat
 	})
 }
 
-// OpenFile opens an encrypted file and maps it into memory. The last chunk is verified before it returns; nothing unverified is
+// OpenFile opens an encrypted file for reading at any place. The last chunk is verified before it returns; nothing unverified is
 // ever read from it. Close it.
 func (c *Client) OpenFile(ctx context.Context, path string) (*File, error) {
 	return envelope.OpenFile(ctx, path, serverKey{c, ""})

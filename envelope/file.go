@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/secret"
 )
@@ -36,20 +38,47 @@ type Options struct {
 }
 
 // EncryptFile encrypts what src gives into a new file. The file appears whole and durable or not at all: nothing is left after an
-// error, a full disk or the end of ctx, and an existing file stays as it was. fault.Exists without Force, DiskFull, Canceled.
+// error, a full disk or the end of ctx, and an existing file stays as it was. A new file has mode 0600; one that replaces another keeps its
+// mode. fault.Exists without Force, Invalid for a path that is no regular file, DiskFull, Canceled.
 func EncryptFile(ctx context.Context, path string, src io.Reader, o Options) error {
-	if _, err := os.Lstat(path); err == nil && !o.Force {
-		return fault.New(fault.Exists, path)
+	path, mode, err := target(path, o.Force)
+	if err != nil {
+		return err
 	}
 	tmp, err := os.CreateTemp(filepath.Dir(path), ".rotor-*")
 	if err != nil {
 		return diskFault(path, err)
 	}
 	defer func() { _ = os.Remove(tmp.Name()) }() // gone already after the rename
-	if err := errors.Join(encryptTo(ctx, tmp, src, o), tmp.Close()); err != nil {
+	if err := errors.Join(encryptTo(ctx, tmp, src, o), tmp.Chmod(mode), tmp.Close()); err != nil {
 		return diskFault(path, err)
 	}
 	return publish(tmp.Name(), path, o.Force)
+}
+
+// target finds what a path stands for and the mode that the new file gets. With force a link is followed, so that the link stays, and
+// what is no regular file is refused: a rename would put a file in the place of /dev/null.
+func target(path string, force bool) (string, fs.FileMode, error) {
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		return path, 0o600, nil
+	} else if err != nil {
+		return "", 0, diskFault(path, err)
+	}
+	if !force {
+		return "", 0, fault.New(fault.Exists, path)
+	}
+	real, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return "", 0, diskFault(path, err)
+	}
+	info, err := os.Stat(real)
+	if err != nil {
+		return "", 0, diskFault(path, err)
+	}
+	if !info.Mode().IsRegular() {
+		return "", 0, fault.New(fault.Invalid, path).WithHint("only a regular file can be replaced")
+	}
+	return real, info.Mode().Perm(), nil
 }
 
 func encryptTo(ctx context.Context, f *os.File, src io.Reader, o Options) error {
@@ -72,21 +101,24 @@ type whileAlive struct {
 
 func (w whileAlive) Read(b []byte) (int, error) {
 	if err := w.ctx.Err(); err != nil {
-		return 0, fault.Wrap(fault.Canceled, "", err)
+		return 0, canceled(err)
 	}
 	return w.r.Read(b)
 }
 
-// publish gives the finished file its name. Without force a hard link is used, because a rename would replace what appeared
-// meanwhile.
+// publish gives the finished file its name. Without force nothing is replaced that appeared meanwhile; file systems that cannot
+// promise it in a rename can in a hard link.
 func publish(tmp, path string, force bool) error {
+	var err error
 	if force {
-		if err := os.Rename(tmp, path); err != nil {
-			return diskFault(path, err)
-		}
-	} else if err := os.Link(tmp, path); errors.Is(err, fs.ErrExist) {
+		err = os.Rename(tmp, path)
+	} else if err = unix.Renameat2(unix.AT_FDCWD, tmp, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE); errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
+		err = os.Link(tmp, path)
+	}
+	if !force && errors.Is(err, fs.ErrExist) {
 		return fault.New(fault.Exists, path)
-	} else if err != nil {
+	}
+	if err != nil {
 		return diskFault(path, err)
 	}
 	dir, err := os.Open(filepath.Dir(path))
@@ -97,7 +129,7 @@ func publish(tmp, path string, force bool) error {
 }
 
 func diskFault(path string, err error) error {
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, syscall.EFBIG) { // EFBIG: a limit of the process
 		return fault.Wrap(fault.DiskFull, path, err)
 	}
 	var f *fault.Error
@@ -141,21 +173,28 @@ func NewWriter(ctx context.Context, w io.Writer, o Options) (io.WriteCloser, err
 	return newPayloadWriter(w, c, salt)
 }
 
-// unwrap opens the first wrap that the unwrapper knows.
+// unwrap opens the first wrap that the unwrapper can. A wrap that it may not or cannot open does not keep another from being tried; only
+// what would stop them all does. The error is that of the first wrap whose key it knows.
 func unwrap(ctx context.Context, h Header, u Unwrapper) (Secret, error) {
-	var last error = fault.New(fault.NotFound, "key of the file")
+	var first error
 	for _, w := range h.Wraps {
 		dek, err := u.UnwrapDEK(ctx, w, h.Raw)
+		if err == nil && dek.Len() != dekSize {
+			err = fault.New(fault.DecryptFailed, "data key")
+		}
 		if err == nil {
-			if dek.Len() != dekSize {
-				return Secret{}, fault.New(fault.DecryptFailed, "data key")
-			}
 			return dek, nil
 		}
-		last = err
-		if fault.CodeOf(err) != fault.NotFound {
+		code := fault.CodeOf(err)
+		if first == nil && code != fault.NotFound {
+			first = err
+		}
+		if code == fault.Unavailable || code == fault.Canceled || ctx.Err() != nil {
 			break
 		}
 	}
-	return Secret{}, last
+	if first == nil {
+		first = fault.New(fault.NotFound, "key of the file")
+	}
+	return Secret{}, first
 }

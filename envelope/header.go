@@ -12,6 +12,7 @@ import (
 	"maps"
 	"slices"
 	"time"
+	"unicode/utf8"
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/secret"
@@ -27,8 +28,9 @@ const (
 	maxImmutable = 16 << 10
 	maxWraps     = 64
 	maxBlob      = 4 << 10
-	maxContext   = 64      // entries of the encryption context
-	suiteFile    = byte(1) // Cobblestone-256: chunked AES-256-GCM with HKDF-SHA-512
+	maxTime      = 253402300799 // the end of the year 9999, the last that RFC 3339 can write
+	maxContext   = 64           // entries of the encryption context
+	suiteFile    = byte(1)      // Cobblestone-256: chunked AES-256-GCM with HKDF-SHA-512
 	fileIDSize   = 16
 	dekSize      = 32
 )
@@ -102,10 +104,23 @@ func parseImmutable(b []byte) (m Immutable, err error) {
 	if r.bad || len(r.b) > 0 || !bytes.Equal(m.encode(), b) {
 		return m, errors.New("immutable part is not canonical")
 	}
+	if !m.text() {
+		return m, errors.New("content type and encryption context are not UTF-8")
+	}
 	if m.Suite != suiteFile {
 		return m, fmt.Errorf("suite %d is not known", m.Suite)
 	}
 	return m, nil
+}
+
+// text says whether all that people and policy read is UTF-8: bytes that are not would look alike in an audit entry.
+func (m Immutable) text() bool {
+	for k, v := range m.Context {
+		if !utf8.ValidString(k) || !utf8.ValidString(v) {
+			return false
+		}
+	}
+	return utf8.ValidString(m.ContentType)
 }
 
 // reader reads length-prefixed fields; after the first error everything is empty.
@@ -215,6 +230,9 @@ func encodeSlot(generation uint64, wraps []Wrap) ([]byte, error) {
 	binary.BigEndian.PutUint32(b[12:], uint32(len(body)))
 	copy(b[slotHeader:], body)
 	binary.BigEndian.PutUint32(b, crc32.Checksum(b[4:], castagnoli))
+	if _, _, err := parseSlot(b); err != nil { // what cannot be read again is never written
+		return nil, fault.Wrap(fault.Invalid, "wrap table", err)
+	}
 	return b, nil
 }
 
@@ -225,8 +243,11 @@ func parseSlot(b []byte) (generation uint64, wraps []Wrap, err error) {
 		return 0, nil, errors.New("slot is torn")
 	}
 	n := binary.BigEndian.Uint32(b[12:])
-	if int(n) > slotSize-slotHeader {
+	if n > slotSize-slotHeader {
 		return 0, nil, errors.New("slot has a wrong length")
+	}
+	if len(bytes.Trim(b[slotHeader+int(n):], "\x00")) > 0 {
+		return 0, nil, errors.New("slot is not padded with zeros")
 	}
 	r := reader{b: b[slotHeader : slotHeader+int(n)]}
 	count := r.number()
@@ -255,10 +276,11 @@ func (r *reader) wrap() (Wrap, error) {
 	w.KeyID = string(r.field())
 	w.Version = r.number()
 	w.Algorithm = suite.Algorithm(r.field())
-	high, low := r.number(), r.number()
-	w.ProtectTime = time.Unix(int64(uint64(high)<<32|uint64(low)), 0).UTC()
-	w.Blob = bytes.Clone(r.field())
-	if r.bad || len(w.Blob) > maxBlob {
+	protected := uint64(r.number())<<32 | uint64(r.number())
+	w.ProtectTime = time.Unix(int64(protected), 0).UTC()
+	blob := r.field()
+	w.Blob = bytes.Clone(blob[:min(len(blob), maxBlob)])
+	if r.bad || len(blob) > maxBlob || protected > maxTime || !utf8.ValidString(w.KeyID) || !utf8.ValidString(string(w.Algorithm)) {
 		return Wrap{}, errors.New("wrap is malformed")
 	}
 	return w, nil

@@ -7,7 +7,9 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/binary"
+	"math"
 	"strings"
+	"sync"
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/secret"
@@ -22,6 +24,7 @@ const (
 	suiteXAES       = 1
 	messageHeader   = 1 + 4 + suite.XAESNonceSize
 	MessageOverhead = messageHeader + suite.XAESTagSize
+	maxPlaintext    = 1 << 35 // AES-GCM ends a little below 2^36 bytes
 	textPrefix      = "rk1."
 )
 
@@ -53,44 +56,85 @@ func NewMessageKey(material Secret, handle uint32, namespaceID, keyID string) (*
 	return &MessageKey{aead: aead, handle: handle, prefix: p}, nil
 }
 
-// Encrypt appends the message for a plaintext to dst. Its length is the plaintext's + MessageOverhead.
+// Encrypt appends the message for a plaintext to dst. Its length is the plaintext's + MessageOverhead. The plaintext may share memory with
+// dst, whose bytes after its length are overwritten. fault.TooLarge.
 func (k *MessageKey) Encrypt(dst, plaintext []byte, parts ...Part) ([]byte, error) {
-	n := len(dst)
-	if need := len(plaintext) + MessageOverhead; cap(dst)-n < need {
+	if uint64(len(plaintext)) > maxPlaintext {
+		return nil, fault.New(fault.TooLarge, "plaintext")
+	}
+	scratch := borrowScratch()
+	defer scratches.Put(scratch)
+	data, err := k.data(scratch, parts) // before anything is written: the parts may share memory with dst too
+	if err != nil {
+		return nil, err
+	}
+	n, size := len(dst), len(plaintext)
+	if need := size + MessageOverhead; cap(dst)-n < need {
 		dst = append(make([]byte, 0, n+need), dst...)
 	}
-	dst = append(dst, suiteXAES)
-	dst = binary.BigEndian.AppendUint32(dst, k.handle)
-	dst = dst[:n+messageHeader]
-	nonce := dst[n+5 : n+messageHeader]
+	m := dst[n : n+size+MessageOverhead]
+	copy(m[messageHeader:], plaintext) // first, and encrypted in place
+	m[0] = suiteXAES
+	binary.BigEndian.PutUint32(m[1:], k.handle)
+	nonce, body := m[5:messageHeader], m[messageHeader:messageHeader+size]
 	rand.Read(nonce)
-	var scratch [256]byte
-	return k.aead.Seal(dst, nonce, plaintext, k.data(scratch[:0], parts)), nil
+	k.aead.Seal(body[:0], nonce, body, data)
+	return dst[:n+len(m)], nil
 }
 
-// Decrypt appends the plaintext of a message to dst. Whatever is wrong, the error is fault.DecryptFailed.
+// Decrypt appends the plaintext of a message to dst, which must not share memory with the message. Whatever is wrong, the error is
+// fault.DecryptFailed.
 func (k *MessageKey) Decrypt(dst, message []byte, parts ...Part) ([]byte, error) {
 	h, err := MessageHandle(message)
-	if err != nil || h != k.handle {
+	if err != nil || h != k.handle || uint64(len(message)) > maxPlaintext {
 		return nil, fault.New(fault.DecryptFailed, "message")
 	}
-	var scratch [256]byte
-	out, err := k.aead.Open(dst, message[5:messageHeader], message[messageHeader:], k.data(scratch[:0], parts))
+	scratch := borrowScratch()
+	defer scratches.Put(scratch)
+	data, err := k.data(scratch, parts)
+	if err != nil {
+		return nil, fault.New(fault.DecryptFailed, "message")
+	}
+	out, err := k.aead.Open(dst, message[5:messageHeader], message[messageHeader:], data)
 	if err != nil {
 		return nil, fault.New(fault.DecryptFailed, "message")
 	}
 	return out, nil
 }
 
-func (k *MessageKey) data(b []byte, parts []Part) []byte {
+// data is the associated data of a message. fault.TooLarge for a part that its length field cannot tell.
+func (k *MessageKey) data(scratch *[]byte, parts []Part) ([]byte, error) {
 	if len(parts) == 0 {
-		return k.prefix
+		return k.prefix, nil
 	}
-	b = append(b, k.prefix...)
+	b := append((*scratch)[:0], k.prefix...)
 	for _, p := range parts {
+		if uint64(len(p.Label)) > math.MaxUint32 || uint64(len(p.Value)) > math.MaxUint32 {
+			return nil, fault.New(fault.TooLarge, "associated data")
+		}
 		b = binary.BigEndian.AppendUint32(b, uint32(len(p.Label)))
 		b = append(b, p.Label...)
 		b = appendField(b, p.Value)
+	}
+	if cap(b) <= maxScratch {
+		*scratch = b
+	}
+	return b, nil
+}
+
+// scratches hold associated data, which is not secret, for the time of a call: it would be an allocation for each message.
+var scratches = sync.Pool{New: func() any {
+	b := make([]byte, 0, 512)
+	return &b
+}}
+
+// maxScratch is the largest buffer that is kept for the next message, in bytes.
+const maxScratch = 64 << 10
+
+func borrowScratch() *[]byte {
+	b, ok := scratches.Get().(*[]byte)
+	if !ok {
+		panic("envelope: the pool holds something else")
 	}
 	return b
 }
@@ -117,7 +161,7 @@ func EncodeText(message []byte) string {
 func DecodeText(text string) ([]byte, error) {
 	body, ok := strings.CutPrefix(text, textPrefix)
 	message, err := base64.RawURLEncoding.Strict().DecodeString(body)
-	if !ok || err != nil {
+	if !ok || err != nil || strings.ContainsAny(body, "\r\n") { // which the decoder skips: a message has one text form
 		return nil, fault.New(fault.Invalid, "message").WithHint("a text message begins with %s and is base64url", textPrefix)
 	}
 	return message, nil

@@ -3,6 +3,7 @@ package envelope
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -11,16 +12,15 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/rotorkms/rotor/internal/fault"
 )
 
-// File is an encrypted file that is open for reading. Safe for concurrent use.
+// File is an encrypted file that is open for reading. Safe for concurrent use. Ciphertext is copied before it is verified, never
+// decrypted out of a map of the file: who can write the file could change it between verification and decryption, and a map of a file
+// that shrinks ends the process.
 type File struct {
 	header Header
 	src    io.ReaderAt
-	mapped []byte // the whole file, when it is mapped
 	chunks *chunks
 	size   int64 // of the plaintext
 	closer func() error
@@ -52,36 +52,38 @@ func Open(ctx context.Context, r io.ReaderAt, size int64, u Unwrapper) (*File, e
 	if !f.chunks.committed(front[saltSize:]) {
 		return nil, fault.New(fault.DecryptFailed, "file")
 	}
-	last := make([]byte, chunkSize+tagSize)
-	_, err = f.chunk(last, f.size/chunkSize)
-	return f, err
+	buf := borrow()
+	defer giveBack(buf)
+	if _, err = f.chunk(*buf, f.size/chunkSize); err != nil {
+		return nil, err
+	}
+	return f, nil
 }
 
-// OpenFile opens a file by path and maps it into memory.
+// OpenFile opens a file by path. It keeps the file open until Close; a file that replaces it meanwhile changes nothing.
 func OpenFile(ctx context.Context, path string, u Unwrapper) (*File, error) {
 	src, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("open encrypted file: %w", err)
 	}
-	defer func() { _ = src.Close() }() // the map keeps the file
+	f, err := openRegular(ctx, src, u)
+	if err != nil {
+		_ = src.Close() // the first error is the one that counts
+		return nil, err
+	}
+	f.closer = src.Close
+	return f, nil
+}
+
+func openRegular(ctx context.Context, src *os.File, u Unwrapper) (*File, error) {
 	info, err := src.Stat()
 	if err != nil {
 		return nil, fmt.Errorf("open encrypted file: %w", err)
 	}
-	if info.Size() == 0 || !info.Mode().IsRegular() {
-		return nil, fault.New(fault.MalformedFile, path)
+	if !info.Mode().IsRegular() {
+		return nil, fault.New(fault.MalformedFile, src.Name())
 	}
-	mapped, err := unix.Mmap(int(src.Fd()), 0, int(info.Size()), unix.PROT_READ, unix.MAP_SHARED)
-	if err != nil {
-		return nil, fmt.Errorf("map encrypted file: %w", err)
-	}
-	f, err := Open(ctx, bytes.NewReader(mapped), info.Size(), u)
-	if err != nil {
-		return nil, errors.Join(err, unix.Munmap(mapped))
-	}
-	f.mapped = mapped
-	f.closer = sync.OnceValue(func() error { return unix.Munmap(mapped) })
-	return f, nil
+	return Open(ctx, src, info.Size(), u)
 }
 
 // Size is the length of the plaintext in bytes.
@@ -90,15 +92,47 @@ func (f *File) Size() int64 { return f.size }
 // Header is the file's header as it was when it was opened.
 func (f *File) Header() Header { return f.header }
 
-// Close releases the file; nothing may be read after it.
+// Close releases the file; reading fails after it.
 func (f *File) Close() error { return f.closer() }
+
+// window is how many chunks are read at a time: 256 KiB stay in a core's own cache between the copy and the decryption.
+const window = 16
+
+// windows are buffers of window sealed chunks. They hold ciphertext and verified plaintext of one file or another for a moment.
+var windows = sync.Pool{New: func() any {
+	b := make([]byte, window*(chunkSize+tagSize))
+	return &b
+}}
+
+func borrow() *[]byte {
+	b, ok := windows.Get().(*[]byte)
+	if !ok {
+		panic("envelope: the pool holds something else")
+	}
+	return b
+}
+
+func giveBack(b *[]byte) { windows.Put(b) }
+
+// sealed reads chunks from, up to and not including to, into buf. fault.TruncatedFile when the file has become shorter.
+func (f *File) sealed(buf []byte, from, to int64) ([]byte, error) {
+	end := min(chunkAt(to), chunkAt(0)+f.size+(f.size/chunkSize+1)*tagSize)
+	b := buf[:end-chunkAt(from)]
+	n, err := f.src.ReadAt(b, f.header.payload+chunkAt(from))
+	if n == len(b) {
+		return b, nil
+	}
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return nil, fault.New(fault.TruncatedFile, "file")
+	}
+	return nil, fmt.Errorf("read chunk %d: %w", from, err)
+}
 
 // chunk decrypts chunk n; buf has room for a sealed chunk and holds the plaintext afterwards.
 func (f *File) chunk(buf []byte, n int64) ([]byte, error) {
-	size := min(f.size-n*chunkSize, chunkSize)
-	sealed := buf[:size+tagSize]
-	if _, err := f.src.ReadAt(sealed, f.header.payload+chunkAt(n)); err != nil && !errors.Is(err, io.EOF) {
-		return nil, fmt.Errorf("read chunk %d: %w", n, err)
+	sealed, err := f.sealed(buf, n, n+1)
+	if err != nil {
+		return nil, err
 	}
 	return f.chunks.open(sealed[:0], n, sealed)
 }
@@ -108,14 +142,16 @@ func (f *File) ReadAt(b []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, fault.New(fault.Invalid, "offset")
 	}
+	buf := borrow()
+	defer giveBack(buf)
 	done := 0
-	buf := make([]byte, chunkSize+tagSize)
 	for done < len(b) && off < f.size {
-		plain, err := f.chunk(buf, off/chunkSize)
+		plain, err := f.chunk(*buf, off/chunkSize)
 		if err != nil {
 			return done, err
 		}
 		n := copy(b[done:], plain[off%chunkSize:])
+		clear(plain)
 		done, off = done+n, off+int64(n)
 	}
 	if done < len(b) {
@@ -124,67 +160,69 @@ func (f *File) ReadAt(b []byte, off int64) (int, error) {
 	return done, nil
 }
 
-// batch is how many chunks a worker of ReadAll takes at a time: 1 MiB.
-const batch = 64
-
 // ReadAll decrypts the whole file into one slice, with a worker for each core.
 func (f *File) ReadAll(ctx context.Context) ([]byte, error) {
-	out := make([]byte, f.size, f.size+tagSize)
-	err := f.ReadInto(ctx, out, runtime.GOMAXPROCS(0))
-	if err != nil {
+	out := make([]byte, f.size)
+	if err := f.ReadInto(ctx, out, runtime.GOMAXPROCS(0)); err != nil {
 		return nil, err
 	}
 	return out, nil
 }
 
-// ReadInto decrypts the whole file into b, whose length is Size, with a number of workers.
+// ReadInto decrypts the whole file into b, whose length is Size, with a number of workers. After an error b holds verified pieces and
+// zeros or what it held before, never anything unverified.
 func (f *File) ReadInto(ctx context.Context, b []byte, workers int) error {
 	if int64(len(b)) != f.size {
 		return fault.New(fault.Invalid, "buffer").WithHint("it needs %d bytes", f.size)
 	}
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
 	total := f.size/chunkSize + 1
 	var next atomic.Int64
 	var wait sync.WaitGroup
-	errs := make([]error, max(workers, 1))
-	for i := range errs {
+	for range min(max(int64(workers), 1), (total+window-1)/window) {
 		wait.Go(func() {
-			for errs[i] == nil {
-				from := next.Add(batch) - batch
+			buf := borrow()
+			defer giveBack(buf)
+			for ctx.Err() == nil {
+				from := next.Add(window) - window
 				if from >= total {
 					return
 				}
-				if errs[i] = ctx.Err(); errs[i] == nil {
-					errs[i] = f.run(b, from, min(from+batch, total))
+				if err := f.run(*buf, b, from, min(from+window, total)); err != nil {
+					stop(err) // the first error ends all workers
 				}
 			}
 		})
 	}
 	wait.Wait()
-	return errors.Join(errs...)
+	if err := context.Cause(ctx); err != nil {
+		return canceled(err)
+	}
+	return nil
 }
 
-// run decrypts chunks straight into their place. From a map nothing is copied; the AEAD writes only plaintext that it has verified.
-func (f *File) run(b []byte, from, to int64) error {
-	var buf []byte
-	if f.mapped == nil {
-		buf = make([]byte, chunkSize+tagSize)
+// canceled gives the end of a context its code; other errors stay what they are.
+func canceled(err error) error {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return fault.Wrap(fault.Canceled, "", err)
+	}
+	return err
+}
+
+// run decrypts at most a window of chunks straight into their place. The AEAD leaves zeros there when a chunk does not verify.
+func (f *File) run(buf, b []byte, from, to int64) error {
+	sealed, err := f.sealed(buf, from, to)
+	if err != nil {
+		return err
 	}
 	for n := from; n < to; n++ {
 		size := min(f.size-n*chunkSize, chunkSize)
-		at := f.header.payload + chunkAt(n)
-		var sealed []byte
-		if f.mapped != nil {
-			sealed = f.mapped[at : at+size+tagSize]
-		} else {
-			sealed = buf[:size+tagSize]
-			if _, err := f.src.ReadAt(sealed, at); err != nil && !errors.Is(err, io.EOF) {
-				return fmt.Errorf("read chunk %d: %w", n, err)
-			}
-		}
 		dst := b[n*chunkSize : n*chunkSize : n*chunkSize+size]
-		if _, err := f.chunks.open(dst, n, sealed); err != nil {
+		if _, err := f.chunks.open(dst, n, sealed[:size+tagSize]); err != nil {
 			return err
 		}
+		sealed = sealed[size+tagSize:]
 	}
 	return nil
 }
@@ -195,11 +233,11 @@ func NewReader(ctx context.Context, r io.Reader, u Unwrapper) (io.Reader, error)
 	if _, err := io.ReadFull(r, front); err != nil {
 		return nil, streamFault(err)
 	}
-	n := int(be32(front[len(magic):]))
+	n := binary.BigEndian.Uint32(front[len(magic):])
 	if string(front[:len(magic)]) != magic || n > maxImmutable {
 		return nil, fault.New(fault.MalformedFile, "stream")
 	}
-	front = append(front, make([]byte, n+2*slotSize+payloadFront)...)
+	front = append(front, make([]byte, int(n)+2*slotSize+payloadFront)...)
 	if _, err := io.ReadFull(r, front[preludeSize:]); err != nil {
 		return nil, streamFault(err)
 	}
@@ -221,10 +259,6 @@ func NewReader(ctx context.Context, r io.Reader, u Unwrapper) (io.Reader, error)
 		return nil, fault.New(fault.DecryptFailed, "stream")
 	}
 	return &streamReader{r: r, chunks: c, buf: make([]byte, chunkSize+tagSize)}, nil
-}
-
-func be32(b []byte) uint32 {
-	return uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3])
 }
 
 func streamFault(err error) error {
@@ -262,6 +296,10 @@ func (s *streamReader) Read(b []byte) (int, error) {
 }
 
 func (s *streamReader) next() {
+	if s.n >= maxChunks {
+		s.err = fault.New(fault.TooLarge, "stream")
+		return
+	}
 	got, err := io.ReadFull(s.r, s.buf)
 	switch {
 	case err == nil:

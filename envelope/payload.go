@@ -8,6 +8,7 @@ import (
 	"crypto/sha512"
 	"crypto/subtle"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 
@@ -101,8 +102,12 @@ type payloadWriter struct {
 	plain  []byte
 	sealed []byte
 	n      int64
+	closed bool
 	err    error
 }
+
+// errClosed is what writing after Close gives: another chunk after the short one would make the payload unreadable.
+var errClosed = errors.New("write to a payload that is closed")
 
 func newPayloadWriter(w io.Writer, c *chunks, salt []byte) (*payloadWriter, error) {
 	p := &payloadWriter{w: w, chunks: c, plain: make([]byte, 0, chunkSize), sealed: make([]byte, 0, chunkSize+tagSize)}
@@ -112,6 +117,9 @@ func newPayloadWriter(w io.Writer, c *chunks, salt []byte) (*payloadWriter, erro
 
 // Write implements io.Writer.
 func (p *payloadWriter) Write(b []byte) (int, error) {
+	if p.closed {
+		return 0, errClosed
+	}
 	done := 0
 	for len(b) > 0 && p.err == nil {
 		n := min(len(b), chunkSize-len(p.plain))
@@ -134,8 +142,12 @@ func (p *payloadWriter) flush() {
 	_, p.err = p.w.Write(p.sealed)
 }
 
-// Close implements io.Closer; it does not close the destination.
+// Close implements io.Closer; it does not close the destination. Closing again repeats the outcome.
 func (p *payloadWriter) Close() error {
+	if p.closed {
+		return p.err
+	}
+	p.closed = true
 	if p.err == nil {
 		p.flush()
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/cipher"
 	"crypto/subtle"
 	"errors"
+	"sync"
 
 	"github.com/rotorkms/rotor/internal/secret"
 )
@@ -49,9 +50,16 @@ func NewXAES(key secret.Bytes) (cipher.AEAD, error) {
 func (x *xaes) NonceSize() int { return XAESNonceSize }
 func (x *xaes) Overhead() int  { return XAESTagSize }
 
+// messageKeys are buffers for the keys of messages, zero while nobody has them: on the stack they cannot be, behind cipher.Block.
+var messageKeys = sync.Pool{New: func() any { return new([32]byte) }}
+
 // derive makes the GCM of one message from the first 12 bytes of its nonce.
 func (x *xaes) derive(nonce []byte) cipher.AEAD {
-	var key [32]byte
+	key, ok := messageKeys.Get().(*[32]byte)
+	if !ok {
+		panic("suite: the pool holds something else")
+	}
+	defer messageKeys.Put(key)
 	for i := range byte(2) {
 		half := key[16*i : 16*i+16]
 		copy(half, []byte{0, i + 1, 'X', 0})
