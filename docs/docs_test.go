@@ -4,6 +4,7 @@ package docs_test
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -191,6 +192,28 @@ func TestDecisions(t *testing.T) {
 		if title, _, _ := strings.Cut(read(t, path), "\n"); !strings.HasPrefix(title, "# "+name[:4]+": ") {
 			t.Errorf("%s begins with %q, not with # %s: and its title", name, title, name[:4])
 		}
+	}
+}
+
+// TestFloorsAreTold: the table in CONTRIBUTING.md is the one that arch_test.go enforces.
+func TestFloorsAreTold(t *testing.T) {
+	told, enforced := map[string]string{}, map[string]string{}
+	for _, m := range regexp.MustCompile(`(?m)^\| (\d+) \| (.*) \|$`).FindAllStringSubmatch(read(t, filepath.Join(root, "CONTRIBUTING.md")), -1) {
+		for _, room := range strings.Split(m[2], ", ") {
+			told[room] = m[1]
+		}
+	}
+	short := strings.NewReplacer("internal/", "", "proto/rotor/v1", "proto")
+	for _, m := range regexp.MustCompile(`(?m)^\t\{(\d+), \[\]string\{(.*)\}\},$`).FindAllStringSubmatch(read(t, filepath.Join(root, "arch_test.go")), -1) {
+		for _, room := range strings.Split(m[2], ", ") {
+			if room = short.Replace(strings.Trim(room, `"`)); room == "." {
+				room = "rotor (the SDK)"
+			}
+			enforced[room] = m[1]
+		}
+	}
+	if len(enforced) < 20 || !maps.Equal(told, enforced) {
+		t.Errorf("CONTRIBUTING.md tells\n%v\narch_test.go enforces\n%v", told, enforced)
 	}
 }
 

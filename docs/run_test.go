@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -20,8 +21,9 @@ import (
 
 // A page is run as a newcomer runs it: from the top of a clone, with an empty home, and with the ports that it names. So that pages and
 // other tests cannot be in each other's way, its shell is the first process of network and process namespaces of its own, which also ends
-// everything that the page leaves running. Where the kernel does not allow that, it runs beside everybody else, and a port that is
-// taken fails it.
+// everything that the page leaves running. Where the kernel does not allow that, pages run one after the other beside everybody else, and
+// a port that is taken fails them.
+var alone sync.Mutex // held by a page without a namespace of its own
 
 // pageTime bounds one page; a page that waits for something that never comes is ended.
 const pageTime = 3 * time.Minute
@@ -171,6 +173,10 @@ func runScript(t *testing.T, text string) (string, error) {
 		if flags&unix.CLONE_NEWUSER != 0 {
 			attr.UidMappings = []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}}
 			attr.GidMappings = []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}}
+		}
+		if flags == 0 {
+			alone.Lock()
+			defer alone.Unlock()
 		}
 		cmd.SysProcAttr = attr
 		cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
