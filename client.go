@@ -63,9 +63,10 @@ type Client struct {
 	stop context.CancelFunc
 	done sync.WaitGroup
 
-	mu   sync.Mutex // guards held
-	held map[string]*held
-	want chan string // names to be held from now on
+	mu     sync.Mutex // guards what follows
+	held   map[string]*held
+	wanted map[string][]chan struct{} // names to ask the server about, with who waits for the answer
+	wished chan struct{}              // something is wanted
 }
 
 // Dial opens the identity, joins if it has to, and waits until every key of config.Keys can be used. With keys that it holds from an
@@ -102,7 +103,7 @@ func newClient(config Config, dir *identity.Dir) (*Client, error) {
 	}
 	c := &Client{
 		config: config, dir: dir, http: dir.HTTPClient(), private: private, process: make([]byte, delivery.NonceSize),
-		verify: verifier{dir}, held: map[string]*held{}, want: make(chan string, 64),
+		verify: verifier{dir}, held: map[string]*held{}, wanted: map[string][]chan struct{}{}, wished: make(chan struct{}, 1),
 	}
 	rand.Read(c.process)
 	c.jwks = newKeySet(c.fetchKeys, config.clock)

@@ -38,7 +38,11 @@ type anchor struct {
 	at      time.Time
 }
 
-func newAnchor(c clock) anchor { return anchor{c.Instant(), c.Now()} }
+// newAnchor reads the cheap clock first: what passes between the two readings makes a lease shorter, not longer.
+func newAnchor(c clock) anchor {
+	at := c.Now()
+	return anchor{c.Instant(), at}
+}
 
 func (a anchor) instantAt(now time.Time) holder.Instant {
 	return holder.Instant{Boot: a.instant.Boot + int64(now.Sub(a.at)), Real: now.UnixNano()}

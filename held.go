@@ -2,6 +2,7 @@ package rotor
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,8 +25,9 @@ type held struct {
 	mu      sync.Mutex           // guards what follows, and makes changes of state one at a time
 	session uint64               // number of the stream on which the server last sent the key
 	refusal error                // why the server does not let it hold the key
+	asked   time.Time            // when it was asked for again after a refusal
 	changed chan struct{}        // closed and replaced at each change
-	unknown map[uint32]time.Time // handles that the server did not know, and when
+	unknown map[uint32]time.Time // handles that the server did not know, and when it said so
 }
 
 // contact is what the process knows of its connection, with the moment from which the cheap clock counts.
@@ -43,6 +45,9 @@ type state struct {
 	primary   *envelope.MessageKey            // nil when nothing may protect
 	protects  keyring.SnapshotVersion
 }
+
+// errIncomplete: the server believes that this process has material that it has not.
+var errIncomplete = errors.New("rotor: a delivery lacks material")
 
 // maxUnknown bounds the handles that are remembered as unknown.
 const maxUnknown = 1024
@@ -94,7 +99,7 @@ func build(k *holder.Key, old *state, fresh delivery.Materials) (*state, error) 
 			m, ok = old.materials[v.Number]
 		}
 		if !ok {
-			return nil, fault.New(fault.SnapshotRefused, "material of key "+snap.Name).WithHint("it did not come with the snapshot")
+			return nil, errors.Join(errIncomplete, fault.New(fault.SnapshotRefused, "material of key "+snap.Name))
 		}
 		st.materials[v.Number] = m
 		if snap.Purpose != suite.Encrypt {
@@ -133,10 +138,25 @@ func (h *held) renewed(session uint64, sent holder.Instant, ttl, margin time.Dur
 	h.notify()
 }
 
+// reanchor reads both clocks again.
+func (h *held) reanchor(c clock) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if p := h.contact.Load(); p != nil {
+		h.contact.Store(&contact{p.Contact, newAnchor(c)})
+	}
+}
+
+// refuse notes the server's refusal. What the process held it may hold no longer, so it stops using it: the right was taken away, the
+// instance was removed, or another process took its identity, and no rotation waits for this one any more.
 func (h *held) refuse(err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.refusal = err
+	if c := fault.CodeOf(err); c == fault.Denied || c == fault.NotFound || c == fault.IdentityInUse {
+		h.state.Store(nil)
+		h.contact.Store(nil)
+	}
 	h.notify()
 }
 
@@ -171,14 +191,50 @@ func (h *held) ready(ctx context.Context) error {
 	})
 }
 
+// isUnknown says whether the server said lately that it does not know a handle. While too many are remembered, every unknown handle
+// counts as one, so that a flood of garbage asks the server maxUnknown times in unknownFor at the most.
+func (h *held) isUnknown(handle uint32, now time.Time) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if at, ok := h.unknown[handle]; ok && now.Sub(at) < unknownFor {
+		return true
+	}
+	if len(h.unknown) >= maxUnknown {
+		for n, at := range h.unknown {
+			if now.Sub(at) >= unknownFor {
+				delete(h.unknown, n)
+			}
+		}
+	}
+	return len(h.unknown) >= maxUnknown
+}
+
+func (h *held) noteUnknown(handle uint32, now time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.unknown) < maxUnknown {
+		h.unknown[handle] = now
+	}
+}
+
 // begin checks before an operation that the key may be used, by the cheap clock.
 func (h *held) begin(c clock) (*state, time.Time, error) {
 	st, contact := h.state.Load(), h.contact.Load()
 	now := c.Now()
 	if st == nil || contact == nil {
-		return nil, now, fault.New(fault.Unavailable, "key "+h.name).WithHint("it has not been delivered yet; call Ready first")
+		return nil, now, h.absent()
 	}
 	return st, now, st.key.Usable(contact.Contact, contact.anchor.instantAt(now))
+}
+
+// absent says why there is no key.
+func (h *held) absent() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.refusal != nil {
+		return h.refusal
+	}
+	return fault.New(fault.Unavailable, "key "+h.name).WithHint("it has not been delivered yet; call Ready first")
 }
 
 // end checks after an operation of a key in fence mode that the lease was running all the time, by both clocks.
@@ -186,7 +242,11 @@ func (h *held) end(st *state, c clock) error {
 	if !st.fence {
 		return nil
 	}
-	return st.key.Usable(h.contact.Load().Contact, c.Instant())
+	contact := h.contact.Load()
+	if contact == nil {
+		return h.absent() // taken away meanwhile
+	}
+	return st.key.Usable(contact.Contact, c.Instant())
 }
 
 // material finds the key bytes of a version, for the proof of an acknowledgement.
@@ -195,11 +255,15 @@ func (st *state) material(n uint32) (secret.Bytes, bool) {
 	return m, ok
 }
 
-// wipe overwrites the key bytes when the client closes.
+// wipe takes the key away when the client closes. Operations in flight end with the keys that they began with: the encryptors hold
+// expanded keys, so that none can run under bytes that are half overwritten. MAC keys, which are used as they are, are left to the
+// collector.
 func (h *held) wipe() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if st := h.state.Swap(nil); st != nil {
+	h.refusal = fault.New(fault.Unavailable, "key "+h.name).WithHint("the client is closed")
+	h.contact.Store(nil)
+	if st := h.state.Swap(nil); st != nil && st.key.Snapshot.Purpose == suite.Encrypt {
 		for _, m := range st.materials {
 			m.Destroy()
 		}

@@ -24,6 +24,9 @@ type Key struct {
 // unknownFor is how long a handle that the server did not know is refused without asking again.
 const unknownFor = 10 * time.Second
 
+// askEvery is how often a key that was refused is asked for again, when it is used.
+const askEvery = time.Second
+
 // fetchTime bounds the one question to the server about an unknown version.
 const fetchTime = 3 * time.Second
 
@@ -36,18 +39,35 @@ func (c *Client) Key(name string) *Key {
 		h = newHeld(name)
 		c.held[name] = h
 		if c.dir.IsInstance() {
-			c.wish(name)
+			c.wish(name, nil)
 		}
 	}
 	return &Key{c, h}
 }
 
-// wish asks for a key on the present stream; the next stream asks for all of them anyway.
-func (c *Client) wish(name string) {
+// wish asks for a key on the present stream; the next stream asks for all of them anyway. answered is closed when the server has
+// answered and what it answered is installed. Call with mu held.
+func (c *Client) wish(name string, answered chan struct{}) {
+	if answered != nil {
+		c.wanted[name] = append(c.wanted[name], answered)
+	} else if _, ok := c.wanted[name]; !ok {
+		c.wanted[name] = nil
+	}
 	select {
-	case c.want <- name:
+	case c.wished <- struct{}{}:
 	default:
 	}
+}
+
+// wishes takes what is wanted: one question for all who asked meanwhile.
+func (c *Client) wishes() (names []string, waiters []chan struct{}) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for name, w := range c.wanted {
+		names, waiters = append(names, name), append(waiters, w...)
+	}
+	clear(c.wanted)
+	return names, waiters
 }
 
 // Name is the key's name.
@@ -88,9 +108,30 @@ func (k *Key) local(ctx context.Context) (bool, error) {
 		return false, nil
 	}
 	if err != nil {
+		k.client.askAgain(k.held)
 		return false, err
 	}
-	return k.held.state.Load().key.Snapshot.Custody == keyring.CustodyFleet, nil
+	st := k.held.state.Load()
+	if st == nil {
+		return false, k.held.absent() // taken away meanwhile
+	}
+	return st.key.Snapshot.Custody == keyring.CustodyFleet, nil
+}
+
+// askAgain asks once more for a key that was refused, at most once in askEvery: the rules or the key may be there by now.
+func (c *Client) askAgain(h *held) {
+	now := c.config.clock.Now()
+	h.mu.Lock()
+	due := h.refusal != nil && now.Sub(h.asked) >= askEvery
+	if due {
+		h.asked = now
+	}
+	h.mu.Unlock()
+	if due {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.wish(h.name, nil)
+	}
 }
 
 // Encrypt makes a message of a plaintext (at most 1 MiB at the server, unlimited here) under the primary version. The parts are bound to it and
@@ -159,8 +200,14 @@ func (k *Key) AppendDecrypt(ctx context.Context, dst, message []byte, parts ...P
 			return nil, err
 		}
 		v, err := st.key.Process(handle, now)
-		if fault.CodeOf(err) == fault.UnknownVersion && !asked && k.fetch(ctx, handle, st) {
-			continue
+		if fault.CodeOf(err) == fault.UnknownVersion && !asked {
+			newer, ferr := k.fetch(ctx, handle, st)
+			if ferr != nil {
+				return nil, ferr
+			}
+			if newer {
+				continue
+			}
 		}
 		if err != nil {
 			return nil, err
@@ -181,22 +228,36 @@ func (k *Key) AppendDecrypt(ctx context.Context, dst, message []byte, parts ...P
 	}
 }
 
-// fetch asks the server once for a newer epoch than st. It returns true when one came. Callers that ask at the same time share the answer.
-func (k *Key) fetch(ctx context.Context, handle uint32, st *state) bool {
-	h, now := k.held, k.client.config.clock.Now()
-	h.mu.Lock()
-	at, known := h.unknown[handle]
-	if known && now.Sub(at) < unknownFor || len(h.unknown) >= maxUnknown {
-		h.mu.Unlock()
-		return h.state.Load() != st
+// fetch asks the server once about a handle that st does not know, and returns whether a newer epoch came. Callers that ask at the
+// same time share the question and its answer. What the server did not know is not asked again for unknownFor.
+// fault.Unavailable when the server cannot be asked.
+func (k *Key) fetch(ctx context.Context, handle uint32, st *state) (newer bool, err error) {
+	h := k.held
+	if h.state.Load() != st {
+		return true, nil
 	}
-	h.unknown[handle] = now
-	h.mu.Unlock()
-	k.client.wish(h.name)
+	if h.isUnknown(handle, k.client.config.clock.Now()) {
+		return false, nil
+	}
+	answered := make(chan struct{})
+	k.client.mu.Lock()
+	k.client.wish(h.name, answered)
+	k.client.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, fetchTime)
 	defer cancel()
-	err := h.until(ctx, func() (bool, error) { return h.state.Load() != st, nil })
-	return err == nil
+	select {
+	case <-answered:
+	case <-ctx.Done():
+		if h.state.Load() != st {
+			return true, nil
+		}
+		return false, fault.Wrap(fault.Unavailable, "key "+h.name, ctx.Err()).WithHint("the message is of a version that this process does not know, and the server could not be asked")
+	}
+	if h.state.Load() != st {
+		return true, nil
+	}
+	h.noteUnknown(handle, k.client.config.clock.Now())
+	return false, nil
 }
 
 // Sign signs a message with the primary version of a signing key, or authenticates it with that of a MAC key. It returns the version

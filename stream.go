@@ -29,6 +29,7 @@ func (c *Client) run(ctx context.Context) {
 	tries := 0
 	for number := uint64(1); ctx.Err() == nil; number++ {
 		opened := time.Now()
+		c.reanchor()
 		err := c.hold(ctx, number)
 		if ctx.Err() != nil {
 			return
@@ -70,11 +71,14 @@ type talk struct {
 	cancel  context.CancelFunc
 	acks    chan *rotorv1.Ack
 
-	mu   sync.Mutex // guards what follows
-	ttl  time.Duration
-	beat uint64
-	sent map[uint64]holder.Instant // of the requests without an answer
-	late time.Time                 // when the oldest of them was sent, zero: none
+	mu       sync.Mutex // guards what follows
+	ttl      time.Duration
+	beat     uint64
+	sent     map[uint64]holder.Instant  // of the requests without an answer, and of the last one with an answer
+	late     time.Time                  // when the oldest without an answer was sent, zero: none
+	withheld map[string]bool            // keys that the last answer was not for
+	asked    map[uint64][]chan struct{} // who waits for the answer to a request, by its beat
+	retimed  chan struct{}              // the length of a lease is known now, or has changed
 }
 
 // hold opens a stream, introduces the process and serves the stream until it breaks or ctx ends.
@@ -83,6 +87,7 @@ func (c *Client) hold(ctx context.Context, number uint64) error {
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(2*leaveTime, cancel) })() // a server that hangs does not hold Close up
 	t := &talk{client: c, number: number, cancel: cancel, acks: make(chan *rotorv1.Ack, 64), sent: map[uint64]holder.Instant{}}
+	t.asked, t.retimed = map[uint64][]chan struct{}{}, make(chan struct{}, 1)
 	t.address = delivery.Address{Cluster: c.dir.Cluster(), Instance: c.Instance(), Incarnation: c.process, Session: make([]byte, delivery.NonceSize)}
 	rand.Read(t.address.Session)
 	signature, err := c.dir.SignHello(delivery.HelloInput(t.address, c.private.Public()))
@@ -112,7 +117,8 @@ func ignore(error) error { return nil }
 
 // write sends lease requests, acknowledgements and wishes, until the stream breaks or the client closes.
 func (t *talk) write(ctx, live context.Context) {
-	if !t.send(&rotorv1.HoldUp{Keys: t.client.names()}) || !t.request() {
+	_, waiters := t.client.wishes() // a stream begins by asking for everything
+	if !t.send(&rotorv1.HoldUp{Keys: t.client.names()}) || !t.request(waiters) {
 		return
 	}
 	timer := time.NewTimer(firstBeat)
@@ -120,17 +126,20 @@ func (t *talk) write(ctx, live context.Context) {
 	for {
 		select {
 		case <-timer.C:
-			if t.dead() || !t.request() {
+			t.client.reanchor()
+			if t.dead() || !t.request(nil) {
 				t.cancel()
 				return
 			}
+			timer.Reset(t.period())
+		case <-t.retimed:
 			timer.Reset(t.period())
 		case a := <-t.acks:
 			if !t.send(&rotorv1.HoldUp{Acks: []*rotorv1.Ack{a}}) {
 				return
 			}
-		case name := <-t.client.want:
-			if !t.send(&rotorv1.HoldUp{Keys: []string{name}}) {
+		case <-t.client.wished:
+			if names, waiters := t.client.wishes(); len(names) > 0 && (!t.send(&rotorv1.HoldUp{Keys: names}) || !t.request(waiters)) {
 				return
 			}
 		case <-live.Done():
@@ -159,13 +168,17 @@ func (t *talk) send(m *rotorv1.HoldUp) bool {
 	return true
 }
 
-// request asks for a lease, which will count from now.
-func (t *talk) request() bool {
+// request asks for a lease, which will count from now. The server answers after everything that was asked before; then the waiters are
+// told.
+func (t *talk) request(waiters []chan struct{}) bool {
 	c := t.client.config.clock
 	t.mu.Lock()
 	t.beat++
 	n := t.beat
 	t.sent[n] = c.Instant()
+	if len(waiters) > 0 {
+		t.asked[n] = waiters
+	}
 	if t.late.IsZero() {
 		t.late = c.Now()
 	}
@@ -218,21 +231,45 @@ func (t *talk) leased(l *rotorv1.Lease) {
 		t.mu.Unlock()
 		return
 	}
-	t.ttl = ttl
+	if t.ttl != ttl {
+		t.ttl = ttl
+		select {
+		case t.retimed <- struct{}{}:
+		default:
+		}
+	}
 	for n := range t.sent {
 		if n < l.GetBeat() {
 			delete(t.sent, n)
 		}
 	}
+	var answered []chan struct{}
+	for n, waiters := range t.asked {
+		if n <= l.GetBeat() {
+			answered = append(answered, waiters...)
+			delete(t.asked, n)
+		}
+	}
+	t.withheld = map[string]bool{}
+	for _, id := range l.GetWithheld() {
+		t.withheld[id] = true
+	}
+	withheld := t.withheld
 	t.late = time.Time{}
 	t.mu.Unlock()
-	t.client.renewed(t.number, sent, ttl)
+	t.client.renewed(t.number, sent, ttl, withheld)
+	for _, w := range answered {
+		close(w)
+	}
 }
 
-// granted is the newest answered request, for keys that arrive after it.
-func (t *talk) granted() (sent holder.Instant, ttl time.Duration, ok bool) {
+// granted is the newest answered request, for a key that arrives after it; not ok when the answer was not for the key.
+func (t *talk) granted(id string) (sent holder.Instant, ttl time.Duration, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.withheld[id] {
+		return sent, 0, false
+	}
 	for _, s := range t.sent {
 		if t.ttl > 0 && (!ok || s.Boot < sent.Boot) {
 			sent, ok = s, true
@@ -257,6 +294,9 @@ func (t *talk) parcel(ctx context.Context, p *rotorv1.Parcel) {
 	st, err := h.apply(t.number, s, materials)
 	if err != nil {
 		c.config.Log.ErrorContext(ctx, "delivery refused", "key", s.Name, "error", err)
+		if errors.Is(err, errIncomplete) {
+			t.cancel() // a new stream brings everything
+		}
 		return
 	}
 	proof, err := delivery.Proof(t.address, st.key.Snapshot, st.material)
@@ -264,7 +304,7 @@ func (t *talk) parcel(ctx context.Context, p *rotorv1.Parcel) {
 		c.config.Log.ErrorContext(ctx, "delivery not acknowledged", "key", s.Name, "error", err)
 		return
 	}
-	if sent, ttl, ok := t.granted(); ok {
+	if sent, ttl, ok := t.granted(string(s.Key)); ok {
 		h.renewed(t.number, sent, ttl, ttl/leaseMargin, c.config.clock)
 	}
 	e := st.key.Snapshot.Epoch
@@ -277,11 +317,23 @@ func (t *talk) parcel(ctx context.Context, p *rotorv1.Parcel) {
 // leaseMargin is the part of a lease, one in so many, that the process does not use: what the clocks may differ by.
 const leaseMargin = 10
 
-func (c *Client) renewed(number uint64, sent holder.Instant, ttl time.Duration) {
+func (c *Client) renewed(number uint64, sent holder.Instant, ttl time.Duration, withheld map[string]bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, h := range c.held {
+		if st := h.state.Load(); st != nil && withheld[string(st.key.Snapshot.Key)] {
+			continue
+		}
 		h.renewed(number, sent, ttl, ttl/leaseMargin, c.config.clock)
+	}
+}
+
+// reanchor reads both clocks again for every key: what the machine slept since the last time, the cheap clock does not see.
+func (c *Client) reanchor() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, h := range c.held {
+		h.reanchor(c.config.clock)
 	}
 }
 

@@ -66,6 +66,14 @@ func NewPrivate() (Private, error) {
 // Public is the encoded public key.
 func (p Private) Public() []byte { return p.key.PublicKey().Bytes() }
 
+// CheckPublic says whether bytes are a delivery key. fault.Invalid.
+func CheckPublic(public []byte) error {
+	if _, err := hpke.MLKEM768X25519().NewPublicKey(public); err != nil {
+		return fault.Wrap(fault.Invalid, "delivery key", err)
+	}
+	return nil
+}
+
 // HelloInput is what a process signs with its certificate's key to bind its delivery key to itself.
 func HelloInput(a Address, public []byte) []byte {
 	return sequence("rotor/hello/1", []byte(a.Cluster), []byte(a.Instance), a.Incarnation, a.Session, public)

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/policy"
 )
 
@@ -21,5 +22,23 @@ func (f *Fleet) Drain() {
 	defer f.mu.Unlock()
 	for _, s := range f.sessions {
 		f.end(s, fault.New(fault.Unavailable, "server"))
+	}
+}
+
+// Reconsider asks the rules again about everything that is held, after they changed. Who lost the right to hold a key is told, and
+// holds it no longer.
+func (f *Fleet) Reconsider(ctx context.Context) {
+	f.mu.Lock()
+	held := map[keyring.KeyID]bool{}
+	for _, m := range f.members {
+		for id := range m.Keys {
+			held[id] = true
+		}
+	}
+	f.mu.Unlock()
+	for id := range held {
+		if k, ok := f.Keys.Key(id); ok {
+			f.allowed(ctx, k)
+		}
 	}
 }

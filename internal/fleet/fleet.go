@@ -7,17 +7,13 @@ import (
 	"cmp"
 	"context"
 	"encoding/hex"
-	"encoding/json"
-	"fmt"
 	"log/slog"
 	"slices"
 	"sync"
 	"time"
 
-	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/keyring"
-	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/rotation"
 	"github.com/rotorkms/rotor/internal/secret"
 	"github.com/rotorkms/rotor/internal/store"
@@ -48,7 +44,7 @@ type Config struct {
 	Leases rotation.Leases
 	Now    func() time.Time
 	Log    *slog.Logger
-	// OnChange is called, without locks held, after a member joined, left or acknowledged.
+	// OnChange is called after a member joined, left or acknowledged. It may read the Fleet and change nothing in it.
 	OnChange func(keyring.KeyID)
 }
 
@@ -67,124 +63,40 @@ type Fleet struct {
 	Config
 	cluster string
 
-	mu       sync.Mutex // guards what follows; held over commits that change the membership, so that memory follows the store
+	commits sync.Mutex // held over each read-decide-commit of member records; taken before mu
+	stale   bool       // a commit's outcome is unknown, so memory may be behind the store. Guarded by commits
+
+	mu       sync.Mutex // guards what follows; never held over I/O, so that leases and acknowledgements wait for no disk
 	rev      store.Rev  // of the members record
 	count    uint64     // its content
 	members  map[string]*member
 	sessions map[string]*Session
-	heard    map[string]time.Time // arrival of the last lease request of each instance
-	unsaved  map[string]bool      // members with acknowledgements that are not stored yet
+	heard    map[string]*hearing
+	unsaved  map[string]bool // members with acknowledgements that are not stored yet
+	unsent   map[keyring.KeyID]bool
 
 	flush chan struct{}
+
+	life context.Context // ends with Run
+	halt context.CancelFunc
+}
+
+// hearing is when an instance was last heard of. In memory alone: leases end with the server (rotation.Leases.Session).
+type hearing struct {
+	last  time.Time
+	lease map[keyring.KeyID]time.Time // arrival of the last request that was answered with a lease for the key
 }
 
 // New reads the stored members.
 func New(ctx context.Context, c Config) (*Fleet, error) {
 	c.Leases.Session = c.Now()
 	f := &Fleet{
-		Config: c, cluster: c.Guard.ClusterID(), sessions: map[string]*Session{}, heard: map[string]time.Time{},
-		unsaved: map[string]bool{}, flush: make(chan struct{}, 1),
+		Config: c, cluster: c.Guard.ClusterID(), sessions: map[string]*Session{}, heard: map[string]*hearing{},
+		unsaved: map[string]bool{}, unsent: map[keyring.KeyID]bool{}, flush: make(chan struct{}, 1),
 	}
+	f.life, f.halt = context.WithCancel(context.WithoutCancel(ctx))
 	return f, f.load(ctx)
 }
-
-func (f *Fleet) load(ctx context.Context) error {
-	rec, err := f.Guard.Get(ctx, membersPath)
-	switch {
-	case fault.CodeOf(err) == fault.NotFound:
-		f.rev, f.count = 0, 0
-	case err != nil:
-		return fmt.Errorf("read members: %w", err)
-	default:
-		f.rev = rec.Rev
-		if err := json.Unmarshal(rec.Value, &f.count); err != nil {
-			return fault.Wrap(fault.RecordTampered, membersPath, err)
-		}
-	}
-	records, _, err := f.Guard.List(ctx, memberPrefix)
-	if err != nil {
-		return fmt.Errorf("read members: %w", err)
-	}
-	f.members = map[string]*member{}
-	for _, rec := range records {
-		m := &member{rev: rec.Rev}
-		if err := json.Unmarshal(rec.Value, m); err != nil {
-			return fault.Wrap(fault.RecordTampered, rec.Path, err)
-		}
-		f.members[m.Instance] = m
-	}
-	return nil
-}
-
-// Run stores acknowledgements in batches until ctx ends.
-func (f *Fleet) Run(ctx context.Context) error {
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-f.flush:
-			if err := f.saveAcks(ctx); err != nil && ctx.Err() == nil {
-				f.Log.WarnContext(ctx, "acknowledgements not stored", "error", err)
-			}
-		}
-	}
-}
-
-// ackBatch bounds the members per commit, below the store's bound of items.
-const ackBatch = 40
-
-// saveAcks stores what was acknowledged since the last time. An acknowledgement that is lost in a crash is repeated by the
-// instance when it connects again.
-func (f *Fleet) saveAcks(ctx context.Context) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for len(f.unsaved) > 0 {
-		var batch []*member
-		for name := range f.unsaved {
-			if m := f.members[name]; m != nil && len(batch) < ackBatch {
-				batch = append(batch, m)
-			}
-			delete(f.unsaved, name)
-			if len(batch) == ackBatch {
-				break
-			}
-		}
-		if len(batch) == 0 {
-			return nil
-		}
-		p := f.Guard.System("fleet", policy.ActDeliver, policy.Resource{})
-		rev, err := f.put(ctx, p, nil, batch, "acknowledge")
-		if err != nil {
-			return err
-		}
-		for _, m := range batch {
-			m.rev = rev
-		}
-	}
-	return nil
-}
-
-// put writes member records under the condition that they did not change since they were read.
-func (f *Fleet) put(ctx context.Context, p *guard.Permit, also []guard.Write, batch []*member, what string, conds ...guard.Cond) (store.Rev, error) {
-	for _, m := range batch {
-		value, err := json.Marshal(m)
-		if err != nil {
-			return 0, fmt.Errorf("encode member %s: %w", m.Instance, err)
-		}
-		conds = append(conds, guard.Cond{Path: memberPrefix + m.Instance, Rev: m.rev})
-		also = append(also, guard.Write{Path: memberPrefix + m.Instance, Value: value})
-	}
-	return p.Commit(ctx, conds, also, map[string]string{"change": what})
-}
-
-// bump is the condition and the write by which a join or leave changes the members record. Call with mu held.
-func (f *Fleet) bump() (guard.Cond, guard.Write) {
-	value, _ := json.Marshal(f.count + 1) // a number always encodes
-	return guard.Cond{Path: membersPath, Rev: f.rev}, guard.Write{Path: membersPath, Value: value}
-}
-
-// bumped notes that the members record was changed by the commit rev. Call with mu held.
-func (f *Fleet) bumped(rev store.Rev) { f.rev, f.count = rev, f.count+1 }
 
 // Members returns the holders of a key and the condition under which a gate over them may be passed.
 func (f *Fleet) Members(id keyring.KeyID) ([]rotation.Member, guard.Cond) {
@@ -199,81 +111,26 @@ func (f *Fleet) Members(id keyring.KeyID) ([]rotation.Member, guard.Cond) {
 	return holders, guard.Cond{Path: membersPath, Rev: f.rev}
 }
 
-// Silent returns those of the named members whose lease is over by this server's clock.
-func (f *Fleet) Silent(names []string) []string {
+// Silent returns those of the named members whose lease for a key is over by this server's clock.
+func (f *Fleet) Silent(id keyring.KeyID, names []string) []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	now := f.Now()
-	return slices.DeleteFunc(slices.Clone(names), func(name string) bool {
-		return f.members[name] == nil || !f.Leases.Over(f.heard[name], now)
-	})
+	return slices.DeleteFunc(slices.Clone(names), func(name string) bool { return f.members[name] == nil || !f.over(name, id) })
 }
 
-// Drop makes a member whose lease is over leave one key (fence). Its stream is ended, so that no later lease can revive what
-// it had; it has to join again.
-func (f *Fleet) Drop(ctx context.Context, id keyring.KeyID, name string) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	m := f.members[name]
-	if m == nil || m.Keys[id] == nil || !f.Leases.Over(f.heard[name], f.Now()) {
-		return nil
-	}
-	left := m.clone()
-	delete(left.Keys, id)
-	if s := f.sessions[name]; s != nil {
-		f.end(s, fault.New(fault.LeaseOver, "instance "+name))
-	}
-	cond, write := f.bump()
-	k, _ := f.Keys.Key(id)
-	p := f.Guard.System("fleet", policy.ActRotate, policy.Resource{Namespace: string(k.Namespace), Key: k.Name, Labels: k.Labels})
-	rev, err := f.put(ctx, p, []guard.Write{write}, []*member{left}, "fence "+name, cond)
-	if err != nil {
-		return f.reload(ctx, err)
-	}
-	left.rev = rev
-	f.members[name] = left
-	f.bumped(rev)
-	f.Log.InfoContext(ctx, "member fenced", "instance", name, "key", k.Name)
-	return nil
+// over says whether a member's lease for a key is over. Call with mu held.
+func (f *Fleet) over(name string, id keyring.KeyID) bool {
+	return f.Leases.Over(f.hearing(name).lease[id], f.Now())
 }
 
-// Remove makes an instance leave everything at once and ends its stream.
-func (f *Fleet) Remove(ctx context.Context, name string) error {
-	f.mu.Lock()
-	m := f.members[name]
-	if s := f.sessions[name]; s != nil {
-		f.end(s, fault.New(fault.Denied, "instance "+name))
+// hearing finds or makes what is known of an instance. Call with mu held.
+func (f *Fleet) hearing(name string) *hearing {
+	h := f.heard[name]
+	if h == nil {
+		h = &hearing{lease: map[keyring.KeyID]time.Time{}}
+		f.heard[name] = h
 	}
-	var err error
-	if m != nil {
-		err = f.leave(ctx, m, "remove "+name)
-	}
-	f.mu.Unlock()
-	f.notify(m)
-	return err
-}
-
-// leave deletes a member. Call with mu held.
-func (f *Fleet) leave(ctx context.Context, m *member, what string) error {
-	cond, write := f.bump()
-	p := f.Guard.System("fleet", policy.ActRemove, policy.Resource{})
-	path := memberPrefix + m.Instance
-	rev, err := p.Commit(ctx, []guard.Cond{cond, {Path: path, Rev: m.rev}}, []guard.Write{write, {Path: path, Delete: true}}, map[string]string{"change": what})
-	if err != nil {
-		return f.reload(ctx, err)
-	}
-	f.bumped(rev)
-	delete(f.members, m.Instance)
-	delete(f.unsaved, m.Instance)
-	return nil
-}
-
-// reload reads the members again after a commit failed, because somebody else may have changed them. Call with mu held.
-func (f *Fleet) reload(ctx context.Context, cause error) error {
-	if err := f.load(ctx); err != nil {
-		f.Log.WarnContext(ctx, "members not read again", "error", err)
-	}
-	return cause
+	return h
 }
 
 func (f *Fleet) notify(m *member) {
@@ -300,7 +157,7 @@ func (f *Fleet) List() []Info {
 	defer f.mu.Unlock()
 	var all []Info
 	for _, m := range f.members {
-		i := Info{Name: m.Instance, Connected: f.sessions[m.Instance] != nil, Heard: f.heard[m.Instance]}
+		i := Info{Name: m.Instance, Connected: f.sessions[m.Instance] != nil, Heard: f.hearing(m.Instance).last}
 		for id, acked := range m.Keys {
 			k, ok := f.Keys.Key(id)
 			if !ok {

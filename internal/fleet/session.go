@@ -4,9 +4,6 @@ import (
 	"context"
 	"crypto/hmac"
 	"fmt"
-	"maps"
-	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -15,12 +12,16 @@ import (
 	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/rotation"
 	"github.com/rotorkms/rotor/internal/secret"
 	"github.com/rotorkms/rotor/internal/suite"
 )
 
-// MaxKeys bounds the keys of one session.
-const MaxKeys = 256
+// Bounds of one session, whatever its process asks for.
+const (
+	MaxKeys    = 256 // keys that it holds, and names in one message
+	maxRefused = 256 // refusals that wait to be sent
+)
 
 // Hello is how a process introduces itself; the wire layer has checked that the certificate's key signed it.
 type Hello struct {
@@ -39,8 +40,9 @@ type Ack struct {
 
 // Lease answers a lease request.
 type Lease struct {
-	Beat uint64
-	TTL  time.Duration
+	Beat     uint64
+	TTL      time.Duration
+	Withheld []keyring.KeyID // keys that it is not for (rotation.Renewable)
 }
 
 // Down is one message to the process; exactly one field is set.
@@ -67,11 +69,14 @@ type Session struct {
 	done      chan struct{} // closed when the fleet ended the session
 	once      sync.Once
 
-	mu        sync.Mutex // guards what follows
+	heard time.Time // of the last lease request, or the start. Guarded by fleet.mu
+
+	mu        sync.Mutex // guards what follows; taken after fleet.mu
 	why       error      // why done was closed
 	lease     *Lease     // latest only
 	refused   []Refused
 	box       map[keyring.KeyID]*outgoing // latest only
+	sent      map[keyring.KeyID]keyring.Epoch
 	delivered map[keyring.KeyID]map[uint32]bool
 }
 
@@ -90,57 +95,88 @@ func (f *Fleet) Connect(ctx context.Context, c policy.Caller, h Hello) (*Session
 	if len(h.Incarnation) != delivery.NonceSize || len(h.Session) != delivery.NonceSize {
 		return nil, fault.New(fault.Invalid, "hello")
 	}
+	if err := delivery.CheckPublic(h.Public); err != nil {
+		return nil, err
+	}
 	s := &Session{
 		fleet: f, caller: c, namespace: h.Namespace, public: h.Public,
 		address: delivery.Address{Cluster: f.cluster, Instance: c.Instance, Incarnation: h.Incarnation, Session: h.Session},
 		wake:    make(chan struct{}, 1), done: make(chan struct{}),
-		box: map[keyring.KeyID]*outgoing{}, delivered: map[keyring.KeyID]map[uint32]bool{},
+		box: map[keyring.KeyID]*outgoing{}, sent: map[keyring.KeyID]keyring.Epoch{}, delivered: map[keyring.KeyID]map[uint32]bool{},
+	}
+	f.commits.Lock()
+	defer f.commits.Unlock()
+	ctx, cancel := f.whole(ctx)
+	defer cancel()
+	if err := f.vacate(s); err != nil {
+		return nil, err
+	}
+	if err := f.enrol(ctx, s); err != nil {
+		return nil, err
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if old := f.sessions[c.Instance]; old != nil {
-		if !hmac.Equal(old.address.Incarnation, h.Incarnation) && f.Now().Before(f.heard[c.Instance].Add(f.Leases.TTL)) {
-			return nil, fault.New(fault.IdentityInUse, "instance "+c.Instance)
-		}
-		f.end(old, fault.New(fault.IdentityInUse, "instance "+c.Instance))
-	}
-	m := f.members[c.Instance]
-	if m == nil || m.Incarnation != hexOf(h.Incarnation) {
-		next := &member{Instance: c.Instance, Incarnation: hexOf(h.Incarnation), Joined: f.Now().UTC(), Keys: map[keyring.KeyID]*keyring.Epoch{}}
-		if m != nil {
-			next.rev = m.rev
-		}
-		if err := f.admitMember(ctx, next, "join "+c.Instance); err != nil {
-			return nil, err
-		}
-	}
+	s.heard = f.Now()
 	f.sessions[c.Instance] = s
-	f.heard[c.Instance] = f.Now()
+	f.hearing(c.Instance).last = s.heard
 	return s, nil
 }
 
-// admitMember stores a member that joins or changes what it holds. Call with mu held.
-func (f *Fleet) admitMember(ctx context.Context, next *member, what string, conds ...guard.Cond) error {
-	cond, write := f.bump()
-	p := f.Guard.System("fleet", policy.ActDeliver, policy.Resource{})
-	rev, err := f.put(ctx, p, []guard.Write{write}, []*member{next}, what, append(conds, cond)...)
-	if err != nil {
-		return f.reload(ctx, err)
+// vacate ends the stream that an instance has so far; not if it is the living one of another process.
+func (f *Fleet) vacate(s *Session) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	old := f.sessions[s.address.Instance]
+	if old == nil {
+		return nil
 	}
-	next.rev = rev
-	f.members[next.Instance] = next
-	f.bumped(rev)
+	inUse := fault.New(fault.IdentityInUse, "instance "+s.address.Instance)
+	if !hmac.Equal(old.address.Incarnation, s.address.Incarnation) && f.Now().Before(old.heard.Add(f.Leases.TTL)) {
+		return inUse
+	}
+	f.end(old, inUse)
 	return nil
 }
 
+// enrol stores the process as the instance's, in place of an older one. Call with commits held.
+func (f *Fleet) enrol(ctx context.Context, s *Session) error {
+	for {
+		if err := f.refresh(ctx); err != nil {
+			return err
+		}
+		old := f.find(s.address.Instance)
+		if old != nil && old.Incarnation == hexOf(s.address.Incarnation) {
+			return nil
+		}
+		next := &member{Instance: s.address.Instance, Incarnation: hexOf(s.address.Incarnation), Joined: f.Now().UTC(), Keys: map[keyring.KeyID]*keyring.Epoch{}}
+		if old != nil {
+			next.rev = old.rev
+		}
+		p := f.Guard.System("fleet", policy.ActDeliver, policy.Resource{})
+		err := f.admit(ctx, p, next, "join "+next.Instance)
+		if fault.CodeOf(err) == fault.Conflict && ctx.Err() == nil {
+			continue
+		}
+		if err == nil {
+			f.notify(old) // no gate waits for the older process any more
+		}
+		return err
+	}
+}
+
 // Hold makes the session a holder of keys by name. Membership and snapshot are one linearizable step: the join commits only if
-// the key is still what is about to be sent. Keys that are refused are answered one by one.
+// the key is still what is about to be sent. Keys that are refused are answered one by one, and are no longer held. fault.TooLarge.
 func (s *Session) Hold(ctx context.Context, names []string) error {
+	if len(names) > MaxKeys {
+		return fault.New(fault.TooLarge, "keys of one message")
+	}
 	var keys []keyring.Key
 	for _, name := range names {
 		k, err := s.mayHold(ctx, name)
 		if err != nil {
-			s.refuse(name, err)
+			if err := s.refuse(ctx, k, name, err); err != nil {
+				return err
+			}
 			continue
 		}
 		keys = append(keys, k)
@@ -153,7 +189,7 @@ func (s *Session) Hold(ctx context.Context, names []string) error {
 		return err
 	}
 	for _, k := range keys {
-		s.fleet.publish(ctx, k, []*Session{s})
+		s.fleet.publish(ctx, k, []*Session{s}, true)
 		if s.fleet.OnChange != nil {
 			s.fleet.OnChange(k.ID)
 		}
@@ -165,11 +201,7 @@ func (s *Session) Hold(ctx context.Context, names []string) error {
 func (s *Session) mayHold(ctx context.Context, name string) (keyring.Key, error) {
 	k, ok := s.fleet.Keys.Lookup(s.namespace, name)
 	res := policy.Resource{Namespace: string(s.namespace), Key: name, Labels: k.Labels}
-	action := policy.ActDeliver
-	if k.Purpose == suite.Sign {
-		action = policy.ActVerify
-	}
-	if _, err := s.fleet.Guard.Admit(ctx, s.caller, action, res); err != nil {
+	if _, err := s.fleet.Guard.Admit(ctx, s.caller, holdAction(k), res); err != nil {
 		return k, err
 	}
 	if !ok {
@@ -181,23 +213,36 @@ func (s *Session) mayHold(ctx context.Context, name string) (keyring.Key, error)
 	return k, nil
 }
 
+func holdAction(k keyring.Key) policy.Action {
+	if k.Purpose == suite.Sign {
+		return policy.ActVerify
+	}
+	return policy.ActDeliver
+}
+
+// join stores that the process holds keys, and returns them as they are in that commit. A process that holds them already is told
+// what they are now.
 func (s *Session) join(ctx context.Context, keys []keyring.Key) ([]keyring.Key, error) {
 	f := s.fleet
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	f.commits.Lock()
+	defer f.commits.Unlock()
+	ctx, cancel := f.whole(ctx)
+	defer cancel()
+	p := f.Guard.System("fleet", policy.ActDeliver, policy.Resource{})
 	for {
-		m := f.members[s.address.Instance]
-		if f.sessions[s.address.Instance] != s || m == nil {
-			return nil, fault.New(fault.LeaseOver, "instance "+s.address.Instance)
+		if err := f.refresh(ctx); err != nil {
+			return nil, err
 		}
-		next := m.clone()
-		var conds []guard.Cond
-		for i, k := range keys {
-			fresh, cond, err := f.Keys.Record(ctx, k.ID)
-			if err != nil {
-				return nil, err
-			}
-			keys[i], conds = fresh, append(conds, cond)
+		next, err := s.member()
+		if err != nil {
+			return nil, err
+		}
+		held := len(next.Keys)
+		conds, err := s.read(ctx, keys)
+		if err != nil {
+			return nil, err
+		}
+		for _, k := range keys {
 			if next.Keys[k.ID] == nil {
 				next.Keys[k.ID] = &keyring.Epoch{}
 			}
@@ -205,89 +250,101 @@ func (s *Session) join(ctx context.Context, keys []keyring.Key) ([]keyring.Key, 
 		if len(next.Keys) > MaxKeys {
 			return nil, fault.New(fault.TooLarge, "keys of one instance")
 		}
-		if len(next.Keys) == len(m.Keys) {
+		if len(next.Keys) == held {
 			return keys, nil // held already: a new stream of the same process
 		}
-		err := f.admitMember(ctx, next, "hold "+s.address.Instance, conds...)
-		if fault.CodeOf(err) == fault.Conflict {
+		f.arrive(next) // before the commit: from then on a gate may look at the lease
+		err = f.admit(ctx, p, next, "hold "+s.address.Instance, conds...)
+		if fault.CodeOf(err) == fault.Conflict && ctx.Err() == nil {
 			continue
 		}
 		return keys, err
 	}
 }
 
-func (s *Session) refuse(name string, err error) {
-	s.mu.Lock()
-	s.refused = append(s.refused, Refused{name, err})
-	s.mu.Unlock()
-	s.poke()
-}
-
-// Publish pushes a changed key to its holders.
-func (f *Fleet) Publish(ctx context.Context, k keyring.Key) {
+// member copies the session's member, as long as the session is the instance's.
+func (s *Session) member() (*member, error) {
+	f := s.fleet
 	f.mu.Lock()
-	var to []*Session
-	for name, s := range f.sessions {
-		if m := f.members[name]; m != nil && m.Keys[k.ID] != nil {
-			to = append(to, s)
-		}
+	defer f.mu.Unlock()
+	m := f.members[s.address.Instance]
+	if f.sessions[s.address.Instance] != s || m == nil {
+		return nil, fault.New(fault.LeaseOver, "instance "+s.address.Instance)
 	}
-	f.mu.Unlock()
-	f.publish(ctx, k, to)
+	return m.clone(), nil
 }
 
-// publish audits the release of material that is new to the sessions, as one entry, and then puts the snapshot into their boxes.
-func (f *Fleet) publish(ctx context.Context, k keyring.Key, to []*Session) {
-	var release []string
-	fresh := map[*Session]map[uint32]bool{}
-	for _, s := range to {
-		if n := s.missing(k); len(n) > 0 {
-			fresh[s] = n
-			release = append(release, s.address.Instance)
+// read replaces keys by what the store has, with the conditions that they are still that.
+func (s *Session) read(ctx context.Context, keys []keyring.Key) ([]guard.Cond, error) {
+	var conds []guard.Cond
+	for i, k := range keys {
+		fresh, cond, err := s.fleet.Keys.Record(ctx, k.ID)
+		if err != nil {
+			return nil, err
 		}
+		keys[i], conds = fresh, append(conds, cond)
 	}
-	if len(release) > 0 {
-		slices.Sort(release)
-		p := f.Guard.System("fleet", policy.ActDeliver, policy.Resource{Namespace: string(k.Namespace), Key: k.Name, Labels: k.Labels})
-		if err := p.Release(ctx, map[string]string{"instances": strings.Join(release, " "), "epoch": fmt.Sprint(k.Epoch.Counter)}); err != nil {
-			f.Log.ErrorContext(ctx, "delivery not audited, so not made", "key", k.Name, "error", err)
-			return
+	return conds, nil
+}
+
+// arrive counts the leases of keys that a process takes up from now: what it asked before on this stream was answered for them too.
+func (f *Fleet) arrive(next *member) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	h, m, now := f.hearing(next.Instance), f.members[next.Instance], f.Now()
+	for id := range next.Keys {
+		if m == nil || m.Keys[id] == nil {
+			h.lease[id] = now
 		}
-	}
-	for _, s := range to {
-		s.post(k, fresh[s])
 	}
 }
 
-// missing returns the live versions whose material the session has not got.
-func (s *Session) missing(k keyring.Key) map[uint32]bool {
-	if k.Custody != keyring.CustodyFleet {
-		return nil
+// refuse answers that the process may not hold a key. If it held it, it does not any more: no rotation waits for it, and nothing is
+// sent to it. It is told, and stops.
+func (s *Session) refuse(ctx context.Context, k keyring.Key, name string, why error) error {
+	if err := s.drop(ctx, k.ID, "refuse "+s.address.Instance); err != nil {
+		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	need := map[uint32]bool{}
-	for _, v := range k.Snapshot().Versions {
-		if v.Live() && !s.delivered[k.ID][v.Number] {
-			need[v.Number] = true
-		}
+	if len(s.refused) == maxRefused {
+		return fault.New(fault.TooLarge, "refused keys of instance "+s.address.Instance)
 	}
-	return need
+	s.refused = append(s.refused, Refused{name, why})
+	delete(s.box, k.ID)
+	delete(s.delivered, k.ID) // if it may hold the key again, it gets everything again
+	s.poke()
+	return nil
 }
 
-func (s *Session) post(k keyring.Key, released map[uint32]bool) {
-	s.mu.Lock()
-	o := s.box[k.ID]
-	if o == nil {
-		o = &outgoing{released: map[uint32]bool{}}
-		s.box[k.ID] = o
+// drop takes a key from the session's member.
+func (s *Session) drop(ctx context.Context, id keyring.KeyID, what string) error {
+	f := s.fleet
+	if m, err := s.member(); err != nil || m.Keys[id] == nil {
+		return err
 	}
-	if !k.Epoch.Less(o.key.Epoch) {
-		o.key = k
+	f.commits.Lock()
+	defer f.commits.Unlock()
+	ctx, cancel := f.whole(ctx)
+	defer cancel()
+	for {
+		if err := f.refresh(ctx); err != nil {
+			return err
+		}
+		m, err := s.member()
+		if err != nil || m.Keys[id] == nil {
+			return err
+		}
+		delete(m.Keys, id)
+		err = f.admit(ctx, f.Guard.System("fleet", policy.ActDeliver, policy.Resource{}), m, what)
+		if fault.CodeOf(err) == fault.Conflict && ctx.Err() == nil {
+			continue
+		}
+		if err == nil && f.OnChange != nil {
+			f.OnChange(id)
+		}
+		return err
 	}
-	maps.Copy(o.released, released)
-	s.mu.Unlock()
-	s.poke()
 }
 
 func (s *Session) poke() {
@@ -297,18 +354,28 @@ func (s *Session) poke() {
 	}
 }
 
-// Beat notes a lease request and answers it.
+// Beat notes a lease request and answers it. In fence mode a key is left out while the process is behind its distribution.
 func (s *Session) Beat(beat uint64) {
 	f := s.fleet
 	f.mu.Lock()
-	if f.sessions[s.address.Instance] != s {
+	m := f.members[s.address.Instance]
+	if f.sessions[s.address.Instance] != s || m == nil {
 		f.mu.Unlock()
 		return
 	}
-	f.heard[s.address.Instance] = f.Now()
+	h, l := f.hearing(s.address.Instance), &Lease{Beat: beat, TTL: f.Leases.TTL}
+	s.heard = f.Now()
+	h.last = s.heard
+	for id, acked := range m.Keys {
+		if k, ok := f.Keys.Key(id); ok && !rotation.Renewable(k, *acked) {
+			l.Withheld = append(l.Withheld, id)
+			continue
+		}
+		h.lease[id] = s.heard
+	}
 	f.mu.Unlock()
 	s.mu.Lock()
-	s.lease = &Lease{Beat: beat, TTL: f.Leases.TTL}
+	s.lease = l
 	s.mu.Unlock()
 	s.poke()
 }
@@ -318,6 +385,13 @@ func (s *Session) Acknowledge(ctx context.Context, a Ack) error {
 	k, ok := s.fleet.Keys.Key(a.Key)
 	if !ok {
 		return fault.New(fault.NotFound, "key "+string(a.Key))
+	}
+	if k.Epoch.Less(a.Epoch) { // this server's view is older than what the join sent
+		fresh, _, err := s.fleet.Keys.Record(ctx, a.Key)
+		if err != nil {
+			return err
+		}
+		k = fresh
 	}
 	if k.Epoch != a.Epoch {
 		return nil // overtaken by a newer epoch, whose acknowledgement follows; a proof can be checked for the present one only
@@ -372,35 +446,29 @@ func (s *Session) Next(ctx context.Context) (Down, error) {
 // Done is closed when the fleet ended the session.
 func (s *Session) Done() <-chan struct{} { return s.done }
 
+// take returns what is to be sent next. The lease comes last: when a process hears that its lease is renewed, it has been sent
+// everything that was there when it asked, so that it knows what the answer to an earlier question was.
 func (s *Session) take(ctx context.Context) (Down, bool, error) {
 	s.mu.Lock()
-	if s.lease != nil {
-		l := s.lease
-		s.lease = nil
-		s.mu.Unlock()
-		return Down{Lease: l}, true, nil
-	}
 	if len(s.refused) > 0 {
 		r := s.refused[0]
 		s.refused = s.refused[1:]
 		s.mu.Unlock()
 		return Down{Refused: &r}, true, nil
 	}
-	var o *outgoing
-	for id, next := range s.box {
-		o = next
+	for id, o := range s.box {
 		delete(s.box, id)
-		break
+		s.mu.Unlock()
+		p, err := s.pack(ctx, o)
+		if err != nil {
+			return Down{}, false, err
+		}
+		return Down{Parcel: &p}, true, nil
 	}
+	l := s.lease
+	s.lease = nil
 	s.mu.Unlock()
-	if o == nil {
-		return Down{}, false, nil
-	}
-	p, err := s.pack(ctx, o)
-	if err != nil {
-		return Down{}, false, err
-	}
-	return Down{Parcel: &p}, true, nil
+	return Down{Lease: l}, l != nil, nil
 }
 
 // pack makes the parcel, outside of all locks.
@@ -429,6 +497,7 @@ func (s *Session) pack(ctx context.Context, o *outgoing) (delivery.Parcel, error
 	for n := range m {
 		s.delivered[o.key.ID][n] = true
 	}
+	s.sent[o.key.ID] = o.key.Epoch
 	return p, nil
 }
 
@@ -437,18 +506,24 @@ func (s *Session) pack(ctx context.Context, o *outgoing) (delivery.Parcel, error
 func (s *Session) Close(ctx context.Context, clean bool) {
 	f := s.fleet
 	f.mu.Lock()
-	var left *member
-	if f.sessions[s.address.Instance] == s {
+	mine := f.sessions[s.address.Instance] == s
+	if mine {
 		delete(f.sessions, s.address.Instance)
-		if m := f.members[s.address.Instance]; clean && m != nil && m.Incarnation == hexOf(s.address.Incarnation) {
-			if err := f.leave(ctx, m, "leave "+m.Instance); err != nil {
-				f.Log.WarnContext(ctx, "leave not stored", "instance", m.Instance, "error", err)
-			} else {
-				left = m
-			}
-		}
 	}
 	f.mu.Unlock()
+	if !clean || !mine {
+		return
+	}
+	f.commits.Lock()
+	ctx, cancel := f.whole(ctx)
+	defer cancel()
+	left, err := f.goes(ctx, s.address.Instance, "leave "+s.address.Instance, func(m *member) bool {
+		return m.Incarnation == hexOf(s.address.Incarnation)
+	})
+	f.commits.Unlock()
+	if err != nil {
+		f.Log.WarnContext(ctx, "leave not stored", "instance", s.address.Instance, "error", err)
+	}
 	f.notify(left)
 }
 

@@ -152,7 +152,7 @@ func (l *Loop) fence(ctx context.Context, k keyring.Key, late []string) (again b
 	if k.Rotation.Defaults().Silence != keyring.Fence {
 		return false, nil
 	}
-	for _, name := range l.Fleet.Silent(late) {
+	for _, name := range l.Fleet.Silent(k.ID, late) {
 		if err := l.Fleet.Drop(ctx, k.ID, name); err != nil {
 			return false, err
 		}

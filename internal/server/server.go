@@ -205,6 +205,7 @@ func (s *Server) Reload() error {
 		return err
 	}
 	s.guard.SetRules(rules)
+	s.fleet.Reconsider(context.Background())
 	s.config.Log.Info("rules reloaded", "path", s.config.Rules)
 	return nil
 }

@@ -106,6 +106,9 @@ func send(ctx context.Context, stream *connect.BidiStream[rotorv1.HoldUp, rotorv
 		switch {
 		case d.Lease != nil:
 			m.Lease = &rotorv1.Lease{Beat: d.Lease.Beat, TtlNs: int64(d.Lease.TTL)}
+			for _, id := range d.Lease.Withheld {
+				m.Lease.Withheld = append(m.Lease.Withheld, string(id))
+			}
 		case d.Parcel != nil:
 			m.Parcel = &rotorv1.Parcel{Body: d.Parcel.Body, Sealed: d.Parcel.Sealed, Signature: d.Parcel.Signature}
 		case d.Refused != nil:

@@ -2448,6 +2448,7 @@ type Lease struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Beat          uint64                 `protobuf:"varint,1,opt,name=beat,proto3" json:"beat,omitempty"`
 	TtlNs         int64                  `protobuf:"varint,2,opt,name=ttl_ns,json=ttlNs,proto3" json:"ttl_ns,omitempty"`
+	Withheld      []string               `protobuf:"bytes,3,rep,name=withheld,proto3" json:"withheld,omitempty"` // IDs of the keys that it is not for: the process is behind their distribution (fence mode)
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2494,6 +2495,13 @@ func (x *Lease) GetTtlNs() int64 {
 		return x.TtlNs
 	}
 	return 0
+}
+
+func (x *Lease) GetWithheld() []string {
+	if x != nil {
+		return x.Withheld
+	}
+	return nil
 }
 
 // Parcel is one signed snapshot of a key with the sealed material of the versions that are new to the process (spec/delivery.md).
@@ -4150,10 +4158,11 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\bHoldDown\x12%\n" +
 	"\x05lease\x18\x01 \x01(\v2\x0f.rotor.v1.LeaseR\x05lease\x12(\n" +
 	"\x06parcel\x18\x02 \x01(\v2\x10.rotor.v1.ParcelR\x06parcel\x12.\n" +
-	"\arefusal\x18\x03 \x01(\v2\x14.rotor.v1.KeyRefusalR\arefusal\"2\n" +
+	"\arefusal\x18\x03 \x01(\v2\x14.rotor.v1.KeyRefusalR\arefusal\"N\n" +
 	"\x05Lease\x12\x12\n" +
 	"\x04beat\x18\x01 \x01(\x04R\x04beat\x12\x15\n" +
-	"\x06ttl_ns\x18\x02 \x01(\x03R\x05ttlNs\"R\n" +
+	"\x06ttl_ns\x18\x02 \x01(\x03R\x05ttlNs\x12\x1a\n" +
+	"\bwithheld\x18\x03 \x03(\tR\bwithheld\"R\n" +
 	"\x06Parcel\x12\x12\n" +
 	"\x04body\x18\x01 \x01(\fR\x04body\x12\x16\n" +
 	"\x06sealed\x18\x02 \x01(\fR\x06sealed\x12\x1c\n" +

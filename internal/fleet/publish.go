@@ -1,0 +1,125 @@
+package fleet
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/keyring"
+	"github.com/rotorkms/rotor/internal/policy"
+)
+
+// Publish pushes a changed key to its holders. A holder that has lost the right to hold it is refused instead.
+func (f *Fleet) Publish(ctx context.Context, k keyring.Key) {
+	f.publish(ctx, k, f.allowed(ctx, k), false)
+}
+
+// allowed returns the sessions that may go on holding a key, and refuses the others.
+func (f *Fleet) allowed(ctx context.Context, k keyring.Key) []*Session {
+	var may []*Session
+	for _, s := range f.holders(k.ID) {
+		if f.Guard.Allows(s.caller, holdAction(k), resource(k)) {
+			may = append(may, s)
+			continue
+		}
+		if err := s.refuse(ctx, k, k.Name, fault.New(fault.Denied, "key "+k.Name)); err != nil {
+			f.Log.WarnContext(ctx, "holder not refused", "instance", s.address.Instance, "key", k.Name, "error", err)
+		}
+	}
+	return may
+}
+
+// holders are the sessions of the members that hold a key.
+func (f *Fleet) holders(id keyring.KeyID) []*Session {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var all []*Session
+	for name, s := range f.sessions {
+		if m := f.members[name]; m != nil && m.Keys[id] != nil {
+			all = append(all, s)
+		}
+	}
+	return all
+}
+
+// publish audits the release of material that is new to the sessions, as one entry, and then puts the snapshot into their boxes.
+// What could not be audited is not sent, and tried again.
+func (f *Fleet) publish(ctx context.Context, k keyring.Key, to []*Session, asked bool) {
+	var release []string
+	fresh := map[*Session]map[uint32]bool{}
+	for _, s := range to {
+		if n := s.missing(k); len(n) > 0 {
+			fresh[s] = n
+			release = append(release, s.address.Instance)
+		}
+	}
+	if len(release) > 0 {
+		if err := f.release(ctx, k, release); err != nil {
+			f.Log.ErrorContext(ctx, "delivery not audited, so not made", "key", k.Name, "error", err)
+			f.mu.Lock()
+			f.unsent[k.ID] = true
+			f.mu.Unlock()
+			return
+		}
+	}
+	for _, s := range to {
+		s.post(k, fresh[s], asked)
+	}
+}
+
+func (f *Fleet) release(ctx context.Context, k keyring.Key, instances []string) error {
+	slices.Sort(instances)
+	p := f.Guard.System("fleet", policy.ActDeliver, resource(k))
+	return p.Release(ctx, map[string]string{"instances": strings.Join(instances, " "), "epoch": fmt.Sprint(k.Epoch.Counter)})
+}
+
+// resend publishes again what could not be published.
+func (f *Fleet) resend(ctx context.Context) {
+	f.mu.Lock()
+	again := f.unsent
+	f.unsent = map[keyring.KeyID]bool{}
+	f.mu.Unlock()
+	for id := range again {
+		if k, ok := f.Keys.Key(id); ok {
+			f.Publish(ctx, k)
+		}
+	}
+}
+
+// missing returns the live versions whose material the session has not got.
+func (s *Session) missing(k keyring.Key) map[uint32]bool {
+	if k.Custody != keyring.CustodyFleet {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	need := map[uint32]bool{}
+	for _, v := range k.Snapshot().Versions {
+		if v.Live() && !s.delivered[k.ID][v.Number] {
+			need[v.Number] = true
+		}
+	}
+	return need
+}
+
+// post puts a snapshot into the box, over an older one. What was sent already is sent again only if the process asked.
+func (s *Session) post(k keyring.Key, released map[uint32]bool, asked bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	o := s.box[k.ID]
+	if sent, ok := s.sent[k.ID]; ok && o == nil && (k.Epoch.Less(sent) || !asked && k.Epoch == sent) {
+		return
+	}
+	if o == nil {
+		o = &outgoing{released: map[uint32]bool{}}
+		s.box[k.ID] = o
+	}
+	if !k.Epoch.Less(o.key.Epoch) {
+		o.key = k
+	}
+	maps.Copy(o.released, released)
+	s.poke()
+}
