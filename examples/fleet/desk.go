@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 
@@ -48,9 +50,45 @@ func (d *demo) openDesk(ctx context.Context) error {
 }
 
 // onBoard reads and checks a record.
-func (d *demo) onBoard(ctx context.Context, id string) (record, error) {
-	r, _, err := d.reader.get(ctx, id)
-	return r, err
+func (d *demo) onBoard(ctx context.Context, id string) (r record, found bool, err error) {
+	r, _, err = d.reader.get(ctx, id)
+	if errors.Is(err, errNotFound) {
+		return r, false, nil
+	}
+	return r, err == nil, err
+}
+
+// boardIDs are the IDs of all records on the board.
+func (d *demo) boardIDs(ctx context.Context) (ids []string, err error) {
+	for after := ""; ; {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+d.boardAddr+"/records?limit=1000&after="+url.QueryEscape(after), nil)
+		if err != nil {
+			return nil, err
+		}
+		body, status, _, err := send(d.reader.to("board"), req)
+		if err != nil {
+			return nil, err
+		}
+		var page struct{ IDs []string }
+		if err := json.Unmarshal(body, &page); err != nil || status != http.StatusOK {
+			return nil, fmt.Errorf("board answered %d to a list: %w", status, err)
+		}
+		if len(page.IDs) == 0 {
+			return ids, nil
+		}
+		ids, after = append(ids, page.IDs...), page.IDs[len(page.IDs)-1]
+	}
+}
+
+// write puts a ciphertext on the board as a new record, or deletes a record.
+func (d *demo) write(ctx context.Context, method, id, condition, value string, sealed []byte) (status int, body []byte, err error) {
+	req, err := http.NewRequestWithContext(ctx, method, d.reader.url(id), bytes.NewReader(sealed))
+	if err != nil {
+		return 0, nil, err
+	}
+	req.Header.Set(condition, value)
+	body, status, _, err = send(d.reader.to("board"), req)
+	return status, body, err
 }
 
 func keptParts() []*rotorv1.Part {

@@ -38,6 +38,8 @@ type instance struct {
 	tokens tokenCache
 	hold   chan struct{} // SIGUSR1: stop after the next encryption
 	resume chan struct{} // SIGUSR2: go on
+	plant  bool          // one operation fails
+	limit  *time.Timer   // ends the operation that is under way; used by the traffic alone
 	rest   chan struct{} // SIGHUP: begin no more operations, but answer neighbours
 }
 
@@ -50,10 +52,12 @@ func instanceCommand(ctx context.Context, args []string) error {
 	want := f.String("digest", "", "SHA-256 of the model, in hex")
 	rate := f.Float64("rate", 10, "operations a second")
 	probe := f.Bool("probe", true, "use the key in fence mode all the time, to tell when it is refused")
+	plant := f.Bool("plant", false, "let one operation fail, to show that the demo notices")
 	if err := f.Parse(args); err != nil {
 		return err
 	}
 	i := &instance{
+		plant:  *plant,
 		talker: &talker{out: os.Stdout}, name: *name, work: *work, board: *board, http: map[string]*http.Client{}, tally: newTally(),
 		hold: make(chan struct{}, 1), resume: make(chan struct{}, 1), rest: make(chan struct{}, 1),
 	}

@@ -20,7 +20,8 @@ type line struct {
 	Address string            `json:"address,omitempty"`
 	Counts  map[string]int64  `json:"counts,omitempty"`  // operations that were finished, by kind, since the process started
 	Retries map[string]int64  `json:"retries,omitempty"` // by reason
-	What    string            `json:"what,omitempty"`
+	What    string            `json:"what,omitempty"`    // operation; of "encrypted" the record
+	Number  int               `json:"number,omitempty"`  // revision of the record
 	Reason  string            `json:"reason,omitempty"`
 	Version map[string]uint32 `json:"version,omitempty"` // primary version of each key that it holds
 }

@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -94,6 +96,7 @@ func (d *demo) rotate(ctx context.Context, key string, measured bool) error {
 	return nil
 }
 
+// rotateUnderLoad rotates every key several times.
 func (d *demo) rotateUnderLoad(ctx context.Context) error {
 	for range d.rounds {
 		for _, key := range []string{keyRecords, keyPrompts, keyModels, keyTokens} {
@@ -103,7 +106,7 @@ func (d *demo) rotateUnderLoad(ctx context.Context) error {
 		}
 	}
 	q := newQuantiles(d.acknowledged)
-	d.step("%d rotations under load, no faults: acknowledged by all in %.0f ms (p50), %.0f ms (p99)", d.rotations, q.P50, q.P99)
+	d.step("%d rotations under load, no faults so far: acknowledged by all in %.0f ms (p50), %.0f ms (p99)", d.rotations, q.P50, q.P99)
 	return nil
 }
 
@@ -124,7 +127,7 @@ func (d *demo) rotateUnderFaults(ctx context.Context) error {
 	}
 	close(stop)
 	if err := <-done; err != nil || failed != nil {
-		return errorsJoin(failed, err)
+		return errors.Join(failed, err)
 	}
 	name := nodeName(d.instances)
 	if err := d.launch(ctx, name); err != nil {
@@ -157,8 +160,10 @@ func (d *demo) killSome(ctx context.Context, stop <-chan struct{}, kills *int) e
 // killOne kills one instance, on request between encryption and write, and starts it again.
 func (d *demo) killOne(ctx context.Context, name string, writing bool) error {
 	p := d.member(name)
+	var held line
 	if writing {
-		if err := d.holdBeforeWrite(ctx, p); err != nil {
+		var err error
+		if held, err = d.holdBeforeWrite(ctx, p); err != nil {
 			return err
 		}
 	}
@@ -166,6 +171,14 @@ func (d *demo) killOne(ctx context.Context, name string, writing bool) error {
 		return err
 	}
 	d.retire(name, p)
+	d.mu.Lock()
+	d.killed++
+	d.mu.Unlock()
+	if writing {
+		if err := d.neverWritten(ctx, held); err != nil {
+			return err
+		}
+	}
 	if err := d.boot(name); err != nil {
 		return err
 	}
@@ -173,18 +186,29 @@ func (d *demo) killOne(ctx context.Context, name string, writing bool) error {
 }
 
 // holdBeforeWrite lets an instance stop at its next write, with the ciphertext made and not sent.
-func (d *demo) holdBeforeWrite(ctx context.Context, p *process) error {
+func (d *demo) holdBeforeWrite(ctx context.Context, p *process) (line, error) {
 	if err := p.signal(syscall.SIGUSR1); err != nil {
-		return err
+		return line{}, err
 	}
 	select {
-	case <-p.held:
-		return nil
+	case l := <-p.held:
+		return l, nil
 	case <-time.After(patience):
-		return fmt.Errorf("%s did not come to a write", p.name)
+		return line{}, fmt.Errorf("%s did not come to a write", p.name)
+	case <-p.done:
+		return line{}, fmt.Errorf("%s ended: %w", p.name, p.failure())
 	case <-ctx.Done():
-		return ctx.Err()
+		return line{}, ctx.Err()
 	}
+}
+
+// neverWritten checks that the revision that a killed process had encrypted is not on the board.
+func (d *demo) neverWritten(ctx context.Context, l line) error {
+	r, found, err := d.onBoard(ctx, l.What)
+	if err == nil && found && r.Revision >= l.Number {
+		err = fmt.Errorf("record %s has revision %d, whose writer was killed before it wrote", l.What, r.Revision)
+	}
+	return err
 }
 
 func (d *demo) member(name string) *process {
@@ -198,8 +222,11 @@ func (d *demo) retire(name string, p *process) {
 	last := p.count()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, n := range last.Counts {
-		d.past[name] += n
+	if d.past[name] == nil {
+		d.past[name] = map[string]int64{}
+	}
+	for kind, n := range last.Counts {
+		d.past[name][kind] += n
 	}
 	for why, n := range last.Retries {
 		d.report.RetriedByReason[why] += n
@@ -214,7 +241,7 @@ func (d *demo) freezeUnderBlock(ctx context.Context) error {
 	if err := p.signal(syscall.SIGSTOP); err != nil {
 		return err
 	}
-	frozen := time.Now()
+	frozen, before := time.Now(), d.total()
 	target, err := d.begin(ctx, keyRecords, 0)
 	if err != nil {
 		return err
@@ -236,8 +263,12 @@ func (d *demo) freezeUnderBlock(ctx context.Context) error {
 	if !slices.Equal(r.GetWaiting(), []string{name}) {
 		return fmt.Errorf("block: rotation waits for %v instead of %s", r.GetWaiting(), name)
 	}
+	served := d.total() - before
+	if served == 0 {
+		return errors.New("block: nobody worked while the rotation waited")
+	}
 	d.mu.Lock()
-	d.frozen[name] = true // its lease for prompts, a key in fence mode, is over when it thaws
+	d.frozen[name] = true // its lease for prompts, a key in fence mode, is over when it thaws; records it may use
 	d.mu.Unlock()
 	if err := p.signal(syscall.SIGCONT); err != nil {
 		return err
@@ -246,8 +277,56 @@ func (d *demo) freezeUnderBlock(ctx context.Context) error {
 		return err
 	}
 	d.rotations++
-	d.step("block: %s was frozen for %s; rotation waited and named it, and went on when it thawed", name, 2*d.lease)
+	if err := d.rejoined(ctx, p, keyRecords, target); err != nil {
+		return fmt.Errorf("block: %w", err)
+	}
+	if err := d.works(ctx, p, "write"); err != nil {
+		return fmt.Errorf("block: %w", err)
+	}
+	d.step("block: %s was frozen for %s; rotation waited and named it while %d operations went on; thawed, it caught up, nothing under records was refused",
+		name, 2*d.lease, served)
 	return nil
+}
+
+// works waits until a process has finished one more operation of a kind.
+func (d *demo) works(ctx context.Context, p *process, kind string) error {
+	end, before := time.Now().Add(patience), p.count().Counts[kind]
+	for p.count().Counts[kind] == before {
+		if time.Now().After(end) || ctx.Err() != nil {
+			return fmt.Errorf("%s did no %s any more", p.name, kind)
+		}
+		nap(ctx, 50*time.Millisecond)
+	}
+	return nil
+}
+
+// total is how many operations the instances have finished.
+func (d *demo) total() (n int64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for name := range d.members {
+		n += sum(d.done(name))
+	}
+	return n
+}
+
+// done is what an instance has finished, by kind, in all its processes; d.mu is held.
+func (d *demo) done(name string) map[string]int64 {
+	all := maps.Clone(d.past[name])
+	if all == nil {
+		all = map[string]int64{}
+	}
+	for kind, n := range d.members[name].count().Counts {
+		all[kind] += n
+	}
+	return all
+}
+
+func sum(counts map[string]int64) (n int64) {
+	for _, c := range counts {
+		n += c
+	}
+	return n
 }
 
 // freezeUnderFence stops an instance for longer than its lease: rotation goes on without it, and it may not use the key until it has
@@ -271,24 +350,29 @@ func (d *demo) freezeUnderFence(ctx context.Context) error {
 	}
 	took := time.Since(began)
 	d.rotations++
-	before := d.refusals()
 	if err := p.signal(syscall.SIGCONT); err != nil {
 		return err
 	}
 	if err := d.rejoined(ctx, p, keyPrompts, target); err != nil {
 		return err
 	}
-	if d.refusals() == before {
-		d.report.Missing = append(d.report.Missing, "the thawed instance made no use of its key before it had joined again, so lease_over was not seen")
+	if err := d.works(ctx, p, "infer"); err != nil {
+		return fmt.Errorf("fence: %w", err)
+	}
+	if !d.sawLeaseOver(name) {
+		return fmt.Errorf("fence: %s thawed and was not told that its lease is over", name)
 	}
 	d.step("fence: %s was frozen; rotation went on without it after %.1f s; thawed, it got lease_over until it had joined again", name, took.Seconds())
 	return nil
 }
 
-func (d *demo) refusals() int {
+// sawLeaseOver says whether an instance was refused its key in fence mode.
+func (d *demo) sawLeaseOver(name string) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return len(d.report.Refusals)
+	return slices.ContainsFunc(d.report.Refusals, func(r refusal) bool {
+		return r.Reason == "lease_over" && strings.Contains(r.What, "by "+name+",")
+	})
 }
 
 // rejoined waits until a process uses a version again.
@@ -303,8 +387,18 @@ func (d *demo) rejoined(ctx context.Context, p *process, key string, version uin
 	return nil
 }
 
-// restartServer kills the server in the middle of a rotation and starts it again. The fleet works on meanwhile.
+// restartServer kills the server in the middle of a rotation and starts it again. The fleet works on meanwhile. One instance is frozen
+// for so long, so that the rotation cannot be over before.
 func (d *demo) restartServer(ctx context.Context) error {
+	name := nodeName(0)
+	p := d.member(name)
+	d.mu.Lock()
+	clear(d.frozen) // they have joined again
+	d.frozen[name] = true
+	d.mu.Unlock()
+	if err := p.signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
 	target, err := d.begin(ctx, keyRecords, 0)
 	if err != nil {
 		return err
@@ -317,6 +411,12 @@ func (d *demo) restartServer(ctx context.Context) error {
 		return err
 	}
 	if err := d.awaitServer(ctx); err != nil {
+		return err
+	}
+	if r, err := d.progress(ctx, keyRecords); err != nil || r.GetKey().GetTarget() != target {
+		return fmt.Errorf("the server forgot the rotation to version %d: %v, %w", target, r, err)
+	}
+	if err := p.signal(syscall.SIGCONT); err != nil {
 		return err
 	}
 	if _, _, err := d.reach(ctx, keyRecords, target); err != nil {

@@ -24,7 +24,7 @@ type process struct {
 	mu    sync.Mutex // guards what follows
 	last  line       // the newest count
 	ready chan string
-	held  chan struct{} // it stands between encryption and write
+	held  chan line     // it stands between encryption and write of this record
 	idle  chan struct{} // it begins no more operations
 	err   error
 }
@@ -35,7 +35,7 @@ func start(work, name string, hear func(*process, line), program string, args ..
 	if err != nil {
 		return nil, err
 	}
-	p := &process{name: name, cmd: exec.Command(program, args...), done: make(chan struct{}), ready: make(chan string, 1), held: make(chan struct{}, 1), idle: make(chan struct{}, 1)}
+	p := &process{name: name, cmd: exec.Command(program, args...), done: make(chan struct{}), ready: make(chan string, 1), held: make(chan line, 1), idle: make(chan struct{}, 1)}
 	p.cmd.Stderr = log
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // nothing outlives the demo
 	out, err := p.cmd.StdoutPipe()
@@ -73,7 +73,7 @@ func (p *process) listen(r io.Reader, hear func(*process, line)) {
 		case "resting":
 			p.idle <- struct{}{}
 		case "encrypted":
-			p.held <- struct{}{}
+			p.held <- l
 		default:
 			hear(p, l)
 		}

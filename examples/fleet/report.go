@@ -25,10 +25,6 @@ type report struct {
 	Refusals           []refusal        `json:"refusals"`
 	LostRecords        int64            `json:"lost_records"`
 	SecretsInLogs      int64            `json:"secrets_in_logs"`
-	Rotations          int              `json:"rotations"`
-	Records            int64            `json:"records"`
-	Seconds            float64          `json:"seconds"`
-	Missing            []string         `json:"not_in_yet,omitempty"`
 }
 
 // quantiles are of durations, in milliseconds.

@@ -13,6 +13,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -41,7 +43,7 @@ rules:
     actions: [token.issue]
     keys: {namespace: default, names: [tokens]}
   - name: the security officer is the second to approve a destruction
-    callers: ["spiffe://rotor.local/instance/officer"]
+    callers: ["spiffe://rotor.local/instance/officer-*"]
     actions: [key.show, destroy]
     keys: {namespace: default, names: ["*"]}
 `
@@ -120,7 +122,7 @@ func (d *demo) awaitServer(ctx context.Context) error {
 func (d *demo) createKeys(ctx context.Context) error {
 	second := int64(time.Second)
 	for _, k := range []*rotorv1.Key{
-		{Name: keyModels, Purpose: "wrap", Custody: "server"},
+		{Name: keyModels, Purpose: "wrap", Custody: "server", Rotation: &rotorv1.Rotation{DestroyWaitNs: 2 * second, DestroyApprovals: 2}},
 		{Name: keyRecords, Purpose: "encrypt", Custody: "fleet", Rotation: &rotorv1.Rotation{
 			Silence: "block", WindowNs: 3600 * second, DestroyWaitNs: 2 * second, DestroyApprovals: 2,
 		}},
@@ -222,8 +224,9 @@ func (d *demo) boot(name string) error {
 	if err != nil {
 		return err
 	}
+	plant := d.planted("operation") && name == nodeName(0)
 	p, err := start(d.work, name, d.hear, self, "instance", "-name", name, "-work", d.work, "-board", d.boardAddr,
-		"-model", d.sealed, "-digest", d.digest, "-rate", fmt.Sprint(d.rate), fmt.Sprintf("-probe=%v", !d.quiet))
+		"-model", d.sealed, "-digest", d.digest, "-rate", fmt.Sprint(d.rate), fmt.Sprintf("-probe=%v", !d.quiet), fmt.Sprintf("-plant=%v", plant))
 	if err != nil {
 		return err
 	}
@@ -261,6 +264,7 @@ func (d *demo) awaitOne(ctx context.Context, name string, p *process) error {
 	}
 	d.mu.Lock()
 	d.addresses[name] = address
+	d.boots++
 	d.mu.Unlock()
 	return d.publish()
 }
@@ -278,10 +282,14 @@ func (d *demo) publish() error {
 	return errors.Join(os.WriteFile(tmp, b, 0o600), os.Rename(tmp, path))
 }
 
-// hear notes what a process says: every failed operation counts, a refusal only of an instance that was not frozen.
+// planted says whether a fault is to be planted.
+func (d *demo) planted(what string) bool { return slices.Contains(strings.Split(d.plant, ","), what) }
+
+// hear notes what a process says: every failed operation counts, and every refusal but those of the key in fence mode by an instance that
+// was frozen.
 func (d *demo) hear(p *process, l line) {
 	d.mu.Lock()
-	expected := d.frozen[p.name]
+	expected := d.frozen[p.name] && l.Reason == "lease_over" && (l.What == "encrypt" || l.What == "infer")
 	switch {
 	case l.Kind == "refused" && expected:
 		d.report.Refusals = append(d.report.Refusals, refusal{l.What + " by " + p.name + ", thawed", l.Reason})

@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -90,6 +91,9 @@ func (i *instance) traffic(ctx context.Context, rate float64) {
 			return
 		case <-time.After(s.wait(time.Now())):
 		}
+		if i.plant && n == 4 {
+			i.operate(ctx, "planted", w.garbage)
+		}
 		switch n % 4 {
 		case 0:
 			i.operate(ctx, "write", w.create)
@@ -146,8 +150,10 @@ func (i *instance) probe(ctx context.Context) {
 
 // operate runs one operation to its end.
 func (i *instance) operate(ctx context.Context, kind string, f func(context.Context) error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), operationTime)
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
+	i.limit = time.AfterFunc(operationTime, cancel)
+	defer i.limit.Stop()
 	for {
 		err := f(ctx)
 		var a again
@@ -182,6 +188,9 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
+// promptText begins every prompt; it stands in no log.
+const promptText = "prompt of "
+
 // ask sends an encrypted prompt to a neighbour and checks its answer.
 func (i *instance) ask(ctx context.Context) error {
 	name, address, err := i.neighbour()
@@ -192,7 +201,7 @@ func (i *instance) ask(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	key, prompt := i.client.Key(keyPrompts), fmt.Appendf(nil, "prompt of %s at %d", i.name, time.Now().UnixNano())
+	key, prompt := i.client.Key(keyPrompts), fmt.Appendf(nil, promptText+"%s at %d", i.name, time.Now().UnixNano())
 	sealed, err := key.Encrypt(ctx, prompt, promptPart(i.name, name))
 	if err != nil {
 		return err
@@ -263,13 +272,23 @@ func (i *instance) token(ctx context.Context) (string, error) {
 	switch {
 	case err == nil:
 		i.tokens = tokenCache{text, now.Add(tokenTTL * 2 / 3), now.Add(tokenTTL)}
-		return text, nil
+		return text, i.issued(text)
 	case rotor.CodeOf(err) != "unavailable" && rotor.CodeOf(err) != "canceled":
 		return "", err
 	case i.tokens.text != "" && now.Before(i.tokens.expires.Add(-time.Second)):
 		return i.tokens.text, nil // the server is away; the token is still good
 	}
 	return "", again{"server_unreachable", err}
+}
+
+// issued keeps a token for the demo, which looks for it in the logs.
+func (i *instance) issued(token string) error {
+	f, err := os.OpenFile(filepath.Join(i.work, "issued", i.name), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(f, token)
+	return errors.Join(err, f.Close())
 }
 
 // send does a request and reads the whole answer.
@@ -306,6 +325,16 @@ func (w *writer) create(ctx context.Context) error {
 	return nil
 }
 
+// garbage is an operation that fails, planted to show that the demo notices.
+func (w *writer) garbage(ctx context.Context) error {
+	sealed, err := w.client.Key(keyRecords).Encrypt(ctx, []byte("x"), recordPart("here"))
+	if err != nil {
+		return err
+	}
+	_, err = w.client.Key(keyRecords).Decrypt(ctx, sealed, recordPart("elsewhere"))
+	return err
+}
+
 // put encrypts and writes one revision. With an ETag it replaces that state of the record alone; without, it makes the record.
 func (w *writer) put(ctx context.Context, r record, etag string) error {
 	plain, err := json.Marshal(r)
@@ -316,7 +345,7 @@ func (w *writer) put(ctx context.Context, r record, etag string) error {
 	if err != nil {
 		return err
 	}
-	w.held(ctx)
+	w.held(r)
 	req, err := http.NewRequestWithContext(ctx, http.MethodPut, w.url(r.ID), bytes.NewReader(sealed))
 	if err != nil {
 		return err
@@ -358,24 +387,27 @@ func (w *writer) note(r record) error {
 }
 
 // held stops here when the demo asked for it: between encryption and write.
-func (w *writer) held(ctx context.Context) {
+func (w *writer) held(r record) {
 	select {
 	case <-w.hold:
 	default:
 		return
 	}
-	w.say(line{Kind: "encrypted"})
-	select {
-	case <-w.resume:
-	case <-ctx.Done():
+	if !w.limit.Stop() {
+		return
 	}
+	defer w.limit.Reset(operationTime) // the demo's pause is not the operation's
+	w.say(line{Kind: "encrypted", What: r.ID, Number: r.Revision})
+	<-w.resume
 }
 
 func (w *writer) url(id string) string {
 	return "https://" + w.board + "/records/" + url.PathEscape(id)
 }
 
-// get reads and checks a record.
+var errNotFound = errors.New("no such record")
+
+// get reads and checks a record. errNotFound.
 func (w *writer) get(ctx context.Context, id string) (record, string, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, w.url(id), nil)
 	if err != nil {
@@ -385,6 +417,8 @@ func (w *writer) get(ctx context.Context, id string) (record, string, error) {
 	switch {
 	case err != nil:
 		return record{}, "", again{"board_unreachable", err}
+	case status == http.StatusNotFound:
+		return record{}, "", errNotFound
 	case status != http.StatusOK:
 		return record{}, "", fmt.Errorf("board answered %d %s to a read of %s", status, sealed, id)
 	}
@@ -405,7 +439,10 @@ func (w *writer) read(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, _, err = w.get(ctx, id)
+	r, _, err := w.get(ctx, id)
+	if err == nil && r.By == w.name {
+		err = fmt.Errorf("record %s is this instance's own", id)
+	}
 	return err
 }
 
@@ -429,10 +466,11 @@ func (w *writer) other(ctx context.Context) (string, error) {
 	if status != http.StatusOK || json.Unmarshal(body, &list) != nil {
 		return "", fmt.Errorf("board answered %d to a list", status)
 	}
-	if len(list.IDs) == 0 {
+	theirs := slices.DeleteFunc(list.IDs, func(id string) bool { return !strings.HasPrefix(id, name+"-") })
+	if len(theirs) == 0 {
 		return "", again{"no_record_yet", errors.New(name)}
 	}
-	return list.IDs[rand.IntN(len(list.IDs))], nil
+	return theirs[rand.IntN(len(theirs))], nil
 }
 
 // update raises the revision of one of its own records, if nobody else did meanwhile.
