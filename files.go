@@ -20,7 +20,7 @@ type File = envelope.File
 // FileOptions say how a file is encrypted.
 type FileOptions struct {
 	ContentType string            // for example "application/onnx"
-	Context     map[string]string // readable by all, bound to the data, seen by policy
+	Context     map[string]string // readable by all, bound to the data
 	Force       bool              // replace an existing file
 }
 

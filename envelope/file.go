@@ -32,7 +32,7 @@ type Unwrapper interface {
 // Options say how a file is encrypted.
 type Options struct {
 	ContentType string            // for example "application/onnx"
-	Context     map[string]string // the encryption context: readable by all, bound to the data, seen by policy
+	Context     map[string]string // the encryption context: readable by all, bound to the data
 	Wrappers    []Wrapper         // at least one
 	Force       bool              // replace an existing file
 }

@@ -59,7 +59,7 @@ type Immutable struct {
 	FileID      [fileIDSize]byte
 	Suite       byte
 	ContentType string
-	Context     map[string]string // the encryption context, which policy may look at
+	Context     map[string]string // the encryption context: readable by all, bound to the data
 }
 
 // encode is deterministic: fields in order, the context sorted by key.

@@ -176,7 +176,7 @@ func (a *app) newKeyChange(event, short, plan string, confirm func(plan, name st
 			return a.showKey(k)
 		},
 	}
-	c.Flags().StringVar(&reason, "reason", "", "why; kept with the version and in the audit log")
+	c.Flags().StringVar(&reason, "reason", "", "why; kept with the version")
 	return a.changes(c)
 }
 
