@@ -1,6 +1,7 @@
 package bolt_test
 
 import (
+	"context"
 	"errors"
 	"path/filepath"
 	"testing"
@@ -23,6 +24,8 @@ func mustOpen(t testing.TB, path string, o bolt.Options) *bolt.Store {
 	})
 	return s
 }
+
+var ctx = context.Background()
 
 func put(key, value string) store.Op { return store.Op{Key: key, Value: []byte(value)} }
 
