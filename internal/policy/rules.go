@@ -55,6 +55,9 @@ func Parse(name string, data []byte) (*Rules, error) {
 	if err := d.Decode(&doc); err != nil && !errors.Is(err, io.EOF) {
 		return nil, fault.New(fault.Invalid, name).WithHint("%s", strings.TrimPrefix(err.Error(), "yaml: "))
 	}
+	if err := d.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
+		return nil, fault.New(fault.Invalid, name).WithHint("a second document follows, which would not count")
+	}
 	if doc.Version != 1 {
 		return nil, fault.New(fault.Invalid, name).WithHint("version: 1 is the only one that is known")
 	}
@@ -80,6 +83,8 @@ func (r rule) check() error {
 		return errors.New("a rule needs a name")
 	case len(r.Callers) == 0 || len(r.Actions) == 0:
 		return errors.New("a rule needs callers and actions")
+	case slices.Contains(r.Callers, ""), r.Keys != nil && slices.Contains(r.Keys.Names, ""):
+		return errors.New("an empty pattern covers nothing")
 	case r.Keys != nil && (r.Keys.Namespace == "" || len(r.Keys.Names) == 0):
 		return errors.New("keys needs namespace and names")
 	}
@@ -93,7 +98,7 @@ func (r rule) check() error {
 
 // Allows finds the first rule that allows it. Nobody is allowed nothing, and there are no rules that deny.
 func (r *Rules) Allows(c Caller, a Action, res Resource) (string, bool) {
-	if r == nil || c.IsZero() {
+	if r == nil || c.IsZero() || !slices.Contains(Actions(), a) {
 		return "", false
 	}
 	for _, rule := range r.rules {
@@ -133,30 +138,31 @@ func matchAny(patterns []string, s string) bool {
 	return slices.ContainsFunc(patterns, func(p string) bool { return Match(p, s) })
 }
 
-// Match compares with a glob: * stands for any run of characters but "/", ** for any run. Everything else is literal and
-// case counts.
+// Match compares with a glob: * stands for any run of characters but "/", ** (or more) for any run. Everything else is literal and
+// case counts. It takes at most len(pattern) x len(s) steps, whatever the pattern.
 func Match(pattern, s string) bool {
+	// reached[i]: the pattern so far matches s[:i].
+	reached := make([]bool, len(s)+1)
+	reached[0] = true
 	for pattern != "" {
-		star := strings.IndexByte(pattern, '*')
-		if star < 0 {
-			return pattern == s
-		}
-		if !strings.HasPrefix(s, pattern[:star]) {
-			return false
-		}
-		s, pattern = s[star:], pattern[star+1:]
-		deep := strings.HasPrefix(pattern, "*")
-		pattern = strings.TrimLeft(pattern, "*")
-		for i := 0; ; i++ {
-			if Match(pattern, s[i:]) {
-				return true
+		run := len(pattern) - len(strings.TrimLeft(pattern, "*"))
+		if run == 0 {
+			literal, rest := pattern, ""
+			if star := strings.IndexByte(pattern, '*'); star >= 0 {
+				literal, rest = pattern[:star], pattern[star:]
 			}
-			if i == len(s) || s[i] == '/' && !deep {
-				return false
+			for i := len(s); i >= 0; i-- {
+				reached[i] = i >= len(literal) && reached[i-len(literal)] && s[i-len(literal):i] == literal
 			}
+			pattern = rest
+			continue
 		}
+		for i := 1; i <= len(s); i++ {
+			reached[i] = reached[i] || reached[i-1] && (run > 1 || s[i-1] != '/')
+		}
+		pattern = pattern[run:]
 	}
-	return s == ""
+	return reached[len(s)]
 }
 
 // Actions returns every action that a rule may name.
