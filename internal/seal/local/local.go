@@ -3,7 +3,9 @@
 package local
 
 import (
+	"bytes"
 	"context"
+	"crypto/cipher"
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/binary"
@@ -11,11 +13,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/seal"
@@ -50,32 +54,40 @@ func Create(path string) (*Sealer, error) {
 	var id [8]byte
 	rand.Read(id[:])
 	s := &Sealer{path: path, file: file{Version: 1, ID: hex.EncodeToString(id[:]), Keys: map[uint64]string{}}}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	// A link, unlike a rename, replaces nothing, and a crash leaves no empty file.
+	err := s.write(s.file, os.Link)
 	if errors.Is(err, fs.ErrExist) {
 		return nil, fault.New(fault.Exists, "seal key "+path)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("create seal key: %w", err)
+		return nil, err
 	}
-	if err := f.Close(); err != nil {
-		return nil, fmt.Errorf("create seal key: %w", err)
-	}
-	return s, s.save()
+	return s, nil
 }
 
-// Open reads a key file. fault.SealWrong when others may read it or it does not parse, fault.NotFound.
+// Open reads a key file. fault.SealWrong when others may read or write it or it does not parse, fault.NotFound.
 func Open(path string) (*Sealer, error) {
-	info, err := os.Stat(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe does not hold it up
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fault.New(fault.NotFound, "seal key "+path)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open seal key: %w", err)
 	}
-	if info.Mode().Perm()&0o077 != 0 || info.Size() > maxFile {
-		return nil, fault.New(fault.SealWrong, "seal key "+path).WithHint("chmod 600 it: others may read it now")
+	defer func() { _ = f.Close() }() // it was only read
+	info, err := f.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("open seal key: %w", err)
 	}
-	b, err := os.ReadFile(path)
+	switch {
+	case !info.Mode().IsRegular():
+		return nil, fault.New(fault.SealWrong, "seal key "+path).WithHint("it is not a file")
+	case info.Mode().Perm()&0o077 != 0:
+		return nil, fault.New(fault.SealWrong, "seal key "+path).WithHint("chmod 600 it: others may read or change it now")
+	case info.Size() > maxFile:
+		return nil, fault.New(fault.SealWrong, "seal key "+path).WithHint("it is too large to be a seal key")
+	}
+	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
 	if err != nil {
 		return nil, fmt.Errorf("read seal key: %w", err)
 	}
@@ -87,15 +99,26 @@ func Open(path string) (*Sealer, error) {
 	return s, nil
 }
 
+// parse reads a key file strictly: a key that is lost here would make a root key unopenable much later.
 func parse(b []byte) (file, error) {
 	var f file
-	d := json.NewDecoder(strings.NewReader(string(b)))
+	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&f); err != nil {
-		return f, errors.New("not a seal key file")
+		return file{}, errors.New("not a seal key file") // the decoder's error may quote a key
 	}
-	if f.Version != 1 || len(f.ID) != 16 {
-		return f, errors.New("not a seal key file of version 1")
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return file{}, errors.New("something follows the seal key")
+	}
+	if id, err := hex.DecodeString(f.ID); f.Version != 1 || err != nil || len(id) != 8 {
+		return file{}, errors.New("not a seal key file of version 1")
+	}
+	for g, text := range f.Keys {
+		key, err := base64.StdEncoding.Strict().DecodeString(text)
+		clear(key)
+		if err != nil || len(key) != suite.XAESKeySize || g < f.Forgotten {
+			return file{}, fmt.Errorf("the key of generation %d is damaged", g)
+		}
 	}
 	if f.Keys == nil {
 		f.Keys = map[uint64]string{}
@@ -104,7 +127,11 @@ func parse(b []byte) (file, error) {
 }
 
 // ID implements seal.Sealer.
-func (s *Sealer) ID() string { return "local:" + s.file.ID }
+func (s *Sealer) ID() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return "local:" + s.file.ID
+}
 
 // Wrap implements seal.Sealer. The blob is generation 8, nonce 24, ciphertext, tag 16.
 func (s *Sealer) Wrap(_ context.Context, root secret.Bytes, generation uint64) ([]byte, error) {
@@ -115,9 +142,11 @@ func (s *Sealer) Wrap(_ context.Context, root secret.Bytes, generation uint64) (
 	}
 	if s.file.Keys[generation] == "" {
 		key := secret.Random(suite.XAESKeySize)
-		s.file.Keys[generation] = base64.StdEncoding.EncodeToString(key.Reveal())
-		if err := s.save(); err != nil {
-			delete(s.file.Keys, generation)
+		defer key.Destroy()
+		next := s.file
+		next.Keys = maps.Clone(next.Keys)
+		next.Keys[generation] = base64.StdEncoding.EncodeToString(key.Reveal())
+		if err := s.save(next); err != nil {
 			return nil, err
 		}
 	}
@@ -158,24 +187,21 @@ func (s *Sealer) Unwrap(_ context.Context, blob []byte) (secret.Bytes, error) {
 func (s *Sealer) Forget(_ context.Context, before uint64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.file.Forgotten = max(s.file.Forgotten, before)
-	for g := range s.file.Keys {
-		if g < before {
-			delete(s.file.Keys, g)
-		}
-	}
-	return s.save()
+	next := s.file
+	next.Forgotten = max(next.Forgotten, before)
+	next.Keys = maps.Clone(next.Keys)
+	maps.DeleteFunc(next.Keys, func(g uint64, _ string) bool { return g < next.Forgotten })
+	return s.save(next)
 }
 
-func (s *Sealer) aead(generation uint64) (aead interface {
-	Seal(dst, nonce, plaintext, data []byte) []byte
-	Open(dst, nonce, ciphertext, data []byte) ([]byte, error)
-}, err error) {
+func (s *Sealer) aead(generation uint64) (cipher.AEAD, error) {
 	b, err := base64.StdEncoding.DecodeString(s.file.Keys[generation])
 	if err != nil || len(b) != suite.XAESKeySize {
 		return nil, seal.ErrWrongSealer
 	}
-	return suite.NewXAES(secret.Take(b))
+	key := secret.Take(b)
+	defer key.Destroy()
+	return suite.NewXAES(key)
 }
 
 // data binds a blob to the sealer and its generation.
@@ -183,28 +209,44 @@ func (s *Sealer) data(generation []byte) []byte {
 	return append([]byte("rotor/seal/local/1\x00"+s.file.ID), generation...)
 }
 
-// save replaces the file atomically. Call with mu held.
-func (s *Sealer) save() error {
-	b, err := json.MarshalIndent(s.file, "", "  ")
+// save replaces the file atomically, and the content in memory with it. Call with mu held. After an error the old file is there, or the
+// new one whose folder could not be synced; the content in memory is the old then, and saving again puts that right.
+func (s *Sealer) save(next file) error {
+	if err := s.write(next, os.Rename); err != nil {
+		return err
+	}
+	s.file = next
+	return nil
+}
+
+// write writes a synced file beside the key file and puts it in its place.
+func (s *Sealer) write(content file, place func(from, to string) error) error {
+	b, err := json.MarshalIndent(content, "", "  ")
 	if err != nil {
 		return fmt.Errorf("encode seal key: %w", err)
 	}
 	defer clear(b)
+	if len(b) > maxFile {
+		return fmt.Errorf("write seal key: %d generations are too many, let it forget the old ones", len(content.Keys))
+	}
 	tmp, err := os.CreateTemp(filepath.Dir(s.path), ".seal-*") // mode 0600
 	if err != nil {
 		return fmt.Errorf("write seal key: %w", err)
 	}
-	defer func() { _ = os.Remove(tmp.Name()) }() // gone already after the rename
+	defer func() { _ = os.Remove(tmp.Name()) }() // gone already after a rename
 	_, err = tmp.Write(b)
 	if err = errors.Join(err, tmp.Sync(), tmp.Close()); err != nil {
 		return fmt.Errorf("write seal key: %w", err)
 	}
-	if err := os.Rename(tmp.Name(), s.path); err != nil {
+	if err := place(tmp.Name(), s.path); err != nil {
 		return fmt.Errorf("write seal key: %w", err)
 	}
 	dir, err := os.Open(filepath.Dir(s.path))
 	if err != nil {
 		return fmt.Errorf("write seal key: %w", err)
 	}
-	return errors.Join(dir.Sync(), dir.Close())
+	if err := errors.Join(dir.Sync(), dir.Close()); err != nil {
+		return fmt.Errorf("write seal key: %w", err)
+	}
+	return nil
 }
