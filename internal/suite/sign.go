@@ -143,9 +143,9 @@ func VerifyTag(a Algorithm, material secret.Bytes, msg, tag []byte) error {
 func fits(a Algorithm, public any) bool {
 	switch key := public.(type) {
 	case ed25519.PublicKey:
-		return a == Ed25519
+		return a == Ed25519 && len(key) == ed25519.PublicKeySize
 	case *rsa.PublicKey:
-		return a == RS256 && key.N.BitLen() >= 2048 && key.N.BitLen() <= 8192
+		return a == RS256 && key.N != nil && key.N.BitLen() >= 2048 && key.N.BitLen() <= 8192
 	case *ecdsa.PublicKey:
 		return a == ES256 && key.Curve == elliptic.P256() || a == ES384 && key.Curve == elliptic.P384()
 	}
