@@ -3,6 +3,7 @@
 package docs_test
 
 import (
+	"flag"
 	"fmt"
 	"maps"
 	"os"
@@ -172,26 +173,41 @@ func TestReadme(t *testing.T) {
 	}
 }
 
-// TestDecisions: every record is in the index, once, and is numbered and titled as its file is named.
+var update = flag.Bool("update", false, "write the index of decisions")
+
+const (
+	indexPath = "decisions/README.md"
+	indexHead = "| | |\n|---|---|\n"
+)
+
+// TestDecisions: the index is exactly what is in the directory, with the titles that the pages have; no number is used twice.
 func TestDecisions(t *testing.T) {
 	files, err := filepath.Glob("decisions/[0-9][0-9][0-9][0-9]-*.md")
 	if err != nil || len(files) < 9 {
 		t.Fatalf("%d records: %v", len(files), err)
 	}
-	index := read(t, "decisions/README.md")
-	numbers := map[string]string{}
+	rows, numbers := "", map[string]string{}
 	for _, path := range files {
 		name := filepath.Base(path)
-		if n := strings.Count(index, "]("+name+")"); n != 1 {
-			t.Errorf("docs/decisions/README.md links %s %d times; add a line for it", name, n)
+		line, _, _ := strings.Cut(read(t, path), "\n")
+		title, ok := strings.CutPrefix(line, "# "+name[:4]+": ")
+		if !ok {
+			t.Errorf("%s begins with %q, not with # %s: and its title", name, line, name[:4])
 		}
 		if other := numbers[name[:4]]; other != "" {
 			t.Errorf("%s and %s have one number", name, other)
 		}
 		numbers[name[:4]] = name
-		if title, _, _ := strings.Cut(read(t, path), "\n"); !strings.HasPrefix(title, "# "+name[:4]+": ") {
-			t.Errorf("%s begins with %q, not with # %s: and its title", name, title, name[:4])
+		rows += fmt.Sprintf("| [%s](%s) | %s |\n", name[:4], name, title)
+	}
+	index := read(t, indexPath)
+	text, table, _ := strings.Cut(index, indexHead)
+	if *update {
+		if err := os.WriteFile(indexPath, []byte(text+indexHead+rows), 0o600); err != nil {
+			t.Fatal(err)
 		}
+	} else if table != rows {
+		t.Errorf("the index is\n%s\nthe directory has\n%s\ngo test ./docs -run TestDecisions -update writes it", table, rows)
 	}
 }
 
