@@ -87,6 +87,10 @@ func Dial(ctx context.Context, config Config) (*Client, error) {
 		_ = dir.Close() // the first error is the one that counts
 		return nil, err
 	}
+	if err := c.start(ctx); err != nil {
+		_ = c.Close()
+		return nil, err
+	}
 	for _, name := range config.Keys {
 		if err := c.Key(name).Ready(ctx); err != nil {
 			_ = c.Close()
@@ -108,13 +112,22 @@ func newClient(config Config, dir *identity.Dir) (*Client, error) {
 	rand.Read(c.process)
 	c.jwks = newKeySet(c.fetchKeys, config.clock)
 	c.admin = newAdmin(c.http, "https://"+c.address())
+	c.stop = func() {}
+	return c, nil
+}
+
+// start begins to hold keys and to renew the certificate.
+func (c *Client) start(ctx context.Context) error {
+	if err := c.revive(ctx); err != nil {
+		return err
+	}
 	run, stop := context.WithCancel(context.Background())
 	c.stop = stop
 	if c.dir.IsInstance() {
 		c.done.Go(func() { c.run(run) })
 		c.done.Go(func() { c.renew(run) })
 	}
-	return c, nil
+	return nil
 }
 
 // openIdentity takes the directory, and joins when it holds no certificate. People's identities are read without a lock.

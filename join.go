@@ -2,7 +2,7 @@ package rotor
 
 import (
 	"context"
-	"net/http"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -14,7 +14,11 @@ import (
 )
 
 // joinTries bounds the tries to reach the server with a join token; a lost answer is repeated by the server.
-const joinTries = 5
+const (
+	joinTries = 5
+	joinTime  = 15 * time.Second // of one try
+	maxGrant  = 64 << 10         // of the answer, in bytes
+)
 
 // join exchanges the join token for a certificate of the directory's key.
 func join(ctx context.Context, dir *identity.Dir, config Config) error {
@@ -34,15 +38,14 @@ func join(ctx context.Context, dir *identity.Dir, config Config) error {
 	if config.Address != "" {
 		address = config.Address
 	}
-	h := &http.Client{Transport: &http.Transport{TLSClientConfig: identity.JoinTLS(t.CA, t.ServerID()), ForceAttemptHTTP2: true}}
+	h := identity.JoinClient(t)
 	defer h.CloseIdleConnections()
-	client := rotorv1.NewJoinServiceClient(h, "https://"+address)
+	client := rotorv1.NewJoinServiceClient(h, "https://"+address, connect.WithReadMaxBytes(maxGrant))
 	for n := 0; ; n++ {
-		out, err := client.Join(ctx, connect.NewRequest(&rotorv1.JoinRequest{Token: config.JoinToken, Csr: csr}))
+		out, err := joinOnce(ctx, client, &rotorv1.JoinRequest{Token: strings.TrimSpace(config.JoinToken), Csr: csr})
 		if err == nil {
-			return dir.Accept(grantOf(out.Msg), address)
+			return dir.AcceptJoin(t, grantOf(out), address)
 		}
-		err = rpc.Decode(err)
 		if code := fault.CodeOf(err); code != fault.Unavailable && code != fault.OutcomeUnknown || n == joinTries {
 			return err
 		}
@@ -50,6 +53,20 @@ func join(ctx context.Context, dir *identity.Dir, config Config) error {
 			return fault.Wrap(fault.Canceled, "join", err)
 		}
 	}
+}
+
+// joinOnce bounds one try, because an answer can be lost without the connection breaking.
+func joinOnce(ctx context.Context, client rotorv1.JoinServiceClient, m *rotorv1.JoinRequest) (*rotorv1.JoinResponse, error) {
+	try, cancel := context.WithTimeout(ctx, joinTime)
+	defer cancel()
+	out, err := client.Join(try, connect.NewRequest(m))
+	if err == nil {
+		return out.Msg, nil
+	}
+	if try.Err() != nil && ctx.Err() == nil {
+		return nil, fault.Wrap(fault.Unavailable, "server", err)
+	}
+	return nil, rpc.Decode(err)
 }
 
 func grantOf(m *rotorv1.JoinResponse) identity.Grant {
@@ -61,7 +78,7 @@ const renewEvery = time.Minute
 
 // renew gets a new certificate once half of the old one's life is over, until ctx ends.
 func (c *Client) renew(ctx context.Context) {
-	client := rotorv1.NewJoinServiceClient(c.http, "https://"+c.address())
+	client := c.renewal()
 	for {
 		if c.dir.NeedsRenewal(c.config.clock.Now()) {
 			if err := renewOnce(ctx, client, c.dir); err != nil && ctx.Err() == nil {
@@ -72,6 +89,18 @@ func (c *Client) renew(ctx context.Context) {
 			return
 		}
 	}
+}
+
+func (c *Client) renewal() rotorv1.JoinServiceClient {
+	return rotorv1.NewJoinServiceClient(c.http, "https://"+c.address(), connect.WithReadMaxBytes(maxGrant))
+}
+
+// revive renews a certificate that ended while the process was down: nothing else is possible with it.
+func (c *Client) revive(ctx context.Context) error {
+	if !c.dir.IsInstance() || !c.dir.Expired(c.config.clock.Now()) {
+		return nil
+	}
+	return renewOnce(ctx, c.renewal(), c.dir)
 }
 
 func renewOnce(ctx context.Context, client rotorv1.JoinServiceClient, dir *identity.Dir) error {

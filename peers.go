@@ -4,7 +4,6 @@ import (
 	"crypto/tls"
 	"net/http"
 	"strings"
-	"time"
 
 	"github.com/rotorkms/rotor/internal/identity"
 )
@@ -26,10 +25,7 @@ func (c *Client) PeerTLS(instance string) *tls.Config {
 
 // PeerHTTP is an HTTP client to another instance of the fleet, with a connection pool of its own. Give it a Timeout.
 func (c *Client) PeerHTTP(instance string) *http.Client {
-	return &http.Client{Transport: &http.Transport{
-		TLSClientConfig: c.PeerTLS(instance), ForceAttemptHTTP2: true, IdleConnTimeout: time.Minute,
-		HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 10 * time.Second},
-	}}
+	return c.dir.PeerClient(c.PeerTLS(instance))
 }
 
 // PeerName is the name of the instance at the other end of a connection, "" with server true for the rotor server. ok is false for

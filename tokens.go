@@ -51,7 +51,7 @@ func (c *Client) VerifyToken(ctx context.Context, text, audience string) (Claims
 	if err != nil {
 		return Claims{}, err
 	}
-	return token.Verify(c.config.clock.Now(), text, set, token.Expect{Issuer: "https://" + c.dir.Address(), Audience: audience})
+	return token.Verify(c.config.clock.Now(), text, set, token.Expect{Issuer: "https://" + c.dir.Issuer(), Audience: audience})
 }
 
 const (

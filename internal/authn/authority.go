@@ -8,13 +8,13 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
-	"crypto/subtle"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"math/big"
 	"net"
@@ -62,8 +62,9 @@ type Authority struct {
 	ca  *x509.Certificate
 	key *ecdsa.PrivateKey
 
-	mu      sync.RWMutex // guards removed
-	removed map[string]time.Time
+	mu      sync.RWMutex // guards what follows
+	removed map[string]removal
+	tokens  map[string]time.Time // when each stored join token ends, by ID
 }
 
 // caRecord is the stored authority.
@@ -75,7 +76,7 @@ type caRecord struct {
 
 // New opens the authority, making it at the first start.
 func New(ctx context.Context, c Config) (*Authority, error) {
-	a := &Authority{Config: c, removed: map[string]time.Time{}}
+	a := &Authority{Config: c, removed: map[string]removal{}, tokens: map[string]time.Time{}}
 	r, err := c.Guard.Get(ctx, caPath)
 	if fault.CodeOf(err) == fault.NotFound {
 		if err := a.create(ctx); err != nil {
@@ -89,18 +90,7 @@ func New(ctx context.Context, c Config) (*Authority, error) {
 	if err := a.load(r.Value); err != nil {
 		return nil, err
 	}
-	removed, _, err := c.Guard.List(ctx, removedPrefix)
-	if err != nil {
-		return nil, err
-	}
-	for _, r := range removed {
-		var at time.Time
-		if err := json.Unmarshal(r.Value, &at); err != nil {
-			return nil, fault.Wrap(fault.RecordTampered, r.Path, err)
-		}
-		a.removed[strings.TrimPrefix(r.Path, removedPrefix)] = at
-	}
-	return a, nil
+	return a, errors.Join(a.loadRemoved(ctx), a.loadTokens(ctx))
 }
 
 func (a *Authority) create(ctx context.Context) error {
@@ -163,11 +153,11 @@ func (a *Authority) InstanceID(name string) string {
 	return "spiffe://" + a.TrustDomain + "/instance/" + name
 }
 
-// sign issues a certificate for a public key.
-func (a *Authority) sign(public any, path string, life time.Duration, hosts ...string) ([]byte, error) {
+// sign issues a certificate for a public key. Instances have their generation in the subject; see removal.
+func (a *Authority) sign(public any, path string, subject pkix.Name, life time.Duration, hosts ...string) ([]byte, error) {
 	now := a.Now()
 	t := &x509.Certificate{
-		SerialNumber: serial(), NotBefore: now.Add(-backdate), NotAfter: now.Add(life), KeyUsage: x509.KeyUsageDigitalSignature,
+		SerialNumber: serial(), Subject: subject, NotBefore: now.Add(-backdate), NotAfter: now.Add(life), KeyUsage: x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 		BasicConstraintsValid: true, URIs: []*url.URL{{Scheme: "spiffe", Host: a.TrustDomain, Path: path}},
 	}
@@ -193,23 +183,29 @@ func serial() *big.Int {
 // certificate is made fresh at the start and at half of its life. X25519MLKEM768 is preferred; rotor's own parts require it, while a
 // stranger that fetches the JWKS may be older.
 func (a *Authority) Server(hosts ...string) *tls.Config {
-	var mu sync.Mutex
-	var cached *tls.Certificate
+	current := a.current(hosts)
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13, ClientAuth: tls.RequestClientCert, NextProtos: []string{"h2", "http/1.1"},
 		CurvePreferences: []tls.CurveID{tls.X25519MLKEM768, tls.X25519, tls.CurveP256},
-		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-			mu.Lock()
-			defer mu.Unlock()
-			if cached == nil || a.Now().After(cached.Leaf.NotBefore.Add(serverLife/2)) {
-				fresh, err := a.serverCertificate(hosts)
-				if err != nil {
-					return nil, err
-				}
-				cached = fresh
+		GetCertificate:   func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return current() },
+	}
+}
+
+// current gives the server's certificate, made at the first call and again at half of its life.
+func (a *Authority) current(hosts []string) func() (*tls.Certificate, error) {
+	var mu sync.Mutex // guards cached
+	var cached *tls.Certificate
+	return func() (*tls.Certificate, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if cached == nil || a.Now().After(cached.Leaf.NotBefore.Add(serverLife/2)) {
+			fresh, err := a.serverCertificate(hosts)
+			if err != nil {
+				return nil, err
 			}
-			return cached, nil
-		},
+			cached = fresh
+		}
+		return cached, nil
 	}
 }
 
@@ -218,7 +214,7 @@ func (a *Authority) serverCertificate(hosts []string) (*tls.Certificate, error) 
 	if err != nil {
 		return nil, fmt.Errorf("make server key: %w", err)
 	}
-	der, err := a.sign(&key.PublicKey, "/server", serverLife, hosts...)
+	der, err := a.sign(&key.PublicKey, "/server", pkix.Name{}, serverLife, hosts...)
 	if err != nil {
 		return nil, err
 	}
@@ -231,13 +227,14 @@ func (a *Authority) serverCertificate(hosts []string) (*tls.Certificate, error) 
 
 // ClientTLS lets the server itself call an instance of the fleet that serves something, such as a data set, under its own SPIFFE ID.
 func (a *Authority) ClientTLS(instance string) (*tls.Config, error) {
-	cert, err := a.serverCertificate(nil)
-	if err != nil {
+	current := a.current(nil)
+	if _, err := current(); err != nil {
 		return nil, err
 	}
 	return &tls.Config{
-		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{*cert},
-		InsecureSkipVerify: true, //nolint:gosec // names are SPIFFE IDs, not hosts; VerifyConnection checks chain and ID
+		MinVersion: tls.VersionTLS13, CurvePreferences: []tls.CurveID{tls.X25519MLKEM768},
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return current() },
+		InsecureSkipVerify:   true, //nolint:gosec // names are SPIFFE IDs, not hosts; VerifyConnection checks chain and ID
 		VerifyConnection: func(s tls.ConnectionState) error {
 			c, err := a.Identify(s, false)
 			if err == nil && c.Instance != instance {
@@ -249,7 +246,10 @@ func (a *Authority) ClientTLS(instance string) (*tls.Config, error) {
 }
 
 // Admin makes an identity directory for an operator; at init, and by somebody who can read the store's seal.
-func (a *Authority) Admin(dir *identity.Dir, name, address string) error {
+func (a *Authority) Admin(ctx context.Context, dir *identity.Dir, name, address string) error {
+	if !keyring.ValidName(name) {
+		return fault.New(fault.Invalid, "administrator's name")
+	}
 	csr, err := dir.CSR()
 	if err != nil {
 		return err
@@ -258,8 +258,11 @@ func (a *Authority) Admin(dir *identity.Dir, name, address string) error {
 	if err != nil {
 		return err
 	}
-	der, err := a.sign(req.PublicKey, "/admin/"+name, adminLife)
+	der, err := a.sign(req.PublicKey, "/admin/"+name, pkix.Name{}, adminLife)
 	if err != nil {
+		return err
+	}
+	if err := a.Guard.System("authn", "admin.create", policy.Resource{}).Release(ctx, map[string]string{"admin": name}); err != nil {
 		return err
 	}
 	return dir.Accept(a.grant([][]byte{der, a.ca.Raw}), address)
@@ -308,175 +311,19 @@ func (a *Authority) Identify(s tls.ConnectionState, expired bool) (policy.Caller
 	id := identity.SPIFFE(leaf)
 	path, ok := strings.CutPrefix(id, "spiffe://"+a.TrustDomain+"/")
 	kind, name, found := strings.Cut(path, "/")
-	if !ok || !found && path != "server" {
+	if !ok || !found || !keyring.ValidName(name) {
 		return nobody("the certificate has no SPIFFE ID of this cluster")
 	}
 	switch kind {
-	case "server":
-		return policy.Caller{Kind: policy.KindAdmin, Name: id, SPIFFEID: id}, nil
 	case "admin":
 		return policy.Caller{Kind: policy.KindAdmin, Name: "admin/" + name, SPIFFEID: id}, nil
 	case "instance":
-		if a.isRemoved(name, leaf) {
+		if a.isRemoved(name, generation(leaf)) {
 			return nobody("the instance was removed")
 		}
 		return policy.Caller{Kind: policy.KindInstance, Name: id, SPIFFEID: id, Instance: name}, nil
 	}
 	return nobody("the certificate has no SPIFFE ID of this cluster")
-}
-
-func (a *Authority) isRemoved(name string, leaf *x509.Certificate) bool {
-	a.mu.RLock()
-	defer a.mu.RUnlock()
-	at, ok := a.removed[name]
-	return ok && !leaf.NotBefore.Add(backdate).After(at)
-}
-
-// Remove denies every certificate that an instance has now.
-func (a *Authority) Remove(ctx context.Context, c policy.Caller, name string) error {
-	p, err := a.Guard.Admit(ctx, c, policy.ActRemove, policy.Resource{})
-	if err != nil {
-		return err
-	}
-	if !keyring.ValidName(name) {
-		return fault.New(fault.Invalid, "instance name")
-	}
-	now := a.Now().UTC()
-	value, err := json.Marshal(now)
-	if err != nil {
-		return fmt.Errorf("encode removal: %w", err)
-	}
-	if _, err := p.Commit(ctx, nil, []guard.Write{{Path: removedPrefix + name, Value: value}}, map[string]string{"instance": name}); err != nil {
-		return err
-	}
-	a.mu.Lock()
-	a.removed[name] = now
-	a.mu.Unlock()
-	return nil
-}
-
-// joinRecord is the stored half of a join token.
-type joinRecord struct {
-	Secret   []byte    `json:"secret"` // SHA-256
-	Instance string    `json:"instance"`
-	Expires  time.Time `json:"expires"`
-	Bound    []byte    `json:"bound,omitempty"` // SHA-256 of the public key that used it first
-	Chain    [][]byte  `json:"chain,omitempty"` // the answer, repeated to the same key
-}
-
-// Invite makes a join token for one instance. fault.Invalid, Denied.
-func (a *Authority) Invite(ctx context.Context, c policy.Caller, name string, ttl time.Duration, address string) (string, error) {
-	p, err := a.Guard.Admit(ctx, c, policy.ActInvite, policy.Resource{})
-	if err != nil {
-		return "", err
-	}
-	if !keyring.ValidName(name) {
-		return "", fault.New(fault.Invalid, "instance name").WithHint("lower-case letters, digits, and inside . _ -")
-	}
-	if ttl <= 0 || ttl > identity.MaxTTL {
-		ttl = identity.MaxTTL
-	}
-	sum := sha256.Sum256(a.ca.Raw)
-	t := identity.JoinToken{
-		Address: address, CA: sum[:], ID: hex.EncodeToString(secret.Random(16).Reveal()), Instance: name,
-		SPIFFE: a.InstanceID(name), Expires: a.Now().UTC().Add(ttl).Truncate(time.Second), Secret: secret.Random(32).Reveal(),
-	}
-	hash := sha256.Sum256(t.Secret)
-	value, err := json.Marshal(joinRecord{Secret: hash[:], Instance: name, Expires: t.Expires})
-	if err != nil {
-		return "", fmt.Errorf("encode join token: %w", err)
-	}
-	path := joinPrefix + t.ID
-	if _, err := p.Commit(ctx, []guard.Cond{{Path: path}}, []guard.Write{{Path: path, Value: value}}, map[string]string{"instance": name}); err != nil {
-		return "", err
-	}
-	return t.Encode(), nil
-}
-
-// Join answers a stranger with a token: the first key that uses the token gets the certificate, and gets the same one again
-// whenever it asks again (a reply can be lost); any other key is refused. fault.Invalid, JoinTokenUsed, JoinTokenExpired.
-func (a *Authority) Join(ctx context.Context, token string, csr []byte) (identity.Grant, error) {
-	t, err := identity.ParseJoinToken(token)
-	if err != nil {
-		return identity.Grant{}, err
-	}
-	req, err := parseCSR(csr)
-	if err != nil {
-		return identity.Grant{}, err
-	}
-	key := sha256.Sum256(req.RawSubjectPublicKeyInfo)
-	hash := sha256.Sum256(t.Secret)
-	for {
-		rec, err := a.Guard.Get(ctx, joinPrefix+t.ID)
-		if fault.CodeOf(err) == fault.NotFound {
-			return identity.Grant{}, fault.New(fault.Unauthenticated, "join token")
-		}
-		if err != nil {
-			return identity.Grant{}, err
-		}
-		var j joinRecord
-		if err := json.Unmarshal(rec.Value, &j); err != nil {
-			return identity.Grant{}, fault.Wrap(fault.RecordTampered, rec.Path, err)
-		}
-		switch {
-		case subtle.ConstantTimeCompare(j.Secret, hash[:]) != 1:
-			return identity.Grant{}, fault.New(fault.Unauthenticated, "join token")
-		case len(j.Bound) > 0 && subtle.ConstantTimeCompare(j.Bound, key[:]) != 1:
-			return identity.Grant{}, fault.New(fault.JoinTokenUsed, "instance "+j.Instance)
-		case len(j.Bound) > 0:
-			return a.grant(j.Chain), nil
-		case !a.Now().Before(j.Expires):
-			return identity.Grant{}, fault.New(fault.JoinTokenExpired, "instance "+j.Instance)
-		}
-		chain, err := a.bind(ctx, rec, j, req, key[:])
-		if fault.CodeOf(err) == fault.Conflict {
-			continue // somebody used it meanwhile; read who
-		}
-		if err != nil {
-			return identity.Grant{}, err
-		}
-		return a.grant(chain), nil
-	}
-}
-
-func (a *Authority) bind(ctx context.Context, rec guard.Record, j joinRecord, req *x509.CertificateRequest, key []byte) ([][]byte, error) {
-	der, err := a.sign(req.PublicKey, "/instance/"+j.Instance, InstanceLife)
-	if err != nil {
-		return nil, err
-	}
-	j.Bound, j.Chain = key, [][]byte{der, a.ca.Raw}
-	value, err := json.Marshal(j)
-	if err != nil {
-		return nil, fmt.Errorf("encode join token: %w", err)
-	}
-	p := a.Guard.System("authn", policy.ActInvite, policy.Resource{})
-	_, err = p.Commit(ctx, []guard.Cond{{Path: rec.Path, Rev: rec.Rev}}, []guard.Write{{Path: rec.Path, Value: value}}, map[string]string{"joined": j.Instance})
-	return j.Chain, err
-}
-
-// Renew gives a caller a new certificate for a new or the same key; possible until RenewGrace after the old one's end, unless the
-// instance was removed.
-func (a *Authority) Renew(ctx context.Context, s tls.ConnectionState, csr []byte) (identity.Grant, error) {
-	c, err := a.Identify(s, true)
-	if err != nil {
-		return identity.Grant{}, err
-	}
-	if c.Kind != policy.KindInstance {
-		return identity.Grant{}, fault.New(fault.Denied, "renewal of "+c.Name)
-	}
-	req, err := parseCSR(csr)
-	if err != nil {
-		return identity.Grant{}, err
-	}
-	der, err := a.sign(req.PublicKey, "/instance/"+c.Instance, InstanceLife)
-	if err != nil {
-		return identity.Grant{}, err
-	}
-	p := a.Guard.System("authn", "instance.renew", policy.Resource{})
-	if err := p.Release(ctx, map[string]string{"instance": c.Instance}); err != nil {
-		return identity.Grant{}, err
-	}
-	return a.grant([][]byte{der, a.ca.Raw}), nil
 }
 
 // CAPEM is the authority's certificate for tools that want PEM.

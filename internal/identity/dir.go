@@ -1,6 +1,8 @@
 package identity
 
 import (
+	"bytes"
+	"cmp"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -13,8 +15,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
-	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
@@ -29,6 +31,8 @@ const (
 	bundleFile = "identity.json"
 	lockFile   = "lock"
 	maxBundle  = 1 << 20
+
+	tempPattern = ".identity-*"
 )
 
 // bundle is everything that is kept, in one file so that it changes atomically.
@@ -41,6 +45,7 @@ type bundle struct {
 	Cluster   string   `json:"cluster,omitempty"`
 	Namespace string   `json:"namespace,omitempty"`
 	Address   string   `json:"address,omitempty"`
+	Issuer    string   `json:"issuer,omitempty"` // host:port that the server calls itself; empty: Address
 }
 
 // Dir is an identity directory that this process holds: no other process can open it meanwhile.
@@ -73,11 +78,14 @@ func Open(path string) (*Dir, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open identity directory: %w", err)
 	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		_ = lock.Close()
-		return nil, fault.New(fault.IdentityInUse, path)
+	switch err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); {
+	case errors.Is(err, unix.EWOULDBLOCK):
+		return nil, errors.Join(fault.New(fault.IdentityInUse, "identity "+path), lock.Close())
+	case err != nil:
+		return nil, errors.Join(fmt.Errorf("lock identity directory: %w", err), lock.Close())
 	}
 	d := &Dir{path: path, lock: lock}
+	d.sweep()
 	if err := d.load(); err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
@@ -101,20 +109,44 @@ func (d *Dir) Close() error {
 	return d.lock.Close()
 }
 
+// sweep removes what a crash in the middle of a save left. Only the holder of the lock may.
+func (d *Dir) sweep() {
+	left, _ := filepath.Glob(filepath.Join(d.path, tempPattern)) // the pattern is well formed
+	for _, path := range left {
+		_ = os.Remove(path) // the next save uses another name
+	}
+}
+
 func (d *Dir) load() error {
-	b, err := os.ReadFile(filepath.Join(d.path, bundleFile))
-	if errors.Is(err, fs.ErrNotExist) {
+	f, err := os.Open(filepath.Join(d.path, bundleFile))
+	if errors.Is(err, fs.ErrNotExist) && d.lock != nil {
 		return d.create()
 	}
+	if err != nil {
+		return fmt.Errorf("read identity: %w", err)
+	}
+	defer func() { _ = f.Close() }() // it was only read
+	info, err := f.Stat()
+	if err != nil {
+		return fmt.Errorf("read identity: %w", err)
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		return fault.New(fault.Invalid, "identity "+d.path).WithHint("chmod 600 %s: others may use its private key now", bundleFile)
+	}
+	b, err := io.ReadAll(io.LimitReader(f, maxBundle+1))
 	if err != nil {
 		return fmt.Errorf("read identity: %w", err)
 	}
 	defer clear(b)
 	var n bundle
 	if len(b) > maxBundle || json.Unmarshal(b, &n) != nil || n.Version != 1 {
-		return fault.New(fault.Invalid, "identity "+d.path)
+		return fault.New(fault.Invalid, "identity "+d.path).WithHint("%s is damaged; restore it, or join anew in another directory", bundleFile)
 	}
-	return d.use(n)
+	p, err := d.parse(n)
+	if err == nil {
+		d.install(p)
+	}
+	return err
 }
 
 func (d *Dir) create() error {
@@ -126,45 +158,65 @@ func (d *Dir) create() error {
 	if err != nil {
 		return fmt.Errorf("encode identity key: %w", err)
 	}
-	n := bundle{Version: 1, Key: der}
-	if err := d.save(n); err != nil {
+	p := parsed{bundle: bundle{Version: 1, Key: der}, key: key}
+	if err := d.save(p.bundle); err != nil {
 		return err
 	}
-	return d.use(n)
-}
-
-func (d *Dir) use(n bundle) error {
-	parsed, err := x509.ParsePKCS8PrivateKey(n.Key)
-	key, ok := parsed.(*ecdsa.PrivateKey)
-	if err != nil || !ok {
-		return fault.New(fault.Invalid, "identity "+d.path)
-	}
-	var leaf, ca *x509.Certificate
-	if len(n.Chain) > 0 {
-		if leaf, err = x509.ParseCertificate(n.Chain[0]); err != nil {
-			return fault.Wrap(fault.Invalid, "identity "+d.path, err)
-		}
-		if ca, err = x509.ParseCertificate(n.CA); err != nil {
-			return fault.Wrap(fault.Invalid, "identity "+d.path, err)
-		}
-		if !key.PublicKey.Equal(leaf.PublicKey) {
-			return fault.New(fault.Invalid, "identity "+d.path).WithHint("its certificate is for another key")
-		}
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.bundle, d.key, d.leaf, d.ca = n, key, leaf, ca
+	d.install(p)
 	return nil
 }
 
-// save replaces the bundle atomically.
+// parsed is a bundle that is consistent.
+type parsed struct {
+	bundle bundle
+	key    *ecdsa.PrivateKey
+	leaf   *x509.Certificate // nil before joining, like ca
+	ca     *x509.Certificate
+}
+
+func (d *Dir) install(p parsed) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.bundle, d.key, d.leaf, d.ca = p.bundle, p.key, p.leaf, p.ca
+}
+
+// parse checks that a bundle belongs together: certificate and key, chain and CA.
+func (d *Dir) parse(n bundle) (parsed, error) {
+	bad := fault.New(fault.Invalid, "identity "+d.path)
+	key, err := x509.ParsePKCS8PrivateKey(n.Key)
+	p := parsed{bundle: n}
+	var ok bool
+	if p.key, ok = key.(*ecdsa.PrivateKey); err != nil || !ok {
+		return p, bad.WithHint("its private key does not parse")
+	}
+	if len(n.Chain) == 0 {
+		return p, nil
+	}
+	if p.leaf, err = x509.ParseCertificate(n.Chain[0]); err != nil {
+		return p, bad.WithHint("its certificate does not parse")
+	}
+	if p.ca, err = x509.ParseCertificate(n.CA); err != nil {
+		return p, bad.WithHint("its CA does not parse")
+	}
+	if !p.key.PublicKey.Equal(p.leaf.PublicKey) {
+		return p, bad.WithHint("its certificate is for another key")
+	}
+	// At the start of its life, because an identity that is expired can still be renewed.
+	if err := verifyChain(p.leaf, p.ca, p.leaf.NotBefore); err != nil || SPIFFE(p.leaf) == "" {
+		return p, bad.WithHint("its certificate is not of its CA")
+	}
+	return p, nil
+}
+
+// save replaces the bundle atomically, and durably before it returns: a key that a power cut forgets after a join token was bound to
+// it would be locked out.
 func (d *Dir) save(n bundle) error {
 	b, err := json.Marshal(n)
 	if err != nil {
 		return fmt.Errorf("encode identity: %w", err)
 	}
 	defer clear(b)
-	tmp, err := os.CreateTemp(d.path, ".identity-*") // mode 0600
+	tmp, err := os.CreateTemp(d.path, tempPattern) // mode 0600
 	if err != nil {
 		return fmt.Errorf("write identity: %w", err)
 	}
@@ -176,7 +228,18 @@ func (d *Dir) save(n bundle) error {
 	if err := os.Rename(tmp.Name(), filepath.Join(d.path, bundleFile)); err != nil {
 		return fmt.Errorf("write identity: %w", err)
 	}
+	if err := syncDir(d.path); err != nil {
+		return fmt.Errorf("write identity: %w", err)
+	}
 	return nil
+}
+
+func syncDir(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }
 
 // Joined says whether there is a certificate.
@@ -198,6 +261,13 @@ func (d *Dir) Namespace() string { d.mu.RLock(); defer d.mu.RUnlock(); return d.
 // Address is the server's host:port.
 func (d *Dir) Address() string { d.mu.RLock(); defer d.mu.RUnlock(); return d.bundle.Address }
 
+// Issuer is the host:port that the server calls itself in access tokens; the address may be another way to it.
+func (d *Dir) Issuer() string {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return cmp.Or(d.bundle.Issuer, d.bundle.Address)
+}
+
 // ServerKey is the key that signs snapshots.
 func (d *Dir) ServerKey() ed25519.PublicKey {
 	d.mu.RLock()
@@ -216,22 +286,67 @@ func (d *Dir) CSR() ([]byte, error) {
 	return b, nil
 }
 
-// Accept stores what a join or renewal answered.
+// Accept stores what a renewal answered, or what an administrator's certificate came with. What was pinned at join stays: an answer
+// that has another CA, server key, cluster or SPIFFE ID is refused. fault.Invalid.
 func (d *Dir) Accept(g Grant, address string) error {
+	d.mu.RLock()
+	have := parsed{d.bundle, d.key, d.leaf, d.ca}
+	d.mu.RUnlock()
+	next, err := d.granted(have.bundle, g)
+	if err != nil {
+		return err
+	}
+	if have.leaf != nil {
+		same := have.ca.Equal(next.ca) && bytes.Equal(have.bundle.ServerKey, g.ServerKey) && have.bundle.Cluster == g.Cluster
+		if !same || SPIFFE(have.leaf) != SPIFFE(next.leaf) {
+			return fault.New(fault.Invalid, "renewal").WithHint("it is not of the cluster or not for the identity that was joined")
+		}
+	}
+	next.bundle.Address = cmp.Or(address, next.bundle.Address)
+	return d.keep(next)
+}
+
+// AcceptJoin stores what a join answered, if it is what the token promised: its CA, its SPIFFE ID. address is how the server was reached.
+// fault.Invalid.
+func (d *Dir) AcceptJoin(t JoinToken, g Grant, address string) error {
 	d.mu.RLock()
 	n := d.bundle
 	d.mu.RUnlock()
-	n.Chain, n.CA, n.ServerKey, n.Cluster, n.Namespace = g.Chain, g.CA, g.ServerKey, g.Cluster, g.Namespace
-	if address != "" {
-		n.Address = address
+	if sum := sha256.Sum256(g.CA); !bytes.Equal(sum[:], t.CA) {
+		return fault.New(fault.Invalid, "join answer").WithHint("its CA is not the one that the join token names")
 	}
-	if len(n.Chain) == 0 || len(n.ServerKey) != ed25519.PublicKeySize {
-		return fault.New(fault.Invalid, "join answer")
-	}
-	if err := d.use(n); err != nil {
+	next, err := d.granted(n, g)
+	if err != nil {
 		return err
 	}
-	return d.save(n)
+	if SPIFFE(next.leaf) != t.SPIFFE {
+		return fault.New(fault.Invalid, "join answer").WithHint("its certificate is not for the identity that the join token names")
+	}
+	next.bundle.Address, next.bundle.Issuer = address, t.Address
+	return d.keep(next)
+}
+
+func (d *Dir) granted(n bundle, g Grant) (parsed, error) {
+	n.Chain, n.CA, n.ServerKey, n.Cluster, n.Namespace = g.Chain, g.CA, g.ServerKey, g.Cluster, g.Namespace
+	if len(n.Chain) == 0 || len(n.ServerKey) != ed25519.PublicKeySize || n.Cluster == "" {
+		return parsed{}, fault.New(fault.Invalid, "certificate from the server")
+	}
+	return d.parse(n)
+}
+
+// keep stores first and uses then: what is used must survive a restart.
+func (d *Dir) keep(p parsed) error {
+	if err := d.save(p.bundle); err != nil {
+		return err
+	}
+	d.install(p)
+	return nil
+}
+
+// Expired says whether there is a certificate and it has ended: nothing but its renewal is possible.
+func (d *Dir) Expired(now time.Time) bool {
+	c := d.Leaf()
+	return c != nil && now.After(c.NotAfter)
 }
 
 // NeedsRenewal says whether half of the certificate's life is over.
@@ -308,16 +423,22 @@ func verifyPeer(s tls.ConnectionState, ca *x509.Certificate, accept func(string)
 	if ca == nil || len(s.PeerCertificates) == 0 {
 		return fault.New(fault.Unauthenticated, "peer")
 	}
-	roots := x509.NewCertPool()
-	roots.AddCert(ca)
 	leaf := s.PeerCertificates[0]
-	if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
+	if err := verifyChain(leaf, ca, time.Time{}); err != nil {
 		return fault.Wrap(fault.Unauthenticated, "peer", err)
 	}
 	if id := SPIFFE(leaf); id == "" || !accept(id) {
 		return fault.New(fault.Unauthenticated, "peer "+id)
 	}
 	return nil
+}
+
+// verifyChain checks a certificate against the cluster's CA at a time; zero: now.
+func verifyChain(leaf, ca *x509.Certificate, at time.Time) error {
+	roots := x509.NewCertPool()
+	roots.AddCert(ca)
+	_, err := leaf.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+	return err
 }
 
 // JoinTLS connects to a server that is known only by the hash of its CA's certificate, from a join token.
@@ -336,15 +457,6 @@ func JoinTLS(caHash []byte, server string) *tls.Config {
 			return fault.New(fault.Unauthenticated, "server").WithHint("its CA is not the one that the join token names")
 		},
 	}
-}
-
-// HTTPClient talks to the cluster's server alone, by HTTP/2 over TLS as the directory's identity.
-func (d *Dir) HTTPClient() *http.Client {
-	return &http.Client{Transport: &http.Transport{
-		TLSClientConfig:   d.ClientTLS(d.isServer),
-		ForceAttemptHTTP2: true,
-		HTTP2:             &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 10 * time.Second},
-	}}
 }
 
 // ServerID is the SPIFFE ID that the cluster's server has.

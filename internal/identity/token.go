@@ -5,7 +5,12 @@ package identity
 import (
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"net/url"
 	"strings"
 	"time"
 
@@ -15,6 +20,8 @@ import (
 const (
 	joinPrefix   = "rj1."
 	maxJoinToken = 4 << 10
+	tokenIDSize  = 16 // in bytes; the text has them in hex
+	secretSize   = 32
 	// MaxTTL bounds the life of a join token.
 	MaxTTL = 10 * time.Minute
 )
@@ -48,14 +55,37 @@ func ParseJoinToken(s string) (JoinToken, error) {
 	if err != nil {
 		return JoinToken{}, bad
 	}
+	defer clear(b)
 	var t JoinToken
 	d := json.NewDecoder(strings.NewReader(string(b)))
 	d.DisallowUnknownFields()
-	if err := d.Decode(&t); err != nil {
+	if err := d.Decode(&t); err != nil || !t.wellFormed() {
 		return JoinToken{}, bad
 	}
-	if t.Address == "" || len(t.CA) != sha256.Size || t.ID == "" || t.Instance == "" || t.SPIFFE == "" || len(t.Secret) != 32 {
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
 		return JoinToken{}, bad
 	}
 	return t, nil
+}
+
+// wellFormed bounds what a token may make its reader do: where to connect, which record to read, who to expect.
+func (t JoinToken) wellFormed() bool {
+	id, err := hex.DecodeString(t.ID)
+	if err != nil || len(id) != tokenIDSize || hex.EncodeToString(id) != t.ID {
+		return false
+	}
+	host, port, err := net.SplitHostPort(t.Address)
+	if err != nil || host == "" || port == "" || strings.ContainsAny(t.Address, "/\\?#@% \t\r\n") {
+		return false
+	}
+	u, err := url.Parse(t.SPIFFE)
+	if err != nil || u.Scheme != "spiffe" || u.Host == "" || t.Instance == "" || t.SPIFFE != "spiffe://"+u.Host+"/instance/"+t.Instance {
+		return false
+	}
+	return len(t.CA) == sha256.Size && len(t.Secret) == secretSize && !t.Expires.IsZero()
+}
+
+// DigestJoinToken is what the server keeps of a token: the hash of its whole text, so that an edited token is an unknown one.
+func DigestJoinToken(text string) [sha256.Size]byte {
+	return sha256.Sum256([]byte(strings.TrimSpace(text)))
 }

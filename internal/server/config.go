@@ -11,12 +11,16 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/rotorkms/rotor/internal/authn"
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/identity"
+	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/seal"
 	"github.com/rotorkms/rotor/internal/seal/local"
@@ -78,11 +82,31 @@ func (c Config) validate() error {
 	case c.MaxSkew < 0 || c.MaxSkew > c.LeaseTTL:
 		return bad("max_skew", "not negative, at most the lease's time")
 	}
-	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
+	host, _, err := net.SplitHostPort(c.Listen)
+	if err != nil {
 		return bad("listen", "host:port")
+	}
+	if ip := net.ParseIP(host); c.Advertise == "" && (host == "" || ip != nil && ip.IsUnspecified()) {
+		return bad("advertise", "name the host:port that instances reach, because the listener takes every address")
+	}
+	if c.Advertise != "" {
+		if host, port, err := net.SplitHostPort(c.Advertise); err != nil || host == "" || port == "" || strings.ContainsAny(c.Advertise, "/?#@% ") {
+			return bad("advertise", "host:port")
+		}
+	}
+	if !trustDomain.MatchString(c.TrustDomain) {
+		return bad("trust_domain", "1 to 255 lower-case letters, digits and . _ - (SPIFFE-ID, 2.1)")
+	}
+	if !keyring.ValidName(c.Namespace) {
+		return bad("namespace", "1 to 64 lower-case letters, digits, and inside . _ -")
+	}
+	if slices.Contains(c.Hosts, "") {
+		return bad("hosts", "names and addresses, none empty")
 	}
 	return nil
 }
+
+var trustDomain = regexp.MustCompile(`^[a-z0-9._-]{1,255}$`)
 
 // defaultRules let administrators do everything. Instances get their rights from the operator.
 const defaultRules = `# Who may do what. Nothing is allowed that no rule allows. Reload with SIGHUP.
@@ -160,7 +184,7 @@ func initAdmin(ctx context.Context, c Config, g *guard.Guard, path string) error
 	if err != nil {
 		return err
 	}
-	return errors.Join(a.Admin(dir, "admin", cmp.Or(c.Advertise, c.Listen)), dir.Close())
+	return errors.Join(a.Admin(ctx, dir, "admin", cmp.Or(c.Advertise, c.Listen)), dir.Close())
 }
 
 func writeRules(path string) error {
@@ -177,6 +201,9 @@ func writeRules(path string) error {
 
 func readRules(path string) (*policy.Rules, error) {
 	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fault.New(fault.NotFound, "rules "+path).WithHint("name the rules file, or write one")
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read rules: %w", err)
 	}

@@ -41,13 +41,14 @@ type Server struct {
 	store    store.Store
 	guard    *guard.Guard
 	listener net.Listener
-	http     *http.Server
+	http     *wire.Server
 	fleet    *fleet.Fleet
 	stop     context.CancelFunc
 	ended    chan struct{} // closed when everything has stopped
 	err      error         // why; read after ended
 
 	closing sync.Once
+	quit    chan struct{} // closed by Close
 }
 
 // rooms are the parts that serve requests.
@@ -93,7 +94,7 @@ func start(ctx context.Context, c Config, db store.Store, sealer seal.Sealer) (*
 	run, stop := context.WithCancel(context.WithoutCancel(ctx))
 	group, run := errgroup.WithContext(run)
 	group.Go(func() error { return g.Run(run) })
-	s := &Server{config: c, store: db, guard: g, stop: stop, ended: make(chan struct{})}
+	s := &Server{config: c, store: db, guard: g, stop: stop, ended: make(chan struct{}), quit: make(chan struct{})}
 	if err := s.serve(ctx, run, group, sealer.ID()); err != nil {
 		stop()
 		return nil, errors.Join(err, group.Wait())
@@ -121,7 +122,7 @@ func (s *Server) serve(ctx, run context.Context, group *errgroup.Group, sealer s
 	if s.listener, err = wire.Listen(ctx, s.config.Listen, tlsConfig); err != nil {
 		return err
 	}
-	s.http = wire.NewServer(wire.Config{TLS: tlsConfig, Identifier: r.authority, Handler: s.mux(r, sealer), Log: s.config.Log})
+	s.http = wire.NewServer(wire.Config{TLS: tlsConfig, Identifier: r.authority, Handler: s.mux(r, sealer), Now: s.config.Now, Log: s.config.Log})
 	r.kms.OnChange(func(k keyring.Key) {
 		r.fleet.Publish(run, k)
 		r.rollout.Look(k.ID)
@@ -130,12 +131,7 @@ func (s *Server) serve(ctx, run context.Context, group *errgroup.Group, sealer s
 	for _, loop := range []func(context.Context) error{r.kms.Run, r.fleet.Run, r.campaigns.Run, r.rollout.Run} {
 		group.Go(func() error { return loop(run) })
 	}
-	group.Go(func() error {
-		if err := s.http.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
-			return fmt.Errorf("serve: %w", err)
-		}
-		return nil
-	})
+	group.Go(func() error { return s.http.Serve(s.listener) })
 	return nil
 }
 
@@ -170,25 +166,31 @@ func (s *Server) mux(r rooms, sealer string) *http.ServeMux {
 	mux.HandleFunc("/readyz", alive) // the listener is opened after the store is unsealed and verified
 	mux.Handle(jwks.Path, jwks.Handler(tokens, keyring.Namespace(c.Namespace)))
 	native.Mount(mux, native.Config{
-		Guard: s.guard, KMS: r.kms, Fleet: r.fleet, Rollout: r.rollout, Authority: r.authority, Issuer: tokens, Campaigns: r.campaigns, Address: s.Advertised(),
+		Guard: s.guard, KMS: r.kms, Fleet: r.fleet, Rollout: r.rollout, Authority: r.authority, Issuer: tokens, Campaigns: r.campaigns,
+		Cut: func(name string) { s.http.Cut(name) }, Address: s.Advertised(),
 		About: native.About{Version: Version, Engine: "bolt", Seal: sealer, Started: c.Now()}, Now: c.Now, Log: c.Log,
 	})
 	return mux
 }
 
-// supervise waits for the first loop that fails, or for Close, and brings everything down in order: no new request, drained, loops
-// stopped, use windows closed, store closed.
+// supervise waits for the first loop that fails, or for Close, and brings everything down in order: no new request, those in flight
+// answered while the loops that they need still run, use windows closed, loops stopped, store closed.
 func (s *Server) supervise(run context.Context, group *errgroup.Group) {
-	<-run.Done()
+	select {
+	case <-run.Done():
+	case <-s.quit:
+	}
 	s.fleet.Drain()
 	drain, cancel := context.WithTimeout(context.Background(), drainTime)
 	defer cancel()
-	if err := s.http.Shutdown(drain); err != nil {
-		_ = s.http.Close() // streams do not end by themselves
+	s.http.Shutdown(drain)
+	if run.Err() == nil {
+		if err := s.guard.CloseWindows(drain, true); err != nil {
+			s.config.Log.Warn("use windows left open", "error", err)
+		}
 	}
-	err := group.Wait()
 	s.stop()
-	s.err = errors.Join(err, s.store.Close())
+	s.err = errors.Join(group.Wait(), s.store.Close())
 	close(s.ended)
 }
 
@@ -218,11 +220,6 @@ func (s *Server) Wait() error {
 
 // Close drains and stops the server.
 func (s *Server) Close() error {
-	s.closing.Do(func() {
-		if err := s.guard.CloseWindows(context.Background(), true); err != nil {
-			s.config.Log.Warn("use windows left open", "error", err)
-		}
-		s.stop()
-	})
+	s.closing.Do(func() { close(s.quit) })
 	return s.Wait()
 }

@@ -6,10 +6,12 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
-	"strings"
+	"slices"
 	"time"
 
 	"connectrpc.com/connect"
@@ -22,21 +24,25 @@ import (
 // Limits of every request.
 const (
 	MaxMessage     = 4 << 20          // of one request or stream message, in bytes
-	headerTimeout  = 10 * time.Second // to send the request's header
+	maxStranger    = 64 << 10         // of a request of nobody, in bytes: a join token and a certificate request
+	headerTimeout  = 10 * time.Second // to make the TLS connection and to send the request's header
 	requestTimeout = 30 * time.Second // to send the body and take the answer, but for streams
 	idleTimeout    = 2 * time.Minute
 	pingEvery      = 15 * time.Second // silence of a connection after which it is asked for a sign of life
 	pingTimeout    = 10 * time.Second
-	maxStreams     = 1024 // of one connection
+	maxStreams     = 256 // HTTP/2 streams of one connection
 )
 
-// Strangers are the path prefixes that answer without a certificate: health, JWKS and join.
+// Strangers are the paths that answer without a certificate: health, JWKS and join.
 func Strangers() []string {
-	return []string{"/healthz", "/readyz", "/.well-known/jwks.json", "/rotor.v1.JoinService/"}
+	return []string{"/healthz", "/readyz", "/.well-known/jwks.json", "/rotor.v1.JoinService/Join", "/rotor.v1.JoinService/Renew"}
 }
 
-// streams are the paths without a time limit: their messages have their own.
-var streams = []string{"/rotor.v1.FleetService/Hold", "/rotor.v1.AuditService/"}
+// hold is the one path whose request has no end: its messages have a limit, their sum has none.
+const hold = "/rotor.v1.FleetService/Hold"
+
+// streams are the paths without a time limit. They end with the caller's certificate, with its removal and with the server.
+var streams = []string{hold, "/rotor.v1.AuditService/Tail", "/rotor.v1.AuditService/Export"}
 
 // Identifier names the caller behind a connection.
 type Identifier interface {
@@ -49,17 +55,47 @@ type Config struct {
 	TLS        *tls.Config
 	Identifier Identifier
 	Handler    http.Handler // the front ends
+	Now        func() time.Time
 	Log        *slog.Logger
 }
 
-// NewServer makes the HTTP server. Its caller serves and shuts it down.
-func NewServer(c Config) *http.Server {
-	return &http.Server{
-		TLSConfig: c.TLS, Handler: limit(authenticate(c.Identifier, c.Handler)), ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
+// Server is the listener's HTTP server.
+type Server struct {
+	http    *http.Server
+	callers *callers
+}
+
+// NewServer makes the server. Its caller serves and shuts it down.
+func NewServer(c Config) *Server {
+	s := &Server{callers: newCallers()}
+	s.http = &http.Server{
+		TLSConfig: c.TLS, Handler: s.authenticate(c), ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
 		MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(c.Log.Handler(), slog.LevelDebug),
-		HTTP2: &http.HTTP2Config{SendPingTimeout: pingEvery, PingTimeout: pingTimeout, MaxConcurrentStreams: maxStreams},
+		HTTP2:       &http.HTTP2Config{SendPingTimeout: pingEvery, PingTimeout: pingTimeout, MaxConcurrentStreams: maxStreams},
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) },
+		ConnState:   s.callers.connState,
+	}
+	return s
+}
+
+// Serve answers until Shutdown, and then returns nil.
+func (s *Server) Serve(l net.Listener) error {
+	if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve: %w", err)
+	}
+	return nil
+}
+
+// Shutdown ends the streams, lets the requests in flight finish until ctx ends, and closes what is left then.
+func (s *Server) Shutdown(ctx context.Context) {
+	s.callers.drain()
+	if err := s.http.Shutdown(ctx); err != nil {
+		_ = s.http.Close() // it closes all that it can
 	}
 }
+
+// Cut closes every connection of an instance.
+func (s *Server) Cut(instance string) { s.callers.cut(instance) }
 
 // Listen opens a TCP listener for TLS.
 func Listen(ctx context.Context, address string, c *tls.Config) (net.Listener, error) {
@@ -71,63 +107,103 @@ func Listen(ctx context.Context, address string, c *tls.Config) (net.Listener, e
 	return tls.NewListener(l, c), nil
 }
 
-func limit(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !hasPrefix(r.URL.Path, streams) {
-			end := time.Now().Add(requestTimeout)
-			c := http.NewResponseController(w)
-			_ = c.SetReadDeadline(end) // every server connection supports it
-			_ = c.SetWriteDeadline(end)
-			r.Body = http.MaxBytesReader(w, r.Body, MaxMessage)
-		}
-		next.ServeHTTP(w, r)
-	})
-}
-
-func hasPrefix(path string, prefixes []string) bool {
-	for _, p := range prefixes {
-		if strings.HasPrefix(path, p) {
-			return true
-		}
-	}
-	return false
-}
-
 // peer is who stands behind a request.
 type peer struct {
 	caller      policy.Caller
 	certificate *x509.Certificate
 	state       tls.ConnectionState
+	control     *http.ResponseController
 }
 
-type peerKey struct{}
+type (
+	peerKey struct{}
+	connKey struct{}
+)
 
-func authenticate(id Identifier, next http.Handler) http.Handler {
-	errors := connect.NewErrorWriter()
+// authenticate names the caller and bounds the request before anything of its body is read.
+func (s *Server) authenticate(c Config) http.Handler {
+	writer := connect.NewErrorWriter()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		var p peer
+		p := peer{control: http.NewResponseController(w)}
 		err := error(fault.New(fault.Unauthenticated, "caller"))
 		if r.TLS != nil {
 			p.state = *r.TLS
-			p.caller, err = id.Identify(*r.TLS, false)
-			if err == nil {
-				p.certificate = r.TLS.PeerCertificates[0]
-			}
+			p.caller, err = c.Identifier.Identify(*r.TLS, false)
 		}
-		if err != nil && !hasPrefix(r.URL.Path, Strangers()) {
-			deny(w, r, errors, err)
+		ctx, stream := r.Context(), slices.Contains(streams, r.URL.Path)
+		switch {
+		case err == nil:
+			var cancel context.CancelFunc
+			p.certificate = r.TLS.PeerCertificates[0]
+			ctx, cancel = context.WithTimeout(ctx, p.certificate.NotAfter.Sub(c.Now()))
+			defer cancel()
+		case !slices.Contains(Strangers(), r.URL.Path):
+			deny(w, r, writer, err)
 			return
 		}
-		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), peerKey{}, p)))
+		ctx, leave, err := s.callers.enter(ctx, p.caller, host(r.RemoteAddr), stream)
+		if err != nil {
+			deny(w, r, writer, err)
+			return
+		}
+		defer leave()
+		if err := limit(w, r, p, stream); err != nil {
+			deny(w, r, writer, err)
+			return
+		}
+		c.Handler.ServeHTTP(w, r.WithContext(context.WithValue(ctx, peerKey{}, p)))
 	})
 }
 
-func deny(w http.ResponseWriter, r *http.Request, errors *connect.ErrorWriter, err error) {
-	if errors.IsSupported(r) {
-		_ = errors.Write(w, r, rpc.Encode(err)) // the client is gone when this fails
+// limit bounds size and time of a request. fault.TooLarge.
+func limit(w http.ResponseWriter, r *http.Request, p peer, stream bool) error {
+	if !stream {
+		end := time.Now().Add(requestTimeout)
+		_ = p.control.SetReadDeadline(end) // every server connection supports it
+		_ = p.control.SetWriteDeadline(end)
+	}
+	most := int64(MaxMessage)
+	if p.caller.IsZero() {
+		most = maxStranger
+	}
+	if r.ContentLength > most {
+		return fault.New(fault.TooLarge, "request").WithHint("at most %d bytes", most)
+	}
+	if r.URL.Path != hold {
+		r.Body = http.MaxBytesReader(w, r.Body, most)
+	}
+	return nil
+}
+
+func host(address string) string {
+	h, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return address
+	}
+	return h
+}
+
+// deny answers in the protocol of the request. What is left of its body is not read.
+func deny(w http.ResponseWriter, r *http.Request, writer *connect.ErrorWriter, err error) {
+	if writer.IsSupported(r) {
+		_ = writer.Write(w, r, rpc.Encode(err)) // the client is gone when this fails
 		return
 	}
-	http.Error(w, err.Error(), http.StatusUnauthorized)
+	status := http.StatusUnauthorized
+	switch fault.CodeOf(err) {
+	case fault.TooLarge:
+		status = http.StatusRequestEntityTooLarge
+	case fault.Unavailable:
+		status = http.StatusServiceUnavailable
+	}
+	http.Error(w, err.Error(), status)
+}
+
+// StopReading makes the read of a stream's request that waits, and every later one, fail.
+func StopReading(ctx context.Context) {
+	if p, ok := ctx.Value(peerKey{}).(peer); ok {
+		_ = p.control.SetReadDeadline(time.Unix(1, 0)) // every server connection supports it
+	}
 }
 
 // Caller is who sent the request; the zero Caller for strangers.

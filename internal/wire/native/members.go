@@ -21,6 +21,9 @@ import (
 // members is FleetService.
 type members struct{ Config }
 
+// maxNames bounds the keys that one message asks to hold.
+const maxNames = fleet.MaxKeys
+
 // Hold is the stream of one process: lease requests, keys to hold and acknowledgements up; leases and parcels down. It ends with the
 // certificate that opened it.
 func (s members) Hold(ctx context.Context, stream *connect.BidiStream[rotorv1.HoldUp, rotorv1.HoldDown]) error {
@@ -32,23 +35,28 @@ func (s members) Hold(ctx context.Context, stream *connect.BidiStream[rotorv1.Ho
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, wire.Certificate(ctx).NotAfter.Sub(s.Now()))
+	live, cancel := context.WithCancel(ctx)
 	defer cancel()
 	clean := false
-	up := make(chan error, 1)
-	go func() { // ends when the stream does, which is when this function returns
-		up <- s.receive(ctx, stream, session, &clean)
-		cancel()
+	var failed error
+	up := make(chan struct{})
+	go func() { // ends when it cannot read any more, for which this function waits
+		defer close(up)
+		defer cancel()
+		defer func() {
+			if r := recover(); r != nil {
+				failed = s.panicked(ctx, rotorv1.FleetServiceHoldProcedure, r)
+			}
+		}()
+		failed = s.receive(live, stream, session, &clean)
 	}()
-	down := send(ctx, stream, session)
-	select {
-	case err := <-up:
-		session.Close(context.WithoutCancel(ctx), clean)
-		if err != nil || clean {
-			return err
-		}
-	default:
-		session.Close(context.WithoutCancel(ctx), false)
+	down := send(live, stream, session)
+	cancel()
+	wire.StopReading(ctx)
+	<-up
+	session.Close(context.WithoutCancel(ctx), clean)
+	if failed != nil || clean {
+		return failed
 	}
 	return down
 }
@@ -78,6 +86,9 @@ func (s members) receive(ctx context.Context, stream *connect.BidiStream[rotorv1
 			session.Beat(m.GetBeat())
 		}
 		if names := m.GetKeys(); len(names) > 0 {
+			if len(names) > maxNames {
+				return fault.New(fault.TooLarge, "keys to hold").WithHint("at most %d", maxNames)
+			}
 			if err := session.Hold(ctx, names); err != nil {
 				return err
 			}
@@ -141,5 +152,7 @@ func (s members) Remove(ctx context.Context, r *connect.Request[rotorv1.RemoveRe
 	if err := s.Authority.Remove(ctx, wire.Caller(ctx), r.Msg.GetName()); err != nil {
 		return nil, err
 	}
-	return answer(&rotorv1.RemoveResponse{}, s.Fleet.Remove(ctx, r.Msg.GetName()))
+	err := s.Fleet.Remove(ctx, r.Msg.GetName())
+	s.Cut(r.Msg.GetName())
+	return answer(&rotorv1.RemoveResponse{}, err)
 }

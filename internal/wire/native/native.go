@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"log/slog"
 	"net/http"
+	"runtime/debug"
 	"time"
 
 	"connectrpc.com/connect"
@@ -34,7 +35,8 @@ type Config struct {
 	Authority *authn.Authority
 	Issuer    issuer.Issuer
 	Campaigns *campaign.Service
-	Address   string // host:port that join tokens name
+	Cut       func(instance string) // closes the connections of a removed instance
+	Address   string                // host:port that join tokens name
 	About     About
 	Now       func() time.Time
 	Log       *slog.Logger
@@ -50,9 +52,11 @@ type About struct {
 func Mount(mux *http.ServeMux, c Config) {
 	o := []connect.HandlerOption{
 		connect.WithReadMaxBytes(wire.MaxMessage), connect.WithSendMaxBytes(wire.MaxMessage), connect.WithInterceptors(faults{c.Log}),
+		// Keys and ciphertexts do not get shorter, and what is short can be made to become long.
+		connect.WithCompression("gzip", nil, nil),
+		connect.WithCodec(strictJSON{"json"}), connect.WithCodec(strictJSON{"json; charset=utf-8"}),
 		connect.WithRecover(func(ctx context.Context, s connect.Spec, _ http.Header, r any) error {
-			c.Log.ErrorContext(ctx, "panic in a request", "procedure", s.Procedure, "panic", r)
-			return rpc.Encode(fault.New(fault.Internal, ""))
+			return rpc.Encode(c.panicked(ctx, s.Procedure, r))
 		}),
 	}
 	mux.Handle(rotorv1.NewKeyServiceHandler(keys{c}, o...))
@@ -62,6 +66,12 @@ func Mount(mux *http.ServeMux, c Config) {
 	mux.Handle(rotorv1.NewDataServiceHandler(data{c}, o...))
 	mux.Handle(rotorv1.NewAuditServiceHandler(log{c}, o...))
 	mux.Handle(rotorv1.NewServerServiceHandler(status{c}, o...))
+}
+
+// panicked logs a panic, which is a mistake of ours and nothing the caller can mend.
+func (c Config) panicked(ctx context.Context, procedure string, r any) error {
+	c.Log.ErrorContext(ctx, "panic in a request", "procedure", procedure, "panic", r, "stack", string(debug.Stack()))
+	return fault.New(fault.Internal, "")
 }
 
 // faults encodes every error on its way out and logs what is no fault.

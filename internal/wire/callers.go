@@ -1,0 +1,126 @@
+package wire
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"sync"
+
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/policy"
+)
+
+// Limits of one caller, or of one address of strangers, and of the server.
+const (
+	maxConnections = 20_000
+	maxInFlight    = maxStreams // requests that are no streams
+	maxNobody      = 64         // the same, of strangers
+	maxOpen        = 16         // streams
+)
+
+// load is what one caller has in flight.
+type load struct {
+	requests, streams int
+}
+
+// callers knows who is connected and what they have in flight.
+type callers struct {
+	mu       sync.Mutex          // guards what follows
+	open     map[net.Conn]string // connections, with the instance that they were seen to be of
+	loads    map[string]*load
+	streams  map[*context.CancelFunc]bool
+	draining bool
+}
+
+func newCallers() *callers {
+	return &callers{open: map[net.Conn]string{}, loads: map[string]*load{}, streams: map[*context.CancelFunc]bool{}}
+}
+
+// connState counts connections; those beyond the limit are closed before anything is read of them.
+func (s *callers) connState(c net.Conn, state http.ConnState) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch state {
+	case http.StateNew:
+		if len(s.open) >= maxConnections {
+			abort(c)
+			return
+		}
+		s.open[c] = ""
+	case http.StateClosed, http.StateHijacked:
+		delete(s.open, c)
+	}
+}
+
+// abort closes a connection without the farewell of TLS, which can block.
+func abort(c net.Conn) {
+	if t, ok := c.(interface{ NetConn() net.Conn }); ok {
+		c = t.NetConn()
+	}
+	_ = c.Close() // it is given up
+}
+
+// enter counts a request until leave is called. The context of a stream ends when the server drains. fault.Unavailable.
+func (s *callers) enter(ctx context.Context, c policy.Caller, address string, stream bool) (_ context.Context, leave func(), err error) {
+	name := c.Name
+	if c.IsZero() {
+		name = "stranger at " + address
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	conn, _ := ctx.Value(connKey{}).(net.Conn)
+	if _, known := s.open[conn]; known && c.Instance != "" {
+		s.open[conn] = c.Instance
+	}
+	l := s.loads[name]
+	if l == nil {
+		l = &load{}
+		s.loads[name] = l
+	}
+	n, most := &l.requests, maxInFlight
+	if c.IsZero() {
+		most = maxNobody
+	}
+	if stream {
+		n, most = &l.streams, maxOpen
+	}
+	if *n >= most || stream && s.draining {
+		cancel()
+		return ctx, nil, fault.New(fault.Unavailable, "server").WithHint("at most %d at a time for one caller, and none while the server stops", most)
+	}
+	*n++
+	if stream {
+		s.streams[&cancel] = true
+	}
+	return ctx, func() {
+		cancel()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		*n--
+		delete(s.streams, &cancel)
+		if l.requests+l.streams == 0 && s.loads[name] == l {
+			delete(s.loads, name)
+		}
+	}, nil
+}
+
+// drain ends all streams and lets no new one begin.
+func (s *callers) drain() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.draining = true
+	for cancel := range s.streams {
+		(*cancel)()
+	}
+}
+
+func (s *callers) cut(instance string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c, of := range s.open {
+		if of == instance && instance != "" {
+			abort(c)
+		}
+	}
+}
