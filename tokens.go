@@ -73,6 +73,7 @@ type keySet struct {
 	fetch func(context.Context) (published, error)
 	clock clock
 	now   atomic.Pointer[published]
+	tried atomic.Pointer[time.Time] // of the last fetch that failed
 	once  once[published]
 }
 
@@ -89,17 +90,24 @@ func (s *keySet) with(ctx context.Context, kid string) (token.Set, error) {
 			return have.set, nil
 		}
 	}
+	usable := have != nil && now.Sub(have.fetched) < have.maxAge+maxOldSet
+	if at := s.tried.Load(); usable && at != nil && now.Sub(*at) < missEvery {
+		return have.set, nil // the server did not answer a moment ago, and nobody waits for it again
+	}
 	fresh, err := s.once.do(ctx, func(ctx context.Context) (published, error) {
 		p, err := s.fetch(ctx)
 		if err == nil {
 			s.now.Store(&p)
+			s.tried.Store(nil)
+		} else {
+			s.tried.Store(&now)
 		}
 		return p, err
 	})
 	if err == nil {
 		return fresh.set, nil
 	}
-	if have != nil && now.Sub(have.fetched) < have.maxAge+maxOldSet {
+	if usable {
 		return have.set, nil
 	}
 	return token.Set{}, err

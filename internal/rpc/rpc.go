@@ -39,6 +39,9 @@ func FaultOf(err error) *rotorv1.Fault {
 
 // Parse is the inverse of Fault.
 func Parse(f *rotorv1.Fault) error {
+	if f.GetCode() == "" {
+		return fault.New(fault.Internal, "")
+	}
 	return &fault.Error{Code: fault.Code(f.GetCode()), Resource: f.GetResource(), Hint: f.GetHint()}
 }
 
@@ -72,6 +75,8 @@ func Decode(err error) error {
 		return fault.Wrap(fault.TooLarge, "request", err)
 	case connect.CodeUnavailable, connect.CodeUnknown, connect.CodeInternal, connect.CodeAborted:
 		return fault.Wrap(fault.Unavailable, "server", err)
+	case connect.CodePermissionDenied:
+		return fault.Wrap(fault.Denied, "request", err)
 	case connect.CodeUnauthenticated:
 		return fault.Wrap(fault.Unauthenticated, "caller", err)
 	}

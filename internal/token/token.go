@@ -3,7 +3,6 @@
 package token
 
 import (
-	"bytes"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -12,6 +11,7 @@ import (
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
+	josejson "github.com/go-jose/go-jose/v4/json"
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/suite"
@@ -21,7 +21,7 @@ import (
 const (
 	maxToken = 8 << 10
 	maxSet   = 1 << 20
-	maxKeys  = 64
+	maxKeys  = 1024
 )
 
 // Type is the "typ" of access tokens (RFC 9068, 2.1).
@@ -124,17 +124,20 @@ func Verify(now time.Time, token string, keys Set, want Expect) (Claims, error) 
 		return Claims{}, fault.New(fault.TokenInvalid, "token")
 	}
 	c, err := claims(input)
+	if err == nil {
+		err = c.check(now, want)
+	}
 	if err != nil {
 		return Claims{}, err
 	}
-	return c, c.check(now, want)
+	return c, nil
 }
 
 func (c Claims) check(now time.Time, want Expect) error {
 	switch {
-	case !now.Add(-want.Leeway).Before(time.Unix(c.Expires, 0)):
+	case now.Add(-want.Leeway).Unix() >= c.Expires:
 		return fault.New(fault.TokenExpired, "token")
-	case now.Add(want.Leeway).Before(time.Unix(c.NotBefore, 0)):
+	case now.Add(want.Leeway).Unix() < c.NotBefore:
 		return fault.New(fault.TokenNotYetValid, "token")
 	case c.Audience != want.Audience || want.Audience == "":
 		return fault.New(fault.TokenAudience, "token")
@@ -154,7 +157,10 @@ func split(token string) (h header, input string, sig []byte, err error) {
 		return h, "", nil, bad
 	}
 	b, err := base64.RawURLEncoding.Strict().DecodeString(parts[0])
-	if err != nil || strict(b, &h) != nil || h.Type != Type {
+	if err != nil {
+		return h, "", nil, bad
+	}
+	if h, err = parseHeader(b); err != nil || h.Type != Type {
 		return h, "", nil, bad
 	}
 	sig, err = base64.RawURLEncoding.Strict().DecodeString(parts[2])
@@ -168,17 +174,31 @@ func claims(input string) (Claims, error) {
 	var c Claims
 	_, body, _ := strings.Cut(input, ".")
 	b, err := base64.RawURLEncoding.Strict().DecodeString(body)
-	if err != nil || json.Unmarshal(b, &c) != nil {
+	if err != nil || josejson.Unmarshal(b, &c) != nil {
 		return c, fault.New(fault.TokenInvalid, "token")
 	}
 	return c, nil
 }
 
-// strict refuses unknown header members: "crit", "jwk", "jku" and their like are not understood, so not passed over.
-func strict(b []byte, v any) error {
-	d := json.NewDecoder(bytes.NewReader(b))
-	d.DisallowUnknownFields()
-	return d.Decode(v)
+// parseHeader refuses what it does not know: "crit", "jwk", "jku", "x5c" and their like are not understood, so not passed over. Names
+// are compared case for case and none may stand twice (RFC 7515, 4 and 10.12).
+func parseHeader(b []byte) (header, error) {
+	var members map[string]josejson.RawMessage
+	if err := josejson.Unmarshal(b, &members); err != nil {
+		return header{}, err
+	}
+	var h header
+	fields := map[string]*string{"alg": &h.Algorithm, "typ": &h.Type, "kid": &h.KeyID}
+	for name, value := range members {
+		field := fields[name]
+		if field == nil {
+			return header{}, fmt.Errorf("header member %q is not known", name)
+		}
+		if err := josejson.Unmarshal(value, field); err != nil {
+			return header{}, err
+		}
+	}
+	return h, nil
 }
 
 // EncodeSet makes the JWKS document.
@@ -198,29 +218,46 @@ func EncodeSet(s Set) ([]byte, error) {
 	return json.Marshal(out)
 }
 
-// ParseSet reads a JWKS document; keys that are not for tokens of a known algorithm are left out. fault.Invalid, TooLarge.
+// ParseSet reads a JWKS document; keys that are not for tokens of a known algorithm are left out (RFC 7517, 5). fault.Invalid, also when
+// two keys have one kid; TooLarge.
 func ParseSet(b []byte) (Set, error) {
 	if len(b) > maxSet {
 		return Set{}, fault.New(fault.TooLarge, "JWKS")
 	}
-	var in jose.JSONWebKeySet
-	if err := json.Unmarshal(b, &in); err != nil {
+	var in struct {
+		Keys []json.RawMessage `json:"keys"`
+	}
+	if err := json.Unmarshal(b, &in); err != nil || in.Keys == nil {
 		return Set{}, fault.New(fault.Invalid, "JWKS")
 	}
 	if len(in.Keys) > maxKeys {
-		return Set{}, fault.New(fault.TooLarge, "JWKS")
+		return Set{}, fault.New(fault.TooLarge, "JWKS").WithHint("at most %d keys", maxKeys)
 	}
 	var s Set
-	for _, k := range in.Keys {
-		for _, spec := range suite.All() {
-			if spec.JWA == "" || spec.JWA != k.Algorithm || !k.IsPublic() {
-				continue
-			}
-			public, err := suite.EncodePublic(spec.ID, k.Key)
-			if err == nil && k.KeyID != "" {
-				s.Keys = append(s.Keys, Key{k.KeyID, spec.ID, public})
-			}
+	for _, raw := range in.Keys {
+		k, ok := parseKey(raw)
+		if !ok {
+			continue
 		}
+		if _, twice := s.Find(k.ID); twice {
+			return Set{}, fault.New(fault.Invalid, "JWKS").WithHint("two keys have one kid")
+		}
+		s.Keys = append(s.Keys, k)
 	}
 	return s, nil
+}
+
+func parseKey(raw []byte) (Key, bool) {
+	var k jose.JSONWebKey
+	if k.UnmarshalJSON(raw) != nil || !k.IsPublic() || k.KeyID == "" || k.Use != "" && k.Use != "sig" {
+		return Key{}, false
+	}
+	for _, spec := range suite.All() {
+		if spec.JWA == "" || spec.JWA != k.Algorithm {
+			continue
+		}
+		public, err := suite.EncodePublic(spec.ID, k.Key)
+		return Key{k.KeyID, spec.ID, public}, err == nil
+	}
+	return Key{}, false
 }
