@@ -156,7 +156,7 @@ func TestSign(t *testing.T) {
 					t.Errorf("%s, byte %d: %v", a, i, err)
 				}
 			}
-			for _, bad := range [][]byte{nil, {}, sig[:len(sig)-1], sig[1:], append(bytes.Clone(sig), 0), append([]byte{0}, sig...), make([]byte, len(sig))} {
+			for _, bad := range [][]byte{nil, {}, sig[:len(sig)-1], sig[1:], append(bytes.Clone(sig), 0), append([]byte{0}, sig...), slices.Insert(bytes.Clone(sig), len(sig)/2, 0), make([]byte, len(sig))} {
 				if err := suite.Verify(a, k.public, msg, bad); !errors.Is(err, suite.ErrSignature) {
 					t.Errorf("%s: %d bytes: %v", a, len(bad), err)
 				}

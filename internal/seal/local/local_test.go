@@ -141,6 +141,37 @@ func TestOpenBad(t *testing.T) {
 	}
 }
 
+// TestBinding: a blob belongs to its sealer and generation even where the keys are the same.
+func TestBinding(t *testing.T) {
+	write := func(name string) *local.Sealer {
+		path := filepath.Join(t.TempDir(), "seal.key")
+		text := fmt.Sprintf(`{"version":1,"id":%q,"forgotten_before":0,"keys":{"1":%q,"2":%q}}`, name, key, key)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s, err := local.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	s, other := write(id), write("f"+id[1:])
+	blob, err := s.Wrap(t.Context(), secret.Random(32), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Unwrap(t.Context(), blob); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := other.Unwrap(t.Context(), blob); !errors.Is(err, seal.ErrWrongSealer) {
+		t.Errorf("another sealer: %v", err)
+	}
+	blob[7] = 2
+	if _, err := s.Unwrap(t.Context(), blob); !errors.Is(err, seal.ErrWrongSealer) {
+		t.Errorf("another generation: %v", err)
+	}
+}
+
 // TestMain runs a child that saves without room, or for ever until it is killed.
 func TestMain(m *testing.M) {
 	path := os.Getenv("ROTOR_SEAL_CHILD")

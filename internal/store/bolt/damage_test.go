@@ -130,7 +130,7 @@ func write(t *testing.T, f *os.File, at int, b ...byte) {
 	}
 }
 
-func TestDamage(t *testing.T) { damage(t, 61) }
+func TestDamage(t *testing.T) { damage(t, 97) }
 
 // TestMetaPages: each byte that counts of either meta page is noticed, although bbolt would go on with the other, older one.
 func TestMetaPages(t *testing.T) {
