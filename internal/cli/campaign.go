@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -108,6 +109,7 @@ func newCampaignWatch(a *app) *cobra.Command {
 func (a *app) watchCampaign(ctx context.Context, s *api, id string) error {
 	bar := &progress{w: a.err}
 	defer bar.end()
+	var pace pace
 	for {
 		m, err := message(s.data.GetCampaign(ctx, request(&rotorv1.CampaignRef{Id: id})))
 		switch {
@@ -119,7 +121,7 @@ func (a *app) watchCampaign(ctx context.Context, s *api, id string) error {
 			return err
 		default:
 			v := viewCampaign(m)
-			bar.at(fmt.Sprintf("%s: %d of %d scanned, %d moved, %d failed", v.Phase, v.Scanned, v.Total, v.Moved, v.Failed))
+			bar.at(fmt.Sprintf("%s: %d of %d scanned, %d moved, %d failed%s", v.Phase, v.Scanned, v.Total, v.Moved, v.Failed, pace.left(v, time.Now())))
 			if v.Done {
 				bar.end()
 				return a.endCampaign(m)
@@ -128,6 +130,30 @@ func (a *app) watchCampaign(ctx context.Context, s *api, id string) error {
 		pause(ctx, pollEvery)
 	}
 }
+
+// pace estimates when a campaign ends, from what was scanned since it has been watched.
+type pace struct {
+	began time.Time
+	from  uint64
+}
+
+// left says how long the rest takes at the pace so far; nothing while that is unknown, as in a pass after the first.
+func (p *pace) left(v campaignView, now time.Time) string {
+	if p.began.IsZero() {
+		p.began, p.from = now, v.Scanned
+	}
+	if v.Done || v.Scanned <= p.from || v.Scanned >= v.Total {
+		return ""
+	}
+	rest := float64(now.Sub(p.began)) * float64(v.Total-v.Scanned) / float64(v.Scanned-p.from)
+	if rest > float64(maxETA) {
+		return ""
+	}
+	return ", " + max(time.Duration(rest).Round(time.Second), time.Second).String() + " to go"
+}
+
+// maxETA is the longest time that is told.
+const maxETA = 1000 * 24 * time.Hour
 
 // endCampaign shows how a campaign ended; one that did not move everything is an error.
 func (a *app) endCampaign(m *rotorv1.Campaign) error {

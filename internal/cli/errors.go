@@ -48,7 +48,7 @@ func faultOf(err error) *fault.Error {
 	switch {
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return fault.New(fault.Canceled, "")
-	case errors.Is(err, syscall.ENOSPC):
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		return fault.Wrap(fault.DiskFull, "", err)
 	case errors.Is(err, fs.ErrNotExist):
 		return fault.Wrap(fault.NotFound, "", err).WithHint("check the path")

@@ -2,6 +2,7 @@ package cli_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/rotorkms/rotor/envelope"
 	"github.com/rotorkms/rotor/internal/cli"
 )
 
@@ -42,7 +44,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": exits, "startserver": startServer, "stopserver": stopServer, "sighup": sighup, "interrupt": interrupt, "interruptfed": interruptFed,
-			"flip": flip, "startboard": startBoard, "truncate": truncate, "capture": capture, "empty": empty,
+			"flip": flip, "startboard": startBoard, "truncate": truncate, "capture": capture, "empty": empty, "reorder": reorder,
 		},
 	})
 }
@@ -251,6 +253,21 @@ func truncate(ts *testscript.TestScript, _ bool, args []string) {
 	info, err := os.Stat(ts.MkAbs(args[0]))
 	ts.Check(err)
 	ts.Check(os.Truncate(ts.MkAbs(args[0]), info.Size()-int64(n)))
+}
+
+// reorder FILE changes the places of the first two chunks of an encrypted file.
+func reorder(ts *testscript.TestScript, _ bool, args []string) {
+	b, err := os.ReadFile(ts.MkAbs(args[0]))
+	ts.Check(err)
+	h, err := envelope.ReadHeader(bytes.NewReader(b), int64(len(b)))
+	ts.Check(err)
+	const front, chunk = 56, 16<<10 + 16 // salt and commitment; a chunk with its tag (spec/file-format.md)
+	first := b[h.PayloadOffset()+front:][:chunk]
+	next := b[h.PayloadOffset()+front+chunk:][:chunk]
+	for i := range first {
+		first[i], next[i] = next[i], first[i]
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), b, 0o600))
 }
 
 // capture NAME sets a variable to the last standard output, without the space around it.
