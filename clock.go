@@ -2,6 +2,7 @@ package rotor
 
 import (
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -25,7 +26,9 @@ func (systemClock) Now() time.Time { return time.Now() }
 // Instant implements clock.
 func (systemClock) Instant() holder.Instant {
 	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+	// It never blocks, so the scheduler need not hear of it: that is a tenth of an operation in fence mode.
+	_, _, failed := unix.RawSyscall(unix.SYS_CLOCK_GETTIME, unix.CLOCK_BOOTTIME, uintptr(unsafe.Pointer(&ts)), 0) //nolint:gosec // the pointer does not outlive the call
+	if failed != 0 {
 		return holder.Instant{Boot: 1<<63 - 1, Real: 1<<63 - 1} // a clock that cannot be read ends every lease
 	}
 	return holder.Instant{Boot: ts.Nano(), Real: time.Now().UnixNano()}

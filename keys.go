@@ -166,7 +166,7 @@ func (k *Key) AppendEncrypt(ctx context.Context, dst, plaintext []byte, parts ..
 
 // mayProtect is holder.Protect without the search for the primary, which build has done.
 func (st *state) mayProtect(now time.Time) error {
-	v := st.protects
+	v := &st.protects
 	if st.primary != nil && v.State == keyring.Active && v.Phase == keyring.PhasePrimary && (v.NotAfter.IsZero() || now.Before(v.NotAfter)) {
 		return nil
 	}
@@ -174,6 +174,23 @@ func (st *state) mayProtect(now time.Time) error {
 		return err
 	}
 	return fault.New(fault.WrongPurpose, "key "+st.key.Snapshot.Name+" is for "+string(st.key.Snapshot.Purpose))
+}
+
+// opener is holder.Process with the key that opens, without the search for the primary, which most messages are under.
+func (st *state) opener(handle uint32, now time.Time) (*envelope.MessageKey, error) {
+	v := &st.protects
+	if st.primary != nil && v.Handle == handle && v.State == keyring.Active && v.Phase == keyring.PhasePrimary && (v.Expires.IsZero() || now.Before(v.Expires)) {
+		return st.primary, nil
+	}
+	found, err := st.key.Process(handle, now)
+	if err != nil {
+		return nil, err
+	}
+	m := st.messages[found.Handle]
+	if m == nil {
+		return nil, fault.New(fault.WrongPurpose, "key "+st.key.Snapshot.Name+" is for "+string(st.key.Snapshot.Purpose))
+	}
+	return m, nil
 }
 
 // Decrypt opens a message that any version of the key made, with the parts that it was made with. Codes: decrypt_failed,
@@ -199,7 +216,7 @@ func (k *Key) AppendDecrypt(ctx context.Context, dst, message []byte, parts ...P
 		if err != nil {
 			return nil, err
 		}
-		v, err := st.key.Process(handle, now)
+		m, err := st.opener(handle, now)
 		if fault.CodeOf(err) == fault.UnknownVersion && !asked {
 			newer, ferr := k.fetch(ctx, handle, st)
 			if ferr != nil {
@@ -211,10 +228,6 @@ func (k *Key) AppendDecrypt(ctx context.Context, dst, message []byte, parts ...P
 		}
 		if err != nil {
 			return nil, err
-		}
-		m := st.messages[v.Handle]
-		if m == nil {
-			return nil, fault.New(fault.WrongPurpose, "key "+k.held.name+" is for "+string(st.key.Snapshot.Purpose))
 		}
 		out, err := m.Decrypt(dst, message, parts...)
 		if err != nil {

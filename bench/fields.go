@@ -29,7 +29,7 @@ rules:
 
 const (
 	fieldSize  = 256
-	fieldCalls = 20_000 // of a round
+	fieldCalls = 5000 // of a round: short, so that some rounds are not interrupted, and long enough for a garbage collection
 )
 
 // fields measures messages of 256 B through the SDK, in a process that holds the keys, against bare XAES-256-GCM with a random nonce and
@@ -55,7 +55,7 @@ func fields(ctx context.Context, o options) (rows []Row, err error) {
 		all = append(all, calls(mode+" encrypt", f.encrypt), calls(mode+" decrypt", f.decrypt))
 		allocated = append(allocated, f.allocations(mode)...)
 	}
-	if err := takeTurns(ctx, 3*o.rounds, all...); err != nil {
+	if err := takeTurns(ctx, 20*o.rounds, all...); err != nil {
 		return nil, err
 	}
 	for i, name := range []string{"field_encrypt", "field_decrypt"} {

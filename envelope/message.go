@@ -63,7 +63,6 @@ func (k *MessageKey) Encrypt(dst, plaintext []byte, parts ...Part) ([]byte, erro
 		return nil, fault.New(fault.TooLarge, "plaintext")
 	}
 	scratch := borrowScratch()
-	defer scratches.Put(scratch)
 	data, err := k.data(scratch, parts) // before anything is written: the parts may share memory with dst too
 	if err != nil {
 		return nil, err
@@ -79,6 +78,7 @@ func (k *MessageKey) Encrypt(dst, plaintext []byte, parts ...Part) ([]byte, erro
 	nonce, body := m[5:messageHeader], m[messageHeader:messageHeader+size]
 	rand.Read(nonce)
 	k.aead.Seal(body[:0], nonce, body, data)
+	scratches.Put(scratch)
 	return dst[:n+len(m)], nil
 }
 
@@ -90,12 +90,12 @@ func (k *MessageKey) Decrypt(dst, message []byte, parts ...Part) ([]byte, error)
 		return nil, fault.New(fault.DecryptFailed, "message")
 	}
 	scratch := borrowScratch()
-	defer scratches.Put(scratch)
 	data, err := k.data(scratch, parts)
 	if err != nil {
 		return nil, fault.New(fault.DecryptFailed, "message")
 	}
 	out, err := k.aead.Open(dst, message[5:messageHeader], message[messageHeader:], data)
+	scratches.Put(scratch)
 	if err != nil {
 		return nil, fault.New(fault.DecryptFailed, "message")
 	}
