@@ -32,7 +32,7 @@ var floors = []struct {
 	{7, []string{"internal/wire/*"}},
 	{8, []string{"internal/server"}},
 	{9, []string{"internal/cli", "rotortest", "examples/fleet/board"}},
-	{10, []string{"cmd/rotor", "examples/*"}},
+	{10, []string{"cmd/rotor", "examples/*", "python/interop"}},
 }
 
 func floorOf(room string) (int, bool) {

@@ -135,7 +135,7 @@ func (c *Client) askAgain(h *held) {
 }
 
 // Encrypt makes a message of a plaintext (at most 1 MiB at the server, unlimited here) under the primary version. The parts are bound to it and
-// have to be given to Decrypt again. Its length is the plaintext's + 45 bytes (spec/message-format.md).
+// have to be given to Decrypt again. Its length is the plaintext's + 45 bytes (spec/message.md).
 func (k *Key) Encrypt(ctx context.Context, plaintext []byte, parts ...Part) ([]byte, error) {
 	return k.AppendEncrypt(ctx, nil, plaintext, parts...)
 }

@@ -17,7 +17,7 @@ import (
 	"github.com/rotorkms/rotor/internal/suite"
 )
 
-// Sizes of the format in bytes, as spec/file-format.md gives them.
+// Sizes of the format in bytes, as spec/file.md gives them.
 const (
 	chunkSize    = 16 << 10
 	sealedChunk  = chunkSize + 16

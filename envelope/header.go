@@ -19,7 +19,7 @@ import (
 	"github.com/rotorkms/rotor/internal/suite"
 )
 
-// Layout of a file, in bytes (spec/file-format.md): prelude, immutable part, two slots, payload.
+// Layout of a file, in bytes (spec/file.md): prelude, immutable part, two slots, payload.
 const (
 	magic        = "rotorfile\x00v1\n"
 	preludeSize  = len(magic) + 4 + 32 // magic, length and SHA-256 of the immutable part

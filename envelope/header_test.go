@@ -19,7 +19,7 @@ func field(b []byte, f string) []byte {
 	return append(binary.BigEndian.AppendUint32(b, uint32(len(f))), f...)
 }
 
-// immutable makes an immutable part as spec/file-format.md says.
+// immutable makes an immutable part as spec/file.md says.
 func immutable(suite byte, contentType string, count uint32, context ...string) []byte {
 	b := field(append([]byte{suite}, make([]byte, 16)...), contentType)
 	b = binary.BigEndian.AppendUint32(b, count)
@@ -191,7 +191,7 @@ func TestHeaderLengths(t *testing.T) {
 	}
 }
 
-// TestWrapIsBound: a wrap opens only as it was made, in its file. The associated data is made by hand, as spec/file-format.md says.
+// TestWrapIsBound: a wrap opens only as it was made, in its file. The associated data is made by hand, as spec/file.md says.
 func TestWrapIsBound(t *testing.T) {
 	r := newRing(t, 1)
 	raw := immutable(1, "a", 0)

@@ -1,5 +1,5 @@
 // Package envelope is rotor's formats in code: messages (fields, cache entries) and files (model weights, data sets). It makes
-// and opens them with keys that it is given and never fetches one. Normative text: spec/message-format.md, spec/file-format.md.
+// and opens them with keys that it is given and never fetches one. Normative text: spec/message.md, spec/file.md.
 package envelope
 
 import (

@@ -61,7 +61,7 @@ func TestMessage(t *testing.T) {
 	}
 }
 
-// TestMessageIsXAES opens a message with the AEAD and associated data made by hand, as spec/message-format.md says.
+// TestMessageIsXAES opens a message with the AEAD and associated data made by hand, as spec/message.md says.
 func TestMessageIsXAES(t *testing.T) {
 	material := secret.Copy(bytes.Repeat([]byte{1}, 32))
 	m := seal(t, messageKey(t, 1, 9, "ns", "key"), "hello", part("id", "7"), part("t", ""))

@@ -1,6 +1,6 @@
 // Package audit is the Merkle log of every decision. Entries are committed together with what they record, put into order by a
 // sequencer, and can be verified offline with the pinned checkpoint key. Layout and signatures: C2SP tlog-tiles, tlog-checkpoint;
-// normative text: spec/audit-log.md.
+// normative text: spec/audit.md.
 package audit
 
 import (

@@ -87,7 +87,7 @@ type Adapter interface {
 	SetFloor(ctx context.Context, f Floor) error
 }
 
-// httpSet speaks the data-set protocol (spec/dataset-protocol.md).
+// httpSet speaks the data-set protocol (spec/dataset.md).
 type httpSet struct {
 	client *http.Client
 	base   string

@@ -65,7 +65,7 @@ func (s *Service) using(ctx context.Context, k keyring.Key, v keyring.Version, p
 	return use{k, v, o, p}, nil
 }
 
-// Encrypt makes a message (spec/message-format.md) under the primary version.
+// Encrypt makes a message (spec/message.md) under the primary version.
 func (s *Service) Encrypt(ctx context.Context, c policy.Caller, ref Ref, plaintext []byte, parts []envelope.Part) ([]byte, uint32, error) {
 	if len(plaintext) > MaxMessage {
 		return nil, 0, fault.New(fault.TooLarge, "plaintext").WithHint("at most %d bytes; encrypt files with rotor encrypt", MaxMessage)

@@ -1,5 +1,5 @@
 // Package token is access tokens: JSON Web Signatures in compact form (RFC 7515, RFC 9068) and the key sets that verify them
-// (RFC 7517, RFC 8037). It is pure; the issuer signs, the SDK fetches key sets. Profile: spec/tokens.md.
+// (RFC 7517, RFC 8037). It is pure; the issuer signs, the SDK fetches key sets. Profile: spec/token.md.
 package token
 
 import (
@@ -149,7 +149,7 @@ func (c Claims) check(now time.Time, want Expect) error {
 
 func split(token string) (h header, input string, sig []byte, err error) {
 	bad := fault.New(fault.TokenInvalid, "token")
-	if len(token) > maxToken {
+	if len(token) > maxToken || strings.ContainsAny(token, "\r\n") { // which the decoder of base64 would skip
 		return h, "", nil, bad
 	}
 	parts := strings.Split(token, ".")

@@ -1,6 +1,6 @@
 // Package board is the record store of the demo: small encrypted records over HTTP with conditional writes, in a file of its own. It
 // knows no key. It has a floor: from the moment that rotor raises it, no ciphertext of an older key version is taken, however late its
-// writer comes. Rotor counts and re-encrypts the records by the data-set protocol (spec/dataset-protocol.md).
+// writer comes. Rotor counts and re-encrypts the records by the data-set protocol (spec/dataset.md).
 package board
 
 import (

@@ -1319,7 +1319,7 @@ func (x *DecryptResponse) GetVersion() uint32 {
 	return 0
 }
 
-// FileWrap is one entry of a file's wrap table (spec/file-format.md).
+// FileWrap is one entry of a file's wrap table (spec/file.md).
 type FileWrap struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	Type            uint32                 `protobuf:"varint,1,opt,name=type,proto3" json:"type,omitempty"`
