@@ -35,8 +35,11 @@ const (
 
 // Strangers are the paths that answer without a certificate: health, JWKS and join.
 func Strangers() []string {
-	return []string{"/healthz", "/readyz", "/.well-known/jwks.json", "/rotor.v1.JoinService/Join", "/rotor.v1.JoinService/Renew"}
+	return []string{"/healthz", "/readyz", "/.well-known/jwks.json", "/rotor.v1.JoinService/Join"}
 }
+
+// renew is the one path that takes a certificate that has ended.
+const renew = "/rotor.v1.JoinService/Renew"
 
 // hold is the one path whose request has no end: its messages have a limit, their sum has none.
 const hold = "/rotor.v1.FleetService/Hold"
@@ -128,15 +131,17 @@ func (s *Server) authenticate(c Config) http.Handler {
 		err := error(fault.New(fault.Unauthenticated, "caller"))
 		if r.TLS != nil {
 			p.state = *r.TLS
-			p.caller, err = c.Identifier.Identify(*r.TLS, false)
+			p.caller, err = c.Identifier.Identify(*r.TLS, r.URL.Path == renew)
 		}
 		ctx, stream := r.Context(), slices.Contains(streams, r.URL.Path)
 		switch {
 		case err == nil:
-			var cancel context.CancelFunc
 			p.certificate = r.TLS.PeerCertificates[0]
-			ctx, cancel = context.WithTimeout(ctx, p.certificate.NotAfter.Sub(c.Now()))
-			defer cancel()
+			if stream {
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeout(ctx, p.certificate.NotAfter.Sub(c.Now()))
+				defer cancel()
+			}
 		case !slices.Contains(Strangers(), r.URL.Path):
 			deny(w, r, writer, err)
 			return
