@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"testing"
 
 	"connectrpc.com/connect"
@@ -29,7 +30,7 @@ rules:
 
 const (
 	fieldSize  = 256
-	fieldCalls = 5000 // of a round: short, so that some rounds are not interrupted, and long enough for a garbage collection
+	fieldCalls = 2000 // of a round: short, so that some rounds are not interrupted, and many, for a median
 )
 
 // fields measures messages of 256 B through the SDK, in a process that holds the keys, against bare XAES-256-GCM with a random nonce and
@@ -45,21 +46,25 @@ func fields(ctx context.Context, o options) (rows []Row, err error) {
 	if err != nil {
 		return nil, err
 	}
-	all := []*measured{calls("bare encrypt", b.encrypt), calls("bare decrypt", b.decrypt)}
+	bareEncrypt, bareDecrypt := calls("bare encrypt", b.encrypt), calls("bare decrypt", b.decrypt)
+	all := []*measured{bareEncrypt}
+	var sealing, opening []*measured
 	var allocated []Row
 	for _, mode := range []string{"block", "fence"} {
 		f, err := newField(ctx, client.Key(mode))
 		if err != nil {
 			return nil, err
 		}
-		all = append(all, calls(mode+" encrypt", f.encrypt), calls(mode+" decrypt", f.decrypt))
+		sealing, opening = append(sealing, calls(mode+" encrypt", f.encrypt)), append(opening, calls(mode+" decrypt", f.decrypt))
 		allocated = append(allocated, f.allocations(mode)...)
 	}
-	if err := takeTurns(ctx, 20*o.rounds, all...); err != nil {
+	all = append(append(append(all, sealing...), bareDecrypt), opening...) // what is compared stands together
+	if err := takeTurns(ctx, 100*o.rounds, all...); err != nil {
 		return nil, err
 	}
-	for i, name := range []string{"field_encrypt", "field_decrypt"} {
-		rows = append(rows, within(name+"_block", *all[2+i], *all[i], 1.15), within(name+"_fence", *all[4+i], *all[i], 1.7))
+	rows = []Row{
+		within("field_encrypt_block", *sealing[0], *bareEncrypt, 1.15), within("field_encrypt_fence", *sealing[1], *bareEncrypt, 1.7),
+		within("field_decrypt_block", *opening[0], *bareDecrypt, 1.15), within("field_decrypt_fence", *opening[1], *bareDecrypt, 1.7),
 	}
 	return append(rows, allocated...), nil
 }
@@ -78,8 +83,18 @@ func calls(name string, f func() error) *measured {
 // within is a row of nanoseconds for one call, whose ratio to bare XAES must not pass a bar.
 func within(name string, m, bare measured, bar float64) Row {
 	ns := func(m measured) float64 { return 1e9 / m.rate() }
-	ratio := ns(m) / ns(bare)
-	return Row{name, ns(m), "ns", "bare XAES-256-GCM", ratio, "<= " + map[float64]string{1.15: "1.15", 1.7: "1.7"}[bar], ratio <= bar, m.noise()}
+	ratio := medianRatio(m, bare)
+	return Row{name, ns(m), "ns", "bare XAES-256-GCM, median of rounds", ratio, "<= " + map[float64]string{1.15: "1.15", 1.7: "1.7"}[bar], ratio <= bar, m.noise()}
+}
+
+// medianRatio is the median of the rounds' ratios: the two ran one after the other in each, so what disturbs a round disturbs both.
+func medianRatio(m, bare measured) float64 {
+	ratios := make([]float64, len(m.times))
+	for i := range ratios {
+		ratios[i] = float64(m.times[i]) / float64(bare.times[i])
+	}
+	slices.Sort(ratios)
+	return ratios[len(ratios)/2]
 }
 
 // bare is XAES-256-GCM without rotor.

@@ -1,5 +1,6 @@
 // Command bench measures rotor against the bars of the project and prints a table and a report. Ratios are of one run: what is compared
-// takes turns, and the best of several rounds counts, because noise only ever adds time. A missed bar is printed, not an error.
+// takes turns. The best of several rounds counts, because noise only ever adds time; for fields the median of the rounds' ratios. A missed
+// bar is printed, not an error.
 package main
 
 import (

@@ -85,7 +85,8 @@ func FuzzOpenFile(f *testing.F) {
 	})
 }
 
-// FuzzDecrypt: any bytes as a message open to nothing but the plaintext of the one that was made.
+// FuzzDecrypt: any bytes as a message open to nothing but the one plaintext that was ever encrypted, with its parts. (Each process of a
+// fuzzing run makes a message of its own, so the bytes are not compared.)
 func FuzzDecrypt(f *testing.F) {
 	k := messageKey(f, 1, 9, "ns", "key")
 	good := seal(f, k, "hello", part("id", "7"))
@@ -94,7 +95,7 @@ func FuzzDecrypt(f *testing.F) {
 	f.Add([]byte{1, 0, 0, 0, 9}, "", []byte{})
 	f.Fuzz(func(t *testing.T, m []byte, label string, value []byte) {
 		got, err := k.Decrypt(nil, m, envelope.Part{Label: label, Value: value})
-		if err == nil && (!bytes.Equal(m, good) || label != "id" || string(value) != "7" || string(got) != "hello") {
+		if err == nil && (label != "id" || string(value) != "7" || string(got) != "hello") {
 			t.Fatalf("%q opened from % x", got, m)
 		}
 	})
