@@ -160,6 +160,11 @@ func TestParseErrors(t *testing.T) {
 	for i := 1; i < 12; i++ {
 		fmt.Fprintf(&bomb, "a%d: &a%d [*a%d, *a%d, *a%d, *a%d, *a%d, *a%d, *a%d, *a%d, *a%d]\n", i, i, i-1, i-1, i-1, i-1, i-1, i-1, i-1, i-1, i-1)
 	}
+	var fields strings.Builder // a megabyte of them would take the decoder minutes
+	fields.WriteString("version: 1\n")
+	for i := range 60_000 {
+		fmt.Fprintf(&fields, "field%d: 1\n", i)
+	}
 	many := func(n int) string {
 		var b strings.Builder
 		b.WriteString("version: 1\nrules:\n")
@@ -197,8 +202,11 @@ func TestParseErrors(t *testing.T) {
 		"a field twice":          {"version: 1\nversion: 1", fault.Invalid, "already"},
 		"a second document":      {"version: 1\n---\nversion: 1", fault.Invalid, "second"},
 		"a broken second":        {"version: 1\n---\n{", fault.Invalid, ""},
-		"aliases":                {bomb.String(), fault.Invalid, ""},
-		"an alias as rules":      {strings.Replace(bomb.String(), "a11:", "rules:", 1), fault.Invalid, ""},
+		"aliases":                {bomb.String(), fault.Invalid, "aliases"},
+		"an alias as rules":      {strings.Replace(bomb.String(), "a11:", "rules:", 1), fault.Invalid, "aliases"},
+		"one harmless alias":     {rule("{name: a, callers: &c [x], actions: [status]}\n  - {name: b, callers: *c, actions: [status]}"), fault.Invalid, "aliases"},
+		"many fields":            {fields.String(), fault.Invalid, "100 fields"},
+		"deep":                   {"version: 1\nrules: " + strings.Repeat("[", 100_000), fault.Invalid, ""},
 		"too large":              {"version: 1\n#" + strings.Repeat("x", 1<<20), fault.TooLarge, ""},
 		"too many rules":         {many(1001), fault.TooLarge, "1000"},
 		"bytes that are no text": {"version: 1\nrules: \xFF\xFE", fault.Invalid, ""},

@@ -17,6 +17,8 @@ import (
 const (
 	maxFile  = 1 << 20
 	maxRules = 1000
+	// maxFields bounds the fields of one map, in practice the labels of a selector.
+	maxFields = 100
 )
 
 // Rules is a parsed rules file. A nil *Rules denies everything.
@@ -49,14 +51,14 @@ func Parse(name string, data []byte) (*Rules, error) {
 	if len(data) > maxFile {
 		return nil, fault.New(fault.TooLarge, name)
 	}
+	if err := plain(data); err != nil {
+		return nil, fault.New(fault.Invalid, name).WithHint("%s", strings.TrimPrefix(err.Error(), "yaml: "))
+	}
 	d := yaml.NewDecoder(bytes.NewReader(data))
 	d.KnownFields(true)
 	var doc document
 	if err := d.Decode(&doc); err != nil && !errors.Is(err, io.EOF) {
 		return nil, fault.New(fault.Invalid, name).WithHint("%s", strings.TrimPrefix(err.Error(), "yaml: "))
-	}
-	if err := d.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
-		return nil, fault.New(fault.Invalid, name).WithHint("a second document follows, which would not count")
 	}
 	if doc.Version != 1 {
 		return nil, fault.New(fault.Invalid, name).WithHint("version: 1 is the only one that is known")
@@ -75,6 +77,37 @@ func Parse(name string, data []byte) (*Rules, error) {
 		seen[r.Name] = true
 	}
 	return &Rules{doc.Rules}, nil
+}
+
+// plain refuses, before anything is decoded, what rules have no use for and what costs the decoder more than its length: a second
+// document, aliases, and maps with many fields, whose names it compares each with each.
+func plain(data []byte) error {
+	d := yaml.NewDecoder(bytes.NewReader(data))
+	var doc yaml.Node
+	if err := d.Decode(&doc); errors.Is(err, io.EOF) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	if err := d.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
+		return errors.New("a second document follows, which would not count")
+	}
+	return plainNode(&doc)
+}
+
+func plainNode(n *yaml.Node) error {
+	switch {
+	case n.Kind == yaml.AliasNode:
+		return fmt.Errorf("line %d: aliases are not allowed", n.Line)
+	case n.Kind == yaml.MappingNode && len(n.Content) > 2*maxFields:
+		return fmt.Errorf("line %d: more than %d fields", n.Line, maxFields)
+	}
+	for _, c := range n.Content {
+		if err := plainNode(c); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (r rule) check() error {
