@@ -39,7 +39,7 @@ func small(t *testing.T, rotor, fleet string, args ...string) (cmd *exec.Cmd, wo
 		t.Fatal(err)
 	}
 	cmd = exec.CommandContext(t.Context(), fleet, append([]string{"run", "-rotor", rotor, "-model", model, "-work", work, "-instances", "5", "-rounds", "1",
-		"-rate", "20", "-lease", "3s", "-report", report}, args...)...)
+		"-rate", "20", "-lease", "5s", "-report", report}, args...)...)
 	return cmd, work, report
 }
 

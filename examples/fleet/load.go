@@ -234,6 +234,9 @@ func (d *demo) retire(name string, p *process) {
 	delete(d.addresses, name)
 }
 
+// frozenFor is longer than a lease.
+func (d *demo) frozenFor() time.Duration { return d.lease * 5 / 4 }
+
 // freezeUnderBlock stops an instance for longer than its lease: rotation waits for it by name, and nothing is refused.
 func (d *demo) freezeUnderBlock(ctx context.Context) error {
 	name := nodeName(1)
@@ -246,7 +249,7 @@ func (d *demo) freezeUnderBlock(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for time.Since(frozen) < 2*d.lease {
+	for time.Since(frozen) < d.frozenFor() {
 		r, err := d.progress(ctx, keyRecords)
 		if err != nil {
 			return err
@@ -284,7 +287,7 @@ func (d *demo) freezeUnderBlock(ctx context.Context) error {
 		return fmt.Errorf("block: %w", err)
 	}
 	d.step("block: %s was frozen for %s; rotation waited and named it while %d operations went on; thawed, it caught up, nothing under records was refused",
-		name, 2*d.lease, served)
+		name, d.frozenFor(), served)
 	return nil
 }
 

@@ -40,7 +40,7 @@ func runCommand(ctx context.Context, args []string) error {
 	f.IntVar(&o.rounds, "rounds", 4, "rotations of each key under load")
 	f.Float64Var(&o.rate, "rate", 8, "operations a second of each instance")
 	f.Int64Var(&o.minimum, "minimum", 40, "operations that each instance has to finish")
-	f.DurationVar(&o.lease, "lease", 5*time.Second, "life of a lease")
+	f.DurationVar(&o.lease, "lease", 8*time.Second, "life of a lease; a busy machine needs some")
 	f.BoolVar(&o.keep, "keep", false, "keep the directory")
 	f.BoolVar(&o.brief, "brief", false, "without faults, re-encryption and destruction")
 	f.StringVar(&o.plant, "plant", "", "plant faults that the demo has to find, comma-separated: operation, record, secret")
