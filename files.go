@@ -57,13 +57,23 @@ func (c *Client) RewrapFile(ctx context.Context, path string) (changed bool, sta
 			if err != nil {
 				return nil, false, err
 			}
-			if r.Msg.GetChanged() {
-				out[i], changed = wrapOf(r.Msg.GetWrap()), true
+			if !r.Msg.GetChanged() {
+				continue
 			}
+			if out[i] = wrapOf(r.Msg.GetWrap()); !replaces(w, out[i]) {
+				return nil, false, fault.New(fault.Internal, "rewrapped key of the file").WithHint("the server answered with another key's; the file is unchanged")
+			}
+			changed = true
 		}
 		return out, changed, nil
 	})
 	return changed, stats, err
+}
+
+// replaces says whether a wrap can take the place of another: the same key, the same time of protection, and something in it. That it holds
+// the same data key only the server can know.
+func replaces(old, next envelope.Wrap) bool {
+	return next.Type == old.Type && next.KeyID == old.KeyID && next.ProtectTime.Equal(old.ProtectTime) && len(next.Blob) == len(old.Blob)
 }
 
 // ScrubFile removes the wraps that a rewrap left in the file's older header slot.
