@@ -130,7 +130,7 @@ func write(t *testing.T, f *os.File, at int, b ...byte) {
 	}
 }
 
-func TestDamage(t *testing.T) { damage(t, 97) }
+func TestDamage(t *testing.T) { damage(t, 197) }
 
 // TestMetaPages: each byte that counts of either meta page is noticed, although bbolt would go on with the other, older one.
 func TestMetaPages(t *testing.T) {
@@ -208,7 +208,7 @@ func TestDamageInUse(t *testing.T) {
 		}
 		break
 	}
-	for range 20 {
+	for range 6 {
 		var wg sync.WaitGroup
 		for i := range 32 {
 			wg.Go(func() {

@@ -240,7 +240,7 @@ func testWatchCompacted(t *testing.T, e Engine) {
 
 // testWatchSlow: a reader that was overtaken gets ErrCompacted, never a gap; one that lists again is whole.
 func testWatchSlow(t *testing.T, e Engine) {
-	const history, commits = 50, 1000
+	const history, commits = 50, 400
 	s := open(t, e, history)
 	commit(t, s, put("k", "first"))
 	w := watch(t, s, "", 0)
@@ -266,7 +266,7 @@ func testWatchSlow(t *testing.T, e Engine) {
 			t.Fatalf("gap: revision %d after %d", events[0].Rev, last)
 		}
 		if last++; last == commits+1 {
-			t.Fatal("a history of 50 commits kept 1000")
+			t.Fatal("a history of 50 commits kept 400")
 		}
 	}
 	w.stop()
