@@ -36,6 +36,31 @@ func (s *Service) Rotate(ctx context.Context, c policy.Caller, ref Ref, expected
 	})
 }
 
+// Replace stages a new version in place of a compromised primary, for rollout; somebody else's rotation in flight will do as well.
+func (s *Service) Replace(ctx context.Context, id keyring.KeyID) (keyring.Key, error) {
+	k, ok := s.Key(id)
+	if !ok {
+		return k, fault.New(fault.NotFound, "key "+string(id))
+	}
+	p := s.guard.System("rollout", policy.ActRotate, Resource(k))
+	k, err := s.update(ctx, p, id, map[string]string{"reason": "the primary version is compromised"}, func(k keyring.Key) (keyring.Key, change, error) {
+		if k.Target != 0 || !rotation.Emergency(k) {
+			return k, change{}, errUnchanged
+		}
+		now := s.now().UTC()
+		v, made, err := s.newVersion(ctx, k, uint32(len(k.Versions)+1), now)
+		if err != nil {
+			return k, change{}, err
+		}
+		next, err := rotation.Stage(k, v, now)
+		return next, made, err
+	})
+	if errors.Is(err, errUnchanged) {
+		return k, nil
+	}
+	return k, err
+}
+
 // Back aims a key at an earlier version, or gives up the rotation in flight (rotation.Back).
 func (s *Service) Back(ctx context.Context, c policy.Caller, ref Ref, n uint32, expected uint64) (keyring.Key, error) {
 	k, p, err := s.admit(ctx, c, policy.ActRollback, ref)

@@ -20,6 +20,9 @@ import (
 // tick is how often clocks are looked at: leases that end, margins, windows.
 const tick = 100 * time.Millisecond
 
+// maxConflicts is how often in a row a step is decided anew at once.
+const maxConflicts = 16
+
 // Floors keeps the floors of data sets.
 type Floors interface {
 	// NotReady names the data sets that would refuse ciphertext of the key's target, and starts to lower their floors.
@@ -89,13 +92,16 @@ func (l *Loop) Run(ctx context.Context) error {
 
 // look takes the steps of one key until it has to wait.
 func (l *Loop) look(ctx context.Context, id keyring.KeyID) {
-	for ctx.Err() == nil {
+	for conflicts := 0; ctx.Err() == nil; {
 		again, err := l.step(ctx, id)
 		switch {
 		case err == nil && again:
 			continue
-		case fault.CodeOf(err) == fault.Conflict:
+		case fault.CodeOf(err) == fault.Conflict && conflicts < maxConflicts:
+			conflicts++
 			continue // key or membership changed; decide again
+		case fault.CodeOf(err) == fault.Conflict:
+			// memory is behind the store; the next tick looks again
 		case err != nil && fault.CodeOf(err) != fault.GateClosed && ctx.Err() == nil:
 			l.Log.WarnContext(ctx, "rotation step failed", "key_id", id, "error", err)
 		}
@@ -116,17 +122,22 @@ func (l *Loop) step(ctx context.Context, id keyring.KeyID) (again bool, err erro
 	now := l.Now().UTC()
 	next, late := rotation.Next(k, members, now)
 	switch next {
+	case rotation.StepReplace:
+		_, err = l.KMS.Replace(ctx, id)
 	case rotation.StepDistribute:
 		_, err = l.KMS.Step(ctx, id, guard.Cond{}, rotation.Distribute)
 	case rotation.StepPromote:
+		if v, err := k.Version(k.Target); err == nil && rotation.Emergency(k) {
+			late = rotation.Waiting(members, v.Distributed) // they fetch it when they meet it
+		}
 		if l.Floors != nil && len(l.Floors.NotReady(ctx, k)) > 0 {
 			return false, nil // looked at again at the next tick
 		}
 		_, err = l.KMS.Step(ctx, id, cond, func(k keyring.Key, now time.Time) (keyring.Key, error) {
-			return rotation.Promote(k, members, now, false)
+			return rotation.Promote(k, members, now, rotation.Emergency(k))
 		})
 		if err == nil {
-			l.Log.InfoContext(ctx, "promoted", "key", k.Name, "version", k.Target)
+			l.Log.InfoContext(ctx, "promoted", "key", k.Name, "version", k.Target, "emergency", rotation.Emergency(k), "behind", late)
 		}
 	case rotation.StepSettle:
 		_, err = l.KMS.Step(ctx, id, guard.Cond{}, func(k keyring.Key, now time.Time) (keyring.Key, error) {

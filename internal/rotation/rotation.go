@@ -106,6 +106,9 @@ func Promote(k keyring.Key, members []Member, now time.Time, emergency bool) (ke
 	if v.State != keyring.Active {
 		return k, fault.New(fault.WrongState, fmt.Sprintf("key %s, version %d is %s", k.Name, v.Number, v.State))
 	}
+	if !usable(k, v, now) { // a rollback that waited for longer than the version's period
+		return k, fault.New(fault.PeriodOver, fmt.Sprintf("key %s, version %d to protect", k.Name, v.Number))
+	}
 	k = raise(k)
 	if old, err := k.Version(k.Primary); err == nil {
 		old.Phase, old.Demoted = keyring.PhaseDecryptOnly, now
@@ -377,16 +380,42 @@ const (
 	StepWait       Step = "wait" // for the members that Next names
 	StepPromote    Step = "promote"
 	StepSettle     Step = "settle"
+	StepReplace    Step = "replace" // stage a version in place of a compromised primary
 )
 
-// MarginName stands in Next's list for the strangers whose cached JWKS may be older than the target.
-const MarginName = "jwks-margin"
+// Names that stand in Next's list beside those of members.
+const (
+	MarginName = "jwks-margin"       // the strangers whose cached JWKS may be older than the target
+	TargetName = "target-not-usable" // the target is suspended, compromised or past its period: it has to be given up, or resumed
+)
+
+// Emergency says whether the primary version is compromised. Its successor is then promoted without waiting for anybody: S1 is
+// given up for those that are behind, who fetch it when they meet it.
+func Emergency(k keyring.Key) bool {
+	v, err := k.Version(k.Primary)
+	return err == nil && v.State == keyring.Compromised
+}
+
+// usable says whether a target can become primary, as far as its state goes.
+func usable(k keyring.Key, v keyring.Version, now time.Time) bool {
+	if v.State == keyring.PreActivation {
+		return true
+	}
+	v.Phase = keyring.PhasePrimary // what MayProtect would say of it as the primary
+	return k.MayProtect(v, now) == nil
+}
 
 // Next says which step a key can take now, and for whom it waits.
 func Next(k keyring.Key, members []Member, now time.Time) (Step, []string) {
 	if v, err := k.Version(k.Target); err == nil {
 		if v.Phase == keyring.PhaseStaged {
 			return StepDistribute, nil
+		}
+		if !usable(k, v, now) {
+			return StepWait, []string{TargetName}
+		}
+		if Emergency(k) {
+			return StepPromote, nil
 		}
 		if late := Waiting(members, v.Distributed); len(late) > 0 {
 			return StepWait, late
@@ -395,6 +424,9 @@ func Next(k keyring.Key, members []Member, now time.Time) (Step, []string) {
 			return StepWait, []string{MarginName}
 		}
 		return StepPromote, nil
+	}
+	if Emergency(k) {
+		return StepReplace, nil
 	}
 	if _, ok := Settle(k, now); ok {
 		return StepSettle, nil
