@@ -45,4 +45,4 @@ clean: ## remove what was built
 
 # What test-slow runs.
 SLOW := .
-SLOW_ROOMS := ./internal/rotation ./internal/store/... ./examples/fleet ./internal/cli
+SLOW_ROOMS := . ./internal/rotation ./internal/store/... ./examples/fleet ./internal/cli

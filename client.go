@@ -46,7 +46,8 @@ type Config struct {
 	Keys      []string     // keys that Dial waits for; others are held at their first use
 	Log       *slog.Logger // default: slog.Default. Nothing secret is logged
 
-	clock clock // of tests
+	clock     clock                                     // of tests
+	transport func(http.RoundTripper) http.RoundTripper // of tests: what stands between client and server
 }
 
 // Client is one instance of the fleet, or one administrator. Safe for concurrent use.
@@ -63,10 +64,11 @@ type Client struct {
 	stop context.CancelFunc
 	done sync.WaitGroup
 
-	mu     sync.Mutex // guards what follows
-	held   map[string]*held
-	wanted map[string][]chan struct{} // names to ask the server about, with who waits for the answer
-	wished chan struct{}              // something is wanted
+	mu      sync.Mutex // guards what follows
+	held    map[string]*held
+	wanted  map[string][]chan struct{} // names to ask the server about, with who waits for the answer
+	orphans []chan struct{}            // who waits for an answer that a broken stream did not bring
+	wished  chan struct{}              // something is wanted
 }
 
 // Dial opens the identity, joins if it has to, and waits until every key of config.Keys can be used. With keys that it holds from an
@@ -110,6 +112,9 @@ func newClient(config Config, dir *identity.Dir) (*Client, error) {
 		verify: verifier{dir}, held: map[string]*held{}, wanted: map[string][]chan struct{}{}, wished: make(chan struct{}, 1),
 	}
 	rand.Read(c.process)
+	if config.transport != nil {
+		c.http.Transport = config.transport(c.http.Transport)
+	}
 	c.jwks = newKeySet(c.fetchKeys, config.clock)
 	c.admin = newAdmin(c.http, "https://"+c.address())
 	c.stop = func() {}

@@ -3,6 +3,7 @@ package rotor_test
 import (
 	"bytes"
 	"context"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"testing"
@@ -38,7 +39,7 @@ type cluster struct {
 func startCluster(t *testing.T) *cluster {
 	t.Helper()
 	dir := t.TempDir()
-	c := server.Config{Dir: dir, Listen: "127.0.0.1:0", LeaseTTL: 2 * time.Second, Rules: filepath.Join(dir, "rules.yaml")}
+	c := server.Config{Dir: dir, Listen: "127.0.0.1:0", LeaseTTL: 2 * time.Second, Log: slog.New(slog.DiscardHandler), Rules: filepath.Join(dir, "rules.yaml")}
 	if err := os.WriteFile(c.Rules, []byte(rules), 0o600); err != nil {
 		t.Fatal(err)
 	}

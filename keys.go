@@ -66,6 +66,7 @@ func (c *Client) wishes() (names []string, waiters []chan struct{}) {
 	for name, w := range c.wanted {
 		names, waiters = append(names, name), append(waiters, w...)
 	}
+	waiters, c.orphans = append(waiters, c.orphans...), nil
 	clear(c.wanted)
 	return names, waiters
 }

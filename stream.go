@@ -109,7 +109,20 @@ func (c *Client) hold(ctx context.Context, number uint64) error {
 	err = t.read(live)
 	cancel()
 	up.Wait()
+	t.orphan()
 	return errors.Join(rpc.Decode(err), ignore(t.stream.CloseResponse()))
+}
+
+// orphan leaves those who wait for an answer to the next stream.
+func (t *talk) orphan() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.client.mu.Lock()
+	defer t.client.mu.Unlock()
+	for _, waiters := range t.asked {
+		t.client.orphans = append(t.client.orphans, waiters...)
+	}
+	t.asked = nil
 }
 
 // ignore drops the error of closing what has failed already.

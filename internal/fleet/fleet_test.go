@@ -424,7 +424,7 @@ func TestRestart(t *testing.T) {
 		}
 		time.Sleep(ttl + skew - 1)
 		w.want("silent too early", w.fleet.Silent(k.ID, []string{"a", "b"}), []string{})
-		time.Sleep(1)
+		time.Sleep(1 * time.Nanosecond)
 		w.want("silent", w.fleet.Silent(k.ID, []string{"a", "b"}), []string{"a", "b"})
 	})
 }
@@ -656,7 +656,7 @@ func TestMailbox(t *testing.T) {
 		if _, err := p.drain(); err != nil {
 			t.Fatal(err)
 		}
-		k := w.distribute("records")
+		w.distribute("records")
 		k, err := w.kms.Back(t.Context(), w.admin, kms.Ref{Namespace: "default", Name: "records"}, 1, 0)
 		if err != nil {
 			t.Fatal(err)
