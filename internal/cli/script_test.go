@@ -4,12 +4,14 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -17,7 +19,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/testscript"
+	"go.yaml.in/yaml/v3"
 
 	"github.com/rotorkms/rotor/envelope"
 	"github.com/rotorkms/rotor/internal/cli"
@@ -44,7 +48,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": exits, "startserver": startServer, "stopserver": stopServer, "sighup": sighup, "interrupt": interrupt, "interruptfed": interruptFed,
-			"flip": flip, "startboard": startBoard, "truncate": truncate, "capture": capture, "empty": empty, "reorder": reorder,
+			"flip": flip, "startboard": startBoard, "truncate": truncate, "capture": capture, "empty": empty, "reorder": reorder, "forms": forms,
 		},
 	})
 }
@@ -268,6 +272,39 @@ func reorder(ts *testscript.TestScript, _ bool, args []string) {
 		first[i], next[i] = next[i], first[i]
 	}
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), b, 0o600))
+}
+
+// forms ARGS... runs rotor with each output form: JSON and YAML hold the same value, and the forms for people say something too.
+func forms(ts *testscript.TestScript, _ bool, args []string) {
+	var values []any
+	for _, form := range []string{"json", "yaml", "table", ""} {
+		run := args
+		if form != "" {
+			run = append(slices.Clone(args), "-o", form)
+		}
+		ts.Check(ts.Exec("rotor", run...))
+		out := ts.ReadFile("stdout")
+		var value any
+		switch form {
+		case "json":
+			ts.Check(json.Unmarshal([]byte(out), &value))
+		case "yaml":
+			ts.Check(yaml.Unmarshal([]byte(out), &value))
+			b, err := json.Marshal(value) // so that numbers compare
+			ts.Check(err)
+			value = nil
+			ts.Check(json.Unmarshal(b, &value))
+		default:
+			if strings.HasPrefix(out, "{") || strings.HasPrefix(out, "[") {
+				ts.Fatalf("%v in form %q is JSON: %s", args, form, out)
+			}
+			continue
+		}
+		values = append(values, value)
+	}
+	if diff := cmp.Diff(values[0], values[1]); diff != "" {
+		ts.Fatalf("%v: JSON and YAML differ: %s", args, diff)
+	}
 }
 
 // capture NAME sets a variable to the last standard output, without the space around it.
