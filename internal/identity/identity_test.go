@@ -282,7 +282,7 @@ func TestAnswersThatAreRefused(t *testing.T) {
 }
 
 // handshake connects a client and a server over a pipe of the kernel.
-func handshake(t *testing.T, client, server *tls.Config) (clientErr, serverErr error, state tls.ConnectionState) {
+func handshake(t *testing.T, client, server *tls.Config) (state tls.ConnectionState, clientErr, serverErr error) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -311,7 +311,8 @@ func handshake(t *testing.T, client, server *tls.Config) (clientErr, serverErr e
 		_, clientErr = c.Read(make([]byte, 1))
 	}
 	_ = raw.Close()
-	return clientErr, <-done, c.ConnectionState()
+	serverErr = <-done
+	return c.ConnectionState(), clientErr, serverErr
 }
 
 func TestPeers(t *testing.T) {
@@ -326,7 +327,7 @@ func TestPeers(t *testing.T) {
 	a, b, foreign := join(ca, a1), join(ca, "spiffe://rotor.local/instance/b"), join(evil, "spiffe://rotor.local/instance/b")
 	isB := func(id string) bool { return id == a.PeerID("b") }
 	isA := func(id string) bool { return id == b.PeerID("a") }
-	cerr, serr, state := handshake(t, a.ClientTLS(isB), b.ServerTLS(isA))
+	state, cerr, serr := handshake(t, a.ClientTLS(isB), b.ServerTLS(isA))
 	if cerr != nil || serr != nil || state.Version != tls.VersionTLS13 || state.CurveID != tls.X25519MLKEM768 {
 		t.Fatalf("%v, %v, %x, %v", cerr, serr, state.Version, state.CurveID)
 	}
@@ -345,7 +346,7 @@ func TestPeers(t *testing.T) {
 		"classical key exchange":    {classic, b.ServerTLS(isA)},
 		"TLS 1.2":                   {old, b.ServerTLS(isA)},
 	} {
-		if cerr, serr, _ := handshake(t, tt.client, tt.server); cerr == nil && serr == nil {
+		if _, cerr, serr := handshake(t, tt.client, tt.server); cerr == nil && serr == nil {
 			t.Errorf("%s: connected", name)
 		}
 	}

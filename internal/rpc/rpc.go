@@ -59,6 +59,10 @@ func toFault(err error) *fault.Error {
 // Decode turns what a Connect client returned back into a fault; an error without a Fault detail is one of the connection.
 func Decode(err error) error {
 	var c *connect.Error
+	var f *fault.Error
+	if errors.As(err, &f) {
+		return f // made on this side, by who checks the server's certificate
+	}
 	if err == nil || !errors.As(err, &c) {
 		return err
 	}

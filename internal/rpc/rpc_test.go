@@ -76,6 +76,15 @@ func TestWhatIsNoFault(t *testing.T) {
 	}
 }
 
+// TestOwnVerdictStays: what the check of the server's certificate says is no trouble of the network, which would be tried again.
+func TestOwnVerdictStays(t *testing.T) {
+	err := connect.NewError(connect.CodeUnavailable, fmt.Errorf("dial: %w", fault.New(fault.Unauthenticated, "server").WithHint("another CA")))
+	var f *fault.Error
+	if !errors.As(rpc.Decode(err), &f) || f.Code != fault.Unauthenticated || f.Hint != "another CA" {
+		t.Errorf("%v", f)
+	}
+}
+
 // TestForeignErrors: a proxy, or Connect itself, answers without a fault.
 func TestForeignErrors(t *testing.T) {
 	for c, want := range map[connect.Code]fault.Code{

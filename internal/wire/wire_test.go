@@ -1,0 +1,235 @@
+package wire_test
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/big"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/wire"
+)
+
+// named takes every certificate for the instance that its serial number counts.
+type named struct{}
+
+func (named) Identify(s tls.ConnectionState, _ bool) (policy.Caller, error) {
+	if len(s.PeerCertificates) == 0 {
+		return policy.Caller{}, fault.New(fault.Unauthenticated, "caller")
+	}
+	n := s.PeerCertificates[0].SerialNumber.String()
+	return policy.Caller{Kind: policy.KindInstance, Name: "spiffe://t/instance/" + n, Instance: n}, nil
+}
+
+func certificate(t *testing.T, serial int64) tls.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tpl := &x509.Certificate{SerialNumber: big.NewInt(serial), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, tpl, tpl, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+// serve runs a handler behind the listener.
+func serve(t *testing.T, h http.HandlerFunc) (s *wire.Server, url string) {
+	t.Helper()
+	c := &tls.Config{
+		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{certificate(t, 1)}, ClientAuth: tls.RequestClientCert, NextProtos: []string{"h2", "http/1.1"},
+	}
+	l, err := wire.Listen(t.Context(), "127.0.0.1:0", c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s = wire.NewServer(wire.Config{TLS: c, Identifier: named{}, Handler: h, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(l) }()
+	t.Cleanup(func() {
+		ended, cancel := context.WithCancel(context.Background())
+		cancel()
+		s.Shutdown(ended)
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return s, "https://" + l.Addr().String()
+}
+
+func client(t *testing.T, serial int64) *http.Client {
+	t.Helper()
+	c := &tls.Config{InsecureSkipVerify: true}
+	if serial > 0 {
+		c.Certificates = []tls.Certificate{certificate(t, serial)}
+	}
+	tr := &http.Transport{TLSClientConfig: c, ForceAttemptHTTP2: true}
+	t.Cleanup(tr.CloseIdleConnections)
+	return &http.Client{Transport: tr}
+}
+
+// TestOneCallerCannotTakeAll: who has too much in flight is refused, and others are not.
+func TestOneCallerCannotTakeAll(t *testing.T) {
+	entered, release := make(chan struct{}), make(chan struct{})
+	_, url := serve(t, func(_ http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Has("wait") {
+			entered <- struct{}{}
+			<-release
+		}
+	})
+	path := "/.well-known/jwks.json"
+	results := make(chan int, 64)
+	greedy := client(t, 0)
+	for range 64 {
+		go func() {
+			resp, err := greedy.Get(url + path + "?wait")
+			if err != nil {
+				results <- 0
+				return
+			}
+			resp.Body.Close()
+			results <- resp.StatusCode
+		}()
+		<-entered
+	}
+	get := func(c *http.Client) int {
+		resp, err := c.Get(url + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		return resp.StatusCode
+	}
+	if got := get(client(t, 0)); got != http.StatusServiceUnavailable {
+		t.Errorf("the 65th of the address: %d", got)
+	}
+	if got := get(client(t, 7)); got != http.StatusOK {
+		t.Errorf("somebody who is known: %d", got)
+	}
+	close(release)
+	for range 64 {
+		if got := <-results; got != http.StatusOK {
+			t.Errorf("one of the first 64: %d", got)
+		}
+	}
+	if got := get(client(t, 0)); got != http.StatusOK {
+		t.Errorf("after they were answered: %d", got)
+	}
+}
+
+// TestStreamsOutliveTheTimeLimits: a request has deadlines, a stream has none but its certificate's.
+func TestStreamsOutliveTheTimeLimits(t *testing.T) {
+	_, url := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		end, ok := r.Context().Deadline()
+		fmt.Fprint(w, ok && time.Until(end) > 50*time.Minute)
+	})
+	c := client(t, 7)
+	for path, want := range map[string]string{
+		"/rotor.v1.FleetService/Hold": "true", "/rotor.v1.AuditService/Tail": "true", "/rotor.v1.KeyService/Get": "false", "/rotor.v1.FleetService/Hold/x": "false",
+	} {
+		resp, err := c.Post(url+path, "text/plain", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil || string(b) != want {
+			t.Errorf("%s: %q, %v", path, b, err)
+		}
+	}
+}
+
+// TestCutAndDrain: the connections of one instance are closed at once; streams end when the server drains, and no new one begins.
+func TestCutAndDrain(t *testing.T) {
+	entered := make(chan struct{}, 2)
+	s, url := serve(t, func(_ http.ResponseWriter, r *http.Request) {
+		entered <- struct{}{}
+		<-r.Context().Done()
+	})
+	stream := func(serial int64) chan error {
+		out := make(chan error, 1)
+		c := client(t, serial)
+		go func() {
+			resp, err := c.Post(url+"/rotor.v1.AuditService/Tail", "text/plain", nil)
+			if err == nil {
+				resp.Body.Close()
+			}
+			out <- err
+		}()
+		<-entered
+		return out
+	}
+	a, b := stream(7), stream(8)
+	s.Cut("7")
+	if err := <-a; err == nil {
+		t.Error("the connection of a removed instance lived on")
+	}
+	select {
+	case err := <-b:
+		t.Errorf("another instance was cut: %v", err)
+	default:
+	}
+	s.Shutdown(t.Context())
+	if err := <-b; err != nil {
+		t.Errorf("a stream that was drained: %v", err)
+	}
+}
+
+// TestPanicsStayInTheirRequest.
+func TestPanicsStayInTheirRequest(t *testing.T) {
+	_, url := serve(t, func(_ http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/healthz" {
+			panic("a mistake")
+		}
+	})
+	c := client(t, 7)
+	if resp, err := c.Get(url + "/healthz"); err == nil {
+		resp.Body.Close()
+		t.Error("answered")
+	}
+	resp, err := c.Get(url + "/other")
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+}
+
+// TestNoise: what is no TLS and no HTTP does not disturb others.
+func TestNoise(t *testing.T) {
+	_, url := serve(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") })
+	for _, noise := range []string{"GET / HTTP/1.0\r\n\r\n", strings.Repeat("\x16\x03\x01", 1000), "\x16\x03\x01\xff\xff"} {
+		c, err := net.Dial("tcp", strings.TrimPrefix(url, "https://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.WriteString(c, noise)
+		_ = c.(*net.TCPConn).CloseWrite()
+		_, _ = io.Copy(io.Discard, c)
+		c.Close()
+	}
+	old := client(t, 7)
+	old.Transport.(*http.Transport).TLSClientConfig.MaxVersion = tls.VersionTLS12
+	if resp, err := old.Get(url); err == nil {
+		resp.Body.Close()
+		t.Error("TLS 1.2 was spoken")
+	}
+	resp, err := client(t, 7).Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+}
