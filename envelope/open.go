@@ -54,9 +54,11 @@ func Open(ctx context.Context, r io.ReaderAt, size int64, u Unwrapper) (*File, e
 	}
 	buf := borrow()
 	defer giveBack(buf)
-	if _, err = f.chunk(*buf, f.size/chunkSize); err != nil {
+	last, err := f.chunk(*buf, f.size/chunkSize)
+	if err != nil {
 		return nil, err
 	}
+	clear(last)
 	return f, nil
 }
 
@@ -98,7 +100,7 @@ func (f *File) Close() error { return f.closer() }
 // window is how many chunks are read at a time: 256 KiB stay in a core's own cache between the copy and the decryption.
 const window = 16
 
-// windows are buffers of window sealed chunks. They hold ciphertext and verified plaintext of one file or another for a moment.
+// windows are buffers of window sealed chunks. They hold ciphertext, and verified plaintext for a moment.
 var windows = sync.Pool{New: func() any {
 	b := make([]byte, window*(chunkSize+tagSize))
 	return &b
