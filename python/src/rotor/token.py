@@ -15,7 +15,7 @@ from .message import unbase64url
 
 MAX_TOKEN = 8 << 10
 MAX_SET = 1 << 20
-MAX_KEYS = 64
+MAX_KEYS = 1024
 
 PublicKey = ed25519.Ed25519PublicKey | ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 
@@ -61,8 +61,11 @@ def parse_jwks(document: bytes) -> dict[str, Key]:
             key = Key(_text(k, "kid"), _text(k, "alg"), _public(k))
         except (KeyError, TypeError, ValueError):
             continue
-        if key.kid:
-            found.setdefault(key.kid, key)
+        if not key.kid or k.get("use", "sig") not in ("", "sig") or "d" in k:
+            continue
+        if key.kid in found:
+            raise RotorError("invalid", "JWKS: two keys have one kid")
+        found[key.kid] = key
     return found
 
 
