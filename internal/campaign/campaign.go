@@ -29,7 +29,8 @@ import (
 const (
 	setPrefix      = "dataset/"
 	campaignPrefix = "campaign/"
-	callTime       = time.Minute // bound of one call to a data set
+	callTime       = time.Minute      // bound of one call to a data set
+	countTime      = 10 * time.Minute // bound of all calls of one census to one data set
 )
 
 // Members tells who holds a key.

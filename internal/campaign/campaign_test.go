@@ -536,6 +536,23 @@ func TestBadCiphertexts(t *testing.T) {
 	want(t, w.retire(1), fault.InUse)
 }
 
+// TestSlowCensus gives up on a data set that is slow in every one of many shards, and says that it was not counted.
+func TestSlowCensus(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newShelf()
+		w := newWorld(t, at(p))
+		w.register("board", 0)
+		for i := range 1000 {
+			p.info.Shards = append(p.info.Shards, fmt.Sprint("shard", i))
+		}
+		p.before = func(string) error { time.Sleep(50 * time.Second); return nil } // fake
+		began := time.Now()
+		if r := w.census(); !slices.Equal(r.Unreachable, []string{"board"}) || time.Since(began) > 12*time.Minute {
+			t.Errorf("after %s: %+v", time.Since(began), r)
+		}
+	})
+}
+
 // TestEndlessScan ends a scan that a data set makes endless.
 func TestEndlessScan(t *testing.T) {
 	p := endless{newShelf(), new(int)}

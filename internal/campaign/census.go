@@ -62,6 +62,8 @@ func (s *Service) count(ctx context.Context, id keyring.KeyID) (Report, error) {
 
 // scan adds what a data set says that it holds. Sums stop at their largest value, so that no answer takes away from another's.
 func scan(ctx context.Context, a Adapter, numbers map[string]uint32, r *Report) error {
+	ctx, cancel := context.WithTimeout(ctx, countTime)
+	defer cancel()
 	info, err := a.Info(ctx)
 	if err != nil {
 		return err
@@ -69,6 +71,9 @@ func scan(ctx context.Context, a Adapter, numbers map[string]uint32, r *Report) 
 	for _, shard := range info.ordered() {
 		counts, unreadable, err := a.Census(ctx, shard)
 		if err != nil {
+			return err
+		}
+		if err := ctx.Err(); err != nil {
 			return err
 		}
 		r.Unknown = plus(r.Unknown, unreadable)
