@@ -7,6 +7,8 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -48,8 +50,10 @@ const Deleted = "deleted"
 // MaxEntry bounds an encoded entry in bytes, as tlog-tiles has 16-bit lengths.
 const MaxEntry = 1<<16 - 1
 
-// Encode returns the one encoding of an entry.
+// Encode returns the one encoding of an entry. Bytes that are no UTF-8 become U+FFFD: the encoder would write them in a way that Decode
+// does not take, and a log with such an entry could never be loaded again.
 func (e Entry) Encode() ([]byte, error) {
+	e = e.readable()
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
@@ -61,6 +65,23 @@ func (e Entry) Encode() ([]byte, error) {
 		return nil, fmt.Errorf("audit entry of %d bytes is too large", len(out))
 	}
 	return out, nil
+}
+
+// readable is the entry with UTF-8 alone.
+func (e Entry) readable() Entry {
+	clean := func(s string) string { return strings.ToValidUTF8(s, "\ufffd") }
+	e.Action, e.Caller, e.Key, e.Namespace = clean(e.Action), clean(e.Caller), clean(e.Key), clean(e.Namespace)
+	e.Outcome, e.Rule = clean(e.Outcome), clean(e.Rule)
+	detail := make(map[string]string, len(e.Detail))
+	for k, v := range e.Detail {
+		detail[clean(k)] = clean(v)
+	}
+	e.Detail = detail
+	e.Writes = slices.Clone(e.Writes)
+	for i, w := range e.Writes {
+		e.Writes[i].Path = clean(w.Path)
+	}
+	return e
 }
 
 // Decode parses an entry strictly: bytes that Encode would not make are refused.
