@@ -65,10 +65,14 @@ type world struct {
 	*server.Server
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t *testing.T) *world { t.Helper(); return newWorldAt(t, 0) }
+
+// newWorldAt makes a cluster whose clock is off by so much.
+func newWorldAt(t *testing.T, offset time.Duration) *world {
 	t.Helper()
 	dir := t.TempDir()
 	w := &world{t: t, log: &logged{}}
+	w.offset.Store(int64(offset))
 	w.config = server.Config{
 		Dir: dir, Listen: "127.0.0.1:0", Rules: filepath.Join(dir, "rules.yaml"), Log: slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		Now: func() time.Time { return time.Now().Add(time.Duration(w.offset.Load())) },
@@ -402,6 +406,31 @@ func TestConnectionsFollowTheCertificate(t *testing.T) {
 	}
 }
 
+// TestDownForLongerThanItsCertificate: an instance whose certificate ended while it was down renews it before anything else; one that
+// was removed meanwhile does not.
+func TestDownForLongerThanItsCertificate(t *testing.T) {
+	w := newWorldAt(t, -8*24*time.Hour)
+	path, removed := w.join("a"), w.join("b")
+	if _, err := w.client().Admin().Fleet.Remove(t.Context(), connect.NewRequest(&rotorv1.RemoveRequest{Name: "b"})); err != nil {
+		t.Fatal(err)
+	}
+	key := &rotorv1.Key{Name: "records", Purpose: "encrypt", Custody: "fleet"}
+	if _, err := w.client().Admin().Keys.Create(t.Context(), connect.NewRequest(&rotorv1.CreateRequest{Key: key})); err != nil {
+		t.Fatal(err)
+	}
+	w.offset.Store(0)
+	c, err := rotor.Dial(t.Context(), rotor.Config{Identity: path, Keys: []string{"records"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := c.Key("records").Encrypt(t.Context(), []byte("x")); err != nil {
+		t.Error(err)
+	}
+	_, err = rotor.Dial(t.Context(), rotor.Config{Identity: removed, Keys: []string{"records"}})
+	wants(t, "removed", err, fault.Unauthenticated)
+}
+
 // endless is a body of 10 GB that counts what is taken of it.
 type endless struct{ read atomic.Int64 }
 
@@ -422,7 +451,7 @@ func TestHugeBodies(t *testing.T) {
 		length               int64 // that the header says
 		most                 int64 // that may be read
 	}{
-		{"announced", "/rotor.v1.KeyService/Encrypt", w.admin, 10 << 30, 8 << 20},
+		{"announced", "/rotor.v1.KeyService/Encrypt", w.admin, 10 << 30, 3 << 20},
 		{"not announced", "/rotor.v1.KeyService/Encrypt", w.admin, -1, 32 << 20},
 		{"stranger, announced", "/rotor.v1.JoinService/Join", "", 10 << 30, 8 << 20},
 		{"stranger, not announced", "/rotor.v1.JoinService/Join", "", -1, 8 << 20},
