@@ -63,7 +63,7 @@ func entryNumber(i int) audit.Entry {
 }
 
 // exported is a log of n entries as rotor exports it.
-func exported(t *testing.T, skey string, n int) map[string][]byte {
+func exported(t *testing.T, skey string, n int, change ...func(int, *audit.Entry)) map[string][]byte {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	l, rev, err := audit.Load(ctx, mem.New(), secret.Random(32), func(audit.Entry, store.Rev) error { return nil })
@@ -77,7 +77,11 @@ func exported(t *testing.T, skey string, n int) map[string][]byte {
 	go func() { done <- l.Follow(ctx, rev, func(store.Rev, []audit.Entry) error { return nil }) }() // ends with ctx
 	go func() { done <- l.Sequence(ctx) }()                                                         // ends with ctx
 	for i := range n {
-		if err := l.Append(ctx, entryNumber(i)); err != nil {
+		e := entryNumber(i)
+		for _, f := range change {
+			f(i, &e)
+		}
+		if err := l.Append(ctx, e); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -150,6 +154,16 @@ func makeAuditVectors(t *testing.T) auditFile {
 	edit("checkpoint missing", "checkpoint", func([]byte) []byte { return nil })
 	edit("size changed", "checkpoint", func(b []byte) []byte { return []byte(strings.Replace(string(b), "\n7\n", "\n6\n", 1)) })
 	edit("root changed", "checkpoint", flip(len("rotor.example/audit\n7\n")+3))
+	counter := func(at int, n uint64) func(int, *audit.Entry) {
+		return func(i int, e *audit.Entry) {
+			if i == at {
+				e.Writes[0].Counter = n
+			}
+		}
+	}
+	add("counter of a record skips one", exported(t, skey, 7, counter(6, 5)), 7, false)
+	add("counter of a record stands still", exported(t, skey, 7, counter(6, 3)), 7, false)
+	add("counter of a record begins at 2", exported(t, skey, 1, counter(0, 2)), 1, false)
 	other, _, err := note.GenerateKey(rand.Reader, "rotor.example/audit")
 	if err != nil {
 		t.Fatal(err)
