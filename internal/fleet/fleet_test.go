@@ -549,6 +549,7 @@ func TestAnswerOfCommitLost(t *testing.T) {
 				b := w.join("b", "records") // goes on from what the store has
 				w.want("waits for", w.waiting(k), []string{"b"})
 				b.catchUp("records")
+				time.Sleep(time.Second) // acknowledgements are stored together, a little later
 				w.start()
 				w.want("after a restart", w.waiting(k), []string(nil))
 			})

@@ -22,6 +22,9 @@ const (
 	commitTime = 10 * time.Second
 	// ackBatch bounds the members per commit, below the store's bound of items.
 	ackBatch = 40
+	// ackDelay gathers the acknowledgements of a whole fleet into few commits, so that the promotion that they open does not queue
+	// behind them. What a crash loses meanwhile is acknowledged again.
+	ackDelay = 50 * time.Millisecond
 	// tidyEvery is how often what failed is tried again: acknowledgements not stored, deliveries not made.
 	tidyEvery = time.Second
 )
@@ -86,12 +89,22 @@ func (f *Fleet) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-f.flush:
+			pause(ctx, ackDelay)
 		case <-again.C:
 			f.resend(ctx)
 		}
 		if err := f.saveAcks(ctx); err != nil && ctx.Err() == nil {
 			f.Log.WarnContext(ctx, "acknowledgements not stored", "error", err)
 		}
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
 	}
 }
 
