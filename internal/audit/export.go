@@ -33,12 +33,12 @@ func (l *Log) Export(ctx context.Context, write func(path string, data []byte) e
 		width := min(size-n*tileWidth, tileWidth)
 		var bundle []byte
 		for i := n * tileWidth; i < n*tileWidth+width; i++ {
-			r, err := l.store.Get(ctx, entryPath(i))
+			b, err := l.entry(ctx, i)
 			if err != nil {
-				return fmt.Errorf("read audit entry %d: %w", i, err)
+				return err
 			}
-			bundle = binary.BigEndian.AppendUint16(bundle, uint16(len(r.Value)))
-			bundle = append(bundle, r.Value...)
+			bundle = binary.BigEndian.AppendUint16(bundle, uint16(len(b)))
+			bundle = append(bundle, b...)
 		}
 		if err := write("tile/entries/"+tileName(n, int(width)), bundle); err != nil {
 			return err
@@ -83,9 +83,14 @@ type Report struct {
 }
 
 // Verify checks an exported log offline against the pinned verifier key: the checkpoint's signature, every entry's hash up to the
-// root, each tile, the entries' encoding, and that the counters of every record go up by one. fault.AuditBroken names what does not fit.
-func Verify(log fs.FS, vkey string) (Report, error) {
-	origin, size, root, err := openCheckpoint(log, vkey)
+// root, each tile, the entries' encoding, and that the counters of every record go up by one. earlier are checkpoints that the verifier
+// kept: a log is signed at every size that it had, so only they show that one was rolled back. fault.AuditBroken names what does not fit.
+func Verify(log fs.FS, vkey string, earlier ...[]byte) (Report, error) {
+	b, err := fs.ReadFile(log, "checkpoint")
+	if err != nil {
+		return Report{}, fault.Wrap(fault.AuditBroken, "checkpoint", err)
+	}
+	origin, size, root, err := openCheckpoint(b, vkey)
 	if err != nil {
 		return Report{}, err
 	}
@@ -106,10 +111,30 @@ func Verify(log fs.FS, vkey string) (Report, error) {
 	if err != nil || got != root {
 		return r, fault.New(fault.AuditBroken, "the entries do not hash to the signed root")
 	}
+	for _, c := range earlier {
+		if err := extends(tree, c, vkey); err != nil {
+			return r, err
+		}
+	}
 	return r, checkTiles(log, tree, size)
 }
 
-func openCheckpoint(log fs.FS, vkey string) (origin string, size int64, root tlog.Hash, err error) {
+// extends says whether the log begins with the one that a checkpoint was signed for.
+func extends(tree *Log, checkpoint []byte, vkey string) error {
+	_, size, root, err := openCheckpoint(checkpoint, vkey)
+	if err != nil {
+		return err
+	}
+	if size > tree.size {
+		return fault.New(fault.AuditBroken, fmt.Sprintf("the log has %d entries and had %d: it was rolled back", tree.size, size))
+	}
+	if got, err := tlog.TreeHash(size, tree); err != nil || got != root {
+		return fault.New(fault.AuditBroken, fmt.Sprintf("the first %d entries are not those of an earlier checkpoint", size))
+	}
+	return nil
+}
+
+func openCheckpoint(b []byte, vkey string) (origin string, size int64, root tlog.Hash, err error) {
 	broken := func(why string, cause error) (string, int64, tlog.Hash, error) {
 		return "", 0, tlog.Hash{}, fault.Wrap(fault.AuditBroken, why, cause)
 	}
@@ -117,13 +142,12 @@ func openCheckpoint(log fs.FS, vkey string) (origin string, size int64, root tlo
 	if err != nil {
 		return "", 0, tlog.Hash{}, fault.Wrap(fault.Invalid, "verifier key", err)
 	}
-	b, err := fs.ReadFile(log, "checkpoint")
-	if err != nil {
-		return broken("checkpoint", err)
-	}
 	n, err := note.Open(b, note.VerifierList(verifier))
 	if err != nil {
 		return broken("checkpoint is not signed by the pinned key", err)
+	}
+	if _, err := base64.StdEncoding.Strict().DecodeString(n.Sigs[0].Base64); err != nil {
+		return broken("checkpoint is malformed", err) // a signature has one encoding
 	}
 	lines := strings.Split(n.Text, "\n")
 	if len(lines) != 4 || lines[0] != verifier.Name() {
@@ -170,7 +194,11 @@ func (r *Report) count(e Entry, at int64, counters map[string]uint64) error {
 	r.Actions[e.Action]++
 	switch e.Outcome {
 	case "refused":
-		r.Refused++
+		repeated, err := strconv.ParseInt(e.Detail["repeated"], 10, 64)
+		if err != nil {
+			repeated = 1
+		}
+		r.Refused += repeated
 	case "open":
 		r.Open++
 	case "closed":

@@ -100,6 +100,9 @@ func Load(ctx context.Context, s store.Store, mac secret.Bytes, seen func(Entry,
 			if err != nil {
 				return nil, 0, err
 			}
+			if r.Rev > rev {
+				return nil, 0, fault.New(fault.AuditBroken, "a waiting entry is of a revision to come")
+			}
 			waiting = append(waiting, pending{r.Key, r.Rev, entry})
 		}
 	}
@@ -191,22 +194,29 @@ func (l *Log) untag(key string, b []byte) ([]byte, error) {
 }
 
 // Op is the operation that commits an entry, to be put into the commit that it records.
-func (l *Log) Op(e Entry) (store.Op, error) {
+func (l *Log) Op(e Entry) (store.Op, error) { return l.op(e, randomName()) }
+
+func (l *Log) op(e Entry, name string) (store.Op, error) {
 	b, err := e.Encode()
 	if err != nil {
 		return store.Op{}, err
 	}
-	var name [12]byte
-	rand.Read(name[:])
-	key := pendingPrefix + hex.EncodeToString(name[:])
+	key := pendingPrefix + name
 	return store.Op{Key: key, Value: append(l.tag(key, b), b...)}, nil
 }
 
-// Append commits entries alone.
+func randomName() string {
+	var b [12]byte
+	rand.Read(b[:])
+	return hex.EncodeToString(b[:])
+}
+
+// Append commits entries alone. They keep their order in the log.
 func (l *Log) Append(ctx context.Context, entries ...Entry) error {
 	var ops []store.Op
-	for _, e := range entries {
-		op, err := l.Op(e)
+	name := randomName()
+	for i, e := range entries {
+		op, err := l.op(e, fmt.Sprintf("%s-%02d", name, i))
 		if err != nil {
 			return err
 		}
@@ -218,16 +228,26 @@ func (l *Log) Append(ctx context.Context, entries ...Entry) error {
 	return nil
 }
 
-// Follow calls seen with each commit and its new entries, in commit order, until ctx ends, and hands them to the sequencer. Every
-// commit of a guarded store touches the log, the sequencer's own too, so seen gets every revision.
-func (l *Log) Follow(ctx context.Context, after store.Rev, seen func(store.Rev, []Entry) error) error {
-	for events, err := range l.store.Watch(ctx, "log/", after) {
+// Commit is one commit of the store as the log sees it.
+type Commit struct {
+	Rev     store.Rev
+	Entries []Entry
+	Others  []store.Event // what it changed outside the log
+}
+
+// Follow calls seen with each commit, in commit order, until ctx ends, and hands the new entries to the sequencer.
+func (l *Log) Follow(ctx context.Context, after store.Rev, seen func(Commit) error) error {
+	for events, err := range l.store.Watch(ctx, "", after) {
 		if err != nil {
 			return err
 		}
 		var batch []pending
-		var entries []Entry
+		c := Commit{Rev: events[0].Rev}
 		for _, ev := range events {
+			if !strings.HasPrefix(ev.Key, "log/") {
+				c.Others = append(c.Others, ev)
+				continue
+			}
 			if ev.Deleted || !strings.HasPrefix(ev.Key, pendingPrefix) {
 				continue
 			}
@@ -239,10 +259,10 @@ func (l *Log) Follow(ctx context.Context, after store.Rev, seen func(store.Rev, 
 			if err != nil {
 				return fault.Wrap(fault.AuditBroken, "waiting entry", err)
 			}
-			batch, entries = append(batch, pending{ev.Key, ev.Rev, b}), append(entries, e)
+			batch, c.Entries = append(batch, pending{ev.Key, ev.Rev, b}), append(c.Entries, e)
 		}
 		slices.SortFunc(batch, func(a, b pending) int { return cmp.Compare(a.key, b.key) })
-		if err := seen(events[0].Rev, entries); err != nil {
+		if err := seen(c); err != nil {
 			return err
 		}
 		l.enqueue(batch, events[0].Rev)
@@ -396,21 +416,37 @@ func (l *Log) ordered(rev store.Rev) (handed <-chan struct{}, done bool) {
 	return l.handed, l.followed >= rev && (len(l.queue) == 0 || l.queue[0].rev > rev)
 }
 
+// entry reads an entry that is in the tree and compares it with its leaf. fault.AuditBroken.
+func (l *Log) entry(ctx context.Context, i int64) ([]byte, error) {
+	r, err := l.store.Get(ctx, entryPath(i))
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, fault.New(fault.AuditBroken, fmt.Sprintf("entry %d is missing", i))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read audit entry %d: %w", i, err)
+	}
+	l.mu.Lock()
+	leaf := l.hashes[tlog.StoredHashIndex(0, i)]
+	l.mu.Unlock()
+	if tlog.RecordHash(r.Value) != leaf {
+		return nil, fault.New(fault.AuditBroken, fmt.Sprintf("entry %d was changed from outside", i))
+	}
+	return r.Value, nil
+}
+
 // Tail calls f with the entries from an index on; with follow it waits for more until ctx ends.
 func (l *Log) Tail(ctx context.Context, from int64, follow bool, f func(index int64, entry []byte) error) error {
+	from = max(from, 0)
 	for {
 		l.mu.Lock()
 		size, advanced := l.size, l.advanced
 		l.mu.Unlock()
 		for ; from < size; from++ {
-			r, err := l.store.Get(ctx, entryPath(from))
-			if errors.Is(err, store.ErrNotFound) {
-				return fault.New(fault.AuditBroken, fmt.Sprintf("entry %d is missing", from))
-			}
+			b, err := l.entry(ctx, from)
 			if err != nil {
-				return fmt.Errorf("read audit entry %d: %w", from, err)
+				return err
 			}
-			if err := f(from, r.Value); err != nil {
+			if err := f(from, b); err != nil {
 				return err
 			}
 		}

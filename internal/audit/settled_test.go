@@ -32,8 +32,8 @@ func settled(t *testing.T) {
 		t.Fatalf("settled before anybody has seen the entry: %v", err)
 	}
 	done := make(chan error, 2)
-	go func() { done <- log.Follow(ctx, rev, func(store.Rev, []audit.Entry) error { return nil }) }() // ends with ctx
-	go func() { done <- log.Sequence(ctx) }()                                                         // ends with ctx
+	go func() { done <- log.Follow(ctx, rev, func(audit.Commit) error { return nil }) }() // ends with ctx
+	go func() { done <- log.Sequence(ctx) }()                                             // ends with ctx
 	if err := log.Settled(ctx); err != nil {
 		t.Fatal(err)
 	}

@@ -51,6 +51,10 @@ type Guard struct {
 	windows  windows
 	refusals refusals
 
+	// commits keeps absence still: that a record is absent has no revision, so between the look at its last counter and the commit no other
+	// may make and delete it. Held whole by commits that write what may be absent, shared by the others.
+	commits sync.RWMutex
+
 	kekMu sync.Mutex // guards keks
 	keks  map[string]secret.Bytes
 }
@@ -60,9 +64,6 @@ func (g *Guard) ClusterID() string { return g.keys.cluster }
 
 // SetRules swaps the rules.
 func (g *Guard) SetRules(d Decider) { g.rules.Store(&d) }
-
-// Audit is the log, for readers.
-func (g *Guard) Audit() *audit.Log { return g.audit }
 
 // Run follows the log, puts it into order and closes use windows until ctx ends. Nothing is believed while it does not run.
 func (g *Guard) Run(ctx context.Context) error {
@@ -88,11 +89,22 @@ func (g *Guard) Run(ctx context.Context) error {
 }
 
 func (g *Guard) follow(ctx context.Context) error {
-	return g.audit.Follow(ctx, g.after, func(rev store.Rev, entries []audit.Entry) error {
-		for _, e := range entries {
-			g.index.add(e, rev)
+	return g.audit.Follow(ctx, g.after, func(c audit.Commit) error {
+		vouched := map[string]string{}
+		for _, e := range c.Entries {
+			if err := g.index.add(e, c.Rev); err != nil {
+				return err
+			}
+			for _, w := range e.Writes {
+				vouched[w.Path] = w.SHA256
+			}
 		}
-		g.index.reached(rev)
+		for _, e := range c.Others {
+			if hash := hashOf(e.Value); !e.Deleted && vouched[e.Key] != hash || e.Deleted && vouched[e.Key] != audit.Deleted {
+				g.log.ErrorContext(ctx, "a record was changed past the door and will be refused", "path", e.Key)
+			}
+		}
+		g.index.reached(c.Rev)
 		return nil
 	})
 }
@@ -108,6 +120,7 @@ type Record struct {
 // Get reads a record and believes it only if the log does. fault.NotFound, RecordTampered, RecordReplayed.
 func (g *Guard) Get(ctx context.Context, path string) (Record, error) {
 	for {
+		known := g.index.at()
 		r, err := g.store.Get(ctx, path)
 		if errors.Is(err, store.ErrNotFound) {
 			again, err := g.absent(ctx, path)
@@ -122,15 +135,33 @@ func (g *Guard) Get(ctx context.Context, path string) (Record, error) {
 		if err != nil {
 			return Record{}, storeFault(path, err)
 		}
-		if err := g.index.wait(ctx, r.Rev); err != nil {
+		if err := g.reach(ctx, r); err != nil {
 			return Record{}, err
 		}
-		out, moved, err := g.believe(r)
+		out, moved, err := g.believe(r, known)
 		if moved {
 			continue
 		}
 		return out, err
 	}
+}
+
+// reach waits until the index has seen the commit that wrote a record. A revision that the store has not reached itself was put there
+// from outside, and would never come. fault.RecordTampered.
+func (g *Guard) reach(ctx context.Context, r store.Record) error {
+	if g.index.at() >= r.Rev {
+		return nil
+	}
+	rev, records := g.store.List(ctx, r.Key)
+	for _, err := range records {
+		if err != nil {
+			return storeFault(r.Key, err)
+		}
+	}
+	if r.Rev > rev {
+		return fault.New(fault.RecordTampered, r.Key).WithHint("its revision is of a commit to come")
+	}
+	return g.index.wait(ctx, r.Rev)
 }
 
 // absent says that a record is rightly absent, or that it has appeared and must be read again. fault.RecordTampered.
@@ -154,13 +185,14 @@ func (g *Guard) absent(ctx context.Context, path string) (again bool, err error)
 	case w.rev > rev:
 		return true, nil
 	}
-	return false, fault.New(fault.RecordTampered, path).WithHint("the log says that it exists, the store has lost it")
+	return false, lost(path)
 }
 
-// believe opens a blob that the log must know as the latest. moved: the log is ahead of the blob, so it has to be read again.
-func (g *Guard) believe(r store.Record) (out Record, moved bool, err error) {
+// believe opens a blob that the log must know as the latest. It was read from a store that had reached the revision known. moved: the
+// log knows of a later commit, so it has to be read again.
+func (g *Guard) believe(r store.Record, known store.Rev) (out Record, moved bool, err error) {
 	want, ok := g.index.latest(r.Key)
-	if ok && want.rev > r.Rev && !want.loaded {
+	if ok && want.rev > r.Rev && want.rev > known && !want.loaded {
 		return Record{}, true, nil
 	}
 	counter, value, err := g.keys.open(r.Key, r.Value)
@@ -190,7 +222,10 @@ retry:
 		}
 		var out []Record
 		for _, r := range raw {
-			rec, moved, err := g.believe(r)
+			if r.Rev > rev {
+				return nil, 0, fault.New(fault.RecordTampered, r.Key).WithHint("its revision is of a commit to come")
+			}
+			rec, moved, err := g.believe(r, rev)
 			if moved {
 				continue retry
 			}
@@ -204,7 +239,7 @@ retry:
 			continue
 		}
 		if missing != "" {
-			return nil, 0, fault.New(fault.RecordTampered, missing).WithHint("the log says that it exists, the store has lost it")
+			return nil, 0, lost(missing)
 		}
 		return out, rev, nil
 	}
@@ -216,8 +251,38 @@ type Change struct {
 	Deleted bool
 }
 
-// Watch yields the records under a prefix that each commit after a revision changed, in commit order, opened but compared with
-// the log only by their seal: a watch shows history, and the latest entry is not the one of an older commit.
+// check compares every record with the log, so that what was changed while the server was down is named before anything is served.
+// What another server wrote meanwhile is compared when it is read. fault.RecordTampered, RecordReplayed.
+func (g *Guard) check(ctx context.Context) error {
+	for _, room := range g.index.rooms() {
+		rev, records := g.store.List(ctx, room)
+		var have []Record
+		for r, err := range records {
+			if err != nil {
+				return storeFault(room, err)
+			}
+			have = append(have, Record{Path: r.Key})
+			w, ok := g.index.latest(r.Key)
+			if ok && !w.deleted && w.hash == hashOf(r.Value) || r.Rev > g.after && r.Rev <= rev {
+				continue
+			}
+			if _, _, err := g.believe(r, g.after); err != nil {
+				return err
+			}
+		}
+		if path, newer := g.index.missing(room, have, g.after); path != "" && !newer && rev == g.after {
+			return lost(path)
+		}
+	}
+	return nil
+}
+
+func lost(path string) error {
+	return fault.New(fault.RecordTampered, path).WithHint("the log says that it exists, the store has lost it")
+}
+
+// Watch yields the records under a prefix that each commit after a revision changed, in commit order. Each is what the log says that
+// the commit wrote; of one that was overwritten since, it must only be an earlier one. fault.RecordTampered, RecordReplayed.
 func (g *Guard) Watch(ctx context.Context, prefix string, after store.Rev) iter.Seq2[[]Change, error] {
 	return func(yield func([]Change, error) bool) {
 		for events, err := range g.store.Watch(ctx, prefix, after) {
@@ -227,12 +292,10 @@ func (g *Guard) Watch(ctx context.Context, prefix string, after store.Rev) iter.
 			}
 			var out []Change
 			for _, e := range events {
-				c := Change{Record: Record{Path: e.Key, Rev: e.Rev}, Deleted: e.Deleted}
-				if !e.Deleted {
-					if c.Counter, c.Value, err = g.keys.open(e.Key, e.Value); err != nil {
-						yield(nil, fault.New(fault.RecordTampered, e.Key))
-						return
-					}
+				c, err := g.change(ctx, e)
+				if err != nil {
+					yield(nil, err)
+					return
 				}
 				out = append(out, c)
 			}
@@ -241,6 +304,34 @@ func (g *Guard) Watch(ctx context.Context, prefix string, after store.Rev) iter.
 			}
 		}
 	}
+}
+
+func (g *Guard) change(ctx context.Context, e store.Event) (Change, error) {
+	c := Change{Record: Record{Path: e.Key, Rev: e.Rev}, Deleted: e.Deleted}
+	if err := g.index.wait(ctx, e.Rev); err != nil {
+		return c, err
+	}
+	if !e.Deleted {
+		var err error
+		if c.Counter, c.Value, err = g.keys.open(e.Key, e.Value); err != nil {
+			return c, fault.New(fault.RecordTampered, e.Key)
+		}
+	}
+	w, ok := g.index.latest(e.Key)
+	good := false
+	switch {
+	case !ok:
+	case w.loaded: // the watch began before the log was read
+		good = e.Rev <= g.after && (e.Deleted || c.Counter <= w.counter)
+	case w.rev > e.Rev:
+		good = e.Deleted || c.Counter < w.counter
+	case w.rev == e.Rev:
+		good = w.deleted == e.Deleted && (e.Deleted || w.hash == hashOf(e.Value))
+	}
+	if !good {
+		return c, fault.New(fault.RecordReplayed, e.Key)
+	}
+	return c, nil
 }
 
 // Sign signs with the server's snapshot key, which instances pin when they join; domain separates its uses.

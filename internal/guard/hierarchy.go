@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 
 	"github.com/rotorkms/rotor/internal/audit"
@@ -136,26 +137,29 @@ func Init(ctx context.Context, c Config) (InitResult, error) {
 		return InitResult{}, fmt.Errorf("make snapshot key: %w", err)
 	}
 	log, _, err := audit.Load(ctx, c.Store, h.log, func(audit.Entry, store.Rev) error { return nil })
-	if err != nil {
+	if fault.CodeOf(err) == fault.AuditBroken {
 		return InitResult{}, fault.New(fault.Exists, "cluster in this store")
+	}
+	if err != nil {
+		return InitResult{}, storeFault("init", err)
 	}
 	g := &Guard{now: c.Now, keys: h}
 	p := g.System("init", "server.init", policy.Resource{})
 	e := p.entry(audit.ClassChange, "done", map[string]string{"cluster": rec.Cluster, "checkpoint_key": vkey})
-	ops := []store.Op{{Key: rootPath, Value: value}}
+	ops, conds := []store.Op{{Key: rootPath, Value: value}}, []store.Cond{{Key: rootPath}}
 	for _, w := range []Write{
 		{Path: checkpointPath, Value: []byte(vkey + "\n" + string(skey.Reveal()))},
 		{Path: snapshotPath, Value: snapshot.Seed()},
 		{Path: kekPrefix + "default", Value: secret.Random(32).Reveal()},
 	} {
 		op, note := h.write(w, 1)
-		ops, e.Writes = append(ops, op), append(e.Writes, note)
+		ops, e.Writes, conds = append(ops, op), append(e.Writes, note), append(conds, store.Cond{Key: w.Path})
 	}
 	op, err := log.Op(e)
 	if err != nil {
 		return InitResult{}, err
 	}
-	if _, err := c.Store.Commit(ctx, []store.Cond{{Key: rootPath}}, append(ops, op)); errors.Is(err, store.ErrConflict) {
+	if _, err := c.Store.Commit(ctx, conds, append(ops, op)); errors.Is(err, store.ErrConflict) {
 		return InitResult{}, fault.New(fault.Exists, "cluster in this store")
 	} else if err != nil {
 		return InitResult{}, storeFault("init", err)
@@ -179,6 +183,9 @@ func Open(ctx context.Context, c Config) (*Guard, error) {
 		return nil, err
 	}
 	g := &Guard{store: c.Store, now: c.Now, log: c.Log, index: newIndex(), keks: map[string]secret.Bytes{}}
+	if g.log == nil {
+		g.log = slog.New(slog.DiscardHandler)
+	}
 	g.windows.all = map[windowKey]*window{}
 	g.SetRules(c.Rules)
 	if g.keys, err = derive(root, cluster); err != nil {
@@ -186,20 +193,25 @@ func Open(ctx context.Context, c Config) (*Guard, error) {
 	}
 	root.Destroy()
 	g.audit, g.after, err = audit.Load(ctx, c.Store, g.keys.log, func(e audit.Entry, rev store.Rev) error {
-		g.index.add(e, rev)
-		return nil
+		return g.index.add(e, rev)
 	})
 	if err != nil {
 		return nil, err
 	}
 	g.index.reached(g.after)
-	return g, g.openKeys(ctx)
+	if err := g.check(ctx); err != nil {
+		return nil, err
+	}
+	if err := g.openKeys(ctx); err != nil {
+		return nil, err
+	}
+	return g, nil
 }
 
 func unseal(ctx context.Context, c Config) (root secret.Bytes, cluster string, err error) {
 	r, err := c.Store.Get(ctx, rootPath)
 	if errors.Is(err, store.ErrNotFound) {
-		return root, "", fault.New(fault.NotFound, "cluster in this store").WithHint("rotor server init makes one")
+		return root, "", noRoot(ctx, c.Store)
 	}
 	if err != nil {
 		return root, "", storeFault(rootPath, err)
@@ -232,9 +244,24 @@ func unseal(ctx context.Context, c Config) (root secret.Bytes, cluster string, e
 	return root, "", fault.Wrap(fault.SealWrong, "seal", err)
 }
 
+// noRoot tells an empty store from one that has lost its root record.
+func noRoot(ctx context.Context, s store.Store) error {
+	_, records := s.List(ctx, "")
+	for _, err := range records {
+		if err != nil {
+			return storeFault(rootPath, err)
+		}
+		return fault.New(fault.RecordTampered, rootPath).WithHint("the store has records, but not the one with the wrapped root key; restore it from a backup")
+	}
+	return fault.New(fault.NotFound, "cluster in this store").WithHint("rotor server init makes one")
+}
+
 // openKeys reads the signing keys, which are records like others.
 func (g *Guard) openKeys(ctx context.Context) error {
 	r, err := g.Get(ctx, checkpointPath)
+	if fault.CodeOf(err) == fault.NotFound {
+		return lost(checkpointPath) // Init made it together with the root
+	}
 	if err != nil {
 		return err
 	}

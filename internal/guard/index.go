@@ -4,6 +4,9 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 
@@ -33,13 +36,36 @@ func newIndex() *index {
 	return &index{paths: map[string]written{}, changed: make(chan struct{})}
 }
 
-// add takes an entry's writes; rev 0: from the ordered log.
-func (x *index) add(e audit.Entry, rev store.Rev) {
+// add takes an entry's writes; rev 0: from the ordered log. A counter that does not follow the last one is an old entry that somebody put
+// in again, with the tag that it had then, to make the log vouch for an old record. fault.AuditBroken.
+func (x *index) add(e audit.Entry, rev store.Rev) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for _, w := range e.Writes {
+		if last := x.paths[w.Path].counter; w.Counter != last+1 {
+			return fault.New(fault.AuditBroken, fmt.Sprintf("record %s goes from %d to %d", w.Path, last, w.Counter))
+		}
 		x.paths[w.Path] = written{w.Counter, w.SHA256, w.SHA256 == audit.Deleted, rev, rev == 0}
 	}
+	return nil
+}
+
+// rooms are the first elements of all paths that the log knows, sorted.
+func (x *index) rooms() []string {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	seen := map[string]bool{}
+	for p := range x.paths {
+		room, _, _ := strings.Cut(p, "/")
+		seen[room+"/"] = true
+	}
+	return slices.Sorted(maps.Keys(seen))
+}
+
+func (x *index) at() store.Rev {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.applied
 }
 
 func (x *index) reached(rev store.Rev) {

@@ -2,6 +2,7 @@ package guard
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"github.com/rotorkms/rotor/internal/audit"
@@ -29,7 +30,7 @@ func (g *Guard) Admit(ctx context.Context, c policy.Caller, a policy.Action, r p
 	if !ok {
 		what := string(a)
 		if r.Key != "" {
-			what += " on key " + r.Key
+			what += " on key " + clean(r.Key, maxText)
 		}
 		if err := g.refused(ctx, c, a, r); err != nil {
 			return nil, err
@@ -81,11 +82,12 @@ func (p *Permit) Commit(ctx context.Context, conds []Cond, writes []Write, detai
 		return 0, fault.New(fault.Denied, "no permit")
 	}
 	g := p.guard
+	defer g.holdCommits(conds, writes)()
 	named := make(map[string]bool, len(conds))
 	var sc []store.Cond
 	for _, c := range conds {
 		named[c.Path] = true
-		if err := g.index.wait(ctx, c.Rev); err != nil {
+		if err := g.condition(ctx, c); err != nil {
 			return 0, err
 		}
 		sc = append(sc, store.Cond{Key: c.Path, Rev: c.Rev})
@@ -118,6 +120,35 @@ func (p *Permit) Commit(ctx context.Context, conds []Cond, writes []Write, detai
 	return rev, nil
 }
 
+// holdCommits takes the lock that fits a commit and returns what gives it back.
+func (g *Guard) holdCommits(conds []Cond, writes []Write) func() {
+	present := map[string]bool{}
+	for _, c := range conds {
+		present[c.Path] = c.Rev != 0
+	}
+	for _, w := range writes {
+		if !present[w.Path] {
+			g.commits.Lock()
+			return g.commits.Unlock
+		}
+	}
+	g.commits.RLock()
+	return g.commits.RUnlock
+}
+
+// condition waits until the index is as far as a condition: the counter of the next write follows the one that the index knows. For a
+// record that must be absent that is its deletion, if there was one. fault.Conflict, RecordTampered.
+func (g *Guard) condition(ctx context.Context, c Cond) error {
+	if c.Rev != 0 {
+		return g.index.wait(ctx, c.Rev)
+	}
+	there, err := g.absent(ctx, c.Path)
+	if there {
+		return fault.New(fault.Conflict, c.Path)
+	}
+	return err
+}
+
 // revOf is the revision of a record that Commit may condition on; the record is believed first.
 func (g *Guard) revOf(ctx context.Context, path string) (store.Rev, error) {
 	r, err := g.Get(ctx, path)
@@ -140,7 +171,28 @@ func (p *Permit) Release(ctx context.Context, detail map[string]string) error {
 
 func (p *Permit) entry(class audit.Class, outcome string, detail map[string]string) audit.Entry {
 	return audit.Entry{
-		Action: string(p.action), Caller: p.caller.Name, Class: class, Detail: detail, Key: p.resource.Key,
-		Namespace: p.resource.Namespace, Outcome: outcome, Rule: p.rule, Time: p.guard.now().UTC().Truncate(time.Millisecond),
+		Action: string(p.action), Caller: clean(p.caller.Name, maxCaller), Class: class, Detail: cleanDetail(detail), Key: clean(p.resource.Key, maxText),
+		Namespace: clean(p.resource.Namespace, maxText), Outcome: outcome, Rule: clean(p.rule, maxText), Time: p.guard.now().UTC().Truncate(time.Millisecond),
 	}
+}
+
+// Bounds of what a caller can bring into an entry, in bytes. A longer or ill-formed name would be one that cannot be recorded.
+const (
+	maxText   = 256
+	maxCaller = 2048 // of a SPIFFE ID
+)
+
+func clean(s string, limit int) string {
+	if len(s) > limit {
+		s = s[:limit] + "…"
+	}
+	return strings.ToValidUTF8(s, "\uFFFD")
+}
+
+func cleanDetail(detail map[string]string) map[string]string {
+	out := make(map[string]string, len(detail))
+	for name, value := range detail {
+		out[clean(name, maxText)] = clean(value, maxCaller)
+	}
+	return out
 }

@@ -2,14 +2,16 @@ package guard
 
 import (
 	"context"
+	"encoding/hex"
 	"fmt"
+	"maps"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/rotorkms/rotor/internal/audit"
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/secret"
 )
 
 // windowLength is how long one class-3 entry stands for.
@@ -24,9 +26,11 @@ type windowKey struct {
 
 // window counts uses within one minute.
 type window struct {
-	minute atomic.Int64 // that the open entry was written for; 0: none
-	count  atomic.Uint64
-	mu     sync.Mutex // held while the entry is written
+	mu     sync.Mutex // guards what follows; held while the entry is written
+	minute int64      // that the open entry was written for; 0: none
+	id     string     // joins the open entry to the closed one
+	count  uint64
+	closed bool // its count is written and the window out of use
 	permit Permit
 }
 
@@ -34,6 +38,31 @@ type window struct {
 type windows struct {
 	mu  sync.RWMutex
 	all map[windowKey]*window
+}
+
+func (ws *windows) of(k windowKey, p *Permit) *window {
+	ws.mu.RLock()
+	w := ws.all[k]
+	ws.mu.RUnlock()
+	if w != nil {
+		return w
+	}
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	if w = ws.all[k]; w == nil {
+		w = &window{permit: *p}
+		ws.all[k] = w
+	}
+	return w
+}
+
+// drop takes a closed window out, unless another has taken its place.
+func (ws *windows) drop(k windowKey, w *window) {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	if ws.all[k] == w {
+		delete(ws.all, k)
+	}
 }
 
 // Use records bulk use of a key version: the first use in a minute waits until a window-open entry is durable, later ones
@@ -44,53 +73,56 @@ func (p *Permit) Use(ctx context.Context, version uint32) error {
 	}
 	k := windowKey{p.caller.Name, p.resource.Namespace, p.resource.Key, p.action, version}
 	ws := &p.guard.windows
-	ws.mu.RLock()
-	w := ws.all[k]
-	ws.mu.RUnlock()
-	if w == nil {
-		ws.mu.Lock()
-		if w = ws.all[k]; w == nil {
-			w = &window{permit: *p}
-			ws.all[k] = w
-		}
-		ws.mu.Unlock()
-	}
-	minute := p.guard.now().Unix() / int64(windowLength/time.Second)
-	if w.minute.Load() != minute {
-		if err := w.open(ctx, p, version, minute); err != nil {
+	for {
+		w := ws.of(k, p)
+		counted, err := w.use(ctx, p, version)
+		if counted || err != nil {
 			return err
 		}
+		ws.drop(k, w)
 	}
-	w.count.Add(1)
-	return nil
 }
 
-// open closes the window's last minute and opens another, in one commit.
-func (w *window) open(ctx context.Context, p *Permit, version uint32, minute int64) error {
+// use counts one use, unless the window was closed since it was looked up.
+func (w *window) use(ctx context.Context, p *Permit, version uint32) (counted bool, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.minute.Load() == minute {
-		return nil
+	if w.closed {
+		return false, nil
 	}
-	entries := append(w.closing(version), p.entry(audit.ClassUse, "open", map[string]string{"version": fmt.Sprint(version)}))
-	if err := p.guard.audit.Append(ctx, entries...); err != nil {
+	if minute := p.guard.minute(); w.minute != minute {
+		if err := w.open(ctx, p, version, minute); err != nil {
+			return false, err
+		}
+	}
+	w.count++
+	return true, nil
+}
+
+// open closes the window's last minute and opens another, in one commit. Call with mu held.
+func (w *window) open(ctx context.Context, p *Permit, version uint32, minute int64) error {
+	id := hex.EncodeToString(secret.Random(8).Reveal())
+	opening := p.entry(audit.ClassUse, "open", map[string]string{"version": fmt.Sprint(version), "window": id})
+	if err := p.guard.audit.Append(ctx, append(w.closing(version), opening)...); err != nil {
 		return storeFault(string(p.action), err)
 	}
-	w.count.Store(0)
-	w.minute.Store(minute)
+	w.count, w.minute, w.id = 0, minute, id
 	return nil
 }
 
+// closing is the entry with the count. Call with mu held.
 func (w *window) closing(version uint32) []audit.Entry {
-	if w.minute.Load() == 0 {
+	if w.minute == 0 {
 		return nil
 	}
 	return []audit.Entry{w.permit.entry(audit.ClassUse, "closed", map[string]string{
-		"version": fmt.Sprint(version), "count": fmt.Sprint(w.count.Load()),
+		"version": fmt.Sprint(version), "window": w.id, "count": fmt.Sprint(w.count),
 	})}
 }
 
-// sweep closes the windows that were not used in the last minute, until ctx ends; then all that are open.
+func (g *Guard) minute() int64 { return g.now().Unix() / int64(windowLength/time.Second) }
+
+// sweep closes the windows that were not used in the last minute, until ctx ends.
 func (g *Guard) sweep(ctx context.Context) error {
 	tick := time.NewTicker(windowLength)
 	defer tick.Stop()
@@ -106,23 +138,24 @@ func (g *Guard) sweep(ctx context.Context) error {
 	}
 }
 
-// CloseWindows writes the counts of windows; all: of the present minute too, as when the server stops.
+// CloseWindows writes the counts of windows and of repeated refusals; all: of the present minute too, as when the server stops.
 func (g *Guard) CloseWindows(ctx context.Context, all bool) error {
-	minute := g.now().Unix() / int64(windowLength/time.Second)
-	g.windows.mu.Lock()
-	done := map[windowKey]*window{}
-	for k, w := range g.windows.all {
-		if all || w.minute.Load() < minute {
-			done[k] = w
-			delete(g.windows.all, k)
-		}
-	}
-	g.windows.mu.Unlock()
-	var entries []audit.Entry
-	for k, w := range done {
+	minute := g.minute()
+	g.windows.mu.RLock()
+	open := maps.Clone(g.windows.all)
+	g.windows.mu.RUnlock()
+	entries := g.refusals.end(minute, all)
+	for k, w := range open {
 		w.mu.Lock()
-		entries = append(entries, w.closing(k.version)...)
+		if !w.closed && (all || w.minute != minute) {
+			w.closed = true
+			entries = append(entries, w.closing(k.version)...)
+		}
+		closed := w.closed
 		w.mu.Unlock()
+		if closed {
+			g.windows.drop(k, w)
+		}
 	}
 	for len(entries) > 0 {
 		n := min(len(entries), 50)
@@ -130,48 +163,6 @@ func (g *Guard) CloseWindows(ctx context.Context, all bool) error {
 			return fmt.Errorf("close use windows: %w", err)
 		}
 		entries = entries[n:]
-	}
-	return nil
-}
-
-// refusalKey is what repeated refusals are counted under.
-type refusalKey struct {
-	caller string
-	action policy.Action
-	key    string
-}
-
-// maxRefusals bounds the refusals that are told apart; what comes beyond shares one counter.
-const maxRefusals = 10_000
-
-// refusals are the refusals of the present minute. Guarded by mu.
-type refusals struct {
-	mu     sync.Mutex
-	minute int64
-	counts map[refusalKey]uint64
-}
-
-// refused writes the entry of a refusal, once a minute for the same one; the next minute's entry carries the count of the last.
-func (g *Guard) refused(ctx context.Context, c policy.Caller, a policy.Action, r policy.Resource) error {
-	k := refusalKey{c.Name, a, r.Key}
-	minute := g.now().Unix() / 60
-	rs := &g.refusals
-	rs.mu.Lock()
-	if rs.minute != minute {
-		rs.minute, rs.counts = minute, map[refusalKey]uint64{}
-	}
-	if _, known := rs.counts[k]; !known && len(rs.counts) >= maxRefusals {
-		k = refusalKey{caller: "others"}
-	}
-	rs.counts[k]++
-	first := rs.counts[k] == 1
-	rs.mu.Unlock()
-	if !first {
-		return nil
-	}
-	p := Permit{guard: g, caller: c, action: a, resource: r}
-	if err := g.audit.Append(ctx, p.entry(audit.ClassRelease, "refused", nil)); err != nil {
-		return storeFault(string(a), err)
 	}
 	return nil
 }

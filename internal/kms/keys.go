@@ -49,7 +49,7 @@ func (s *Service) Create(ctx context.Context, c policy.Caller, spec keyring.Key)
 	name := "name/" + nameOf(k.Namespace, k.Name)
 	conds := append(made.conds, guard.Cond{Path: name}, guard.Cond{Path: keyPath(k)})
 	writes := append(made.writes, guard.Write{Path: name, Value: []byte(k.ID)}, guard.Write{Path: keyPath(k), Value: value})
-	rev, err := p.Commit(ctx, conds, writes, versionDetail(v.Number))
+	rev, err := s.settle(ctx, keyPath(k), value)(p.Commit(ctx, conds, writes, versionDetail(v.Number)))
 	if fault.CodeOf(err) == fault.Conflict {
 		return k, fault.New(fault.Exists, "key "+k.Name)
 	}
@@ -88,15 +88,18 @@ func (s *Service) Change(ctx context.Context, c policy.Caller, ref Ref, n uint32
 	case keyring.Compromise:
 		action = policy.ActCompromise
 	default:
-		return keyring.Key{}, fault.New(fault.Invalid, "event "+string(e))
+		return keyring.Key{}, fault.New(fault.Invalid, "event")
 	}
 	k, p, err := s.admit(ctx, c, action, ref)
 	if err != nil {
 		return k, err
 	}
+	if !keyring.ValidReason(reason) {
+		return k, fault.New(fault.Invalid, "reason").WithHint("at most %d bytes of printable text", keyring.MaxLabel)
+	}
 	return s.update(ctx, p, k.ID, versionDetail(n), func(k keyring.Key) (keyring.Key, change, error) {
 		next, err := rotation.Change(k, n, e, reason, s.now().UTC())
-		return next, change{}, err
+		return next, s.withdraw(k, next), err
 	})
 }
 

@@ -3,6 +3,7 @@
 package kms
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -203,7 +204,7 @@ func (s *Service) update(ctx context.Context, p *guard.Permit, id keyring.KeyID,
 		}
 		conds := append([]guard.Cond{{Path: keyPath(k), Rev: rev}}, with.conds...)
 		writes := append([]guard.Write{{Path: keyPath(k), Value: value}}, with.writes...)
-		at, err := p.Commit(ctx, conds, writes, detail)
+		at, err := s.settle(ctx, keyPath(k), value)(p.Commit(ctx, conds, writes, detail))
 		if fault.CodeOf(err) == fault.Conflict {
 			if _, now, rerr := s.read(ctx, id); rerr == nil && now != rev {
 				continue
@@ -213,6 +214,20 @@ func (s *Service) update(ctx context.Context, p *guard.Permit, id keyring.KeyID,
 			return k, err
 		}
 		return next, s.await(ctx, at)
+	}
+}
+
+// settle answers a commit of unknown outcome by reading again: a record that holds what was to be written has been written. Otherwise
+// the outcome stays unknown, as it may come yet; nothing is tried again blindly.
+func (s *Service) settle(ctx context.Context, path string, value []byte) func(store.Rev, error) (store.Rev, error) {
+	return func(rev store.Rev, err error) (store.Rev, error) {
+		if fault.CodeOf(err) != fault.OutcomeUnknown {
+			return rev, err
+		}
+		if r, rerr := s.guard.Get(ctx, path); rerr == nil && bytes.Equal(r.Value, value) {
+			return r.Rev, nil
+		}
+		return rev, err
 	}
 }
 

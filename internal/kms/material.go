@@ -70,7 +70,7 @@ func (m *materials) forget(k keyring.Key) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, v := range k.Versions {
-		if v.Phase != keyring.PhaseDestroyed && v.Phase != keyring.PhaseRetired {
+		if k.KeepsMaterial(v) && v.Phase != keyring.PhaseRetired {
 			continue
 		}
 		delete(m.cache, materialID{k.ID, v.Number}) // a user in flight may still hold it, so the bytes are left to the collector
@@ -96,6 +96,9 @@ func (s *Service) open(ctx context.Context, k keyring.Key, n uint32) (opened, er
 	case keyring.PhaseRetired:
 		return opened{}, fault.New(fault.VersionRetired, name)
 	}
+	if !k.KeepsMaterial(v) {
+		return opened{}, fault.New(fault.WrongState, name+" is "+string(v.State)+", its private half is gone")
+	}
 	id := materialID{k.ID, n}
 	if o, ok := s.vault.get(id); ok {
 		return o, nil
@@ -119,7 +122,7 @@ func (s *Service) open(ctx context.Context, k keyring.Key, n uint32) (opened, er
 	s.vault.mu.Lock()
 	defer s.vault.mu.Unlock()
 	if fresh, ok := s.Key(k.ID); ok { // not into the cache when it was retired meanwhile
-		if now, err := fresh.Version(n); err == nil && now.Phase != keyring.PhaseDestroyed && now.Phase != keyring.PhaseRetired {
+		if now, err := fresh.Version(n); err == nil && fresh.KeepsMaterial(now) && now.Phase != keyring.PhaseRetired {
 			s.vault.cache[id] = o
 		}
 	}

@@ -2,7 +2,9 @@ package kms
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/rotorkms/rotor/internal/fault"
@@ -19,15 +21,20 @@ func (s *Service) Rotate(ctx context.Context, c policy.Caller, ref Ref, expected
 	if err != nil {
 		return k, err
 	}
-	now := s.now().UTC()
-	return s.update(ctx, p, k.ID, versionDetail(uint32(len(k.Versions)+1)), func(k keyring.Key) (keyring.Key, change, error) {
+	now, detail := s.now().UTC(), map[string]string{}
+	return s.update(ctx, p, k.ID, detail, func(k keyring.Key) (keyring.Key, change, error) {
 		if err := planned(k, expected); err != nil {
 			return k, change{}, err
 		}
 		if k.Target != 0 {
 			return k, change{}, fault.New(fault.RotationInFlight, "key "+k.Name)
 		}
-		v, made, err := s.newVersion(ctx, k, uint32(len(k.Versions)+1), now)
+		n := uint32(len(k.Versions) + 1)
+		detail["version"] = fmt.Sprint(n)
+		if record, err := json.Marshal(k); err != nil || len(record) > maxRecord {
+			return k, change{}, fault.New(fault.TooLarge, "key "+k.Name).WithHint("it has %d versions, which is all that its record takes; make a new key", len(k.Versions))
+		}
+		v, made, err := s.newVersion(ctx, k, n, now)
 		if err != nil {
 			return k, change{}, err
 		}
@@ -61,6 +68,10 @@ func (s *Service) Replace(ctx context.Context, id keyring.KeyID) (keyring.Key, e
 	return k, err
 }
 
+// maxRecord bounds a key's record before a rotation, in bytes. A commit takes 1 MiB (store.MaxBytes); the rest is kept free, so that a
+// version can always be suspended, compromised and destroyed.
+const maxRecord = 512 << 10
+
 // Back aims a key at an earlier version, or gives up the rotation in flight (rotation.Back).
 func (s *Service) Back(ctx context.Context, c policy.Caller, ref Ref, n uint32, expected uint64) (keyring.Key, error) {
 	k, p, err := s.admit(ctx, c, policy.ActRollback, ref)
@@ -83,11 +94,12 @@ func planned(k keyring.Key, expected uint64) error {
 	return nil
 }
 
-// withdraw deletes the material of the versions that a change destroys, in the same commit.
+// withdraw deletes the material that a change makes useless, in the same commit: of what it destroys, and the private half of a signing
+// version that it deactivates or compromises.
 func (s *Service) withdraw(was, next keyring.Key) change {
 	var w change
 	for i, v := range was.Versions {
-		if v.Phase != keyring.PhaseDestroyed && next.Versions[i].Phase == keyring.PhaseDestroyed {
+		if was.KeepsMaterial(v) && !next.KeepsMaterial(next.Versions[i]) {
 			w.writes = append(w.writes, guard.Write{Path: materialPath(was, v.Number), Delete: true})
 		}
 	}
@@ -120,7 +132,9 @@ func (s *Service) Retire(ctx context.Context, c policy.Caller, ref Ref, n uint32
 	}
 	return s.update(ctx, p, k.ID, versionDetail(n), func(k keyring.Key) (keyring.Key, change, error) {
 		next, err := rotation.Retire(k, n, census, members, s.now().UTC())
-		return next, change{conds: []guard.Cond{cond}}, err
+		w := s.withdraw(k, next)
+		w.conds = append(w.conds, cond)
+		return next, w, err
 	})
 }
 
@@ -162,13 +176,16 @@ func (s *Service) MayStatus(ctx context.Context, c policy.Caller) error {
 
 // attempted restarts the destruction wait of a retired version that somebody tried to use. Failing to is no reason to answer
 // the caller differently; the refusal itself stands in the answer.
-func (s *Service) attempted(ctx context.Context, k keyring.Key, n uint32) {
+func (s *Service) attempted(ctx context.Context, by *guard.Permit, k keyring.Key, n uint32) {
 	v, err := k.Version(n)
 	if err != nil || v.Phase != keyring.PhaseRetired || s.now().Sub(v.Retired) < attemptGrain {
 		return
 	}
+	ctx = context.WithoutCancel(ctx) // who hangs up has tried all the same
 	p := s.guard.System("kms", policy.ActRetire, Resource(k))
-	_, err = s.update(ctx, p, k.ID, versionDetail(n), func(k keyring.Key) (keyring.Key, change, error) {
+	detail := versionDetail(n)
+	detail["attempt_of"] = by.Caller().Name
+	_, err = s.update(ctx, p, k.ID, detail, func(k keyring.Key) (keyring.Key, change, error) {
 		next, changed := rotation.Attempted(k, n, s.now().UTC())
 		if !changed {
 			return k, change{}, errUnchanged

@@ -47,11 +47,19 @@ func (s *Service) protect(ctx context.Context, c policy.Caller, a policy.Action,
 
 // process admits an operation that processes and opens the version.
 func (s *Service) process(ctx context.Context, k keyring.Key, p *guard.Permit, v keyring.Version, protectedAt time.Time) (use, error) {
-	if err := k.MayProcess(v, protectedAt, s.now(), false); err != nil {
-		s.attempted(ctx, k, v.Number)
+	if err := s.mayProcess(ctx, k, p, v, protectedAt); err != nil {
 		return use{}, err
 	}
 	return s.using(ctx, k, v, p)
+}
+
+// mayProcess asks the version's state, and notes an attempt on one that is retired.
+func (s *Service) mayProcess(ctx context.Context, k keyring.Key, p *guard.Permit, v keyring.Version, protectedAt time.Time) error {
+	err := k.MayProcess(v, protectedAt, s.now(), false)
+	if fault.CodeOf(err) == fault.VersionRetired {
+		s.attempted(ctx, p, k, v.Number)
+	}
+	return err
 }
 
 func (s *Service) using(ctx context.Context, k keyring.Key, v keyring.Version, p *guard.Permit) (use, error) {
@@ -86,6 +94,9 @@ func (s *Service) Decrypt(ctx context.Context, c policy.Caller, ref Ref, ciphert
 	}
 	if k.Purpose != suite.Encrypt {
 		return nil, 0, fault.New(fault.WrongPurpose, "key "+k.Name+" is for "+string(k.Purpose))
+	}
+	if len(ciphertext) > MaxMessage+envelope.MessageOverhead {
+		return nil, 0, fault.New(fault.TooLarge, "ciphertext")
 	}
 	h, err := envelope.MessageHandle(ciphertext)
 	if err != nil {
@@ -139,22 +150,46 @@ func (s *Service) Verify(ctx context.Context, c policy.Caller, ref Ref, n uint32
 	if err != nil {
 		return err
 	}
+	if k.Purpose != suite.Sign && k.Purpose != suite.MAC {
+		return fault.New(fault.WrongPurpose, "key "+k.Name+" is for "+string(k.Purpose))
+	}
+	if len(msg) > MaxMessage {
+		return fault.New(fault.TooLarge, "message")
+	}
 	v, err := k.Version(n)
 	if err != nil {
 		return err
 	}
-	u, err := s.process(ctx, k, p, v, time.Time{})
-	if err != nil {
-		return err
-	}
 	if k.Purpose == suite.MAC {
+		u, err := s.process(ctx, k, p, v, time.Time{})
+		if err != nil {
+			return err
+		}
 		return suite.VerifyTag(v.Algorithm, u.material, msg, sig)
 	}
-	return suite.Verify(v.Algorithm, v.Public, msg, sig)
+	if err := s.mayProcess(ctx, k, p, v, time.Time{}); err != nil {
+		return err
+	}
+	if err := p.Use(ctx, n); err != nil {
+		return err
+	}
+	return suite.Verify(v.Algorithm, v.Public, msg, sig) // the private half may be gone
+}
+
+// Authenticate signs with a signing key and makes a MAC with a MAC key. Who may not make MACs learns nothing of what kind the key is.
+func (s *Service) Authenticate(ctx context.Context, c policy.Caller, ref Ref, msg []byte) ([]byte, uint32, error) {
+	if k, ok := s.Lookup(ref.Namespace, ref.Name); ok && k.Purpose == suite.MAC && s.guard.Allows(c, policy.ActMAC, Resource(k)) {
+		return s.MAC(ctx, c, ref, msg)
+	}
+	sig, v, err := s.Sign(ctx, c, ref, msg)
+	return sig, v.Number, err
 }
 
 // MAC returns the authentication code of msg under the primary version.
 func (s *Service) MAC(ctx context.Context, c policy.Caller, ref Ref, msg []byte) ([]byte, uint32, error) {
+	if len(msg) > MaxMessage {
+		return nil, 0, fault.New(fault.TooLarge, "message")
+	}
 	u, err := s.protect(ctx, c, policy.ActMAC, ref, suite.MAC)
 	if err != nil {
 		return nil, 0, err
@@ -185,7 +220,11 @@ func (s *Service) Unwrap(ctx context.Context, c policy.Caller, w envelope.Wrap, 
 	if err != nil {
 		return secret.Bytes{}, err
 	}
-	return dek, u.permit.Release(ctx, versionDetail(u.version.Number))
+	if err := u.permit.Release(ctx, versionDetail(u.version.Number)); err != nil {
+		dek.Destroy()
+		return secret.Bytes{}, err
+	}
+	return dek, nil
 }
 
 // Rewrap moves a wrap to the primary version of its key without showing the data key to the caller; the protect time is kept.
@@ -220,8 +259,11 @@ func (s *Service) Rewrap(ctx context.Context, c policy.Caller, w envelope.Wrap, 
 
 // unwrapping admits an operation on a wrap, whose key is named by ID.
 func (s *Service) unwrapping(ctx context.Context, c policy.Caller, a policy.Action, w envelope.Wrap) (use, error) {
-	known, _ := s.Key(keyring.KeyID(w.KeyID)) // the zero Key is admitted to nobody but those who may see every missing key
-	k, p, err := s.admit(ctx, c, a, Ref{known.Namespace, known.Name})
+	ref := Ref{Name: w.KeyID} // of a missing key: without a name the action would be about no key, and be admitted to more callers
+	if known, ok := s.Key(keyring.KeyID(w.KeyID)); ok {
+		ref = Ref{known.Namespace, known.Name}
+	}
+	k, p, err := s.admit(ctx, c, a, ref)
 	if err != nil {
 		return use{}, err
 	}
@@ -232,7 +274,7 @@ func (s *Service) unwrapping(ctx context.Context, c policy.Caller, a policy.Acti
 	if err != nil {
 		return use{}, err
 	}
-	return s.process(ctx, k, p, v, time.Time{})
+	return s.process(ctx, k, p, v, w.ProtectTime) // OpenDEK authenticates it
 }
 
 func (u use) seal(dek secret.Bytes, immutable []byte, protectTime time.Time) (envelope.Wrap, error) {
@@ -269,6 +311,9 @@ func (s *Service) Reencrypt(ctx context.Context, id keyring.KeyID, target uint32
 	k, ok := s.Key(id)
 	if !ok {
 		return nil, false, fault.New(fault.NotFound, "key "+string(id))
+	}
+	if k.Purpose != suite.Encrypt {
+		return nil, false, fault.New(fault.WrongPurpose, "key "+k.Name+" is for "+string(k.Purpose))
 	}
 	p := s.guard.System("campaign", policy.ActCampaign, Resource(k))
 	to, err := k.Version(target)
@@ -312,6 +357,9 @@ func (s *Service) Opens(ctx context.Context, id keyring.KeyID, ciphertext []byte
 	k, ok := s.Key(id)
 	if !ok {
 		return 0, fault.New(fault.NotFound, "key "+string(id))
+	}
+	if k.Purpose != suite.Encrypt {
+		return 0, fault.New(fault.WrongPurpose, "key "+k.Name+" is for "+string(k.Purpose))
 	}
 	h, err := envelope.MessageHandle(ciphertext)
 	if err != nil {

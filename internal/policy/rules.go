@@ -149,10 +149,14 @@ func (r rule) covers(c Caller, a Action, res Resource) bool {
 	if !matchAny(r.Callers, c.Name) {
 		return false
 	}
-	if res.Key == "" {
-		return true // about no key
+	if res.Key == "" { // about no key: "*" beside chosen keys means every action on those keys, not the whole cluster's
+		return r.Keys == nil || r.Keys.everything() || slices.Contains(r.Actions, string(a))
 	}
 	return r.Keys != nil && r.Keys.cover(res)
+}
+
+func (k keys) everything() bool {
+	return strings.Trim(k.Namespace, "*") == "" && slices.ContainsFunc(k.Names, func(n string) bool { return strings.Trim(n, "*") == "" }) && len(k.Labels) == 0
 }
 
 func (k keys) cover(res Resource) bool {

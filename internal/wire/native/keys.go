@@ -103,13 +103,8 @@ func (s keys) Rewrap(ctx context.Context, r *connect.Request[rotorv1.RewrapReque
 
 // Sign signs a message, or authenticates it with a MAC key.
 func (s keys) Sign(ctx context.Context, r *connect.Request[rotorv1.SignRequest]) (*connect.Response[rotorv1.SignResponse], error) {
-	ref, c := s.ref(r.Msg.GetKey()), wire.Caller(ctx)
-	if k, ok := s.KMS.Lookup(ref.Namespace, ref.Name); ok && k.Purpose == suite.MAC {
-		tag, n, err := s.KMS.MAC(ctx, c, ref, r.Msg.GetMessage())
-		return answer(&rotorv1.SignResponse{Signature: tag, Version: n}, err)
-	}
-	sig, v, err := s.KMS.Sign(ctx, c, ref, r.Msg.GetMessage())
-	return answer(&rotorv1.SignResponse{Signature: sig, Version: v.Number}, err)
+	sig, n, err := s.KMS.Authenticate(ctx, wire.Caller(ctx), s.ref(r.Msg.GetKey()), r.Msg.GetMessage())
+	return answer(&rotorv1.SignResponse{Signature: sig, Version: n}, err)
 }
 
 // Verify checks a signature or tag.
