@@ -558,6 +558,21 @@ func TestFaultsInBothProtocols(t *testing.T) {
 	}
 }
 
+// TestLongNames: a name is kept and logged also when it is refused, so nobody can make rotor keep megabytes of it.
+func TestLongNames(t *testing.T) {
+	w := newWorld(t)
+	long := strings.Repeat("x", 1<<20)
+	c := w.client().Admin().Keys
+	for name, ref := range map[string]*rotorv1.KeyRef{"name": {Name: long}, "namespace": {Namespace: long, Name: "k"}} {
+		_, err := c.Get(t.Context(), connect.NewRequest(ref))
+		if fault.CodeOf(err) != fault.NotFound || len(err.Error()) > 300 {
+			t.Errorf("%s: %.300s", name, err)
+		}
+	}
+	_, err := c.Create(t.Context(), connect.NewRequest(&rotorv1.CreateRequest{Key: &rotorv1.Key{Name: long[:65], Purpose: "encrypt"}}))
+	wants(t, "created", err, fault.Invalid)
+}
+
 func TestLimitOfStreams(t *testing.T) {
 	w := newWorld(t)
 	c := rotorv1.NewAuditServiceClient(as(t, w.admin), "https://"+w.Address())

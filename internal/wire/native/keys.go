@@ -129,7 +129,7 @@ func (s keys) Destroy(ctx context.Context, r *connect.Request[rotorv1.DestroyReq
 func keySpec(m *rotorv1.Key) keyring.Key {
 	r := m.GetRotation()
 	return keyring.Key{
-		Name: m.GetName(), Purpose: suite.Purpose(m.GetPurpose()), Custody: keyring.Custody(m.GetCustody()),
+		Name: clip(m.GetName()), Purpose: suite.Purpose(m.GetPurpose()), Custody: keyring.Custody(m.GetCustody()),
 		Algorithm: suite.Algorithm(m.GetAlgorithm()), Labels: m.GetLabels(), Owner: m.GetOwner(),
 		Periods: keyring.Periods{Originator: time.Duration(m.GetOriginatorNs()), Recipient: time.Duration(m.GetRecipientNs())},
 		Rotation: keyring.Rotation{

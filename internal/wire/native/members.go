@@ -89,6 +89,9 @@ func (s members) receive(ctx context.Context, stream *connect.BidiStream[rotorv1
 			if len(names) > maxNames {
 				return fault.New(fault.TooLarge, "keys to hold").WithHint("at most %d", maxNames)
 			}
+			for i := range names {
+				names[i] = clip(names[i])
+			}
 			if err := session.Hold(ctx, names); err != nil {
 				return err
 			}

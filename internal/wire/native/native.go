@@ -119,14 +119,22 @@ func answer[T any](m *T, err error) (*connect.Response[T], error) {
 
 // ref reads the name of a key; an empty namespace is that of the server's instances.
 func (c Config) ref(r *rotorv1.KeyRef) kms.Ref {
-	return kms.Ref{Namespace: c.namespace(r.GetNamespace()), Name: r.GetName()}
+	return kms.Ref{Namespace: c.namespace(r.GetNamespace()), Name: clip(r.GetName())}
+}
+
+// clip bounds a name, which is kept and logged also when it is refused. What it cuts off has an end that no name has.
+func clip(name string) string {
+	if len(name) <= keyring.MaxName {
+		return name
+	}
+	return name[:keyring.MaxName] + "..."
 }
 
 func (c Config) namespace(ns string) keyring.Namespace {
 	if ns == "" {
 		ns = c.Authority.Namespace
 	}
-	return keyring.Namespace(ns)
+	return keyring.Namespace(clip(ns))
 }
 
 func connection(ctx context.Context) tls.ConnectionState { return wire.Connection(ctx) }
