@@ -21,10 +21,9 @@ import (
 )
 
 var (
-	alice  = policy.Caller{Kind: policy.KindAdmin, Name: "admin/alice"}
-	bob    = policy.Caller{Kind: policy.KindAdmin, Name: "admin/bob"}
-	aKey   = policy.Resource{Namespace: "default", Key: "k"}
-	anyKey = policy.Resource{Namespace: "default", Key: "other"}
+	alice = policy.Caller{Kind: policy.KindAdmin, Name: "admin/alice"}
+	bob   = policy.Caller{Kind: policy.KindAdmin, Name: "admin/bob"}
+	aKey  = policy.Resource{Namespace: "default", Key: "k"}
 )
 
 // only lets alice do everything with key k.
