@@ -12,7 +12,7 @@ import (
 )
 
 func newServer(a *app) *cobra.Command {
-	return newNoun("server", "Set up and run a server", newServerInit(a), newServerRun(a), newServerStatus(a))
+	return newNoun("server", "Set up and run a server", newServerInit(a), newServerRun(a), newServerStatus(a), newServerAdmin(a))
 }
 
 // initView is what server init answers.
@@ -57,6 +57,39 @@ error. SIGHUP reads the rules again; wrong ones are refused and the old ones sta
 	}
 	serverFlags(c, &f, "")
 	runFlags(c, &f)
+	return c
+}
+
+// adminView is what server admin answers.
+type adminView struct {
+	Name     string `json:"name"`
+	Identity string `json:"identity"`
+}
+
+func newServerAdmin(a *app) *cobra.Command {
+	var f server.Config
+	var out string
+	c := &cobra.Command{
+		Use:   "admin NAME",
+		Short: "Make an administrator's identity, or renew one, while the server is stopped",
+		Long: `Make an administrator's identity, or renew one, while the server is stopped. It needs the store and the seal, so it is for whoever runs the
+server. The certificate is good for a year; the rules see the caller as admin/NAME. A second administrator can give the second approval of a
+destruction. Nobody can take a certificate back: take the name out of the rules.`,
+		Example: "  rotor server admin alice --dir /var/lib/rotor --out alice",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			if out == "" {
+				out = args[0]
+			}
+			if err := server.NewAdmin(c.Context(), f, args[0], out); err != nil {
+				return err
+			}
+			v := adminView{args[0], out}
+			return a.show(v, table{rows: [][]string{{"name", v.Name}, {"identity", v.Identity}}})
+		},
+	}
+	serverFlags(c, &f, "")
+	c.Flags().StringVar(&out, "out", "", "directory of the identity (default NAME)")
 	return c
 }
 

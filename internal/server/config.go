@@ -37,6 +37,8 @@ const (
 	sealFile  = "seal.key"
 	rulesFile = "rules.yaml"
 	adminDir  = "admin"
+
+	firstAdmin = "admin" // the name of the administrator that Init makes
 )
 
 // Config says what server to run. Dir alone must be set.
@@ -156,26 +158,55 @@ func Init(ctx context.Context, c Config) (InitResult, error) {
 }
 
 func initStore(ctx context.Context, c Config, db store.Store, sealer seal.Sealer) (InitResult, error) {
-	config := guard.Config{Store: db, Sealers: []seal.Sealer{sealer}, Now: c.Now, Log: c.Log}
-	made, err := guard.Init(ctx, config)
+	made, err := guard.Init(ctx, c.guard(db, sealer))
 	if err != nil {
 		return InitResult{}, err
 	}
-	ctx, stop := context.WithCancel(ctx)
-	g, err := guard.Open(ctx, config)
+	out := InitResult{ClusterID: made.ClusterID, CheckpointKey: made.CheckpointKey, AdminDir: filepath.Join(c.Dir, adminDir)}
+	return out, makeAdmin(ctx, c, db, sealer, firstAdmin, out.AdminDir)
+}
+
+func (c Config) guard(db store.Store, sealer seal.Sealer) guard.Config {
+	return guard.Config{Store: db, Sealers: []seal.Sealer{sealer}, Now: c.Now, Log: c.Log}
+}
+
+// NewAdmin makes an administrator's identity in a directory, or renews the one that is there, of a server that does not run now.
+// Whoever can read store and seal may do it: they could do anything. fault.NotFound, StoreLocked while the server runs, SealWrong.
+func NewAdmin(ctx context.Context, c Config, name, path string) error {
+	c = c.defaults()
+	if err := c.validate(); err != nil {
+		return err
+	}
+	sealer, err := local.Open(c.SealKey)
 	if err != nil {
-		stop()
-		return InitResult{}, err
+		return err
+	}
+	if _, err := os.Stat(filepath.Join(c.Dir, storeFile)); err != nil {
+		return fault.New(fault.NotFound, "store in "+c.Dir)
+	}
+	db, err := bolt.Open(filepath.Join(c.Dir, storeFile), bolt.Options{})
+	if err != nil {
+		return openFault(err)
+	}
+	return errors.Join(makeAdmin(ctx, c, db, sealer, name, path), db.Close())
+}
+
+// makeAdmin opens the store for the time that it takes to sign and audit an administrator's certificate.
+func makeAdmin(ctx context.Context, c Config, db store.Store, sealer seal.Sealer, name, path string) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	g, err := guard.Open(ctx, c.guard(db, sealer))
+	if err != nil {
+		return err
 	}
 	done := make(chan error, 1)
 	go func() { done <- g.Run(ctx) }() // ends with ctx, below
-	out := InitResult{ClusterID: made.ClusterID, CheckpointKey: made.CheckpointKey, AdminDir: filepath.Join(c.Dir, adminDir)}
-	err = initAdmin(ctx, c, g, out.AdminDir)
+	err = signAdmin(ctx, c, g, name, path)
 	stop()
-	return out, errors.Join(err, <-done)
+	return errors.Join(err, <-done)
 }
 
-func initAdmin(ctx context.Context, c Config, g *guard.Guard, path string) error {
+func signAdmin(ctx context.Context, c Config, g *guard.Guard, name, path string) error {
 	a, err := authn.New(ctx, authn.Config{Guard: g, TrustDomain: c.TrustDomain, Namespace: c.Namespace, Now: c.Now})
 	if err != nil {
 		return err
@@ -184,7 +215,10 @@ func initAdmin(ctx context.Context, c Config, g *guard.Guard, path string) error
 	if err != nil {
 		return err
 	}
-	return errors.Join(a.Admin(ctx, dir, "admin", cmp.Or(c.Advertise, c.Listen)), dir.Close())
+	if dir.IsInstance() {
+		return errors.Join(fault.New(fault.Exists, "instance "+dir.Instance()+" in "+path), dir.Close())
+	}
+	return errors.Join(a.Admin(ctx, dir, name, cmp.Or(c.Advertise, c.Listen)), dir.Close())
 }
 
 func writeRules(path string) error {
