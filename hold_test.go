@@ -410,7 +410,7 @@ func TestRemoved(t *testing.T) {
 	for roundTrip(t, a.Key("records")) == "" {
 		runtime.Gosched()
 	}
-	if got := roundTrip(t, a.Key("records")); got != "denied" && got != "unauthenticated" {
+	if got := roundTrip(t, a.Key("records")); got != "denied" {
 		t.Error(got)
 	}
 }

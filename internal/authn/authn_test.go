@@ -263,9 +263,9 @@ func TestRemoval(t *testing.T) {
 	denied := func(s server, when string) {
 		t.Helper()
 		_, err := s.Identify(conn(t, g.Chain), false)
-		wants(t, when+" identify", err, fault.Unauthenticated)
+		wants(t, when+" identify", err, fault.Denied)
 		_, err = s.Renew(s.ctx, conn(t, g.Chain), csr(t, key))
-		wants(t, when+" renew", err, fault.Unauthenticated)
+		wants(t, when+" renew", err, fault.Denied)
 		_, err = s.Join(s.ctx, unused, csr(t, newKey(t)))
 		wants(t, when+" token of before", err, fault.JoinTokenExpired)
 	}
@@ -309,7 +309,7 @@ func TestRemovalBesideRenewals(t *testing.T) {
 	for range 8 {
 		if g := <-out; g.Chain != nil {
 			_, err := s.Identify(conn(t, g.Chain), false)
-			wants(t, "renewed beside the removal", err, fault.Unauthenticated)
+			wants(t, "renewed beside the removal", err, fault.Denied)
 		}
 	}
 }

@@ -290,7 +290,7 @@ func parseCSR(der []byte) (*x509.CertificateRequest, error) {
 }
 
 // Identify names the caller behind a connection. expired allows certificates within RenewGrace after their end; for Renew alone.
-// fault.Unauthenticated.
+// fault.Unauthenticated; fault.Denied for an instance that was removed, which tells the process to drop its keys at once.
 func (a *Authority) Identify(s tls.ConnectionState, expired bool) (policy.Caller, error) {
 	nobody := func(why string) (policy.Caller, error) {
 		return policy.Caller{}, fault.New(fault.Unauthenticated, "caller").WithHint("%s", why)
@@ -319,7 +319,7 @@ func (a *Authority) Identify(s tls.ConnectionState, expired bool) (policy.Caller
 		return policy.Caller{Kind: policy.KindAdmin, Name: "admin/" + name, SPIFFEID: id}, nil
 	case "instance":
 		if a.isRemoved(name, generation(leaf)) {
-			return nobody("the instance was removed")
+			return policy.Caller{}, fault.New(fault.Denied, "instance "+name).WithHint("it was removed; invite it again")
 		}
 		return policy.Caller{Kind: policy.KindInstance, Name: id, SPIFFEID: id, Instance: name}, nil
 	}

@@ -179,6 +179,10 @@ func TestStrangers(t *testing.T) {
 	}
 	refused := func(who string, h *http.Client) {
 		t.Helper()
+		status, code, text := http.StatusUnauthorized, "16", `"unauthenticated"`
+		if who == "removed" { // known, and told that it is out
+			status, code, text = http.StatusForbidden, "7", `"permission_denied"`
+		}
 		for _, path := range append(all, "/", "/metrics", "/rotor.v1.JoinService/", "/rotor.v1.JoinService/../rotor.v1.KeyService/List", "/healthz/x", "/debug/pprof/") {
 			for _, kind := range []string{"application/json", "application/proto", "application/grpc", "application/connect+json", "text/plain"} {
 				if path == "/rotor.v1.JoinService/Join" {
@@ -196,8 +200,8 @@ func TestStrangers(t *testing.T) {
 				b, _ := io.ReadAll(resp.Body)
 				resp.Body.Close()
 				grpc := resp.Header.Get("Grpc-Status") + resp.Trailer.Get("Grpc-Status")
-				stream := kind == "application/connect+json" && bytes.Contains(b, []byte(`"unauthenticated"`))
-				if resp.StatusCode != http.StatusUnauthorized && grpc != "16" && !stream {
+				stream := kind == "application/connect+json" && bytes.Contains(b, []byte(text))
+				if resp.StatusCode != status && grpc != code && !stream {
 					t.Errorf("%s, %s as %s: %d, grpc %q, %.100s", who, path, kind, resp.StatusCode, grpc, b)
 				}
 			}
@@ -362,7 +366,7 @@ func TestRemovalEndsStreams(t *testing.T) {
 		t.Error("the stream ended as if it were complete")
 	}
 	_, err = rotorv1.NewKeyServiceClient(h, "https://"+w.Address()).List(t.Context(), connect.NewRequest(&rotorv1.ListRequest{}))
-	if got := fault.CodeOf(rpc.Decode(err)); got != fault.Unauthenticated {
+	if got := fault.CodeOf(rpc.Decode(err)); got != fault.Denied {
 		t.Errorf("removed: %v", err)
 	}
 }
@@ -428,7 +432,7 @@ func TestDownForLongerThanItsCertificate(t *testing.T) {
 		t.Error(err)
 	}
 	_, err = rotor.Dial(t.Context(), rotor.Config{Identity: removed, Keys: []string{"records"}})
-	wants(t, "removed", err, fault.Unauthenticated)
+	wants(t, "removed", err, fault.Denied)
 }
 
 // endless is a body of 10 GB that counts what is taken of it.

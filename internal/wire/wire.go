@@ -196,6 +196,8 @@ func deny(w http.ResponseWriter, r *http.Request, writer *connect.ErrorWriter, e
 	}
 	status := http.StatusUnauthorized
 	switch fault.CodeOf(err) {
+	case fault.Denied:
+		status = http.StatusForbidden
 	case fault.TooLarge:
 		status = http.StatusRequestEntityTooLarge
 	case fault.Unavailable:
