@@ -2,7 +2,6 @@ package rotor
 
 import (
 	"context"
-	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -368,38 +367,4 @@ func partMessages(parts []Part) []*rotorv1.Part {
 		out = append(out, &rotorv1.Part{Label: p.Label, Value: p.Value})
 	}
 	return out
-}
-
-// once runs one call of f at a time and gives its result to all who asked meanwhile.
-type once[T any] struct {
-	mu   sync.Mutex // guards call
-	call *result[T]
-}
-
-type result[T any] struct {
-	done  chan struct{}
-	value T
-	err   error
-}
-
-func (o *once[T]) do(ctx context.Context, f func(context.Context) (T, error)) (T, error) {
-	o.mu.Lock()
-	r := o.call
-	if r == nil {
-		r = &result[T]{done: make(chan struct{})}
-		o.call = r
-		o.mu.Unlock()
-		r.value, r.err = f(ctx)
-		o.mu.Lock()
-		o.call = nil
-		close(r.done)
-	}
-	o.mu.Unlock()
-	select {
-	case <-r.done:
-		return r.value, r.err
-	case <-ctx.Done():
-		var zero T
-		return zero, fault.Wrap(fault.Canceled, "", ctx.Err())
-	}
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"golang.org/x/sync/singleflight"
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/token"
@@ -74,7 +75,7 @@ type keySet struct {
 	clock clock
 	now   atomic.Pointer[published]
 	tried atomic.Pointer[time.Time] // of the last fetch that failed
-	once  once[published]
+	once  singleflight.Group
 }
 
 func newKeySet(fetch func(context.Context) (published, error), c clock) *keySet {
@@ -94,16 +95,7 @@ func (s *keySet) with(ctx context.Context, kid string) (token.Set, error) {
 	if at := s.tried.Load(); usable && at != nil && now.Sub(*at) < missEvery {
 		return have.set, nil // the server did not answer a moment ago, and nobody waits for it again
 	}
-	fresh, err := s.once.do(ctx, func(ctx context.Context) (published, error) {
-		p, err := s.fetch(ctx)
-		if err == nil {
-			s.now.Store(&p)
-			s.tried.Store(nil)
-		} else {
-			s.tried.Store(&now)
-		}
-		return p, err
-	})
+	fresh, err := s.refresh(ctx)
 	if err == nil {
 		return fresh.set, nil
 	}
@@ -111,6 +103,29 @@ func (s *keySet) with(ctx context.Context, kid string) (token.Set, error) {
 		return have.set, nil
 	}
 	return token.Set{}, err
+}
+
+// refresh fetches the set, once for all who ask meanwhile. It goes on for the others when the one who asked first gives up.
+func (s *keySet) refresh(ctx context.Context) (*published, error) {
+	answer := s.once.DoChan("", func() (any, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), fetchTime)
+		defer cancel()
+		p, err := s.fetch(ctx)
+		if err != nil {
+			now := s.clock.Now()
+			s.tried.Store(&now)
+			return nil, err
+		}
+		s.now.Store(&p)
+		s.tried.Store(nil)
+		return nil, nil
+	})
+	select {
+	case r := <-answer:
+		return s.now.Load(), r.Err
+	case <-ctx.Done():
+		return nil, fault.Wrap(fault.Canceled, "key set", ctx.Err())
+	}
 }
 
 func (c *Client) fetchKeys(ctx context.Context) (published, error) {

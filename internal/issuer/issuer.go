@@ -32,6 +32,9 @@ const (
 	maxScope    = 128
 )
 
+// backdate is how far a verifier's clock may be behind without refusing a fresh token.
+const backdate = 30 * time.Second
+
 // Issuer signs with the keys of a kms.Service.
 type Issuer struct {
 	KMS  *kms.Service
@@ -50,7 +53,7 @@ func (i Issuer) Issue(ctx context.Context, c policy.Caller, ref kms.Ref, audienc
 	now := i.Now()
 	msg, sig, err := i.KMS.SignToken(ctx, c, ref, func(k keyring.Key, v keyring.Version) ([]byte, error) {
 		return token.Input(v.Algorithm, KeyID(k.Namespace, v.Handle), token.Claims{
-			Issuer: i.Name, Subject: c.Name, Audience: audience, IssuedAt: now.Unix(), NotBefore: now.Unix(),
+			Issuer: i.Name, Subject: c.Name, Audience: audience, IssuedAt: now.Unix(), NotBefore: now.Add(-backdate).Unix(),
 			Expires: now.Add(ttl).Unix(), ID: hex.EncodeToString(secret.Random(16).Reveal()), Scope: strings.Join(scope, " "),
 		})
 	})
