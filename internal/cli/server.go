@@ -15,7 +15,7 @@ func newServer(a *app) *cobra.Command {
 	return newNoun("server", "Set up and run a server", newServerInit(a), newServerRun(a), newServerStatus(a), newServerAdmin(a))
 }
 
-// initView is what server init answers.
+// initView is what server init and server admin answer.
 type initView struct {
 	Cluster       string `json:"cluster"`
 	CheckpointKey string `json:"checkpoint_key"`
@@ -36,12 +36,16 @@ the log, and keep it somewhere else than the server.`,
 			if err != nil {
 				return err
 			}
-			v := initView{made.ClusterID, made.CheckpointKey, made.AdminDir}
-			return a.show(v, table{rows: [][]string{{"cluster", v.Cluster}, {"checkpoint key", v.CheckpointKey}, {"identity", v.Identity}}})
+			return a.showInit(made)
 		},
 	}
 	serverFlags(c, &f, "")
 	return c
+}
+
+func (a *app) showInit(made server.InitResult) error {
+	v := initView{made.ClusterID, made.CheckpointKey, made.AdminDir}
+	return a.show(v, table{rows: [][]string{{"cluster", v.Cluster}, {"checkpoint key", v.CheckpointKey}, {"identity", v.Identity}}})
 }
 
 func newServerRun(a *app) *cobra.Command {
@@ -60,12 +64,6 @@ error. SIGHUP reads the rules again; wrong ones are refused and the old ones sta
 	return c
 }
 
-// adminView is what server admin answers.
-type adminView struct {
-	Name     string `json:"name"`
-	Identity string `json:"identity"`
-}
-
 func newServerAdmin(a *app) *cobra.Command {
 	var f server.Config
 	var out string
@@ -81,11 +79,11 @@ destruction. Nobody can take a certificate back: take the name out of the rules.
 			if out == "" {
 				out = args[0]
 			}
-			if err := server.NewAdmin(c.Context(), f, args[0], out); err != nil {
+			made, err := server.NewAdmin(c.Context(), f, args[0], out)
+			if err != nil {
 				return err
 			}
-			v := adminView{args[0], out}
-			return a.show(v, table{rows: [][]string{{"name", v.Name}, {"identity", v.Identity}}})
+			return a.showInit(made)
 		},
 	}
 	serverFlags(c, &f, "")

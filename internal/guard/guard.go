@@ -47,6 +47,7 @@ type Guard struct {
 	audit    *audit.Log
 	index    *index
 	after    store.Rev // where the watch of the log starts
+	pin      string    // verifier key of the checkpoint key
 	snapshot ed25519.PrivateKey
 	windows  windows
 	refusals refusals
@@ -61,6 +62,9 @@ type Guard struct {
 
 // ClusterID names the cluster for ever: 16 random bytes in hex, made at Init.
 func (g *Guard) ClusterID() string { return g.keys.cluster }
+
+// CheckpointKey is the verifier key of the audit log, to be pinned by auditors, as Init gave it.
+func (g *Guard) CheckpointKey() string { return g.pin }
 
 // SetRules swaps the rules.
 func (g *Guard) SetRules(d Decider) { g.rules.Store(&d) }

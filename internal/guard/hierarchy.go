@@ -265,7 +265,8 @@ func (g *Guard) openKeys(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, skey, _ := strings.Cut(string(r.Value), "\n")
+	var skey string
+	g.pin, skey, _ = strings.Cut(string(r.Value), "\n")
 	if err := g.audit.SetSigner(skey); err != nil {
 		return err
 	}

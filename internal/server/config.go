@@ -133,11 +133,29 @@ func Init(ctx context.Context, c Config) (InitResult, error) {
 	if err := c.validate(); err != nil {
 		return InitResult{}, err
 	}
-	if _, err := os.Stat(filepath.Join(c.Dir, storeFile)); err == nil {
-		return InitResult{}, fault.New(fault.Exists, "store in "+c.Dir)
-	}
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return InitResult{}, fmt.Errorf("make directory of the server: %w", err)
+	}
+	db, err := bolt.Open(filepath.Join(c.Dir, storeFile), bolt.Options{})
+	if errors.Is(err, store.ErrLocked) { // a server runs on it
+		return InitResult{}, fault.Wrap(fault.Exists, "store in "+c.Dir, err)
+	}
+	if err != nil {
+		return InitResult{}, openFault(err)
+	}
+	out, err := initDir(ctx, c, db)
+	return out, errors.Join(err, db.Close())
+}
+
+// initDir makes seal, rules and cluster. A store without a record is what an Init leaves that was cut off, and is taken.
+func initDir(ctx context.Context, c Config, db store.Store) (InitResult, error) {
+	_, records := db.List(ctx, "")
+	for _, err := range records {
+		if err != nil {
+			return InitResult{}, openFault(err)
+		}
+		return InitResult{}, fault.New(fault.Exists, "store in "+c.Dir).
+			WithHint("if its init was cut off before it made the administrator: rotor server admin %s --dir DIR --out DIR/%s", firstAdmin, adminDir)
 	}
 	sealer, err := local.Create(c.SealKey)
 	if fault.CodeOf(err) == fault.Exists {
@@ -149,12 +167,7 @@ func Init(ctx context.Context, c Config) (InitResult, error) {
 	if err := writeRules(c.Rules); err != nil {
 		return InitResult{}, err
 	}
-	db, err := bolt.Open(filepath.Join(c.Dir, storeFile), bolt.Options{})
-	if err != nil {
-		return InitResult{}, openFault(err)
-	}
-	out, err := initStore(ctx, c, db, sealer)
-	return out, errors.Join(err, db.Close())
+	return initStore(ctx, c, db, sealer)
 }
 
 func initStore(ctx context.Context, c Config, db store.Store, sealer seal.Sealer) (InitResult, error) {
@@ -163,7 +176,8 @@ func initStore(ctx context.Context, c Config, db store.Store, sealer seal.Sealer
 		return InitResult{}, err
 	}
 	out := InitResult{ClusterID: made.ClusterID, CheckpointKey: made.CheckpointKey, AdminDir: filepath.Join(c.Dir, adminDir)}
-	return out, makeAdmin(ctx, c, db, sealer, firstAdmin, out.AdminDir)
+	_, err = makeAdmin(ctx, c, db, sealer, firstAdmin, out.AdminDir)
+	return out, err
 }
 
 func (c Config) guard(db store.Store, sealer seal.Sealer) guard.Config {
@@ -171,39 +185,41 @@ func (c Config) guard(db store.Store, sealer seal.Sealer) guard.Config {
 }
 
 // NewAdmin makes an administrator's identity in a directory, or renews the one that is there, of a server that does not run now.
-// Whoever can read store and seal may do it: they could do anything. fault.NotFound, StoreLocked while the server runs, SealWrong.
-func NewAdmin(ctx context.Context, c Config, name, path string) error {
+// Whoever can read store and seal may do it: they could do anything. It returns what Init did. fault.NotFound, StoreLocked while the
+// server runs, SealWrong.
+func NewAdmin(ctx context.Context, c Config, name, path string) (InitResult, error) {
 	c = c.defaults()
 	if err := c.validate(); err != nil {
-		return err
+		return InitResult{}, err
 	}
 	sealer, err := local.Open(c.SealKey)
 	if err != nil {
-		return err
+		return InitResult{}, err
 	}
 	if _, err := os.Stat(filepath.Join(c.Dir, storeFile)); err != nil {
-		return fault.New(fault.NotFound, "store in "+c.Dir)
+		return InitResult{}, fault.New(fault.NotFound, "store in "+c.Dir)
 	}
 	db, err := bolt.Open(filepath.Join(c.Dir, storeFile), bolt.Options{})
 	if err != nil {
-		return openFault(err)
+		return InitResult{}, openFault(err)
 	}
-	return errors.Join(makeAdmin(ctx, c, db, sealer, name, path), db.Close())
+	made, err := makeAdmin(ctx, c, db, sealer, name, path)
+	return InitResult{ClusterID: made.ClusterID, CheckpointKey: made.CheckpointKey, AdminDir: path}, errors.Join(err, db.Close())
 }
 
 // makeAdmin opens the store for the time that it takes to sign and audit an administrator's certificate.
-func makeAdmin(ctx context.Context, c Config, db store.Store, sealer seal.Sealer, name, path string) error {
+func makeAdmin(ctx context.Context, c Config, db store.Store, sealer seal.Sealer, name, path string) (guard.InitResult, error) {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	g, err := guard.Open(ctx, c.guard(db, sealer))
 	if err != nil {
-		return err
+		return guard.InitResult{}, err
 	}
 	done := make(chan error, 1)
 	go func() { done <- g.Run(ctx) }() // ends with ctx, below
 	err = signAdmin(ctx, c, g, name, path)
 	stop()
-	return errors.Join(err, <-done)
+	return guard.InitResult{ClusterID: g.ClusterID(), CheckpointKey: g.CheckpointKey()}, errors.Join(err, <-done)
 }
 
 func signAdmin(ctx context.Context, c Config, g *guard.Guard, name, path string) error {

@@ -26,6 +26,7 @@ import (
 	"github.com/rotorkms/rotor/internal/identity"
 	"github.com/rotorkms/rotor/internal/rpc"
 	"github.com/rotorkms/rotor/internal/server"
+	"github.com/rotorkms/rotor/internal/store/bolt"
 	rotorv1 "github.com/rotorkms/rotor/proto/rotor/v1"
 )
 
@@ -720,5 +721,33 @@ func TestTokens(t *testing.T) {
 		if strings.Contains(w.log.String(), secret) {
 			t.Errorf("%s in the log", name)
 		}
+	}
+}
+
+// TestInitAgain: an init that was cut off before its one commit is repeated; after it, server admin makes what is missing.
+func TestInitAgain(t *testing.T) {
+	c := server.Config{Dir: t.TempDir()}
+	db, err := bolt.Open(filepath.Join(c.Dir, "rotor.db"), bolt.Options{}) // all that is there
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	made, err := server.Init(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = server.Init(t.Context(), c)
+	wants(t, "a second time", err, fault.Exists)
+	if err := os.RemoveAll(made.AdminDir); err != nil { // as if cut off behind the commit
+		t.Fatal(err)
+	}
+	again, err := server.NewAdmin(t.Context(), c, "admin", made.AdminDir)
+	if err != nil || again != made {
+		t.Fatalf("%+v, %v; want %+v", again, err, made)
+	}
+	if d, err := identity.Read(made.AdminDir); err != nil || !d.Joined() || d.IsInstance() {
+		t.Errorf("the identity: %v", err)
 	}
 }
