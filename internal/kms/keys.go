@@ -83,16 +83,15 @@ func (s *Service) List(ctx context.Context, c policy.Caller, ns keyring.Namespac
 // Change suspends, resumes or marks a version as compromised.
 func (s *Service) Change(ctx context.Context, c policy.Caller, ref Ref, n uint32, e keyring.Event, reason string) (keyring.Key, error) {
 	action := policy.ActSuspend
-	switch e {
-	case keyring.Suspend, keyring.Resume:
-	case keyring.Compromise:
+	if e == keyring.Compromise {
 		action = policy.ActCompromise
-	default:
-		return keyring.Key{}, fault.New(fault.Invalid, "event")
 	}
 	k, p, err := s.admit(ctx, c, action, ref)
 	if err != nil {
 		return k, err
+	}
+	if e != keyring.Suspend && e != keyring.Resume && e != keyring.Compromise {
+		return k, fault.New(fault.Invalid, "event")
 	}
 	if !keyring.ValidReason(reason) {
 		return k, fault.New(fault.Invalid, "reason").WithHint("at most %d bytes of printable text", keyring.MaxLabel)

@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"strings"
@@ -173,7 +172,7 @@ func (s *Service) admit(ctx context.Context, c policy.Caller, a policy.Action, r
 	}
 	p, err := s.guard.Admit(ctx, c, a, res)
 	if err != nil {
-		return k, nil, err
+		return keyring.Key{}, nil, err
 	}
 	if !ok {
 		return k, nil, fault.New(fault.NotFound, "key "+ref.Name)
@@ -187,7 +186,7 @@ func Resource(k keyring.Key) policy.Resource {
 }
 
 // update changes one key's record under the condition that nobody else did, and the extra conditions and writes; it reads
-// again and repeats when only the key's own record was in the way.
+// again and repeats when only the key's own record was in the way. An edit that changes nothing writes nothing.
 func (s *Service) update(ctx context.Context, p *guard.Permit, id keyring.KeyID, detail map[string]string, edit func(keyring.Key) (keyring.Key, change, error)) (keyring.Key, error) {
 	for {
 		k, rev, err := s.read(ctx, id)
@@ -201,6 +200,9 @@ func (s *Service) update(ctx context.Context, p *guard.Permit, id keyring.KeyID,
 		value, err := json.Marshal(next)
 		if err != nil {
 			return k, fmt.Errorf("encode key %s: %w", id, err)
+		}
+		if was, err := json.Marshal(k); err == nil && bytes.Equal(was, value) && len(with.writes) == 0 {
+			return k, nil
 		}
 		conds := append([]guard.Cond{{Path: keyPath(k), Rev: rev}}, with.conds...)
 		writes := append([]guard.Write{{Path: keyPath(k), Value: value}}, with.writes...)
@@ -236,9 +238,6 @@ type change struct {
 	conds  []guard.Cond
 	writes []guard.Write
 }
-
-// errUnchanged lets an update end without a commit.
-var errUnchanged = errors.New("kms: nothing to change")
 
 // read gets a key's record from the store, not from the ring.
 func (s *Service) read(ctx context.Context, id keyring.KeyID) (keyring.Key, store.Rev, error) {

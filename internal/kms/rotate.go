@@ -3,7 +3,6 @@ package kms
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"time"
 
@@ -50,9 +49,9 @@ func (s *Service) Replace(ctx context.Context, id keyring.KeyID) (keyring.Key, e
 		return k, fault.New(fault.NotFound, "key "+string(id))
 	}
 	p := s.guard.System("rollout", policy.ActRotate, Resource(k))
-	k, err := s.update(ctx, p, id, map[string]string{"reason": "the primary version is compromised"}, func(k keyring.Key) (keyring.Key, change, error) {
+	return s.update(ctx, p, id, map[string]string{"reason": "the primary version is compromised"}, func(k keyring.Key) (keyring.Key, change, error) {
 		if k.Target != 0 || !rotation.Emergency(k) {
-			return k, change{}, errUnchanged
+			return k, change{}, nil
 		}
 		now := s.now().UTC()
 		v, made, err := s.newVersion(ctx, k, uint32(len(k.Versions)+1), now)
@@ -62,10 +61,6 @@ func (s *Service) Replace(ctx context.Context, id keyring.KeyID) (keyring.Key, e
 		next, err := rotation.Stage(k, v, now)
 		return next, made, err
 	})
-	if errors.Is(err, errUnchanged) {
-		return k, nil
-	}
-	return k, err
 }
 
 // maxRecord bounds a key's record before a rotation, in bytes. A commit takes 1 MiB (store.MaxBytes); the rest is kept free, so that a
@@ -185,16 +180,10 @@ func (s *Service) attempted(ctx context.Context, by *guard.Permit, k keyring.Key
 	p := s.guard.System("kms", policy.ActRetire, Resource(k))
 	detail := versionDetail(n)
 	detail["attempt_of"] = by.Caller().Name
-	_, err = s.update(ctx, p, k.ID, detail, func(k keyring.Key) (keyring.Key, change, error) {
-		next, changed := rotation.Attempted(k, n, s.now().UTC())
-		if !changed {
-			return k, change{}, errUnchanged
-		}
+	_, _ = s.update(ctx, p, k.ID, detail, func(k keyring.Key) (keyring.Key, change, error) {
+		next, _ := rotation.Attempted(k, n, s.now().UTC())
 		return next, change{}, nil
 	})
-	if err != nil && !errors.Is(err, errUnchanged) {
-		return
-	}
 }
 
 // attemptGrain bounds how often attempts on a retired version are written.

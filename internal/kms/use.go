@@ -26,11 +26,14 @@ type use struct {
 	permit *guard.Permit
 }
 
-// protect admits an operation that protects and opens the primary version.
-func (s *Service) protect(ctx context.Context, c policy.Caller, a policy.Action, ref Ref, purpose suite.Purpose) (use, error) {
+// protect admits an operation that protects so many bytes and opens the primary version.
+func (s *Service) protect(ctx context.Context, c policy.Caller, a policy.Action, ref Ref, purpose suite.Purpose, size int) (use, error) {
 	k, p, err := s.admit(ctx, c, a, ref)
 	if err != nil {
 		return use{}, err
+	}
+	if size > MaxMessage {
+		return use{}, fault.New(fault.TooLarge, "message").WithHint("at most %d bytes; encrypt files with rotor encrypt", MaxMessage)
 	}
 	if k.Purpose != purpose {
 		return use{}, fault.New(fault.WrongPurpose, "key "+k.Name+" is for "+string(k.Purpose))
@@ -75,10 +78,7 @@ func (s *Service) using(ctx context.Context, k keyring.Key, v keyring.Version, p
 
 // Encrypt makes a message (spec/message.md) under the primary version.
 func (s *Service) Encrypt(ctx context.Context, c policy.Caller, ref Ref, plaintext []byte, parts []envelope.Part) ([]byte, uint32, error) {
-	if len(plaintext) > MaxMessage {
-		return nil, 0, fault.New(fault.TooLarge, "plaintext").WithHint("at most %d bytes; encrypt files with rotor encrypt", MaxMessage)
-	}
-	u, err := s.protect(ctx, c, policy.ActEncrypt, ref, suite.Encrypt)
+	u, err := s.protect(ctx, c, policy.ActEncrypt, ref, suite.Encrypt, len(plaintext))
 	if err != nil {
 		return nil, 0, err
 	}
@@ -116,7 +116,7 @@ func (s *Service) Decrypt(ctx context.Context, c policy.Caller, ref Ref, ciphert
 
 // Sign signs with the primary version; the signature is in the form of JWS.
 func (s *Service) Sign(ctx context.Context, c policy.Caller, ref Ref, msg []byte) ([]byte, keyring.Version, error) {
-	u, err := s.signing(ctx, c, policy.ActSign, ref, len(msg))
+	u, err := s.protect(ctx, c, policy.ActSign, ref, suite.Sign, len(msg))
 	if err != nil {
 		return nil, keyring.Version{}, err
 	}
@@ -126,7 +126,7 @@ func (s *Service) Sign(ctx context.Context, c policy.Caller, ref Ref, msg []byte
 
 // SignToken signs what input makes of the primary version, for a caller with the right to issue tokens of the key.
 func (s *Service) SignToken(ctx context.Context, c policy.Caller, ref Ref, input func(keyring.Key, keyring.Version) ([]byte, error)) (msg, sig []byte, err error) {
-	u, err := s.signing(ctx, c, policy.ActIssue, ref, 0)
+	u, err := s.protect(ctx, c, policy.ActIssue, ref, suite.Sign, 0)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -135,13 +135,6 @@ func (s *Service) SignToken(ctx context.Context, c policy.Caller, ref Ref, input
 	}
 	sig, err = u.signer.Sign(msg)
 	return msg, sig, err
-}
-
-func (s *Service) signing(ctx context.Context, c policy.Caller, a policy.Action, ref Ref, size int) (use, error) {
-	if size > MaxMessage {
-		return use{}, fault.New(fault.TooLarge, "message")
-	}
-	return s.protect(ctx, c, a, ref, suite.Sign)
 }
 
 // Verify checks a signature of a version. fault.TokenInvalid when it does not match.
@@ -187,10 +180,7 @@ func (s *Service) Authenticate(ctx context.Context, c policy.Caller, ref Ref, ms
 
 // MAC returns the authentication code of msg under the primary version.
 func (s *Service) MAC(ctx context.Context, c policy.Caller, ref Ref, msg []byte) ([]byte, uint32, error) {
-	if len(msg) > MaxMessage {
-		return nil, 0, fault.New(fault.TooLarge, "message")
-	}
-	u, err := s.protect(ctx, c, policy.ActMAC, ref, suite.MAC)
+	u, err := s.protect(ctx, c, policy.ActMAC, ref, suite.MAC, len(msg))
 	if err != nil {
 		return nil, 0, err
 	}
@@ -200,10 +190,7 @@ func (s *Service) MAC(ctx context.Context, c policy.Caller, ref Ref, msg []byte)
 
 // Wrap seals a file's data key under the primary version. The file's immutable part is hashed here, not believed.
 func (s *Service) Wrap(ctx context.Context, c policy.Caller, ref Ref, dek secret.Bytes, immutable []byte) (envelope.Wrap, error) {
-	if _, err := envelope.ParseImmutable(immutable); err != nil {
-		return envelope.Wrap{}, err
-	}
-	u, err := s.protect(ctx, c, policy.ActWrap, ref, suite.Wrap)
+	u, err := s.protect(ctx, c, policy.ActWrap, ref, suite.Wrap, 0)
 	if err != nil {
 		return envelope.Wrap{}, err
 	}
@@ -264,6 +251,9 @@ func (s *Service) unwrapping(ctx context.Context, c policy.Caller, a policy.Acti
 		ref = Ref{known.Namespace, known.Name}
 	}
 	k, p, err := s.admit(ctx, c, a, ref)
+	if fault.CodeOf(err) == fault.Denied { // without the name, which would tell that the key exists
+		return use{}, fault.New(fault.Denied, string(a)+" on the key of this wrap")
+	}
 	if err != nil {
 		return use{}, err
 	}
