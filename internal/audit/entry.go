@@ -50,8 +50,8 @@ const Deleted = "deleted"
 // MaxEntry bounds an encoded entry in bytes, as tlog-tiles has 16-bit lengths.
 const MaxEntry = 1<<16 - 1
 
-// Encode returns the one encoding of an entry. Bytes that are no UTF-8 become U+FFFD: the encoder would write them in a way that Decode
-// does not take, and a log with such an entry could never be loaded again.
+// Encode returns the one encoding of an entry, with its time in UTC. Bytes that are no UTF-8 become U+FFFD: the encoder would write them in
+// a way that Decode does not take, and a log with such an entry could never be loaded again.
 func (e Entry) Encode() ([]byte, error) {
 	e = e.readable()
 	var b bytes.Buffer
@@ -67,8 +67,9 @@ func (e Entry) Encode() ([]byte, error) {
 	return out, nil
 }
 
-// readable is the entry with UTF-8 alone.
+// readable is the entry with UTF-8 and UTC alone.
 func (e Entry) readable() Entry {
+	e.Time = e.Time.UTC()
 	clean := func(s string) string { return strings.ToValidUTF8(s, "\ufffd") }
 	e.Action, e.Caller, e.Key, e.Namespace = clean(e.Action), clean(e.Caller), clean(e.Key), clean(e.Namespace)
 	e.Outcome, e.Rule = clean(e.Outcome), clean(e.Rule)
@@ -79,7 +80,7 @@ func (e Entry) readable() Entry {
 	e.Detail = detail
 	e.Writes = slices.Clone(e.Writes)
 	for i, w := range e.Writes {
-		e.Writes[i].Path = clean(w.Path)
+		e.Writes[i].Path, e.Writes[i].SHA256 = clean(w.Path), clean(w.SHA256)
 	}
 	return e
 }

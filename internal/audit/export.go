@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io/fs"
 	"strconv"
@@ -154,10 +153,10 @@ func openCheckpoint(b []byte, vkey string) (origin string, size int64, root tlog
 		return broken("checkpoint is malformed", nil)
 	}
 	size, err = strconv.ParseInt(lines[1], 10, 64)
-	if err != nil || size < 0 {
+	if err != nil || size < 0 || strconv.FormatInt(size, 10) != lines[1] {
 		return broken("checkpoint is malformed", err)
 	}
-	sum, err := base64.StdEncoding.DecodeString(lines[2])
+	sum, err := base64.StdEncoding.Strict().DecodeString(lines[2])
 	if err != nil || len(sum) != tlog.HashSize {
 		return broken("checkpoint is malformed", err)
 	}
@@ -221,11 +220,11 @@ func checkTiles(log fs.FS, tree *Log, size int64) error {
 		}
 		path := fmt.Sprintf("tile/%d/%s", t.L, tileName(t.N, t.W))
 		got, err := fs.ReadFile(log, path)
-		if errors.Is(err, fs.ErrNotExist) || err == nil && !bytes.Equal(got, want) {
-			return fault.New(fault.AuditBroken, path+" does not fit the entries")
-		}
 		if err != nil {
-			return fmt.Errorf("read %s: %w", path, err)
+			return fault.Wrap(fault.AuditBroken, path, err)
+		}
+		if !bytes.Equal(got, want) {
+			return fault.New(fault.AuditBroken, path+" does not fit the entries")
 		}
 	}
 	return nil

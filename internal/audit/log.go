@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
@@ -30,8 +31,15 @@ const (
 	statePath     = "log/state"  // size and root, tagged
 )
 
-// seqBatch bounds the entries of one sequencer commit: each takes two operations of the store's 100.
-const seqBatch = 45
+// seqBatch and seqBytes bound one sequencer commit: each entry takes two operations of the store's 100, and keys and values together have
+// 1 MiB, of which seqBytes leaves room for the keys and the state. One entry always fits.
+const (
+	seqBatch = 45
+	seqBytes = store.MaxBytes - 1<<16
+)
+
+// fullPause is how long the sequencer waits before it tries a store again that had no room.
+const fullPause = time.Second
 
 // Log is the log of one store. Safe for concurrent use.
 type Log struct {
@@ -286,18 +294,24 @@ func (l *Log) enqueue(batch []pending, rev store.Rev) {
 	}
 }
 
-// Sequence moves waiting entries into the log until ctx ends.
+// Sequence moves waiting entries into the log until ctx ends. While the store is full they keep waiting, durably, and it tries again
+// after a pause; any other error ends it.
 func (l *Log) Sequence(ctx context.Context) error {
 	for {
 		n, err := l.sequenceOnce(ctx)
-		if err != nil && ctx.Err() == nil {
+		if err != nil && ctx.Err() == nil && !errors.Is(err, store.ErrFull) {
 			return err
 		}
-		if n > 0 && err == nil {
+		if n > 0 {
 			continue
 		}
+		more, again := l.more, (<-chan time.Time)(nil)
+		if err != nil { // more entries make no room
+			more, again = nil, time.After(fullPause)
+		}
 		select {
-		case <-l.more:
+		case <-more:
+		case <-again:
 		case <-ctx.Done():
 			return nil
 		}
@@ -350,7 +364,14 @@ func (l *Log) sequenceOnce(ctx context.Context) (int, error) {
 func (l *Log) next() []pending {
 	l.waiting.Lock()
 	defer l.waiting.Unlock()
-	return slices.Clone(l.queue[:min(len(l.queue), seqBatch)])
+	n, size := 0, 0
+	for n < min(len(l.queue), seqBatch) {
+		if size += len(l.queue[n].entry); size > seqBytes {
+			break
+		}
+		n++
+	}
+	return slices.Clone(l.queue[:n])
 }
 
 func entryPath(i int64) string { return fmt.Sprintf("%s%016x", entryPrefix, i) }

@@ -1,0 +1,339 @@
+package audit_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/rotorkms/rotor/internal/audit"
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/secret"
+	"github.com/rotorkms/rotor/internal/store"
+	"github.com/rotorkms/rotor/internal/store/mem"
+)
+
+var theMAC = strings.Repeat("k", 32)
+
+// running is a log that is followed and put into order.
+type running struct {
+	*audit.Log
+	seen []audit.Entry   // at its start
+	ctx  context.Context // ends when the sequencer does
+	stop func()          // ends the loops; what they returned is in errs after that
+	errs [2]error        // of Follow and Sequence
+}
+
+// open loads the log of a store and, with order, starts its loops.
+func open(t *testing.T, s store.Store, order bool) *running {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	r := &running{ctx: ctx}
+	t.Cleanup(cancel)
+	l, rev, err := audit.Load(ctx, s, secret.Take([]byte(theMAC)), func(e audit.Entry, _ store.Rev) error {
+		r.seen = append(r.seen, e)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Log = l
+	done := make(chan int, 2)
+	if order {
+		go func() { r.errs[0] = l.Follow(ctx, rev, func(audit.Commit) error { return nil }); done <- 0 }() // ends with ctx
+		go func() { r.errs[1] = l.Sequence(ctx); cancel(); done <- 1 }()                                   // ends with ctx
+	}
+	r.stop = sync.OnceFunc(func() {
+		cancel()
+		for range 2 {
+			if order {
+				<-done
+			}
+		}
+	})
+	return r
+}
+
+func used(i int) audit.Entry {
+	return audit.Entry{Action: "test", Caller: fmt.Sprint(i), Class: audit.ClassUse, Outcome: "closed", Time: time.Unix(int64(i), 0).UTC()}
+}
+
+func (r *running) write(t *testing.T, from, to int) {
+	t.Helper()
+	for i := from; i < to; i++ {
+		if err := r.Append(t.Context(), used(i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// ordered checks that the log holds the entries 0 … n-1 in this order.
+func (r *running) ordered(t *testing.T, n int) {
+	t.Helper()
+	var got []string
+	if err := r.Tail(t.Context(), 0, false, func(_ int64, b []byte) error {
+		e, err := audit.Decode(b)
+		got = append(got, e.Caller)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if len(got) != n {
+		t.Fatalf("the log has %d entries instead of %d", len(got), n)
+	}
+	for i, c := range got {
+		if c != fmt.Sprint(i) {
+			t.Fatalf("entry %d is %s", i, c)
+		}
+	}
+}
+
+// failing is a store whose sequencer commits fail while err is set.
+type failing struct {
+	store.Store
+	err   atomic.Pointer[error]
+	tries atomic.Int64
+}
+
+func (f *failing) Commit(ctx context.Context, conds []store.Cond, ops []store.Op) (store.Rev, error) {
+	if len(conds) > 0 {
+		f.tries.Add(1)
+		if err := f.err.Load(); err != nil {
+			return 0, fmt.Errorf("commit: %w", *err)
+		}
+	}
+	return f.Store.Commit(ctx, conds, ops)
+}
+
+// TestSequencerOutlastsFullStore: a disk without room stops the order, not the server; the entries keep waiting, durably.
+func TestSequencerOutlastsFullStore(t *testing.T) { synctest.Test(t, outlasts) }
+
+func outlasts(t *testing.T) {
+	f := &failing{Store: mem.New()}
+	f.err.Store(&store.ErrFull)
+	l := open(t, f, true)
+	l.write(t, 0, 60)
+	time.Sleep(10 * time.Second) // of synctest's clock
+	synctest.Wait()
+	l.ordered(t, 0)
+	if n := f.tries.Load(); n < 5 || n > 15 {
+		t.Errorf("%d tries in 10 s without room", n)
+	}
+	if n := len(open(t, f, false).seen); n != 60 {
+		t.Errorf("%d of 60 entries are durable while the store is full", n)
+	}
+	f.err.Store(nil)
+	if err := l.Settled(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	l.ordered(t, 60)
+	l.stop()
+	if l.errs[1] != nil {
+		t.Errorf("the sequencer ended with %v", l.errs[1])
+	}
+	again := open(t, f, true)
+	defer again.stop()
+	again.ordered(t, 60)
+}
+
+// TestSequencerEndsWhileFull: the pause ends with the context.
+func TestSequencerEndsWhileFull(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &failing{Store: mem.New()}
+		f.err.Store(&store.ErrFull)
+		l := open(t, f, true)
+		l.write(t, 0, 1)
+		synctest.Wait()
+		before := time.Now()
+		l.stop()
+		if l.errs[1] != nil || !time.Now().Equal(before) {
+			t.Errorf("%v after %s", l.errs[1], time.Since(before))
+		}
+	})
+}
+
+// TestSequencerStopsOnOtherErrors: an outcome that is unknown, or a store that is damaged, is for a new start to look at.
+func TestSequencerStopsOnOtherErrors(t *testing.T) {
+	for _, err := range []error{store.ErrUnknown, store.ErrCorrupt, store.ErrClosed, store.ErrConflict} {
+		synctest.Test(t, func(t *testing.T) {
+			f := &failing{Store: mem.New()}
+			f.err.Store(&err)
+			l := open(t, f, true)
+			l.write(t, 0, 1)
+			synctest.Wait()
+			if !errors.Is(l.errs[1], err) || f.tries.Load() != 1 {
+				t.Errorf("%v: the sequencer ended with %v after %d tries", err, l.errs[1], f.tries.Load())
+			}
+			l.stop()
+		})
+	}
+}
+
+// TestLargeEntries: a batch of the largest entries must fit into one commit of the store.
+func TestLargeEntries(t *testing.T) {
+	s := mem.New()
+	l := open(t, s, false)
+	big := func(i int) audit.Entry {
+		e := used(i)
+		e.Detail = map[string]string{"x": strings.Repeat("y", 65_000)}
+		return e
+	}
+	for i := range 40 {
+		if err := l.Append(t.Context(), big(i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	again := open(t, s, true)
+	defer again.stop()
+	settle(t, again)
+	again.ordered(t, 40)
+}
+
+// settle waits until everything is in order; a sequencer that ended instead is told.
+func settle(t *testing.T, r *running) {
+	t.Helper()
+	if err := r.Settled(r.ctx); err != nil {
+		r.stop()
+		t.Fatalf("%v; the sequencer ended with %v", err, r.errs[1])
+	}
+}
+
+// TestCrashBeforeOrder: entries that were committed and not put into order get into the next start's log, once, in commit order.
+func TestCrashBeforeOrder(t *testing.T) {
+	s := mem.New()
+	first := open(t, s, true)
+	first.write(t, 0, 50)
+	settle(t, first)
+	first.stop()
+	crashed := open(t, s, false) // commits, and never gets to order anything
+	crashed.write(t, 50, 150)
+	last := open(t, s, true)
+	defer last.stop()
+	if len(last.seen) != 150 {
+		t.Errorf("the start saw %d entries", len(last.seen))
+	}
+	last.write(t, 150, 160)
+	settle(t, last)
+	last.ordered(t, 160)
+}
+
+// TestTwoSequencers: of two on one store the slower one loses by compare-and-swap and ends; the log stays whole.
+func TestTwoSequencers(t *testing.T) {
+	s := mem.New()
+	one, two := open(t, s, false), open(t, s, false)
+	one.write(t, 0, 100)
+	a, b := open(t, s, false), open(t, s, false) // both have the same entries waiting
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	errs := make(chan error, 2)
+	for _, l := range []*running{a, b} {
+		go func() { errs <- l.Sequence(ctx) }() // one ends with ErrConflict, the other with ctx
+	}
+	if err := <-errs; !errors.Is(err, store.ErrConflict) {
+		t.Fatalf("the loser ended with %v", err)
+	}
+	cancel()
+	if err := <-errs; err != nil {
+		t.Fatalf("the winner ended with %v", err)
+	}
+	two.write(t, 100, 110)
+	last := open(t, s, true)
+	defer last.stop()
+	settle(t, last)
+	last.ordered(t, 110)
+}
+
+// TestLoadAfterTampering: whatever was edited, added or taken out while nobody ran is audit_broken.
+func TestLoadAfterTampering(t *testing.T) {
+	build := func(t *testing.T) *mem.Store {
+		s := mem.New()
+		l := open(t, s, true)
+		l.write(t, 0, 20)
+		settle(t, l)
+		l.stop()
+		open(t, s, false).write(t, 20, 23) // left waiting
+		return s
+	}
+	keys := func(t *testing.T, s store.Store, prefix string) (out []store.Record) {
+		_, records := s.List(t.Context(), prefix)
+		for r, err := range records {
+			if err != nil {
+				t.Fatal(err)
+			}
+			out = append(out, r)
+		}
+		if len(out) < 1 {
+			t.Fatalf("nothing under %s", prefix)
+		}
+		return out
+	}
+	flipped := func(b []byte, at int) []byte { b[at] ^= 1; return b }
+	for name, change := range map[string]func(t *testing.T, s store.Store) []store.Op{
+		"entry changed": func(t *testing.T, s store.Store) []store.Op {
+			r := keys(t, s, "log/entry/")[7]
+			return []store.Op{{Key: r.Key, Value: []byte(strings.Replace(string(r.Value), `"7"`, `"8"`, 1))}}
+		},
+		"entry taken out": func(t *testing.T, s store.Store) []store.Op {
+			return []store.Op{{Key: keys(t, s, "log/entry/")[7].Key, Delete: true}}
+		},
+		"last entry taken out": func(t *testing.T, s store.Store) []store.Op {
+			return []store.Op{{Key: keys(t, s, "log/entry/")[19].Key, Delete: true}}
+		},
+		"entry added": func(t *testing.T, s store.Store) []store.Op {
+			r := keys(t, s, "log/entry/")[19]
+			return []store.Op{{Key: fmt.Sprintf("log/entry/%016x", 20), Value: r.Value}}
+		},
+		"entries exchanged": func(t *testing.T, s store.Store) []store.Op {
+			all := keys(t, s, "log/entry/")
+			return []store.Op{{Key: all[3].Key, Value: all[4].Value}, {Key: all[4].Key, Value: all[3].Value}}
+		},
+		"state taken out": func(*testing.T, store.Store) []store.Op { return []store.Op{{Key: "log/state", Delete: true}} },
+		"state changed": func(t *testing.T, s store.Store) []store.Op {
+			r := keys(t, s, "log/state")[0]
+			return []store.Op{{Key: r.Key, Value: []byte(strings.Replace(string(r.Value), `"size":20`, `"size":19`, 1))}}
+		},
+		"state no JSON": func(*testing.T, store.Store) []store.Op { return []store.Op{{Key: "log/state", Value: []byte("{")}} },
+		"state's tag changed": func(t *testing.T, s store.Store) []store.Op {
+			r := keys(t, s, "log/state")[0]
+			return []store.Op{{Key: r.Key, Value: []byte(strings.Replace(string(r.Value), `"tag":"`, `"tag":"00`, 1))}}
+		},
+		"waiting entry changed": func(t *testing.T, s store.Store) []store.Op {
+			r := keys(t, s, "log/new/")[0]
+			return []store.Op{{Key: r.Key, Value: flipped(r.Value, len(r.Value)-4)}}
+		},
+		"waiting entry's tag changed": func(t *testing.T, s store.Store) []store.Op {
+			r := keys(t, s, "log/new/")[0]
+			return []store.Op{{Key: r.Key, Value: flipped(r.Value, 0)}}
+		},
+		"waiting entry shorter than a tag": func(t *testing.T, s store.Store) []store.Op {
+			return []store.Op{{Key: keys(t, s, "log/new/")[0].Key, Value: []byte("x")}}
+		},
+		"waiting entry under another name": func(t *testing.T, s store.Store) []store.Op {
+			return []store.Op{{Key: "log/new/other", Value: keys(t, s, "log/new/")[0].Value}}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := build(t)
+			if _, err := s.Commit(t.Context(), nil, change(t, s)); err != nil {
+				t.Fatal(err)
+			}
+			_, _, err := audit.Load(t.Context(), s, secret.Take([]byte(theMAC)), func(audit.Entry, store.Rev) error { return nil })
+			if fault.CodeOf(err) != fault.AuditBroken {
+				t.Errorf("loaded with %v", err)
+			}
+		})
+	}
+	s := build(t)
+	_, _, err := audit.Load(t.Context(), s, secret.Random(32), func(audit.Entry, store.Rev) error { return nil })
+	if fault.CodeOf(err) != fault.AuditBroken {
+		t.Errorf("loaded under another key with %v", err)
+	}
+	if n := len(open(t, s, false).seen); n != 23 {
+		t.Errorf("untouched, %d entries", n)
+	}
+}
