@@ -159,12 +159,18 @@ type reportView struct {
 }
 
 func newAuditVerify(a *app) *cobra.Command {
-	var key, keyFile string
+	var (
+		key, keyFile string
+		after        []string
+	)
 	c := &cobra.Command{
 		Use:   "verify DIR --key KEY",
 		Short: "Verify an exported audit log offline with the pinned checkpoint key",
 		Long: `Verify an exported audit log offline: the checkpoint's signature, every entry up to the root, each tile, and that the counters of every
-record go up by one. The key is the one that rotor server init printed; a key that came with the log proves nothing.`,
+record go up by one. The key is the one that rotor server init printed; a key that came with the log proves nothing.
+
+A log that was set back to an earlier day, or started again, is in order in itself. Keep the file checkpoint of an export elsewhere and give
+it with --after: the log must begin with the one that it was signed for.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			vkey, err := pinnedKey(key, keyFile)
@@ -174,7 +180,11 @@ record go up by one. The key is the one that rotor server init printed; a key th
 			if info, err := os.Stat(args[0]); err != nil || !info.IsDir() {
 				return fault.Wrap(fault.NotFound, args[0], err).WithHint("name the directory that rotor audit export made")
 			}
-			r, err := audit.Verify(os.DirFS(args[0]), vkey)
+			earlier, err := checkpoints(after)
+			if err != nil {
+				return err
+			}
+			r, err := audit.Verify(os.DirFS(args[0]), vkey, earlier...)
 			if err != nil {
 				return err
 			}
@@ -183,7 +193,28 @@ record go up by one. The key is the one that rotor server init printed; a key th
 	}
 	c.Flags().StringVar(&key, "key", "", "the pinned checkpoint key")
 	c.Flags().StringVar(&keyFile, "key-file", "", "file that holds the pinned checkpoint key")
+	c.Flags().StringArrayVar(&after, "after", nil, "file checkpoint of an earlier export, which this log must continue; may be repeated")
 	return c
+}
+
+// maxCheckpoint bounds a checkpoint file in bytes: an origin, a size, a root and signatures.
+const maxCheckpoint = 1 << 20
+
+// checkpoints reads the checkpoints that the verifier kept.
+func checkpoints(paths []string) ([][]byte, error) {
+	var out [][]byte
+	for _, path := range paths {
+		f, err := os.Open(path)
+		if err != nil {
+			return nil, err
+		}
+		b, err := io.ReadAll(io.LimitReader(f, maxCheckpoint))
+		if err := errors.Join(err, f.Close()); err != nil {
+			return nil, fmt.Errorf("read %s: %w", path, err)
+		}
+		out = append(out, b)
+	}
+	return out, nil
 }
 
 func pinnedKey(key, path string) (string, error) {
