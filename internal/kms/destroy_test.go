@@ -4,6 +4,7 @@ import (
 	"maps"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/keyring"
@@ -27,9 +28,43 @@ func (w *world) member(k keyring.Key) guard.Cond {
 // retired makes a key whose version 1 is retired.
 func (w *world) retired(name string, p suite.Purpose) keyring.Key {
 	w.t.Helper()
-	k := w.create(name, p)
-	k = w.rotate(k)
-	return must(w.Retire(w.t.Context(), alice, w.ref(k), 1, w.census(k, 1), nil, w.member(k)))(w.t)
+	k := w.rotate(w.create(name, p))
+	w.retire(k)
+	k, _ = w.Key(k.ID)
+	return k
+}
+
+// retire retires version 1.
+func (w *world) retire(k keyring.Key) {
+	w.t.Helper()
+	must(w.Retire(w.t.Context(), alice, w.ref(k), 1, w.census(k, 1), nil, w.member(k)))(w.t)
+}
+
+// settle lets the rollback window of version 1 end.
+func (w *world) settle(k keyring.Key) {
+	w.t.Helper()
+	w.pass(25 * time.Hour)
+	k = must(w.Step(w.t.Context(), k.ID, guard.Cond{}, settle))(w.t)
+	if k.Versions[0].State != keyring.Deactivated {
+		w.t.Fatalf("version 1 is %s", k.Versions[0].State)
+	}
+}
+
+const wait = 7 * 24 * time.Hour
+
+// destroy destroys the retired version 1.
+func (w *world) destroy(k keyring.Key) {
+	w.t.Helper()
+	must(w.Approve(w.t.Context(), alice, w.ref(k), 1))(w.t)
+	must(w.Approve(w.t.Context(), bob, w.ref(k), 1))(w.t)
+	w.pass(wait)
+	must(w.tryDestroy(k))(w.t)
+}
+
+func (w *world) tryDestroy(k keyring.Key) (keyring.Key, error) {
+	return w.Step(w.t.Context(), k.ID, w.member(k), func(k keyring.Key, now time.Time) (keyring.Key, error) {
+		return rotation.Destroy(k, 1, w.census(k, 1), nil, now)
+	})
 }
 
 func TestTheSameApproverCountsOnceAndWritesNothing(t *testing.T) {
