@@ -5,7 +5,7 @@ SHELL := /bin/bash
 
 INSTANCES ?= 50
 
-.PHONY: help build demo test test-fast test-race test-slow test-python fuzz lint bench clean
+.PHONY: help build demo test test-fast test-race test-slow test-python test-interop fuzz lint bench clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -17,7 +17,7 @@ demo: build ## a fleet of 50 processes rotates its keys under load and faults; r
 	go build -o bin/fleet ./examples/fleet
 	bin/fleet run -rotor bin/rotor -model "$$(scripts/model)" -instances $(INSTANCES)
 
-test: test-fast test-race test-slow test-python fuzz ## every test
+test: test-fast test-race test-slow test-python test-interop fuzz ## every test
 
 test-fast: ## the fast suite, under a minute
 	go test ./...
@@ -30,6 +30,9 @@ test-slow: ## exhaustive model checking, crash rounds: minutes
 
 test-python: ## the Python package, in both directions against the Go code
 	scripts/test-python
+
+test-interop: ## the audit log before a verifier that rotor did not write
+	go test -C interop -mod=mod -count=1 ./...
 
 fuzz: ## every fuzz target for a few seconds
 	scripts/fuzz 3s
