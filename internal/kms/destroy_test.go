@@ -1,11 +1,14 @@
 package kms_test
 
 import (
+	"context"
 	"maps"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/rotation"
@@ -84,5 +87,129 @@ func TestTheSameApproverCountsOnceAndWritesNothing(t *testing.T) {
 	k = must(w.Approve(t.Context(), bob, w.ref(k), 1))(t)
 	if !slices.Equal(k.Versions[0].Approved, []string{alice.Name, bob.Name}) || len(w.entries()) != entries+1 {
 		t.Errorf("approved by %v, %d entries more", k.Versions[0].Approved, len(w.entries())-entries)
+	}
+}
+
+func TestDestroy(t *testing.T) {
+	w := newWorld(t)
+	k := w.create("k", suite.Encrypt)
+	m, first := w.make(k, 1), k.Versions[0]
+	_, err := w.Approve(t.Context(), alice, w.ref(k), 1)
+	wantCode(t, err, fault.InUse)
+	_, err = w.Retire(t.Context(), alice, w.ref(k), 1, w.census(k, 1), nil, w.member(k))
+	wantCode(t, err, fault.InUse)
+	w.rotate(k)
+	full := w.census(k, 1)
+	full.Remaining = 1
+	_, err = w.Retire(t.Context(), alice, w.ref(k), 1, full, nil, w.member(k))
+	wantCode(t, err, fault.InUse)
+	_, err = w.Retire(t.Context(), alice, w.ref(k), 1, w.census(k, 1), nil, guard.Cond{Path: w.member(k).Path, Rev: 1})
+	wantCode(t, err, fault.Conflict) // the membership changed since
+	_, err = w.Unretire(t.Context(), alice, w.ref(k), 1)
+	wantCode(t, err, fault.WrongState)
+	w.retire(k)
+	_, err = w.Material(t.Context(), must(w.Get(t.Context(), alice, w.ref(k)))(t), 1)
+	wantCode(t, err, fault.VersionRetired)
+
+	refused := func(why string, code fault.Code) {
+		t.Helper()
+		records := w.raw()
+		_, err := w.tryDestroy(k)
+		wantCode(t, err, code)
+		if err != nil && !strings.Contains(err.Error(), why) || !maps.Equal(records, w.raw()) {
+			t.Errorf("%v; want %q, and nothing written", err, why)
+		}
+	}
+	refused("waits until", fault.GateClosed)
+	w.pass(wait)
+	refused("0 of 2 approvals", fault.GateClosed)
+	for range 2 {
+		must(w.Approve(t.Context(), alice, w.ref(k), 1))(t)
+	}
+	refused("1 of 2 approvals", fault.GateClosed)
+	must(w.Approve(t.Context(), bob, w.ref(k), 1))(t)
+
+	// An attempt restarts the wait: by whatever way, and also when the caller has hung up.
+	gone, hang := context.WithCancel(t.Context())
+	hang()
+	for name, attempt := range map[string]func() error{
+		"decrypt":   func() error { _, _, err := w.Decrypt(t.Context(), alice, w.ref(k), m.message, parts); return err },
+		"hung up":   func() error { _, _, err := w.Decrypt(gone, alice, w.ref(k), m.message, parts); return err },
+		"opens":     func() error { _, err := w.Opens(t.Context(), k.ID, m.message, parts); return err },
+		"reencrypt": func() error { _, _, err := w.Reencrypt(t.Context(), k.ID, 2, m.message, parts); return err },
+	} {
+		w.pass(wait)
+		wantCode(t, attempt(), fault.VersionRetired)
+		if now := must(w.Get(t.Context(), alice, w.ref(k)))(t); !now.Versions[0].Retired.Equal(w.now()) {
+			t.Errorf("%s did not restart the wait", name)
+		}
+		refused("waits until", fault.GateClosed)
+		w.pass(wait - time.Second)
+		refused("waits until", fault.GateClosed)
+	}
+	w.pass(time.Second)
+
+	path := "material/default/" + string(k.ID) + "/1"
+	if w.raw()[path] == "" {
+		t.Fatal("the material is gone too early")
+	}
+	_, err = w.Step(t.Context(), k.ID, guard.Cond{Path: w.member(k).Path, Rev: 1}, func(k keyring.Key, now time.Time) (keyring.Key, error) {
+		return rotation.Destroy(k, 1, w.census(k, 1), nil, now)
+	})
+	wantCode(t, err, fault.Conflict) // the membership changed since
+	k = must(w.tryDestroy(k))(t)
+	if v := k.Versions[0]; v.Phase != keyring.PhaseDestroyed || v.State != keyring.Destroyed || v.Handle != first.Handle || !v.Destroyed.Equal(w.now()) {
+		t.Errorf("the tombstone: %+v", v)
+	}
+	if _, there := w.raw()[path]; there {
+		t.Error("the material is still there")
+	}
+	w.used(k, first)
+	wantCode(t, w.process(k, 1, m), fault.VersionDestroyed)
+	_, err = w.Material(t.Context(), k, 1)
+	wantCode(t, err, fault.VersionDestroyed)
+	_, err = w.Approve(t.Context(), alice, w.ref(k), 1)
+	wantCode(t, err, fault.VersionDestroyed)
+	_, err = w.Unretire(t.Context(), alice, w.ref(k), 1)
+	wantCode(t, err, fault.WrongState)
+
+	if k = w.rotate(k); k.Primary != 3 || k.Versions[2].Handle == first.Handle {
+		t.Errorf("a number or handle was used again: %d", k.Primary)
+	}
+	if k, _ = w.serve().Key(k.ID); k.Versions[0].Phase != keyring.PhaseDestroyed {
+		t.Error("another start does not know of the destruction")
+	}
+}
+
+func TestAttemptsOfStrangersRestartNothing(t *testing.T) {
+	w := newWorld(t)
+	k := w.create("k", suite.MAC)
+	m := w.make(k, 1)
+	w.rotate(k)
+	w.retire(k)
+	w.pass(time.Hour)
+	records := w.raw()
+	wantCode(t, w.Verify(t.Context(), mallory, w.ref(k), 1, text, m.tag), fault.Denied)
+	if !maps.Equal(records, w.raw()) {
+		t.Error("a stranger restarted the wait")
+	}
+	entries := len(w.entries())
+	wantCode(t, w.process(k, 1, m), fault.VersionRetired)
+	wantCode(t, w.process(k, 1, m), fault.VersionRetired) // within the same second
+	log := w.entries()
+	if len(log) != entries+1 || log[len(log)-1].Detail["attempt_of"] != alice.Name {
+		t.Errorf("%d entries more, the last is %+v", len(log)-entries, log[len(log)-1])
+	}
+}
+
+func TestUnretireForgetsTheApprovals(t *testing.T) {
+	w := newWorld(t)
+	k := w.retired("k", suite.Encrypt)
+	must(w.Approve(t.Context(), alice, w.ref(k), 1))(t)
+	must(w.Unretire(t.Context(), alice, w.ref(k), 1))(t)
+	w.retire(k)
+	k = must(w.Approve(t.Context(), bob, w.ref(k), 1))(t)
+	if !slices.Equal(k.Versions[0].Approved, []string{bob.Name}) {
+		t.Errorf("approved by %v", k.Versions[0].Approved)
 	}
 }
