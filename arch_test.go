@@ -31,7 +31,7 @@ var floors = []struct {
 	{6, []string{"internal/rollout", "internal/wire"}},
 	{7, []string{"internal/wire/*"}},
 	{8, []string{"internal/server"}},
-	{9, []string{"internal/cli", "rotortest", "examples/fleet/board"}},
+	{9, []string{"internal/cli", "examples/fleet/board"}},
 	{10, []string{"cmd/rotor", "examples/*", "python/interop"}},
 }
 
@@ -119,10 +119,10 @@ func dotIfEmpty(rest string) string {
 	return ""
 }
 
-// forbidden are imports that a room must not have, whatever the floors say.
+// forbidden are imports that a room must not have, whatever the floors say: packages, and what lies below them after "/*".
 var forbidden = map[string][]string{
-	"internal/wire/*":  {module + "/internal/store", module + "/internal/store/bolt", module + "/internal/seal", module + "/internal/guard/store"},
-	"internal/kms":     {module + "/internal/store/bolt", module + "/internal/store/mem"},
+	"internal/wire/*":  {module + "/internal/store", module + "/internal/store/*", module + "/internal/seal", module + "/internal/seal/*"},
+	"internal/kms":     {module + "/internal/store/*"},
 	"internal/store/*": {module + "/internal/keyring", module + "/internal/secret"},
 	"examples/*":       {module + "/internal/server", module + "/internal/kms", module + "/internal/guard", module + "/internal/fault"},
 }
@@ -134,7 +134,7 @@ func TestForbiddenImports(t *testing.T) {
 				continue
 			}
 			for _, path := range imports(files) {
-				if slices.Contains(bad, path) {
+				if slices.ContainsFunc(bad, func(pattern string) bool { ok, _ := filepath.Match(pattern, path); return ok }) {
 					t.Errorf("%s imports %s", room, path)
 				}
 			}
@@ -158,8 +158,8 @@ func TestExamplesUseThePublicPackages(t *testing.T) {
 
 // revealers are the rooms that may look at secret bytes: cryptography, sealed storage, and the encoders of answers.
 var revealers = []string{
-	"internal/suite", "internal/guard", "internal/audit", "internal/seal/local", "internal/delivery", "internal/identity", "internal/authn",
-	"internal/issuer", "internal/kms", "envelope", "internal/wire/native", ".",
+	"internal/suite", "internal/guard", "internal/audit", "internal/seal/local", "internal/delivery", "internal/authn",
+	"internal/issuer", "envelope", "internal/wire/native", ".",
 }
 
 func TestRevealers(t *testing.T) {

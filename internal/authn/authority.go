@@ -13,7 +13,6 @@ import (
 	"crypto/x509/pkix"
 	"encoding/hex"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"math/big"
@@ -324,9 +323,4 @@ func (a *Authority) Identify(s tls.ConnectionState, expired bool) (policy.Caller
 		return policy.Caller{Kind: policy.KindInstance, Name: id, SPIFFEID: id, Instance: name}, nil
 	}
 	return nobody("the certificate has no SPIFFE ID of this cluster")
-}
-
-// CAPEM is the authority's certificate for tools that want PEM.
-func (a *Authority) CAPEM() []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.ca.Raw})
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/rotorkms/rotor/internal/fleet"
 	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/holder"
+	"github.com/rotorkms/rotor/internal/identity"
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/kms"
 	"github.com/rotorkms/rotor/internal/policy"
@@ -245,7 +246,7 @@ func (p *process) install(in delivery.Parcel) {
 	p.w.t.Helper()
 	public := p.w.guard.PublicKey()
 	s, m, err := delivery.Unpack(p.address, p.private, in, func(domain string, msg, sig []byte) bool {
-		return guard.VerifySigned(public, domain, msg, sig)
+		return identity.VerifyServer(public, domain, msg, sig)
 	})
 	if err != nil {
 		p.w.t.Fatal(err)

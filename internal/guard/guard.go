@@ -349,11 +349,6 @@ func (g *Guard) PublicKey() ed25519.PublicKey {
 	return public
 }
 
-// VerifySigned checks what Sign made.
-func VerifySigned(public ed25519.PublicKey, domain string, msg, sig []byte) bool {
-	return identity.VerifyServer(public, domain, msg, sig)
-}
-
 // storeFault turns an engine's error into what callers see.
 func storeFault(what string, err error) error {
 	switch {

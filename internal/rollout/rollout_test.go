@@ -16,6 +16,7 @@ import (
 	"github.com/rotorkms/rotor/internal/fleet"
 	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/holder"
+	"github.com/rotorkms/rotor/internal/identity"
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/kms"
 	"github.com/rotorkms/rotor/internal/policy"
@@ -236,7 +237,7 @@ func (p *process) take(in delivery.Parcel) {
 	}
 	public := p.w.guard.PublicKey()
 	s, m, err := delivery.Unpack(p.address, p.private, in, func(domain string, msg, sig []byte) bool {
-		return guard.VerifySigned(public, domain, msg, sig)
+		return identity.VerifyServer(public, domain, msg, sig)
 	})
 	if err != nil {
 		p.w.t.Error(err)

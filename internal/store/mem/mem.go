@@ -1,4 +1,4 @@
-// Package mem is the store in memory: for tests and rotortest, never for data that must survive the process.
+// Package mem is the store in memory: for tests, never for data that must survive the process.
 package mem
 
 import (

@@ -2095,7 +2095,6 @@ type HoldUp struct {
 	Keys          []string               `protobuf:"bytes,3,rep,name=keys,proto3" json:"keys,omitempty"`   // names to hold from now on
 	Acks          []*Ack                 `protobuf:"bytes,4,rep,name=acks,proto3" json:"acks,omitempty"`
 	Leave         bool                   `protobuf:"varint,5,opt,name=leave,proto3" json:"leave,omitempty"` // clean leave; the stream ends
-	Usage         []*Usage               `protobuf:"bytes,6,rep,name=usage,proto3" json:"usage,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2163,13 +2162,6 @@ func (x *HoldUp) GetLeave() bool {
 		return x.Leave
 	}
 	return false
-}
-
-func (x *HoldUp) GetUsage() []*Usage {
-	if x != nil {
-		return x.Usage
-	}
-	return nil
 }
 
 type Hello struct {
@@ -2316,74 +2308,6 @@ func (x *Ack) GetProof() []byte {
 	return nil
 }
 
-type Usage struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	KeyId         string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
-	Version       uint32                 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
-	Protected     uint64                 `protobuf:"varint,3,opt,name=protected,proto3" json:"protected,omitempty"` // cumulative since the process started
-	Processed     uint64                 `protobuf:"varint,4,opt,name=processed,proto3" json:"processed,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *Usage) Reset() {
-	*x = Usage{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[36]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *Usage) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*Usage) ProtoMessage() {}
-
-func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[36]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use Usage.ProtoReflect.Descriptor instead.
-func (*Usage) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{36}
-}
-
-func (x *Usage) GetKeyId() string {
-	if x != nil {
-		return x.KeyId
-	}
-	return ""
-}
-
-func (x *Usage) GetVersion() uint32 {
-	if x != nil {
-		return x.Version
-	}
-	return 0
-}
-
-func (x *Usage) GetProtected() uint64 {
-	if x != nil {
-		return x.Protected
-	}
-	return 0
-}
-
-func (x *Usage) GetProcessed() uint64 {
-	if x != nil {
-		return x.Processed
-	}
-	return 0
-}
-
 type HoldDown struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Lease         *Lease                 `protobuf:"bytes,1,opt,name=lease,proto3" json:"lease,omitempty"`
@@ -2395,7 +2319,7 @@ type HoldDown struct {
 
 func (x *HoldDown) Reset() {
 	*x = HoldDown{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[37]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2407,7 +2331,7 @@ func (x *HoldDown) String() string {
 func (*HoldDown) ProtoMessage() {}
 
 func (x *HoldDown) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[37]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2420,7 +2344,7 @@ func (x *HoldDown) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldDown.ProtoReflect.Descriptor instead.
 func (*HoldDown) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{37}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *HoldDown) GetLease() *Lease {
@@ -2455,7 +2379,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[38]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2467,7 +2391,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[38]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2480,7 +2404,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{38}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Lease) GetBeat() uint64 {
@@ -2516,7 +2440,7 @@ type Parcel struct {
 
 func (x *Parcel) Reset() {
 	*x = Parcel{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[39]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2528,7 +2452,7 @@ func (x *Parcel) String() string {
 func (*Parcel) ProtoMessage() {}
 
 func (x *Parcel) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[39]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2541,7 +2465,7 @@ func (x *Parcel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Parcel.ProtoReflect.Descriptor instead.
 func (*Parcel) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{39}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Parcel) GetBody() []byte {
@@ -2575,7 +2499,7 @@ type KeyRefusal struct {
 
 func (x *KeyRefusal) Reset() {
 	*x = KeyRefusal{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[40]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2587,7 +2511,7 @@ func (x *KeyRefusal) String() string {
 func (*KeyRefusal) ProtoMessage() {}
 
 func (x *KeyRefusal) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[40]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2600,7 +2524,7 @@ func (x *KeyRefusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyRefusal.ProtoReflect.Descriptor instead.
 func (*KeyRefusal) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{40}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *KeyRefusal) GetName() string {
@@ -2627,7 +2551,7 @@ type InviteRequest struct {
 
 func (x *InviteRequest) Reset() {
 	*x = InviteRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[41]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2639,7 +2563,7 @@ func (x *InviteRequest) String() string {
 func (*InviteRequest) ProtoMessage() {}
 
 func (x *InviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[41]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2652,7 +2576,7 @@ func (x *InviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteRequest.ProtoReflect.Descriptor instead.
 func (*InviteRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{41}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *InviteRequest) GetName() string {
@@ -2678,7 +2602,7 @@ type InviteResponse struct {
 
 func (x *InviteResponse) Reset() {
 	*x = InviteResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[42]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2690,7 +2614,7 @@ func (x *InviteResponse) String() string {
 func (*InviteResponse) ProtoMessage() {}
 
 func (x *InviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[42]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2703,7 +2627,7 @@ func (x *InviteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteResponse.ProtoReflect.Descriptor instead.
 func (*InviteResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{42}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *InviteResponse) GetToken() string {
@@ -2721,7 +2645,7 @@ type InstancesRequest struct {
 
 func (x *InstancesRequest) Reset() {
 	*x = InstancesRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[43]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2733,7 +2657,7 @@ func (x *InstancesRequest) String() string {
 func (*InstancesRequest) ProtoMessage() {}
 
 func (x *InstancesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[43]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2746,7 +2670,7 @@ func (x *InstancesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstancesRequest.ProtoReflect.Descriptor instead.
 func (*InstancesRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{43}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{42}
 }
 
 type Instance struct {
@@ -2762,7 +2686,7 @@ type Instance struct {
 
 func (x *Instance) Reset() {
 	*x = Instance{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[44]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2774,7 +2698,7 @@ func (x *Instance) String() string {
 func (*Instance) ProtoMessage() {}
 
 func (x *Instance) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[44]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2787,7 +2711,7 @@ func (x *Instance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Instance.ProtoReflect.Descriptor instead.
 func (*Instance) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{44}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Instance) GetName() string {
@@ -2834,7 +2758,7 @@ type InstancesResponse struct {
 
 func (x *InstancesResponse) Reset() {
 	*x = InstancesResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[45]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2846,7 +2770,7 @@ func (x *InstancesResponse) String() string {
 func (*InstancesResponse) ProtoMessage() {}
 
 func (x *InstancesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[45]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2859,7 +2783,7 @@ func (x *InstancesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstancesResponse.ProtoReflect.Descriptor instead.
 func (*InstancesResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{45}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *InstancesResponse) GetInstances() []*Instance {
@@ -2878,7 +2802,7 @@ type RemoveRequest struct {
 
 func (x *RemoveRequest) Reset() {
 	*x = RemoveRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[46]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2890,7 +2814,7 @@ func (x *RemoveRequest) String() string {
 func (*RemoveRequest) ProtoMessage() {}
 
 func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[46]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2903,7 +2827,7 @@ func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{46}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *RemoveRequest) GetName() string {
@@ -2921,7 +2845,7 @@ type RemoveResponse struct {
 
 func (x *RemoveResponse) Reset() {
 	*x = RemoveResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[47]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2933,7 +2857,7 @@ func (x *RemoveResponse) String() string {
 func (*RemoveResponse) ProtoMessage() {}
 
 func (x *RemoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[47]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2946,7 +2870,7 @@ func (x *RemoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveResponse.ProtoReflect.Descriptor instead.
 func (*RemoveResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{47}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{46}
 }
 
 type IssueRequest struct {
@@ -2961,7 +2885,7 @@ type IssueRequest struct {
 
 func (x *IssueRequest) Reset() {
 	*x = IssueRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[48]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2973,7 +2897,7 @@ func (x *IssueRequest) String() string {
 func (*IssueRequest) ProtoMessage() {}
 
 func (x *IssueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[48]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2986,7 +2910,7 @@ func (x *IssueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueRequest.ProtoReflect.Descriptor instead.
 func (*IssueRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{48}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *IssueRequest) GetKey() *KeyRef {
@@ -3026,7 +2950,7 @@ type IssueResponse struct {
 
 func (x *IssueResponse) Reset() {
 	*x = IssueResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[49]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3038,7 +2962,7 @@ func (x *IssueResponse) String() string {
 func (*IssueResponse) ProtoMessage() {}
 
 func (x *IssueResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[49]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3051,7 +2975,7 @@ func (x *IssueResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueResponse.ProtoReflect.Descriptor instead.
 func (*IssueResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{49}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *IssueResponse) GetToken() string {
@@ -3070,7 +2994,7 @@ type RegisterRequest struct {
 
 func (x *RegisterRequest) Reset() {
 	*x = RegisterRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[50]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3082,7 +3006,7 @@ func (x *RegisterRequest) String() string {
 func (*RegisterRequest) ProtoMessage() {}
 
 func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[50]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3095,7 +3019,7 @@ func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterRequest.ProtoReflect.Descriptor instead.
 func (*RegisterRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{50}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *RegisterRequest) GetDataSet() *DataSet {
@@ -3117,7 +3041,7 @@ type DataSet struct {
 
 func (x *DataSet) Reset() {
 	*x = DataSet{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[51]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3129,7 +3053,7 @@ func (x *DataSet) String() string {
 func (*DataSet) ProtoMessage() {}
 
 func (x *DataSet) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[51]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3142,7 +3066,7 @@ func (x *DataSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataSet.ProtoReflect.Descriptor instead.
 func (*DataSet) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{51}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *DataSet) GetName() string {
@@ -3181,7 +3105,7 @@ type DataSetsRequest struct {
 
 func (x *DataSetsRequest) Reset() {
 	*x = DataSetsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[52]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3193,7 +3117,7 @@ func (x *DataSetsRequest) String() string {
 func (*DataSetsRequest) ProtoMessage() {}
 
 func (x *DataSetsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[52]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3206,7 +3130,7 @@ func (x *DataSetsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataSetsRequest.ProtoReflect.Descriptor instead.
 func (*DataSetsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{52}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{51}
 }
 
 type DataSetsResponse struct {
@@ -3218,7 +3142,7 @@ type DataSetsResponse struct {
 
 func (x *DataSetsResponse) Reset() {
 	*x = DataSetsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[53]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3230,7 +3154,7 @@ func (x *DataSetsResponse) String() string {
 func (*DataSetsResponse) ProtoMessage() {}
 
 func (x *DataSetsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[53]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3243,7 +3167,7 @@ func (x *DataSetsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataSetsResponse.ProtoReflect.Descriptor instead.
 func (*DataSetsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{53}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *DataSetsResponse) GetDataSets() []*DataSet {
@@ -3262,7 +3186,7 @@ type CensusRequest struct {
 
 func (x *CensusRequest) Reset() {
 	*x = CensusRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[54]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3274,7 +3198,7 @@ func (x *CensusRequest) String() string {
 func (*CensusRequest) ProtoMessage() {}
 
 func (x *CensusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[54]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3287,7 +3211,7 @@ func (x *CensusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CensusRequest.ProtoReflect.Descriptor instead.
 func (*CensusRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{54}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *CensusRequest) GetKey() *KeyRef {
@@ -3307,7 +3231,7 @@ type CensusCount struct {
 
 func (x *CensusCount) Reset() {
 	*x = CensusCount{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[55]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3319,7 +3243,7 @@ func (x *CensusCount) String() string {
 func (*CensusCount) ProtoMessage() {}
 
 func (x *CensusCount) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[55]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3332,7 +3256,7 @@ func (x *CensusCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CensusCount.ProtoReflect.Descriptor instead.
 func (*CensusCount) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{55}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *CensusCount) GetVersion() uint32 {
@@ -3361,7 +3285,7 @@ type CensusResponse struct {
 
 func (x *CensusResponse) Reset() {
 	*x = CensusResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[56]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3373,7 +3297,7 @@ func (x *CensusResponse) String() string {
 func (*CensusResponse) ProtoMessage() {}
 
 func (x *CensusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[56]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3386,7 +3310,7 @@ func (x *CensusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CensusResponse.ProtoReflect.Descriptor instead.
 func (*CensusResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{56}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *CensusResponse) GetCounts() []*CensusCount {
@@ -3428,7 +3352,7 @@ type CampaignRequest struct {
 
 func (x *CampaignRequest) Reset() {
 	*x = CampaignRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[57]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3440,7 +3364,7 @@ func (x *CampaignRequest) String() string {
 func (*CampaignRequest) ProtoMessage() {}
 
 func (x *CampaignRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[57]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3453,7 +3377,7 @@ func (x *CampaignRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CampaignRequest.ProtoReflect.Descriptor instead.
 func (*CampaignRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{57}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *CampaignRequest) GetKey() *KeyRef {
@@ -3486,7 +3410,7 @@ type CampaignRef struct {
 
 func (x *CampaignRef) Reset() {
 	*x = CampaignRef{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[58]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3498,7 +3422,7 @@ func (x *CampaignRef) String() string {
 func (*CampaignRef) ProtoMessage() {}
 
 func (x *CampaignRef) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[58]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3511,7 +3435,7 @@ func (x *CampaignRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CampaignRef.ProtoReflect.Descriptor instead.
 func (*CampaignRef) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{58}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *CampaignRef) GetId() string {
@@ -3539,7 +3463,7 @@ type Campaign struct {
 
 func (x *Campaign) Reset() {
 	*x = Campaign{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[59]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3551,7 +3475,7 @@ func (x *Campaign) String() string {
 func (*Campaign) ProtoMessage() {}
 
 func (x *Campaign) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[59]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3564,7 +3488,7 @@ func (x *Campaign) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Campaign.ProtoReflect.Descriptor instead.
 func (*Campaign) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{59}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *Campaign) GetId() string {
@@ -3647,7 +3571,7 @@ type TailRequest struct {
 
 func (x *TailRequest) Reset() {
 	*x = TailRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[60]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3659,7 +3583,7 @@ func (x *TailRequest) String() string {
 func (*TailRequest) ProtoMessage() {}
 
 func (x *TailRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[60]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3672,7 +3596,7 @@ func (x *TailRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailRequest.ProtoReflect.Descriptor instead.
 func (*TailRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{60}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *TailRequest) GetFrom() uint64 {
@@ -3699,7 +3623,7 @@ type TailEntry struct {
 
 func (x *TailEntry) Reset() {
 	*x = TailEntry{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[61]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3711,7 +3635,7 @@ func (x *TailEntry) String() string {
 func (*TailEntry) ProtoMessage() {}
 
 func (x *TailEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[61]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3724,7 +3648,7 @@ func (x *TailEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailEntry.ProtoReflect.Descriptor instead.
 func (*TailEntry) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{61}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *TailEntry) GetIndex() uint64 {
@@ -3749,7 +3673,7 @@ type ExportRequest struct {
 
 func (x *ExportRequest) Reset() {
 	*x = ExportRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[62]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3761,7 +3685,7 @@ func (x *ExportRequest) String() string {
 func (*ExportRequest) ProtoMessage() {}
 
 func (x *ExportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[62]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3774,7 +3698,7 @@ func (x *ExportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRequest.ProtoReflect.Descriptor instead.
 func (*ExportRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{62}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{61}
 }
 
 type ExportFile struct {
@@ -3787,7 +3711,7 @@ type ExportFile struct {
 
 func (x *ExportFile) Reset() {
 	*x = ExportFile{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[63]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3799,7 +3723,7 @@ func (x *ExportFile) String() string {
 func (*ExportFile) ProtoMessage() {}
 
 func (x *ExportFile) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[63]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3812,7 +3736,7 @@ func (x *ExportFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportFile.ProtoReflect.Descriptor instead.
 func (*ExportFile) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{63}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ExportFile) GetPath() string {
@@ -3837,7 +3761,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[64]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3849,7 +3773,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[64]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3862,7 +3786,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{64}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{63}
 }
 
 type StatusResponse struct {
@@ -3871,7 +3795,6 @@ type StatusResponse struct {
 	Cluster       string                 `protobuf:"bytes,2,opt,name=cluster,proto3" json:"cluster,omitempty"`
 	Engine        string                 `protobuf:"bytes,3,opt,name=engine,proto3" json:"engine,omitempty"`
 	Seal          string                 `protobuf:"bytes,4,opt,name=seal,proto3" json:"seal,omitempty"`
-	Revision      uint64                 `protobuf:"varint,5,opt,name=revision,proto3" json:"revision,omitempty"`
 	Keys          uint32                 `protobuf:"varint,6,opt,name=keys,proto3" json:"keys,omitempty"`
 	Instances     uint32                 `protobuf:"varint,7,opt,name=instances,proto3" json:"instances,omitempty"`
 	Connected     uint32                 `protobuf:"varint,8,opt,name=connected,proto3" json:"connected,omitempty"`
@@ -3882,7 +3805,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[65]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3894,7 +3817,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[65]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3907,7 +3830,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{65}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -3936,13 +3859,6 @@ func (x *StatusResponse) GetSeal() string {
 		return x.Seal
 	}
 	return ""
-}
-
-func (x *StatusResponse) GetRevision() uint64 {
-	if x != nil {
-		return x.Revision
-	}
-	return 0
 }
 
 func (x *StatusResponse) GetKeys() uint32 {
@@ -4130,14 +4046,13 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\n" +
 	"server_key\x18\x03 \x01(\fR\tserverKey\x12\x18\n" +
 	"\acluster\x18\x04 \x01(\tR\acluster\x12\x1c\n" +
-	"\tnamespace\x18\x05 \x01(\tR\tnamespace\"\xb7\x01\n" +
+	"\tnamespace\x18\x05 \x01(\tR\tnamespace\"\x90\x01\n" +
 	"\x06HoldUp\x12%\n" +
 	"\x05hello\x18\x01 \x01(\v2\x0f.rotor.v1.HelloR\x05hello\x12\x12\n" +
 	"\x04beat\x18\x02 \x01(\x04R\x04beat\x12\x12\n" +
 	"\x04keys\x18\x03 \x03(\tR\x04keys\x12!\n" +
 	"\x04acks\x18\x04 \x03(\v2\r.rotor.v1.AckR\x04acks\x12\x14\n" +
-	"\x05leave\x18\x05 \x01(\bR\x05leave\x12%\n" +
-	"\x05usage\x18\x06 \x03(\v2\x0f.rotor.v1.UsageR\x05usage\"\xa0\x01\n" +
+	"\x05leave\x18\x05 \x01(\bR\x05leave\"\xa0\x01\n" +
 	"\x05Hello\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\fR\vincarnation\x12\x18\n" +
 	"\asession\x18\x02 \x01(\fR\asession\x12\x1f\n" +
@@ -4149,12 +4064,7 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\rR\vincarnation\x12\x14\n" +
 	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12\x14\n" +
-	"\x05proof\x18\x04 \x01(\fR\x05proof\"t\n" +
-	"\x05Usage\x12\x15\n" +
-	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x18\n" +
-	"\aversion\x18\x02 \x01(\rR\aversion\x12\x1c\n" +
-	"\tprotected\x18\x03 \x01(\x04R\tprotected\x12\x1c\n" +
-	"\tprocessed\x18\x04 \x01(\x04R\tprocessed\"\x8b\x01\n" +
+	"\x05proof\x18\x04 \x01(\fR\x05proof\"\x8b\x01\n" +
 	"\bHoldDown\x12%\n" +
 	"\x05lease\x18\x01 \x01(\v2\x0f.rotor.v1.LeaseR\x05lease\x12(\n" +
 	"\x06parcel\x18\x02 \x01(\v2\x10.rotor.v1.ParcelR\x06parcel\x12.\n" +
@@ -4245,13 +4155,12 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"ExportFile\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\"\x0f\n" +
-	"\rStatusRequest\"\x92\x02\n" +
+	"\rStatusRequest\"\xf6\x01\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\tR\acluster\x12\x16\n" +
 	"\x06engine\x18\x03 \x01(\tR\x06engine\x12\x12\n" +
-	"\x04seal\x18\x04 \x01(\tR\x04seal\x12\x1a\n" +
-	"\brevision\x18\x05 \x01(\x04R\brevision\x12\x12\n" +
+	"\x04seal\x18\x04 \x01(\tR\x04seal\x12\x12\n" +
 	"\x04keys\x18\x06 \x01(\rR\x04keys\x12\x1c\n" +
 	"\tinstances\x18\a \x01(\rR\tinstances\x12\x1c\n" +
 	"\tconnected\x18\b \x01(\rR\tconnected\x124\n" +
@@ -4307,7 +4216,7 @@ func file_rotor_v1_rotor_proto_rawDescGZIP() []byte {
 	return file_rotor_v1_rotor_proto_rawDescData
 }
 
-var file_rotor_v1_rotor_proto_msgTypes = make([]protoimpl.MessageInfo, 67)
+var file_rotor_v1_rotor_proto_msgTypes = make([]protoimpl.MessageInfo, 66)
 var file_rotor_v1_rotor_proto_goTypes = []any{
 	(*Fault)(nil),                 // 0: rotor.v1.Fault
 	(*Part)(nil),                  // 1: rotor.v1.Part
@@ -4345,47 +4254,46 @@ var file_rotor_v1_rotor_proto_goTypes = []any{
 	(*HoldUp)(nil),                // 33: rotor.v1.HoldUp
 	(*Hello)(nil),                 // 34: rotor.v1.Hello
 	(*Ack)(nil),                   // 35: rotor.v1.Ack
-	(*Usage)(nil),                 // 36: rotor.v1.Usage
-	(*HoldDown)(nil),              // 37: rotor.v1.HoldDown
-	(*Lease)(nil),                 // 38: rotor.v1.Lease
-	(*Parcel)(nil),                // 39: rotor.v1.Parcel
-	(*KeyRefusal)(nil),            // 40: rotor.v1.KeyRefusal
-	(*InviteRequest)(nil),         // 41: rotor.v1.InviteRequest
-	(*InviteResponse)(nil),        // 42: rotor.v1.InviteResponse
-	(*InstancesRequest)(nil),      // 43: rotor.v1.InstancesRequest
-	(*Instance)(nil),              // 44: rotor.v1.Instance
-	(*InstancesResponse)(nil),     // 45: rotor.v1.InstancesResponse
-	(*RemoveRequest)(nil),         // 46: rotor.v1.RemoveRequest
-	(*RemoveResponse)(nil),        // 47: rotor.v1.RemoveResponse
-	(*IssueRequest)(nil),          // 48: rotor.v1.IssueRequest
-	(*IssueResponse)(nil),         // 49: rotor.v1.IssueResponse
-	(*RegisterRequest)(nil),       // 50: rotor.v1.RegisterRequest
-	(*DataSet)(nil),               // 51: rotor.v1.DataSet
-	(*DataSetsRequest)(nil),       // 52: rotor.v1.DataSetsRequest
-	(*DataSetsResponse)(nil),      // 53: rotor.v1.DataSetsResponse
-	(*CensusRequest)(nil),         // 54: rotor.v1.CensusRequest
-	(*CensusCount)(nil),           // 55: rotor.v1.CensusCount
-	(*CensusResponse)(nil),        // 56: rotor.v1.CensusResponse
-	(*CampaignRequest)(nil),       // 57: rotor.v1.CampaignRequest
-	(*CampaignRef)(nil),           // 58: rotor.v1.CampaignRef
-	(*Campaign)(nil),              // 59: rotor.v1.Campaign
-	(*TailRequest)(nil),           // 60: rotor.v1.TailRequest
-	(*TailEntry)(nil),             // 61: rotor.v1.TailEntry
-	(*ExportRequest)(nil),         // 62: rotor.v1.ExportRequest
-	(*ExportFile)(nil),            // 63: rotor.v1.ExportFile
-	(*StatusRequest)(nil),         // 64: rotor.v1.StatusRequest
-	(*StatusResponse)(nil),        // 65: rotor.v1.StatusResponse
-	nil,                           // 66: rotor.v1.Key.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 67: google.protobuf.Timestamp
+	(*HoldDown)(nil),              // 36: rotor.v1.HoldDown
+	(*Lease)(nil),                 // 37: rotor.v1.Lease
+	(*Parcel)(nil),                // 38: rotor.v1.Parcel
+	(*KeyRefusal)(nil),            // 39: rotor.v1.KeyRefusal
+	(*InviteRequest)(nil),         // 40: rotor.v1.InviteRequest
+	(*InviteResponse)(nil),        // 41: rotor.v1.InviteResponse
+	(*InstancesRequest)(nil),      // 42: rotor.v1.InstancesRequest
+	(*Instance)(nil),              // 43: rotor.v1.Instance
+	(*InstancesResponse)(nil),     // 44: rotor.v1.InstancesResponse
+	(*RemoveRequest)(nil),         // 45: rotor.v1.RemoveRequest
+	(*RemoveResponse)(nil),        // 46: rotor.v1.RemoveResponse
+	(*IssueRequest)(nil),          // 47: rotor.v1.IssueRequest
+	(*IssueResponse)(nil),         // 48: rotor.v1.IssueResponse
+	(*RegisterRequest)(nil),       // 49: rotor.v1.RegisterRequest
+	(*DataSet)(nil),               // 50: rotor.v1.DataSet
+	(*DataSetsRequest)(nil),       // 51: rotor.v1.DataSetsRequest
+	(*DataSetsResponse)(nil),      // 52: rotor.v1.DataSetsResponse
+	(*CensusRequest)(nil),         // 53: rotor.v1.CensusRequest
+	(*CensusCount)(nil),           // 54: rotor.v1.CensusCount
+	(*CensusResponse)(nil),        // 55: rotor.v1.CensusResponse
+	(*CampaignRequest)(nil),       // 56: rotor.v1.CampaignRequest
+	(*CampaignRef)(nil),           // 57: rotor.v1.CampaignRef
+	(*Campaign)(nil),              // 58: rotor.v1.Campaign
+	(*TailRequest)(nil),           // 59: rotor.v1.TailRequest
+	(*TailEntry)(nil),             // 60: rotor.v1.TailEntry
+	(*ExportRequest)(nil),         // 61: rotor.v1.ExportRequest
+	(*ExportFile)(nil),            // 62: rotor.v1.ExportFile
+	(*StatusRequest)(nil),         // 63: rotor.v1.StatusRequest
+	(*StatusResponse)(nil),        // 64: rotor.v1.StatusResponse
+	nil,                           // 65: rotor.v1.Key.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 66: google.protobuf.Timestamp
 }
 var file_rotor_v1_rotor_proto_depIdxs = []int32{
-	67, // 0: rotor.v1.Version.created:type_name -> google.protobuf.Timestamp
-	67, // 1: rotor.v1.Version.activated:type_name -> google.protobuf.Timestamp
-	67, // 2: rotor.v1.Version.retired:type_name -> google.protobuf.Timestamp
-	66, // 3: rotor.v1.Key.labels:type_name -> rotor.v1.Key.LabelsEntry
+	66, // 0: rotor.v1.Version.created:type_name -> google.protobuf.Timestamp
+	66, // 1: rotor.v1.Version.activated:type_name -> google.protobuf.Timestamp
+	66, // 2: rotor.v1.Version.retired:type_name -> google.protobuf.Timestamp
+	65, // 3: rotor.v1.Key.labels:type_name -> rotor.v1.Key.LabelsEntry
 	3,  // 4: rotor.v1.Key.rotation:type_name -> rotor.v1.Rotation
 	2,  // 5: rotor.v1.Key.versions:type_name -> rotor.v1.Version
-	67, // 6: rotor.v1.Key.created:type_name -> google.protobuf.Timestamp
+	66, // 6: rotor.v1.Key.created:type_name -> google.protobuf.Timestamp
 	4,  // 7: rotor.v1.CreateRequest.key:type_name -> rotor.v1.Key
 	4,  // 8: rotor.v1.ListResponse.keys:type_name -> rotor.v1.Key
 	5,  // 9: rotor.v1.ChangeRequest.key:type_name -> rotor.v1.KeyRef
@@ -4407,86 +4315,85 @@ var file_rotor_v1_rotor_proto_depIdxs = []int32{
 	5,  // 25: rotor.v1.VerifyRequest.key:type_name -> rotor.v1.KeyRef
 	34, // 26: rotor.v1.HoldUp.hello:type_name -> rotor.v1.Hello
 	35, // 27: rotor.v1.HoldUp.acks:type_name -> rotor.v1.Ack
-	36, // 28: rotor.v1.HoldUp.usage:type_name -> rotor.v1.Usage
-	38, // 29: rotor.v1.HoldDown.lease:type_name -> rotor.v1.Lease
-	39, // 30: rotor.v1.HoldDown.parcel:type_name -> rotor.v1.Parcel
-	40, // 31: rotor.v1.HoldDown.refusal:type_name -> rotor.v1.KeyRefusal
-	0,  // 32: rotor.v1.KeyRefusal.fault:type_name -> rotor.v1.Fault
-	67, // 33: rotor.v1.Instance.heard:type_name -> google.protobuf.Timestamp
-	44, // 34: rotor.v1.InstancesResponse.instances:type_name -> rotor.v1.Instance
-	5,  // 35: rotor.v1.IssueRequest.key:type_name -> rotor.v1.KeyRef
-	51, // 36: rotor.v1.RegisterRequest.data_set:type_name -> rotor.v1.DataSet
-	5,  // 37: rotor.v1.DataSet.key:type_name -> rotor.v1.KeyRef
-	51, // 38: rotor.v1.DataSetsResponse.data_sets:type_name -> rotor.v1.DataSet
-	5,  // 39: rotor.v1.CensusRequest.key:type_name -> rotor.v1.KeyRef
-	55, // 40: rotor.v1.CensusResponse.counts:type_name -> rotor.v1.CensusCount
-	5,  // 41: rotor.v1.CampaignRequest.key:type_name -> rotor.v1.KeyRef
-	67, // 42: rotor.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
-	6,  // 43: rotor.v1.KeyService.Create:input_type -> rotor.v1.CreateRequest
-	5,  // 44: rotor.v1.KeyService.Get:input_type -> rotor.v1.KeyRef
-	7,  // 45: rotor.v1.KeyService.List:input_type -> rotor.v1.ListRequest
-	9,  // 46: rotor.v1.KeyService.Change:input_type -> rotor.v1.ChangeRequest
-	10, // 47: rotor.v1.KeyService.Rotate:input_type -> rotor.v1.RotateRequest
-	5,  // 48: rotor.v1.KeyService.Progress:input_type -> rotor.v1.KeyRef
-	12, // 49: rotor.v1.KeyService.Retire:input_type -> rotor.v1.RetireRequest
-	13, // 50: rotor.v1.KeyService.Destroy:input_type -> rotor.v1.DestroyRequest
-	15, // 51: rotor.v1.KeyService.Encrypt:input_type -> rotor.v1.EncryptRequest
-	17, // 52: rotor.v1.KeyService.Decrypt:input_type -> rotor.v1.DecryptRequest
-	20, // 53: rotor.v1.KeyService.Wrap:input_type -> rotor.v1.WrapRequest
-	22, // 54: rotor.v1.KeyService.Unwrap:input_type -> rotor.v1.UnwrapRequest
-	24, // 55: rotor.v1.KeyService.Rewrap:input_type -> rotor.v1.RewrapRequest
-	26, // 56: rotor.v1.KeyService.Sign:input_type -> rotor.v1.SignRequest
-	28, // 57: rotor.v1.KeyService.Verify:input_type -> rotor.v1.VerifyRequest
-	30, // 58: rotor.v1.JoinService.Join:input_type -> rotor.v1.JoinRequest
-	31, // 59: rotor.v1.JoinService.Renew:input_type -> rotor.v1.RenewRequest
-	33, // 60: rotor.v1.FleetService.Hold:input_type -> rotor.v1.HoldUp
-	41, // 61: rotor.v1.FleetService.Invite:input_type -> rotor.v1.InviteRequest
-	43, // 62: rotor.v1.FleetService.Instances:input_type -> rotor.v1.InstancesRequest
-	46, // 63: rotor.v1.FleetService.Remove:input_type -> rotor.v1.RemoveRequest
-	48, // 64: rotor.v1.TokenService.Issue:input_type -> rotor.v1.IssueRequest
-	50, // 65: rotor.v1.DataService.Register:input_type -> rotor.v1.RegisterRequest
-	52, // 66: rotor.v1.DataService.DataSets:input_type -> rotor.v1.DataSetsRequest
-	54, // 67: rotor.v1.DataService.Census:input_type -> rotor.v1.CensusRequest
-	57, // 68: rotor.v1.DataService.StartCampaign:input_type -> rotor.v1.CampaignRequest
-	58, // 69: rotor.v1.DataService.GetCampaign:input_type -> rotor.v1.CampaignRef
-	60, // 70: rotor.v1.AuditService.Tail:input_type -> rotor.v1.TailRequest
-	62, // 71: rotor.v1.AuditService.Export:input_type -> rotor.v1.ExportRequest
-	64, // 72: rotor.v1.ServerService.Status:input_type -> rotor.v1.StatusRequest
-	4,  // 73: rotor.v1.KeyService.Create:output_type -> rotor.v1.Key
-	4,  // 74: rotor.v1.KeyService.Get:output_type -> rotor.v1.Key
-	8,  // 75: rotor.v1.KeyService.List:output_type -> rotor.v1.ListResponse
-	4,  // 76: rotor.v1.KeyService.Change:output_type -> rotor.v1.Key
-	4,  // 77: rotor.v1.KeyService.Rotate:output_type -> rotor.v1.Key
-	11, // 78: rotor.v1.KeyService.Progress:output_type -> rotor.v1.ProgressResponse
-	4,  // 79: rotor.v1.KeyService.Retire:output_type -> rotor.v1.Key
-	14, // 80: rotor.v1.KeyService.Destroy:output_type -> rotor.v1.DestroyResponse
-	16, // 81: rotor.v1.KeyService.Encrypt:output_type -> rotor.v1.EncryptResponse
-	18, // 82: rotor.v1.KeyService.Decrypt:output_type -> rotor.v1.DecryptResponse
-	21, // 83: rotor.v1.KeyService.Wrap:output_type -> rotor.v1.WrapResponse
-	23, // 84: rotor.v1.KeyService.Unwrap:output_type -> rotor.v1.UnwrapResponse
-	25, // 85: rotor.v1.KeyService.Rewrap:output_type -> rotor.v1.RewrapResponse
-	27, // 86: rotor.v1.KeyService.Sign:output_type -> rotor.v1.SignResponse
-	29, // 87: rotor.v1.KeyService.Verify:output_type -> rotor.v1.VerifyResponse
-	32, // 88: rotor.v1.JoinService.Join:output_type -> rotor.v1.JoinResponse
-	32, // 89: rotor.v1.JoinService.Renew:output_type -> rotor.v1.JoinResponse
-	37, // 90: rotor.v1.FleetService.Hold:output_type -> rotor.v1.HoldDown
-	42, // 91: rotor.v1.FleetService.Invite:output_type -> rotor.v1.InviteResponse
-	45, // 92: rotor.v1.FleetService.Instances:output_type -> rotor.v1.InstancesResponse
-	47, // 93: rotor.v1.FleetService.Remove:output_type -> rotor.v1.RemoveResponse
-	49, // 94: rotor.v1.TokenService.Issue:output_type -> rotor.v1.IssueResponse
-	51, // 95: rotor.v1.DataService.Register:output_type -> rotor.v1.DataSet
-	53, // 96: rotor.v1.DataService.DataSets:output_type -> rotor.v1.DataSetsResponse
-	56, // 97: rotor.v1.DataService.Census:output_type -> rotor.v1.CensusResponse
-	59, // 98: rotor.v1.DataService.StartCampaign:output_type -> rotor.v1.Campaign
-	59, // 99: rotor.v1.DataService.GetCampaign:output_type -> rotor.v1.Campaign
-	61, // 100: rotor.v1.AuditService.Tail:output_type -> rotor.v1.TailEntry
-	63, // 101: rotor.v1.AuditService.Export:output_type -> rotor.v1.ExportFile
-	65, // 102: rotor.v1.ServerService.Status:output_type -> rotor.v1.StatusResponse
-	73, // [73:103] is the sub-list for method output_type
-	43, // [43:73] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	37, // 28: rotor.v1.HoldDown.lease:type_name -> rotor.v1.Lease
+	38, // 29: rotor.v1.HoldDown.parcel:type_name -> rotor.v1.Parcel
+	39, // 30: rotor.v1.HoldDown.refusal:type_name -> rotor.v1.KeyRefusal
+	0,  // 31: rotor.v1.KeyRefusal.fault:type_name -> rotor.v1.Fault
+	66, // 32: rotor.v1.Instance.heard:type_name -> google.protobuf.Timestamp
+	43, // 33: rotor.v1.InstancesResponse.instances:type_name -> rotor.v1.Instance
+	5,  // 34: rotor.v1.IssueRequest.key:type_name -> rotor.v1.KeyRef
+	50, // 35: rotor.v1.RegisterRequest.data_set:type_name -> rotor.v1.DataSet
+	5,  // 36: rotor.v1.DataSet.key:type_name -> rotor.v1.KeyRef
+	50, // 37: rotor.v1.DataSetsResponse.data_sets:type_name -> rotor.v1.DataSet
+	5,  // 38: rotor.v1.CensusRequest.key:type_name -> rotor.v1.KeyRef
+	54, // 39: rotor.v1.CensusResponse.counts:type_name -> rotor.v1.CensusCount
+	5,  // 40: rotor.v1.CampaignRequest.key:type_name -> rotor.v1.KeyRef
+	66, // 41: rotor.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	6,  // 42: rotor.v1.KeyService.Create:input_type -> rotor.v1.CreateRequest
+	5,  // 43: rotor.v1.KeyService.Get:input_type -> rotor.v1.KeyRef
+	7,  // 44: rotor.v1.KeyService.List:input_type -> rotor.v1.ListRequest
+	9,  // 45: rotor.v1.KeyService.Change:input_type -> rotor.v1.ChangeRequest
+	10, // 46: rotor.v1.KeyService.Rotate:input_type -> rotor.v1.RotateRequest
+	5,  // 47: rotor.v1.KeyService.Progress:input_type -> rotor.v1.KeyRef
+	12, // 48: rotor.v1.KeyService.Retire:input_type -> rotor.v1.RetireRequest
+	13, // 49: rotor.v1.KeyService.Destroy:input_type -> rotor.v1.DestroyRequest
+	15, // 50: rotor.v1.KeyService.Encrypt:input_type -> rotor.v1.EncryptRequest
+	17, // 51: rotor.v1.KeyService.Decrypt:input_type -> rotor.v1.DecryptRequest
+	20, // 52: rotor.v1.KeyService.Wrap:input_type -> rotor.v1.WrapRequest
+	22, // 53: rotor.v1.KeyService.Unwrap:input_type -> rotor.v1.UnwrapRequest
+	24, // 54: rotor.v1.KeyService.Rewrap:input_type -> rotor.v1.RewrapRequest
+	26, // 55: rotor.v1.KeyService.Sign:input_type -> rotor.v1.SignRequest
+	28, // 56: rotor.v1.KeyService.Verify:input_type -> rotor.v1.VerifyRequest
+	30, // 57: rotor.v1.JoinService.Join:input_type -> rotor.v1.JoinRequest
+	31, // 58: rotor.v1.JoinService.Renew:input_type -> rotor.v1.RenewRequest
+	33, // 59: rotor.v1.FleetService.Hold:input_type -> rotor.v1.HoldUp
+	40, // 60: rotor.v1.FleetService.Invite:input_type -> rotor.v1.InviteRequest
+	42, // 61: rotor.v1.FleetService.Instances:input_type -> rotor.v1.InstancesRequest
+	45, // 62: rotor.v1.FleetService.Remove:input_type -> rotor.v1.RemoveRequest
+	47, // 63: rotor.v1.TokenService.Issue:input_type -> rotor.v1.IssueRequest
+	49, // 64: rotor.v1.DataService.Register:input_type -> rotor.v1.RegisterRequest
+	51, // 65: rotor.v1.DataService.DataSets:input_type -> rotor.v1.DataSetsRequest
+	53, // 66: rotor.v1.DataService.Census:input_type -> rotor.v1.CensusRequest
+	56, // 67: rotor.v1.DataService.StartCampaign:input_type -> rotor.v1.CampaignRequest
+	57, // 68: rotor.v1.DataService.GetCampaign:input_type -> rotor.v1.CampaignRef
+	59, // 69: rotor.v1.AuditService.Tail:input_type -> rotor.v1.TailRequest
+	61, // 70: rotor.v1.AuditService.Export:input_type -> rotor.v1.ExportRequest
+	63, // 71: rotor.v1.ServerService.Status:input_type -> rotor.v1.StatusRequest
+	4,  // 72: rotor.v1.KeyService.Create:output_type -> rotor.v1.Key
+	4,  // 73: rotor.v1.KeyService.Get:output_type -> rotor.v1.Key
+	8,  // 74: rotor.v1.KeyService.List:output_type -> rotor.v1.ListResponse
+	4,  // 75: rotor.v1.KeyService.Change:output_type -> rotor.v1.Key
+	4,  // 76: rotor.v1.KeyService.Rotate:output_type -> rotor.v1.Key
+	11, // 77: rotor.v1.KeyService.Progress:output_type -> rotor.v1.ProgressResponse
+	4,  // 78: rotor.v1.KeyService.Retire:output_type -> rotor.v1.Key
+	14, // 79: rotor.v1.KeyService.Destroy:output_type -> rotor.v1.DestroyResponse
+	16, // 80: rotor.v1.KeyService.Encrypt:output_type -> rotor.v1.EncryptResponse
+	18, // 81: rotor.v1.KeyService.Decrypt:output_type -> rotor.v1.DecryptResponse
+	21, // 82: rotor.v1.KeyService.Wrap:output_type -> rotor.v1.WrapResponse
+	23, // 83: rotor.v1.KeyService.Unwrap:output_type -> rotor.v1.UnwrapResponse
+	25, // 84: rotor.v1.KeyService.Rewrap:output_type -> rotor.v1.RewrapResponse
+	27, // 85: rotor.v1.KeyService.Sign:output_type -> rotor.v1.SignResponse
+	29, // 86: rotor.v1.KeyService.Verify:output_type -> rotor.v1.VerifyResponse
+	32, // 87: rotor.v1.JoinService.Join:output_type -> rotor.v1.JoinResponse
+	32, // 88: rotor.v1.JoinService.Renew:output_type -> rotor.v1.JoinResponse
+	36, // 89: rotor.v1.FleetService.Hold:output_type -> rotor.v1.HoldDown
+	41, // 90: rotor.v1.FleetService.Invite:output_type -> rotor.v1.InviteResponse
+	44, // 91: rotor.v1.FleetService.Instances:output_type -> rotor.v1.InstancesResponse
+	46, // 92: rotor.v1.FleetService.Remove:output_type -> rotor.v1.RemoveResponse
+	48, // 93: rotor.v1.TokenService.Issue:output_type -> rotor.v1.IssueResponse
+	50, // 94: rotor.v1.DataService.Register:output_type -> rotor.v1.DataSet
+	52, // 95: rotor.v1.DataService.DataSets:output_type -> rotor.v1.DataSetsResponse
+	55, // 96: rotor.v1.DataService.Census:output_type -> rotor.v1.CensusResponse
+	58, // 97: rotor.v1.DataService.StartCampaign:output_type -> rotor.v1.Campaign
+	58, // 98: rotor.v1.DataService.GetCampaign:output_type -> rotor.v1.Campaign
+	60, // 99: rotor.v1.AuditService.Tail:output_type -> rotor.v1.TailEntry
+	62, // 100: rotor.v1.AuditService.Export:output_type -> rotor.v1.ExportFile
+	64, // 101: rotor.v1.ServerService.Status:output_type -> rotor.v1.StatusResponse
+	72, // [72:102] is the sub-list for method output_type
+	42, // [42:72] is the sub-list for method input_type
+	42, // [42:42] is the sub-list for extension type_name
+	42, // [42:42] is the sub-list for extension extendee
+	0,  // [0:42] is the sub-list for field type_name
 }
 
 func init() { file_rotor_v1_rotor_proto_init() }
@@ -4500,7 +4407,7 @@ func file_rotor_v1_rotor_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_rotor_v1_rotor_proto_rawDesc), len(file_rotor_v1_rotor_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   67,
+			NumMessages:   66,
 			NumExtensions: 0,
 			NumServices:   7,
 		},
