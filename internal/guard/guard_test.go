@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/rotorkms/rotor/internal/audit"
@@ -208,6 +209,38 @@ func TestCountersUnderRaces(t *testing.T) {
 	if _, err := guard.Open(t.Context(), w.config()); err != nil {
 		t.Errorf("after the races: %v", err)
 	}
+}
+
+// TestWindowsOutlastFullStore: a disk without room ends neither the guard nor a count.
+func TestWindowsOutlastFullStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &failing{Store: newMem()}
+		w := newWorld(t, f)
+		g, stop := w.open()
+		p := w.permit(g)
+		for range 3 {
+			if err := p.Use(t.Context(), 7); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.entries(g)
+		w.clock.Add(60)
+		f.fail(store.ErrFull)
+		time.Sleep(5 * time.Minute) // of synctest's clock: the guard tries to close the window each minute
+		f.heal()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		var counts []string
+		for _, e := range w.entries(g) {
+			if e.Outcome == "closed" {
+				counts = append(counts, e.Detail["count"])
+			}
+		}
+		if fmt.Sprint(counts) != "[3]" {
+			t.Errorf("counts after the store had no room: %q", counts)
+		}
+		stop()
+	})
 }
 
 // TestUseWindows: durable before the first use, one entry a minute, the count when it closes, and an open one after a crash.

@@ -3,6 +3,7 @@ package guard
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"maps"
 	"sync"
@@ -12,6 +13,7 @@ import (
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/secret"
+	"github.com/rotorkms/rotor/internal/store"
 )
 
 // windowLength is how long one class-3 entry stands for.
@@ -38,6 +40,24 @@ type window struct {
 type windows struct {
 	mu  sync.RWMutex
 	all map[windowKey]*window
+	// unwritten are counts for which the store had no room. They are of the minute in which it filled: without room no window opens.
+	unwritten []audit.Entry
+}
+
+// kept takes the counts that wait for room.
+func (ws *windows) kept() []audit.Entry {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	entries := ws.unwritten
+	ws.unwritten = nil
+	return entries
+}
+
+// keep holds counts until there is room.
+func (ws *windows) keep(entries []audit.Entry) {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	ws.unwritten = append(ws.unwritten, entries...)
 }
 
 func (ws *windows) of(k windowKey, p *Permit) *window {
@@ -129,7 +149,7 @@ func (g *Guard) sweep(ctx context.Context) error {
 	for {
 		select {
 		case <-tick.C:
-			if err := g.CloseWindows(ctx, false); err != nil {
+			if err := g.CloseWindows(ctx, false); err != nil && !errors.Is(err, store.ErrFull) {
 				return err
 			}
 		case <-ctx.Done():
@@ -138,13 +158,14 @@ func (g *Guard) sweep(ctx context.Context) error {
 	}
 }
 
-// CloseWindows writes the counts of windows and of repeated refusals; all: of the present minute too, as when the server stops.
+// CloseWindows writes the counts of windows and of repeated refusals; all: of the present minute too, as when the server stops. What a full
+// store does not take is kept for the next call.
 func (g *Guard) CloseWindows(ctx context.Context, all bool) error {
 	minute := g.minute()
 	g.windows.mu.RLock()
 	open := maps.Clone(g.windows.all)
 	g.windows.mu.RUnlock()
-	entries := g.refusals.end(minute, all)
+	entries := append(g.windows.kept(), g.refusals.end(minute, all)...)
 	for k, w := range open {
 		w.mu.Lock()
 		if !w.closed && (all || w.minute != minute) {
@@ -160,6 +181,9 @@ func (g *Guard) CloseWindows(ctx context.Context, all bool) error {
 	for len(entries) > 0 {
 		n := min(len(entries), 50)
 		if err := g.audit.Append(ctx, entries[:n]...); err != nil {
+			if errors.Is(err, store.ErrFull) {
+				g.windows.keep(entries)
+			}
 			return fmt.Errorf("close use windows: %w", err)
 		}
 		entries = entries[n:]
