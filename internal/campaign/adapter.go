@@ -91,6 +91,7 @@ type Adapter interface {
 type httpSet struct {
 	client *http.Client
 	base   string
+	verify func(tls.ConnectionState) error // the peer of every answer: a connection that is kept outlives a removal
 }
 
 // HTTP connects to a data set that speaks the data-set protocol at a URL. No answer leads anywhere else: redirects are not followed, and
@@ -100,7 +101,7 @@ func HTTP(base string, config *tls.Config) Adapter {
 		Transport:     &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: true, MaxResponseHeaderBytes: 64 << 10},
 		Timeout:       callTime,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}, strings.TrimSuffix(base, "/")}
+	}, strings.TrimSuffix(base, "/"), config.VerifyConnection}
 }
 
 // Info implements Adapter.
@@ -213,6 +214,12 @@ func (h httpSet) call(ctx context.Context, method, path string, in, out any, lim
 		return fault.Wrap(fault.Unavailable, "data set at "+h.base, err)
 	}
 	defer func() { _ = resp.Body.Close() }()
+	if h.verify != nil && resp.TLS != nil {
+		if err := h.verify(*resp.TLS); err != nil {
+			defer h.client.CloseIdleConnections()
+			return fault.Wrap(fault.Unavailable, "data set at "+h.base, err)
+		}
+	}
 	b, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
 	switch {
 	case err != nil:

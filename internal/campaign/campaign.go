@@ -241,7 +241,9 @@ func (s *Service) DataSets(ctx context.Context, c policy.Caller) ([]DataSet, err
 	}
 	var all []DataSet
 	for _, t := range s.of("") {
-		all = append(all, t.now())
+		if k, _ := s.KMS.Key(t.now().Key); s.Guard.Allows(c, policy.ActDataset, kms.Resource(k)) {
+			all = append(all, t.now())
+		}
 	}
 	return all, nil
 }

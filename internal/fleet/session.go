@@ -202,6 +202,9 @@ func (s *Session) mayHold(ctx context.Context, name string) (keyring.Key, error)
 	k, ok := s.fleet.Keys.Lookup(s.namespace, name)
 	res := policy.Resource{Namespace: string(s.namespace), Key: name, Labels: k.Labels}
 	if _, err := s.fleet.Guard.Admit(ctx, s.caller, holdAction(k), res); err != nil {
+		if fault.CodeOf(err) == fault.Denied { // the action would tell what kind of key it is, and that there is one
+			err = fault.New(fault.Denied, "key "+name)
+		}
 		return k, err
 	}
 	if !ok {
@@ -382,6 +385,9 @@ func (s *Session) Beat(beat uint64) {
 
 // Acknowledge takes an acknowledgement if its proof shows that the process can use the key. fault.DecryptFailed when it does not.
 func (s *Session) Acknowledge(ctx context.Context, a Ack) error {
+	if m, err := s.member(); err != nil || m.Keys[a.Key] == nil {
+		return nil //nolint:nilerr // of a key that it does not hold, or holds no more: it acknowledges nothing, and learns nothing of the key
+	}
 	k, ok := s.fleet.Keys.Key(a.Key)
 	if !ok {
 		return fault.New(fault.NotFound, "key "+string(a.Key))

@@ -21,6 +21,9 @@ type refusalKey struct {
 // maxRefusals bounds the refusals that are told apart in a minute; what comes beyond shares one counter.
 const maxRefusals = 10_000
 
+// maxOfCaller bounds those of one caller, so that its flood takes neither room nor name from another's.
+const maxOfCaller = 1000
+
 // others stands for the callers beyond maxRefusals.
 const others = "others"
 
@@ -38,7 +41,8 @@ type refusals struct {
 	mu     sync.Mutex
 	minute int64
 	all    map[refusalKey]*refusal
-	ended  []*refusal // of earlier minutes, to be closed
+	counts map[string]int // how many of them each caller has
+	ended  []*refusal     // of earlier minutes, to be closed
 }
 
 // of finds the counter of a refusal in the present minute.
@@ -48,6 +52,9 @@ func (rs *refusals) of(k refusalKey, p Permit, minute int64) *refusal {
 	if rs.all == nil || rs.minute != minute {
 		rs.turn(minute)
 	}
+	if rs.all[k] == nil && rs.counts[k.caller] >= maxOfCaller { // the caller's own rest
+		k, p.resource, p.action = refusalKey{caller: k.caller}, policy.Resource{}, ""
+	}
 	if rs.all[k] == nil && len(rs.all) >= maxRefusals {
 		k, p.caller, p.resource = refusalKey{caller: others}, policy.Caller{Name: others}, policy.Resource{}
 	}
@@ -55,6 +62,7 @@ func (rs *refusals) of(k refusalKey, p Permit, minute int64) *refusal {
 	if r == nil {
 		r = &refusal{permit: p}
 		rs.all[k] = r
+		rs.counts[k.caller]++
 	}
 	return r
 }
@@ -63,7 +71,7 @@ func (rs *refusals) of(k refusalKey, p Permit, minute int64) *refusal {
 func (rs *refusals) turn(minute int64) {
 	rs.ended = slices.AppendSeq(rs.ended, maps.Values(rs.all))
 	rs.ended = rs.ended[max(0, len(rs.ended)-2*maxRefusals):] // bounded also while nobody closes
-	rs.minute, rs.all = minute, map[refusalKey]*refusal{}
+	rs.minute, rs.all, rs.counts = minute, map[refusalKey]*refusal{}, map[string]int{}
 }
 
 // end closes the minutes that are over, or all, and returns the entries of what was refused more than once in them.

@@ -13,6 +13,7 @@ import (
 	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/secret"
 	"github.com/rotorkms/rotor/internal/suite"
+	"github.com/rotorkms/rotor/internal/token"
 )
 
 // MaxMessage bounds the plaintext of one server-side operation, in bytes.
@@ -115,7 +116,13 @@ func (s *Service) Decrypt(ctx context.Context, c policy.Caller, ref Ref, ciphert
 }
 
 // Sign signs with the primary version; the signature is in the form of JWS.
+//
+// What a verifier of tokens would read as one is refused: its key set has every signing key, and the right to sign is not the right to
+// issue tokens, which are about the caller alone. fault.Invalid.
 func (s *Service) Sign(ctx context.Context, c policy.Caller, ref Ref, msg []byte) ([]byte, keyring.Version, error) {
+	if token.IsInput(msg) {
+		return nil, keyring.Version{}, fault.New(fault.Invalid, "message").WithHint("it is an access token to be signed; ask for one with rotor token issue")
+	}
 	u, err := s.protect(ctx, c, policy.ActSign, ref, suite.Sign, len(msg))
 	if err != nil {
 		return nil, keyring.Version{}, err

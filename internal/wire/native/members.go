@@ -67,9 +67,19 @@ func (s members) hello(ctx context.Context, h *rotorv1.Hello) (*fleet.Session, e
 	if !identity.VerifyHello(wire.Certificate(ctx), delivery.HelloInput(a, h.GetHpkePublic()), h.GetSignature()) {
 		return nil, fault.New(fault.Unauthenticated, "hello").WithHint("it is not signed by the certificate's key")
 	}
-	return s.Fleet.Connect(ctx, c, fleet.Hello{
+	session, err := s.Fleet.Connect(ctx, c, fleet.Hello{
 		Incarnation: h.GetIncarnation(), Session: h.GetSession(), Public: h.GetHpkePublic(), Namespace: s.namespace(h.GetNamespace()),
 	})
+	if err != nil {
+		return nil, err
+	}
+	// The hello may have come long after the stream was let in. A removal denies first and takes the member away then: one that ran before
+	// Connect is seen here, one after it ends the session.
+	if _, err := s.Authority.Identify(connection(ctx), false); err != nil {
+		session.Close(context.WithoutCancel(ctx), true)
+		return nil, err
+	}
+	return session, nil
 }
 
 // receive takes the messages of the process until it leaves or the stream breaks.

@@ -7,6 +7,8 @@ import (
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/wire"
 	rotorv1 "github.com/rotorkms/rotor/proto/rotor/v1"
 )
@@ -31,6 +33,9 @@ func (s log) Tail(ctx context.Context, r *connect.Request[rotorv1.TailRequest], 
 		return err
 	}
 	return l.Tail(ctx, int64(r.Msg.GetFrom()), r.Msg.GetFollow(), func(i int64, entry []byte) error {
+		if !s.Guard.Allows(wire.Caller(ctx), policy.ActAudit, policy.Resource{}) { // the rules changed since
+			return fault.New(fault.Denied, string(policy.ActAudit))
+		}
 		return stream.Send(&rotorv1.TailEntry{Index: uint64(i), Entry: entry})
 	})
 }
