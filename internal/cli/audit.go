@@ -180,6 +180,9 @@ it with --after: the log must begin with the one that it was signed for.`,
 			if info, err := os.Stat(args[0]); err != nil || !info.IsDir() {
 				return fault.Wrap(fault.NotFound, args[0], err).WithHint("name the directory that rotor audit export made")
 			}
+			if !exists(filepath.Join(args[0], "checkpoint")) && !exists(filepath.Join(args[0], "tile")) { // a wrong path is no sign of tampering
+				return fault.New(fault.NotFound, "audit log in "+args[0]).WithHint("name the directory that rotor audit export made")
+			}
 			earlier, err := checkpoints(after)
 			if err != nil {
 				return err

@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"fmt"
+
 	"github.com/spf13/cobra"
 
 	rotorv1 "github.com/rotorkms/rotor/proto/rotor/v1"
@@ -45,6 +47,9 @@ settled and no data set was unreachable.`,
 			}
 			t.add("unknown", number(v.Unknown))
 			facts := table{rows: [][]string{{"settled", map[bool]string{true: "yes", false: "no"}[v.Settled]}, {"unreachable", names(v.Unreachable)}}}
+			if len(v.Versions) == 0 { // a census of nothing must not read as "nothing is left"
+				fmt.Fprintln(a.err, a.counted(c.Context(), s, args[0]))
+			}
 			return a.show(v, t, facts)
 		},
 	}

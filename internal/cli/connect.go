@@ -3,6 +3,7 @@ package cli
 import (
 	"cmp"
 	"context"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -44,7 +45,11 @@ func (a *app) connect() (*api, error) {
 	if err != nil {
 		return nil, err
 	}
-	h, address := dir.HTTPClient(), a.serverAddress(dir)
+	address, err := a.serverAddress(dir)
+	if err != nil {
+		return nil, err
+	}
+	h := dir.HTTPClient()
 	url, o := "https://"+address, connect.WithReadMaxBytes(maxAnswer)
 	return &api{
 		http: h, address: address,
@@ -61,7 +66,11 @@ func (a *app) dial(ctx context.Context) (*rotor.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return rotor.Dial(ctx, rotor.Config{Identity: a.identityPath(), Address: a.serverAddress(dir), Log: quiet()})
+	address, err := a.serverAddress(dir)
+	if err != nil {
+		return nil, err
+	}
+	return rotor.Dial(ctx, rotor.Config{Identity: a.identityPath(), Address: address, Log: quiet()})
 }
 
 // readIdentity reads the identity that the caller works as.
@@ -95,8 +104,12 @@ func (a *app) identityPath() string {
 	return own
 }
 
-func (a *app) serverAddress(dir *identity.Dir) string {
-	return cmp.Or(a.address, os.Getenv(envAddress), dir.Address())
+func (a *app) serverAddress(dir *identity.Dir) (string, error) {
+	address := cmp.Or(a.address, os.Getenv(envAddress), dir.Address())
+	if _, port, err := net.SplitHostPort(address); address != "" && (err != nil || port == "") {
+		return "", usage("--address", "host:port")
+	}
+	return address, nil
 }
 
 func exists(path string) bool {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"strings"
 	"syscall"
 
 	"github.com/rotorkms/rotor/internal/fault"
@@ -22,7 +23,8 @@ func usageOf(err error) error {
 	if errors.As(err, &f) {
 		return f
 	}
-	return usage("command line", "%s; --help tells more", err)
+	said := strings.Join(strings.Fields(strings.ReplaceAll(err.Error(), "\"", "")), " ") // the parser's suggestions stand on lines of their own
+	return usage("command line", "%s; --help tells more", said)
 }
 
 // report prints an error and returns the exit status that it stands for.

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/server"
 )
 
@@ -57,7 +59,12 @@ func (a *app) serve(ctx context.Context, c server.Config, ready func(address str
 			return err
 		case <-hup:
 			if err := s.Reload(); err != nil {
-				c.Log.Error("rules not reloaded, the old ones stay", "error", err)
+				var f *fault.Error
+				hint := ""
+				if errors.As(err, &f) {
+					hint = f.HintText()
+				}
+				c.Log.Error("rules not reloaded, the old ones stay", "error", err, "hint", hint)
 			}
 		}
 	}

@@ -152,7 +152,7 @@ func (k Key) Clone() Key {
 // Version finds a version by number. fault.UnknownVersion.
 func (k Key) Version(n uint32) (Version, error) {
 	if n == 0 || int(n) > len(k.Versions) {
-		return Version{}, fault.New(fault.UnknownVersion, k.versionName(n))
+		return Version{}, fault.New(fault.UnknownVersion, k.versionName(n)).WithHint("rotor key show %s lists its versions", k.Name)
 	}
 	return k.Versions[n-1], nil
 }

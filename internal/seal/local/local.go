@@ -69,7 +69,7 @@ func Create(path string) (*Sealer, error) {
 func Open(path string) (*Sealer, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe does not hold it up
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fault.New(fault.NotFound, "seal key "+path)
+		return nil, fault.New(fault.NotFound, "seal key "+path).WithHint("check --dir and --seal-key; rotor server init makes a cluster")
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open seal key: %w", err)
