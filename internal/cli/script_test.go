@@ -6,11 +6,13 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -157,6 +159,11 @@ func startServer(ts *testscript.TestScript, _ bool, args []string) {
 	address, ok := strings.CutPrefix(strings.TrimSpace(first), "listening on ")
 	if err != nil || !ok {
 		ts.Fatalf("the server did not start: %q %v", first, err)
+	}
+	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", cmd.Process.Pid))
+	ts.Check(err)
+	if !regexp.MustCompile(`(?m)^Max core file size +0 +0 `).Match(limits) {
+		ts.Fatalf("the server may dump core: %s", limits)
 	}
 	ts.Setenv("ROTOR_ADDRESS", address)
 	if args[0] == "dev" {

@@ -10,6 +10,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	linux "golang.org/x/sys/unix"
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/server"
@@ -40,6 +41,9 @@ func runFlags(c *cobra.Command, f *server.Config) {
 // serve runs a server until ctx ends. ready is called with its address. SIGHUP reloads the rules.
 func (a *app) serve(ctx context.Context, c server.Config, ready func(address string)) error {
 	c.Log = slog.New(slog.NewTextHandler(a.err, nil))
+	if err := linux.Setrlimit(linux.RLIMIT_CORE, &linux.Rlimit{}); err != nil { // a dump would hold every key in use
+		return fmt.Errorf("turn core dumps off: %w", err)
+	}
 	s, err := server.Start(ctx, c)
 	if err != nil {
 		return err
