@@ -235,6 +235,11 @@ func (p *process) take(in delivery.Parcel) {
 		p.late = append(p.late, in)
 		return
 	}
+	p.install(in)
+}
+
+// install is what a process does with a parcel, one after the other in the order of the stream. Call with mu held.
+func (p *process) install(in delivery.Parcel) {
 	public := p.w.guard.PublicKey()
 	s, m, err := delivery.Unpack(p.address, p.private, in, func(domain string, msg, sig []byte) bool {
 		return identity.VerifyServer(public, domain, msg, sig)
@@ -266,12 +271,11 @@ func (p *process) freeze() {
 
 func (p *process) thaw() {
 	p.mu.Lock()
-	late := p.late
+	for _, in := range p.late {
+		p.install(in)
+	}
 	p.frozen, p.late = false, nil
 	p.mu.Unlock()
-	for _, in := range late {
-		p.take(in)
-	}
 	synctest.Wait()
 }
 
