@@ -362,7 +362,7 @@ func storeFault(what string, err error) error {
 		return fault.Wrap(fault.DiskFull, what, err)
 	case errors.Is(err, store.ErrTooLarge):
 		return fault.Wrap(fault.TooLarge, what, err)
-	case errors.Is(err, store.ErrClosed):
+	case errors.Is(err, store.ErrClosed), errors.Is(err, store.ErrUnavailable):
 		return fault.Wrap(fault.Unavailable, what, err)
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return fault.Wrap(fault.Canceled, what, err)

@@ -60,14 +60,14 @@ var model = porcupine.Model{
 		if out.conflict || !holds {
 			return out.conflict && !holds, s
 		}
-		next := state{revs: maps.Clone(s.revs), at: s.at + 1}
+		next := state{revs: maps.Clone(s.revs), at: out.at}
 		for _, key := range in.keys {
 			next.revs[key] = next.at
 			if in.del {
 				delete(next.revs, key)
 			}
 		}
-		return out.at == next.at, next
+		return out.at > s.at, next
 	},
 	DescribeOperation: func(in, out any) string { return fmt.Sprintf("%+v -> %+v", in, out) },
 }
