@@ -5,12 +5,10 @@ import (
 	"crypto/cipher"
 	"crypto/ed25519"
 	"crypto/hkdf"
-	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -19,7 +17,6 @@ import (
 	"github.com/rotorkms/rotor/internal/audit"
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/policy"
-	"github.com/rotorkms/rotor/internal/seal"
 	"github.com/rotorkms/rotor/internal/secret"
 	"github.com/rotorkms/rotor/internal/store"
 	"github.com/rotorkms/rotor/internal/suite"
@@ -27,19 +24,10 @@ import (
 
 // Paths of what the guard keeps for itself.
 const (
-	rootPath       = "seal/root"
 	checkpointPath = "guard/checkpoint-key"
 	snapshotPath   = "guard/snapshot-key"
 	kekPrefix      = "ns/"
 )
-
-// rootRecord is the only record that is not sealed: it holds the wraps of the root key.
-type rootRecord struct {
-	Cluster    string            `json:"cluster"`
-	Generation uint64            `json:"generation"`
-	Wraps      map[string][]byte `json:"wraps"` // sealer's ID -> blob
-	Tag        []byte            `json:"tag"`   // HMAC under the root over the rest
-}
 
 // hierarchy is what the root key makes: one key for records, one for the log.
 type hierarchy struct {
@@ -108,22 +96,11 @@ func Init(ctx context.Context, c Config) (InitResult, error) {
 	var id [16]byte
 	rand.Read(id[:])
 	root := secret.Random(32)
-	rec := rootRecord{Cluster: hex.EncodeToString(id[:]), Generation: 1, Wraps: map[string][]byte{}}
-	for _, s := range c.Sealers {
-		blob, err := s.Wrap(ctx, root, rec.Generation)
-		if err != nil {
-			return InitResult{}, fmt.Errorf("wrap root with %s: %w", s.ID(), err)
-		}
-		rec.Wraps[s.ID()] = blob
+	rec := rootRecord{Cluster: hex.EncodeToString(id[:]), Generation: 1}
+	if err := rec.wrap(ctx, c.Sealers, root); err != nil {
+		return InitResult{}, err
 	}
-	if len(rec.Wraps) == 0 {
-		return InitResult{}, fault.New(fault.Invalid, "seal").WithHint("name at least one sealer")
-	}
-	rec.Tag = rec.tag(root)
-	value, err := json.Marshal(rec)
-	if err != nil {
-		return InitResult{}, fmt.Errorf("encode root: %w", err)
-	}
+	value := rec.encode(root)
 	h, err := derive(root, rec.Cluster)
 	if err != nil {
 		return InitResult{}, err
@@ -167,15 +144,6 @@ func Init(ctx context.Context, c Config) (InitResult, error) {
 	return InitResult{rec.Cluster, vkey}, nil
 }
 
-func (r rootRecord) tag(root secret.Bytes) []byte {
-	r.Tag = nil
-	b, _ := json.Marshal(r) // strings, numbers and bytes always encode
-	h := hmac.New(sha256.New, root.Reveal())
-	h.Write([]byte("rotor/root-record/1\x00"))
-	h.Write(b)
-	return h.Sum(nil)
-}
-
 // Open unseals a store and verifies its log. fault.NotFound before Init, SealWrong, AuditBroken, RecordTampered.
 func Open(ctx context.Context, c Config) (*Guard, error) {
 	root, cluster, err := unseal(ctx, c)
@@ -206,54 +174,6 @@ func Open(ctx context.Context, c Config) (*Guard, error) {
 		return nil, err
 	}
 	return g, nil
-}
-
-func unseal(ctx context.Context, c Config) (root secret.Bytes, cluster string, err error) {
-	r, err := c.Store.Get(ctx, rootPath)
-	if errors.Is(err, store.ErrNotFound) {
-		return root, "", noRoot(ctx, c.Store)
-	}
-	if err != nil {
-		return root, "", storeFault(rootPath, err)
-	}
-	var rec rootRecord
-	if err := json.Unmarshal(r.Value, &rec); err != nil {
-		return root, "", fault.New(fault.RecordTampered, rootPath)
-	}
-	var failed []error
-	for _, s := range c.Sealers {
-		blob, ok := rec.Wraps[s.ID()]
-		if !ok {
-			failed = append(failed, fmt.Errorf("%s: no wrap for it", s.ID()))
-			continue
-		}
-		root, err := s.Unwrap(ctx, blob)
-		if err != nil {
-			failed = append(failed, fmt.Errorf("%s: %w", s.ID(), err))
-			continue
-		}
-		if !hmac.Equal(rec.Tag, rec.tag(root)) {
-			return root, "", fault.New(fault.RecordTampered, rootPath)
-		}
-		return root, rec.Cluster, nil
-	}
-	err = errors.Join(failed...)
-	if errors.Is(err, seal.ErrUnavailable) {
-		return root, "", fault.Wrap(fault.Unavailable, "seal", err)
-	}
-	return root, "", fault.Wrap(fault.SealWrong, "seal", err)
-}
-
-// noRoot tells an empty store from one that has lost its root record.
-func noRoot(ctx context.Context, s store.Store) error {
-	_, records := s.List(ctx, "")
-	for _, err := range records {
-		if err != nil {
-			return storeFault(rootPath, err)
-		}
-		return fault.New(fault.RecordTampered, rootPath).WithHint("the store has records, but not the one with the wrapped root key; restore it from a backup")
-	}
-	return fault.New(fault.NotFound, "cluster in this store").WithHint("rotor server init makes one")
 }
 
 // openKeys reads the signing keys, which are records like others.
