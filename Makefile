@@ -17,7 +17,7 @@ demo: build ## a fleet of 50 processes rotates its keys under load and faults; r
 	go build -o bin/fleet ./examples/fleet
 	bin/fleet run -rotor bin/rotor -model "$$(scripts/model)" -instances $(INSTANCES)
 
-test: test-fast test-race test-slow test-python test-interop fuzz ## every test
+test: test-fast test-race test-slow test-services test-python test-interop fuzz ## every test
 
 test-fast: ## the fast suite, under a minute
 	go test ./...
@@ -27,6 +27,10 @@ test-race: ## the fast suite of the concurrent rooms under the race detector
 
 test-slow: ## exhaustive model checking, crash rounds: minutes
 	go test -tags slow -count=1 -timeout 30m -run '$(SLOW)' $(SLOW_ROOMS)
+
+test-services: ## what needs a real PostgreSQL, etcd or SoftHSM, which it installs
+	scripts/services
+	go test -tags services -count=1 -timeout 20m $(SERVICES_ROOMS)
 
 test-python: ## the Python package, in both directions against the Go code
 	scripts/test-python
@@ -46,6 +50,7 @@ bench: ## the bars, as ratios in one run; report in bench-report.json
 clean: ## remove what was built
 	rm -rf bin .cache demo-report.json bench-report.json
 
-# What test-slow runs.
+# What test-slow and test-services run.
+SERVICES_ROOMS := ./internal/testenv
 SLOW := .
 SLOW_ROOMS := . ./internal/rotation ./internal/store/... ./examples/fleet ./internal/cli

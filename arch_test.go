@@ -22,7 +22,7 @@ var floors = []struct {
 	floor int
 	rooms []string
 }{
-	{0, []string{"internal/secret", "internal/fault", "proto/rotor/v1"}},
+	{0, []string{"internal/secret", "internal/fault", "internal/testenv", "proto/rotor/v1"}},
 	{1, []string{"internal/suite", "internal/store", "internal/seal", "internal/policy", "internal/rpc"}},
 	{2, []string{"envelope", "internal/keyring", "internal/token", "internal/identity", "internal/audit", "internal/store/*", "internal/seal/*"}},
 	{3, []string{"internal/rotation", "internal/holder", "internal/guard", "internal/delivery"}},

@@ -10,6 +10,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	linux "golang.org/x/sys/unix"
 
 	"github.com/rotorkms/rotor/internal/fault"
@@ -23,11 +24,43 @@ func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 func serverFlags(c *cobra.Command, f *server.Config, dir string) {
 	flags := c.Flags()
 	flags.StringVar(&f.Dir, "dir", dir, "directory of the server: store, seal key, rules, administrator's identity")
-	flags.StringVar(&f.Listen, "listen", "127.0.0.1:7420", "host:port to listen on; port 0 takes a free one")
+	flags.StringVar(&f.Listen, "listen", "", "host:port to listen on; port 0 takes a free one (default 127.0.0.1:7420)")
 	flags.StringVar(&f.Advertise, "advertise", "", "host:port that join tokens name (default: the listener's)")
+	flags.StringVar(&f.Store, "store", "", "URL of the store (default bolt:, which is the file DIR/rotor.db)")
 	flags.StringVar(&f.Rules, "rules", "", "path of the rules file (default DIR/rules.yaml)")
 	flags.StringVar(&f.SealKey, "seal-key", "", "path of the seal's key file (default DIR/seal.key); beside the store it protects against theft of the store alone")
 	flags.StringVar(&f.TrustDomain, "trust-domain", "", "trust domain of SPIFFE IDs (default rotor.local); the same at init and at every run")
+}
+
+// configFlag adds --config: a file that says what no flag says. Call the function that it returns before the configuration is used.
+func configFlag(c *cobra.Command, f *server.Config) (load func() error) {
+	path := c.Flags().String("config", "", "configuration file (docs/reference/configuration.md); a flag that is given overrides it")
+	return func() error {
+		if *path == "" {
+			return nil
+		}
+		given := map[string][]string{}
+		c.Flags().Visit(func(fl *pflag.Flag) {
+			given[fl.Name] = []string{fl.Value.String()}
+			if list, ok := fl.Value.(pflag.SliceValue); ok {
+				given[fl.Name] = list.GetSlice()
+			}
+		})
+		file, err := server.ReadFile(*path)
+		if err != nil {
+			return err
+		}
+		*f = file
+		for name, values := range given {
+			v := c.Flags().Lookup(name).Value
+			if list, ok := v.(pflag.SliceValue); ok {
+				err = errors.Join(err, list.Replace(values))
+			} else {
+				err = errors.Join(err, v.Set(values[0]))
+			}
+		}
+		return err
+	}
 }
 
 // runFlags are the flags of a server that runs.

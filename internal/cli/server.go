@@ -24,6 +24,7 @@ type initView struct {
 
 func newServerInit(a *app) *cobra.Command {
 	var f server.Config
+	var load func() error
 	c := &cobra.Command{
 		Use:   "init",
 		Short: "Make a new cluster: store, seal key, rules, certificate authority, administrator",
@@ -32,6 +33,9 @@ the log, and keep it somewhere else than the server.`,
 		Example: "  rotor server init --dir /var/lib/rotor --listen 0.0.0.0:7420 --advertise kms.example:7420",
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			if err := load(); err != nil {
+				return err
+			}
 			made, err := server.Init(c.Context(), f)
 			if err != nil {
 				return err
@@ -40,6 +44,7 @@ the log, and keep it somewhere else than the server.`,
 		},
 	}
 	serverFlags(c, &f, "")
+	load = configFlag(c, &f)
 	return c
 }
 
@@ -50,6 +55,7 @@ func (a *app) showInit(made server.InitResult) error {
 
 func newServerRun(a *app) *cobra.Command {
 	var f server.Config
+	var load func() error
 	c := &cobra.Command{
 		Use:   "run",
 		Short: "Run the server until SIGINT or SIGTERM",
@@ -57,9 +63,15 @@ func newServerRun(a *app) *cobra.Command {
 error. SIGHUP reads the rules again; wrong ones are refused and the old ones stay.`,
 		Example: "  rotor server run --dir /var/lib/rotor --listen 0.0.0.0:7420",
 		Args:    cobra.NoArgs,
-		RunE:    func(c *cobra.Command, _ []string) error { return a.serve(c.Context(), f, a.listening) },
+		RunE: func(c *cobra.Command, _ []string) error {
+			if err := load(); err != nil {
+				return err
+			}
+			return a.serve(c.Context(), f, a.listening)
+		},
 	}
 	serverFlags(c, &f, "")
+	load = configFlag(c, &f)
 	runFlags(c, &f)
 	return c
 }
@@ -67,6 +79,7 @@ error. SIGHUP reads the rules again; wrong ones are refused and the old ones sta
 func newServerAdmin(a *app) *cobra.Command {
 	var f server.Config
 	var out string
+	var load func() error
 	c := &cobra.Command{
 		Use:   "admin NAME",
 		Short: "Make an administrator's identity, or renew one, while the server is stopped",
@@ -79,6 +92,9 @@ destruction. Nobody can take a certificate back: take the name out of the rules.
 			if out == "" {
 				out = args[0]
 			}
+			if err := load(); err != nil {
+				return err
+			}
 			made, err := server.NewAdmin(c.Context(), f, args[0], out)
 			if err != nil {
 				return err
@@ -87,6 +103,7 @@ destruction. Nobody can take a certificate back: take the name out of the rules.
 		},
 	}
 	serverFlags(c, &f, "")
+	load = configFlag(c, &f)
 	c.Flags().StringVar(&out, "out", "", "directory of the identity (default NAME)")
 	return c
 }

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -24,9 +23,7 @@ import (
 	"github.com/rotorkms/rotor/internal/rollout"
 	"github.com/rotorkms/rotor/internal/rotation"
 	"github.com/rotorkms/rotor/internal/seal"
-	"github.com/rotorkms/rotor/internal/seal/local"
 	"github.com/rotorkms/rotor/internal/store"
-	"github.com/rotorkms/rotor/internal/store/bolt"
 	"github.com/rotorkms/rotor/internal/wire"
 	"github.com/rotorkms/rotor/internal/wire/jwks"
 	"github.com/rotorkms/rotor/internal/wire/native"
@@ -67,27 +64,27 @@ func Start(ctx context.Context, c Config) (*Server, error) {
 	if err := c.validate(); err != nil {
 		return nil, err
 	}
-	sealer, err := local.Open(c.SealKey)
+	sealers, err := openSealers(c)
 	if err != nil {
 		return nil, err
 	}
-	db, err := bolt.Open(filepath.Join(c.Dir, storeFile), bolt.Options{})
+	db, err := openStore(ctx, c)
 	if err != nil {
-		return nil, openFault(err)
+		return nil, err
 	}
-	s, err := start(ctx, c, db, sealer)
+	s, err := start(ctx, c, db, sealers)
 	if err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
 	return s, nil
 }
 
-func start(ctx context.Context, c Config, db store.Store, sealer seal.Sealer) (*Server, error) {
+func start(ctx context.Context, c Config, db store.Store, sealers []seal.Sealer) (*Server, error) {
 	rules, err := readRules(c.Rules)
 	if err != nil {
 		return nil, err
 	}
-	g, err := guard.Open(ctx, guard.Config{Store: db, Sealers: []seal.Sealer{sealer}, Rules: rules, Now: c.Now, Log: c.Log})
+	g, err := guard.Open(ctx, guard.Config{Store: db, Sealers: sealers, Rules: rules, Now: c.Now, Log: c.Log})
 	if err != nil {
 		return nil, err
 	}
@@ -95,7 +92,7 @@ func start(ctx context.Context, c Config, db store.Store, sealer seal.Sealer) (*
 	group, run := errgroup.WithContext(run)
 	group.Go(func() error { return g.Run(run) })
 	s := &Server{config: c, store: db, guard: g, stop: stop, ended: make(chan struct{}), quit: make(chan struct{})}
-	if err := s.serve(ctx, run, group, sealer.ID()); err != nil {
+	if err := s.serve(ctx, run, group, sealNames(sealers)); err != nil {
 		stop()
 		return nil, errors.Join(err, group.Wait())
 	}
@@ -159,6 +156,7 @@ func (s *Server) build(ctx context.Context) (r rooms, err error) {
 
 func (s *Server) mux(r rooms, sealer string) *http.ServeMux {
 	c := s.config
+	engine, _ := engineOf(c.Store) // validate has asked it
 	tokens := issuer.Issuer{KMS: r.kms, Name: "https://" + s.Advertised(), Now: c.Now}
 	mux := http.NewServeMux()
 	alive := func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") } // the client is gone when this fails
@@ -168,7 +166,7 @@ func (s *Server) mux(r rooms, sealer string) *http.ServeMux {
 	native.Mount(mux, native.Config{
 		Guard: s.guard, KMS: r.kms, Fleet: r.fleet, Rollout: r.rollout, Authority: r.authority, Issuer: tokens, Campaigns: r.campaigns,
 		Cut: func(name string) { s.http.Cut(name) }, Address: s.Advertised(),
-		About: native.About{Version: Version, Engine: "bolt", Seal: sealer, Started: c.Now()}, Now: c.Now, Log: c.Log,
+		About: native.About{Version: Version, Engine: engine, Seal: sealer, Started: c.Now()}, Now: c.Now, Log: c.Log,
 	})
 	return mux
 }

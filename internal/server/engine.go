@@ -1,0 +1,74 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/store"
+	"github.com/rotorkms/rotor/internal/store/bolt"
+)
+
+// openStore opens the store that the configuration names and makes an empty one where there is none. The caller closes it.
+// fault.Invalid for a URL of no engine, StoreLocked, StoreCorrupt, Unavailable.
+func openStore(ctx context.Context, c Config) (store.Store, error) {
+	engine, err := engineOf(c.Store)
+	if err != nil {
+		return nil, err
+	}
+	var db store.Store
+	switch engine {
+	case engineBolt:
+		db, err = bolt.Open(filepath.Join(c.Dir, storeFile), bolt.Options{})
+	}
+	if err != nil {
+		return nil, openFault(err)
+	}
+	return db, nil
+}
+
+// openExisting opens a store that an Init has made. fault.NotFound when there is none.
+func openExisting(ctx context.Context, c Config) (store.Store, error) {
+	if engine, err := engineOf(c.Store); err != nil || engine != engineBolt {
+		return openStore(ctx, c)
+	}
+	if _, err := os.Stat(filepath.Join(c.Dir, storeFile)); err != nil {
+		return nil, fault.New(fault.NotFound, c.storeName())
+	}
+	return openStore(ctx, c)
+}
+
+// The engines, as status and the URL's scheme name them.
+const engineBolt = "bolt"
+
+// engineOf names the engine that a URL asks for. fault.Invalid; its text never holds more of the URL than the scheme, for the rest may be
+// a password.
+func engineOf(url string) (string, error) {
+	scheme, rest, ok := strings.Cut(url, ":")
+	switch {
+	case ok && scheme == engineBolt && rest == "":
+		return engineBolt, nil
+	}
+	return "", fault.New(fault.Invalid, "store").WithHint("bolt: for the file %s in the server's directory", storeFile)
+}
+
+// storeName names the store in errors, without what may be a secret in its URL.
+func (c Config) storeName() string {
+	if engine, err := engineOf(c.Store); err == nil && engine != engineBolt {
+		return "store in " + engine
+	}
+	return "store in " + c.Dir
+}
+
+func openFault(err error) error {
+	switch {
+	case errors.Is(err, store.ErrLocked):
+		return fault.Wrap(fault.StoreLocked, "store", err)
+	case errors.Is(err, store.ErrCorrupt):
+		return fault.Wrap(fault.StoreCorrupt, "store", err)
+	}
+	return err
+}

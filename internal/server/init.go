@@ -1,0 +1,151 @@
+package server
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/rotorkms/rotor/internal/authn"
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/guard"
+	"github.com/rotorkms/rotor/internal/identity"
+	"github.com/rotorkms/rotor/internal/seal"
+	"github.com/rotorkms/rotor/internal/store"
+)
+
+// defaultRules let administrators do everything. Instances get their rights from the operator.
+const defaultRules = `# Who may do what. Nothing is allowed that no rule allows. Reload with SIGHUP.
+version: 1
+rules:
+  - name: administrators
+    callers: ["admin/*"]
+    actions: ["*"]
+    keys: {namespace: "**", names: ["**"]}
+`
+
+// InitResult is what Init made.
+type InitResult struct {
+	ClusterID     string
+	CheckpointKey string // pins the audit log; give it to whoever verifies the log
+	AdminDir      string // the administrator's identity
+}
+
+// Init makes a new cluster: store, seal key, rules, certificate authority and an administrator's identity. fault.Exists.
+func Init(ctx context.Context, c Config) (InitResult, error) {
+	c = c.defaults()
+	if err := c.validate(); err != nil {
+		return InitResult{}, err
+	}
+	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
+		return InitResult{}, fmt.Errorf("make directory of the server: %w", err)
+	}
+	db, err := openStore(ctx, c)
+	if fault.CodeOf(err) == fault.StoreLocked { // a server runs on it
+		return InitResult{}, fault.Wrap(fault.Exists, c.storeName(), err)
+	}
+	if err != nil {
+		return InitResult{}, err
+	}
+	out, err := initDir(ctx, c, db)
+	return out, errors.Join(err, db.Close())
+}
+
+// initDir makes seal, rules and cluster. A store without a record is what an Init leaves that was cut off, and is taken.
+func initDir(ctx context.Context, c Config, db store.Store) (InitResult, error) {
+	_, records := db.List(ctx, "")
+	for _, err := range records {
+		if err != nil {
+			return InitResult{}, openFault(err)
+		}
+		return InitResult{}, fault.New(fault.Exists, c.storeName()).
+			WithHint("if its init was cut off before it made the administrator: rotor server admin %s --dir DIR --out DIR/%s", firstAdmin, adminDir)
+	}
+	sealers, err := makeSealers(c)
+	if err != nil {
+		return InitResult{}, err
+	}
+	if err := writeRules(c.Rules); err != nil {
+		return InitResult{}, err
+	}
+	return initStore(ctx, c, db, sealers)
+}
+
+func initStore(ctx context.Context, c Config, db store.Store, sealers []seal.Sealer) (InitResult, error) {
+	made, err := guard.Init(ctx, c.guard(db, sealers))
+	if err != nil {
+		return InitResult{}, err
+	}
+	out := InitResult{ClusterID: made.ClusterID, CheckpointKey: made.CheckpointKey, AdminDir: filepath.Join(c.Dir, adminDir)}
+	_, err = makeAdmin(ctx, c, db, sealers, firstAdmin, out.AdminDir)
+	return out, err
+}
+
+func (c Config) guard(db store.Store, sealers []seal.Sealer) guard.Config {
+	return guard.Config{Store: db, Sealers: sealers, Now: c.Now, Log: c.Log}
+}
+
+// NewAdmin makes an administrator's identity in a directory, or renews the one that is there, of a server that does not run now.
+// Whoever can read store and seal may do it: they could do anything. It returns what Init did. fault.NotFound, StoreLocked while the
+// server runs, SealWrong.
+func NewAdmin(ctx context.Context, c Config, name, path string) (InitResult, error) {
+	c = c.defaults()
+	if err := c.validate(); err != nil {
+		return InitResult{}, err
+	}
+	sealers, err := openSealers(c)
+	if err != nil {
+		return InitResult{}, err
+	}
+	db, err := openExisting(ctx, c)
+	if err != nil {
+		return InitResult{}, err
+	}
+	made, err := makeAdmin(ctx, c, db, sealers, name, path)
+	return InitResult{ClusterID: made.ClusterID, CheckpointKey: made.CheckpointKey, AdminDir: path}, errors.Join(err, db.Close())
+}
+
+// makeAdmin opens the store for the time that it takes to sign and audit an administrator's certificate.
+func makeAdmin(ctx context.Context, c Config, db store.Store, sealers []seal.Sealer, name, path string) (guard.InitResult, error) {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	g, err := guard.Open(ctx, c.guard(db, sealers))
+	if err != nil {
+		return guard.InitResult{}, err
+	}
+	done := make(chan error, 1)
+	go func() { done <- g.Run(ctx) }() // ends with ctx, below
+	err = signAdmin(ctx, c, g, name, path)
+	stop()
+	return guard.InitResult{ClusterID: g.ClusterID(), CheckpointKey: g.CheckpointKey()}, errors.Join(err, <-done)
+}
+
+func signAdmin(ctx context.Context, c Config, g *guard.Guard, name, path string) error {
+	a, err := authn.New(ctx, authn.Config{Guard: g, TrustDomain: c.TrustDomain, Namespace: c.Namespace, Now: c.Now})
+	if err != nil {
+		return err
+	}
+	dir, err := identity.Open(path)
+	if err != nil {
+		return err
+	}
+	if dir.IsInstance() {
+		return errors.Join(fault.New(fault.Exists, "instance "+dir.Instance()+" in "+path), dir.Close())
+	}
+	return errors.Join(a.Admin(ctx, dir, name, cmp.Or(c.Advertise, c.Listen)), dir.Close())
+}
+
+func writeRules(path string) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("write rules: %w", err)
+	}
+	_, err = f.WriteString(defaultRules)
+	return errors.Join(err, f.Close())
+}

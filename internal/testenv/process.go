@@ -1,0 +1,100 @@
+//go:build services
+
+package testenv
+
+import (
+	"bytes"
+	"context"
+	"net"
+	"os"
+	"os/exec"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// startTime bounds how long a server may take until it answers.
+const startTime = 60 * time.Second
+
+// output is what a process printed, for the report of a failure.
+type output struct {
+	mu  sync.Mutex // guards buf
+	buf bytes.Buffer
+}
+
+func (o *output) Write(b []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.buf.Write(b)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.buf.String()
+}
+
+// process is a server that runs.
+type process struct {
+	cmd  *exec.Cmd
+	out  *output
+	done chan struct{} // closed when it has ended
+}
+
+// start runs a command in a process group of its own; with uid 0 it runs as user and group of that number instead.
+func start(t testing.TB, asUser int, path string, args ...string) *process {
+	t.Helper()
+	p := &process{cmd: exec.Command(path, args...), out: &output{}, done: make(chan struct{})}
+	p.cmd.Stdout, p.cmd.Stderr = p.out, p.out
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if asUser != 0 && os.Getuid() == 0 {
+		p.cmd.SysProcAttr.Credential = &syscall.Credential{Uid: uint32(asUser), Gid: uint32(asUser)}
+	}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatalf("start %s: %v (scripts/services installs it)", path, err)
+	}
+	go func() {
+		_ = p.cmd.Wait() // how it ended is nobody's question: tests kill it
+		close(p.done)
+	}()
+	return p
+}
+
+// signal sends a signal to the whole group.
+func (p *process) signal(s syscall.Signal) { _ = syscall.Kill(-p.cmd.Process.Pid, s) } // gone already is fine
+
+// kill ends the group and waits.
+func (p *process) kill() {
+	p.signal(syscall.SIGKILL)
+	<-p.done
+}
+
+// await asks until ready says yes. It fails the test when the process ends or startTime is over.
+func (p *process) await(t testing.TB, ready func(context.Context) bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), startTime)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for !ready(ctx) {
+		select {
+		case <-p.done:
+			t.Fatalf("%s ended:\n%s", p.cmd.Path, p.out)
+		case <-ctx.Done():
+			t.Fatalf("%s does not answer:\n%s", p.cmd.Path, p.out)
+		case <-tick.C:
+		}
+	}
+}
+
+// FreePort finds a port of the loopback that nobody has now.
+func FreePort(t testing.TB) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
