@@ -46,7 +46,7 @@ func export(t *testing.T) (dir, vkey string) {
 	}
 	done := make(chan error, 2)
 	go func() { done <- l.Follow(ctx, rev, func(audit.Commit) error { return nil }) }() // ends with ctx
-	go func() { done <- l.Sequence(ctx) }()                                             // ends with ctx
+	go func() { done <- l.Sequence(ctx, nil) }()                                        // ends with ctx
 	for i := range entries {
 		e := audit.Entry{
 			Action: "test", Caller: "admin/ana", Class: audit.ClassChange, Outcome: "done", Time: time.Unix(int64(i), 0).UTC(),

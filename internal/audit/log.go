@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/hmac"
@@ -38,8 +39,8 @@ const (
 	seqBytes = store.MaxBytes - 1<<16
 )
 
-// fullPause is how long the sequencer waits before it tries a store again that had no room.
-const fullPause = time.Second
+// tryAgain is how long the sequencer waits before it tries a store again that took nothing.
+const tryAgain = time.Second
 
 // Log is the log of one store. Safe for concurrent use.
 type Log struct {
@@ -243,39 +244,113 @@ type Commit struct {
 	Others  []store.Event // what it changed outside the log
 }
 
-// Follow calls seen with each commit, in commit order, until ctx ends, and hands the new entries to the sequencer.
+// Follow calls seen with each commit, in commit order, until ctx ends, hands the new entries to the sequencer, and follows what another
+// server's sequencer has put into order. fault.AuditBroken when somebody without the log's key wrote into it.
 func (l *Log) Follow(ctx context.Context, after store.Rev, seen func(Commit) error) error {
 	for events, err := range l.store.Watch(ctx, "", after) {
 		if err != nil {
 			return err
 		}
-		var batch []pending
-		c := Commit{Rev: events[0].Rev}
-		for _, ev := range events {
-			if !strings.HasPrefix(ev.Key, "log/") {
-				c.Others = append(c.Others, ev)
-				continue
-			}
-			if ev.Deleted || !strings.HasPrefix(ev.Key, pendingPrefix) {
-				continue
-			}
-			b, err := l.untag(ev.Key, ev.Value)
-			if err != nil {
-				return err
-			}
-			e, err := Decode(b)
-			if err != nil {
-				return fault.Wrap(fault.AuditBroken, "waiting entry", err)
-			}
-			batch, c.Entries = append(batch, pending{ev.Key, ev.Rev, b}), append(c.Entries, e)
+		c, batch, step, err := l.sort(events)
+		if err != nil {
+			return err
 		}
-		slices.SortFunc(batch, func(a, b pending) int { return cmp.Compare(a.key, b.key) })
 		if err := seen(c); err != nil {
 			return err
 		}
-		l.enqueue(batch, events[0].Rev)
+		if err := l.advance(step); err != nil {
+			return err
+		}
+		l.enqueue(batch, c.Rev)
 	}
 	return nil
+}
+
+// sort takes a commit apart: what is outside the log, new entries, and a step of a sequencer, nil when it has none.
+func (l *Log) sort(events []store.Event) (c Commit, batch []pending, s *step, err error) {
+	c = Commit{Rev: events[0].Rev}
+	s = &step{rev: c.Rev}
+	for _, ev := range events {
+		switch {
+		case !strings.HasPrefix(ev.Key, "log/"):
+			c.Others = append(c.Others, ev)
+		case ev.Key == statePath && !ev.Deleted:
+			s.state = ev.Value
+		case strings.HasPrefix(ev.Key, entryPrefix) && !ev.Deleted:
+			s.entries = append(s.entries, ev)
+		case strings.HasPrefix(ev.Key, pendingPrefix) && !ev.Deleted:
+			b, err := l.untag(ev.Key, ev.Value)
+			if err != nil {
+				return c, nil, nil, err
+			}
+			e, err := Decode(b)
+			if err != nil {
+				return c, nil, nil, fault.Wrap(fault.AuditBroken, "waiting entry", err)
+			}
+			batch, c.Entries = append(batch, pending{ev.Key, ev.Rev, b}), append(c.Entries, e)
+		}
+	}
+	slices.SortFunc(batch, func(a, b pending) int { return cmp.Compare(a.key, b.key) })
+	if s.state == nil {
+		s = nil
+	}
+	return c, batch, s, nil
+}
+
+// step is one commit of a sequencer, this server's or another's.
+type step struct {
+	rev     store.Rev
+	state   []byte
+	entries []store.Event
+}
+
+// advance takes over what another server's sequencer did: it must have taken the entries that wait here, in their order. Its own steps
+// this server knows already. fault.AuditBroken.
+func (l *Log) advance(s *step) error {
+	if s == nil {
+		return nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if s.rev <= l.state {
+		return nil
+	}
+	var h head
+	if err := json.Unmarshal(s.state, &h); err != nil {
+		return fault.Wrap(fault.AuditBroken, "log state", err)
+	}
+	slices.SortFunc(s.entries, func(a, b store.Event) int { return cmp.Compare(a.Key, b.Key) })
+	waiting := l.first(len(s.entries))
+	for i, e := range s.entries {
+		if i >= len(waiting) || e.Key != entryPath(l.size) || !bytes.Equal(e.Value, waiting[i].entry) {
+			return fault.New(fault.AuditBroken, "log was put into another order than that of its commits")
+		}
+		if err := l.grow(e.Value); err != nil {
+			return err
+		}
+	}
+	l.state = s.rev
+	if err := l.matches(h); err != nil {
+		return err
+	}
+	l.took(len(s.entries))
+	return nil
+}
+
+// took drops the first n waiting entries, which are in the log now. Call with mu held.
+func (l *Log) took(n int) {
+	l.waiting.Lock()
+	l.queue = slices.Delete(l.queue, 0, n)
+	l.waiting.Unlock()
+	close(l.advanced)
+	l.advanced = make(chan struct{})
+}
+
+// first returns the first n waiting entries, or as many as there are.
+func (l *Log) first(n int) []pending {
+	l.waiting.Lock()
+	defer l.waiting.Unlock()
+	return slices.Clone(l.queue[:min(n, len(l.queue))])
 }
 
 // enqueue hands the entries of the commits up to rev to the sequencer.
@@ -294,23 +369,40 @@ func (l *Log) enqueue(batch []pending, rev store.Rev) {
 	}
 }
 
-// Sequence moves waiting entries into the log until ctx ends. While the store is full they keep waiting, durably, and it tries again
-// after a pause; any other error ends it.
-func (l *Log) Sequence(ctx context.Context) error {
+// Sequence moves waiting entries into the log until ctx ends. Several servers may do it at once, each step wins or loses as a whole; turn
+// says whose turn it is, so that they do not all try, and what tells of the next change; nil: always this one's. While the store is full or
+// out of reach entries keep waiting, durably, and it tries again after a pause; when another server was faster or the outcome of a step is
+// unknown, as soon as Follow has seen what became of it. Only a store that is damaged or closed ends it.
+func (l *Log) Sequence(ctx context.Context, turn Turn) error {
 	for {
-		n, err := l.sequenceOnce(ctx)
-		if err != nil && ctx.Err() == nil && !errors.Is(err, store.ErrFull) {
+		var n int
+		var err error
+		mine, change := true, (<-chan struct{})(nil)
+		if turn != nil {
+			mine, change = turn()
+		}
+		_, handed := l.next() // before the step, so that what Follow brings meanwhile wakes
+		if mine {
+			n, err = l.sequenceOnce(ctx)
+		}
+		raced := errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrUnknown)
+		if ctx.Err() == nil && (errors.Is(err, store.ErrCorrupt) || errors.Is(err, store.ErrClosed) || fault.CodeOf(err) == fault.AuditBroken) {
 			return err
 		}
 		if n > 0 {
 			continue
 		}
 		more, again := l.more, (<-chan time.Time)(nil)
-		if err != nil { // more entries make no room
-			more, again = nil, time.After(fullPause)
+		if err != nil { // more entries change nothing
+			more, again = nil, time.After(tryAgain)
+		}
+		if !raced {
+			handed = nil
 		}
 		select {
 		case <-more:
+		case <-handed:
+		case <-change:
 		case <-again:
 		case <-ctx.Done():
 			return nil
@@ -318,11 +410,14 @@ func (l *Log) Sequence(ctx context.Context) error {
 	}
 }
 
+// Turn says whether it is this server's turn to put the log into order; change is closed when that may have changed.
+type Turn func() (mine bool, change <-chan struct{})
+
 // sequenceOnce takes one batch into the log: entries in, waiting ones out, size and root forward, all in one commit.
 func (l *Log) sequenceOnce(ctx context.Context) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	batch := l.next()
+	batch, _ := l.next()
 	if len(batch) == 0 {
 		return 0, nil
 	}
@@ -352,16 +447,13 @@ func (l *Log) sequenceOnce(ctx context.Context) (int, error) {
 		return 0, fmt.Errorf("advance audit log: %w", err)
 	}
 	l.state = rev
-	l.waiting.Lock()
-	l.queue = slices.Delete(l.queue, 0, len(batch))
-	l.waiting.Unlock()
-	close(l.advanced)
-	l.advanced = make(chan struct{})
+	l.took(len(batch))
 	return len(batch), nil
 }
 
-// next returns the entries of the next sequencer commit, which stay in the queue until it is durable.
-func (l *Log) next() []pending {
+// next returns the entries of the next sequencer commit, which stay in the queue until it is durable, and what is closed when Follow has
+// got further.
+func (l *Log) next() (batch []pending, handed <-chan struct{}) {
 	l.waiting.Lock()
 	defer l.waiting.Unlock()
 	n, size := 0, 0
@@ -371,7 +463,7 @@ func (l *Log) next() []pending {
 		}
 		n++
 	}
-	return slices.Clone(l.queue[:n])
+	return slices.Clone(l.queue[:n]), l.handed
 }
 
 func entryPath(i int64) string { return fmt.Sprintf("%s%016x", entryPrefix, i) }

@@ -46,7 +46,7 @@ func open(t *testing.T, s store.Store, order bool) *running {
 	done := make(chan int, 2)
 	if order {
 		go func() { r.errs[0] = l.Follow(ctx, rev, func(audit.Commit) error { return nil }); done <- 0 }() // ends with ctx
-		go func() { r.errs[1] = l.Sequence(ctx); cancel(); done <- 1 }()                                   // ends with ctx
+		go func() { r.errs[1] = l.Sequence(ctx, nil); cancel(); done <- 1 }()                              // ends with ctx
 	}
 	r.stop = sync.OnceFunc(func() {
 		cancel()
@@ -157,9 +157,9 @@ func TestSequencerEndsWhileFull(t *testing.T) {
 	})
 }
 
-// TestSequencerStopsOnOtherErrors: an outcome that is unknown, or a store that is damaged, is for a new start to look at.
-func TestSequencerStopsOnOtherErrors(t *testing.T) {
-	for _, err := range []error{store.ErrUnknown, store.ErrCorrupt, store.ErrClosed, store.ErrConflict} {
+// TestSequencerStopsOnDamage: a store that is damaged is for a new start to look at.
+func TestSequencerStopsOnDamage(t *testing.T) {
+	for _, err := range []error{store.ErrCorrupt, store.ErrClosed} {
 		synctest.Test(t, func(t *testing.T) {
 			f := &failing{Store: mem.New()}
 			f.err.Store(&err)
@@ -170,6 +170,30 @@ func TestSequencerStopsOnOtherErrors(t *testing.T) {
 				t.Errorf("%v: the sequencer ended with %v after %d tries", err, l.errs[1], f.tries.Load())
 			}
 			l.stop()
+		})
+	}
+}
+
+// TestSequencerGoesOn: another server that is faster, an outcome that is unknown and a store that is out of reach pass.
+func TestSequencerGoesOn(t *testing.T) {
+	for _, err := range []error{store.ErrUnknown, store.ErrConflict, errors.New("connection refused")} {
+		synctest.Test(t, func(t *testing.T) {
+			f := &failing{Store: mem.New()}
+			f.err.Store(&err)
+			l := open(t, f, true)
+			l.write(t, 0, 1)
+			time.Sleep(3500 * time.Millisecond) // of synctest's clock
+			synctest.Wait()
+			if n := f.tries.Load(); n < 3 || n > 5 {
+				t.Errorf("%v: %d tries in 3.5 s", err, n)
+			}
+			f.err.Store(nil)
+			settle(t, l)
+			l.ordered(t, 1)
+			l.stop()
+			if l.errs[1] != nil {
+				t.Errorf("%v: the sequencer ended with %v", err, l.errs[1])
+			}
 		})
 	}
 }
@@ -222,30 +246,170 @@ func TestCrashBeforeOrder(t *testing.T) {
 	last.ordered(t, 160)
 }
 
-// TestTwoSequencers: of two on one store the slower one loses by compare-and-swap and ends; the log stays whole.
-func TestTwoSequencers(t *testing.T) {
+// TestThreeSequencers: servers on one store put the log into order together. Each step is one server's, the others follow it, none ends, and
+// every one of them has the same tree.
+func TestThreeSequencers(t *testing.T) {
 	s := mem.New()
-	one, two := open(t, s, false), open(t, s, false)
-	one.write(t, 0, 100)
-	a, b := open(t, s, false), open(t, s, false) // both have the same entries waiting
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	errs := make(chan error, 2)
-	for _, l := range []*running{a, b} {
-		go func() { errs <- l.Sequence(ctx) }() // one ends with ErrConflict, the other with ctx
+	open(t, s, false).write(t, 0, 100) // waits for all three
+	var all []*running
+	for range 3 {
+		all = append(all, open(t, s, true))
 	}
-	if err := <-errs; !errors.Is(err, store.ErrConflict) {
-		t.Fatalf("the loser ended with %v", err)
+	var writers sync.WaitGroup
+	for i, l := range all {
+		writers.Go(func() { l.write(t, 100+200*i, 300+200*i) })
 	}
-	cancel()
-	if err := <-errs; err != nil {
-		t.Fatalf("the winner ended with %v", err)
+	writers.Wait()
+	for _, l := range all {
+		settle(t, l)
 	}
-	two.write(t, 100, 110)
-	last := open(t, s, true)
-	defer last.stop()
-	settle(t, last)
-	last.ordered(t, 110)
+	skey, _, err := audit.NewKey("test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := map[string]bool{}
+	for i, l := range all {
+		if err := l.SetSigner(string(skey.Reveal())); err != nil {
+			t.Fatal(err)
+		}
+		signed, size, err := l.Checkpoint()
+		if err != nil || size != 700 {
+			t.Fatalf("server %d: %d entries, %v", i, size, err)
+		}
+		roots[string(signed)] = true
+		l.stop()
+		if !errors.Is(l.errs[0], context.Canceled) || l.errs[1] != nil {
+			t.Errorf("server %d ended with %v", i, l.errs)
+		}
+	}
+	if len(roots) != 1 {
+		t.Errorf("three servers have %d different trees", len(roots))
+	}
+	if n := len(open(t, s, false).seen); n != 700 {
+		t.Errorf("a new start sees %d entries", n)
+	}
+}
+
+// TestTurn: who has not the turn puts nothing into order, and does when the turn comes.
+func TestTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := mem.New()
+		l := open(t, s, false)
+		change, mine := make(chan struct{}), false
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 2)
+		go func() { done <- l.Follow(ctx, 0, func(audit.Commit) error { return nil }) }() // ends with ctx
+		go func() {
+			done <- l.Sequence(ctx, func() (bool, <-chan struct{}) { return mine, change }) // ends with ctx
+		}()
+		l.write(t, 0, 10)
+		synctest.Wait()
+		if n := len(stored(t, s, "log/entry/")); n != 0 {
+			t.Errorf("%d entries in order without the turn", n)
+		}
+		mine = true
+		close(change)
+		change = make(chan struct{})
+		settle(t, l)
+		if n := len(stored(t, s, "log/entry/")); n != 10 {
+			t.Errorf("%d entries in order with it", n)
+		}
+		cancel()
+		for range 2 {
+			if err := <-done; err != nil && !errors.Is(err, context.Canceled) {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+func stored(t *testing.T, s store.Store, prefix string) (keys []string) {
+	_, records := s.List(t.Context(), prefix)
+	for r, err := range records {
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys = append(keys, r.Key)
+	}
+	return keys
+}
+
+// TestForeignStep: what somebody else put into order is taken over only if it is what waited, in the order of its commits, under a state
+// that only the log's key makes.
+func TestForeignStep(t *testing.T) {
+	for name, change := range map[string]func(ops []store.Op) []store.Op{
+		"entries exchanged": func(ops []store.Op) []store.Op {
+			ops[1].Value, ops[3].Value = ops[3].Value, ops[1].Value
+			return ops
+		},
+		"entry changed": func(ops []store.Op) []store.Op {
+			ops[1].Value = append([]byte(nil), ops[1].Value...)
+			ops[1].Value[len(ops[1].Value)-2] ^= 1
+			return ops
+		},
+		"entry left out": func(ops []store.Op) []store.Op { return ops[2:] },
+		"state alone":    func(ops []store.Op) []store.Op { return ops[len(ops)-1:] },
+		"state no JSON": func(ops []store.Op) []store.Op {
+			ops[len(ops)-1].Value = []byte("{")
+			return ops
+		},
+		"": func(ops []store.Op) []store.Op { return ops },
+	} {
+		t.Run(name, func(t *testing.T) {
+			steps := &recording{Store: mem.New()}
+			open(t, steps, false).write(t, 0, 3)
+			l, rev, err := audit.Load(t.Context(), steps, secret.Take([]byte(theMAC)), func(audit.Entry, store.Rev) error { return nil })
+			if err != nil {
+				t.Fatal(err)
+			}
+			other := open(t, steps, false)
+			steps.keep.Store(true) // what the other does is seen and not done
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			go func() { _ = other.Sequence(ctx, nil) }() // it waits for Follow, until ctx ends
+			ops := change(<-steps.kept())
+			cancel()
+			steps.keep.Store(false)
+			if _, err := steps.Commit(t.Context(), nil, ops); err != nil {
+				t.Fatal(err)
+			}
+			other.write(t, 3, 4) // when this is seen, the step has been taken over
+			errTaken, commits := errors.New("taken over"), 0
+			err = l.Follow(t.Context(), rev, func(audit.Commit) error {
+				if commits++; commits == 2 {
+					return errTaken
+				}
+				return nil
+			})
+			if name == "" && !errors.Is(err, errTaken) || name != "" && fault.CodeOf(err) != fault.AuditBroken {
+				t.Errorf("followed with %v", err)
+			}
+		})
+	}
+}
+
+// recording keeps commits instead of making them, and says that their outcome is unknown.
+type recording struct {
+	store.Store
+	keep atomic.Bool
+	once sync.Once
+	ops  chan []store.Op
+}
+
+func (r *recording) kept() chan []store.Op {
+	r.once.Do(func() { r.ops = make(chan []store.Op, 1) })
+	return r.ops
+}
+
+func (r *recording) Commit(ctx context.Context, conds []store.Cond, ops []store.Op) (store.Rev, error) {
+	if !r.keep.Load() {
+		return r.Store.Commit(ctx, conds, ops)
+	}
+	select {
+	case r.kept() <- ops:
+	default:
+	}
+	return 0, store.ErrUnknown
 }
 
 // TestLoadAfterTampering: whatever was edited, added or taken out while nobody ran is audit_broken.

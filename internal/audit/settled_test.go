@@ -33,7 +33,7 @@ func settled(t *testing.T) {
 	}
 	done := make(chan error, 2)
 	go func() { done <- log.Follow(ctx, rev, func(audit.Commit) error { return nil }) }() // ends with ctx
-	go func() { done <- log.Sequence(ctx) }()                                             // ends with ctx
+	go func() { done <- log.Sequence(ctx, nil) }()                                        // ends with ctx
 	if err := log.Settled(ctx); err != nil {
 		t.Fatal(err)
 	}

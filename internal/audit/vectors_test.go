@@ -75,7 +75,7 @@ func exported(t *testing.T, skey string, n int, change ...func(int, *audit.Entry
 	}
 	done := make(chan error, 2)
 	go func() { done <- l.Follow(ctx, rev, func(audit.Commit) error { return nil }) }() // ends with ctx
-	go func() { done <- l.Sequence(ctx) }()                                             // ends with ctx
+	go func() { done <- l.Sequence(ctx, nil) }()                                        // ends with ctx
 	for i := range n {
 		e := entryNumber(i)
 		for _, f := range change {

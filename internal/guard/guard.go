@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,6 +34,7 @@ type Config struct {
 	Store   store.Store
 	Sealers []seal.Sealer // the wrap set: any one opens
 	Rules   Decider       // nil denies everything
+	Turn    audit.Turn    // whose turn it is to put the log into order; nil: always this one's
 	Now     func() time.Time
 	Log     *slog.Logger
 }
@@ -51,10 +53,7 @@ type Guard struct {
 	snapshot ed25519.PrivateKey
 	windows  windows
 	refusals refusals
-
-	// commits keeps absence still: that a record is absent has no revision, so between the look at its last counter and the commit no other
-	// may make and delete it. Held whole by commits that write what may be absent, shared by the others.
-	commits sync.RWMutex
+	turn     audit.Turn
 
 	kekMu sync.Mutex // guards keks
 	keks  map[string]secret.Bytes
@@ -75,7 +74,8 @@ func (g *Guard) Run(ctx context.Context) error {
 	defer stop()
 	var wait sync.WaitGroup
 	errs := make(chan error, 3)
-	for _, loop := range []func(context.Context) error{g.follow, g.audit.Sequence, g.sweep} {
+	sequence := func(ctx context.Context) error { return g.audit.Sequence(ctx, g.turn) }
+	for _, loop := range []func(context.Context) error{g.follow, sequence, g.sweep} {
 		wait.Go(func() {
 			if err := loop(ctx); err != nil && ctx.Err() == nil {
 				errs <- err
@@ -104,6 +104,12 @@ func (g *Guard) follow(ctx context.Context) error {
 			}
 		}
 		for _, e := range c.Others {
+			if strings.HasPrefix(e.Key, markPrefix) {
+				g.index.marked(e.Key, e.Rev)
+			}
+			if unlogged(e.Key) {
+				continue
+			}
 			if hash := hashOf(e.Value); !e.Deleted && vouched[e.Key] != hash || e.Deleted && vouched[e.Key] != audit.Deleted {
 				g.log.ErrorContext(ctx, "a record was changed past the door and will be refused", "path", e.Key)
 			}
@@ -111,6 +117,25 @@ func (g *Guard) follow(ctx context.Context) error {
 		g.index.reached(c.Rev)
 		return nil
 	})
+}
+
+// ReplicaPrefix is where server replicas keep what they tell each other (package replica). It is neither sealed nor in the log: only who
+// leads and who is alive stands there, and every commit of a leader is conditioned on more.
+const ReplicaPrefix = "replica/"
+
+// CaughtUp waits until the index has seen every commit acknowledged before the call, and returns the last of them that wrote a record in a
+// room (the first element of its path; 0: none since the start).
+func (g *Guard) CaughtUp(ctx context.Context, room string) (store.Rev, error) {
+	rev, records := g.store.List(ctx, ReplicaPrefix+"\x00") // of nothing: its revision alone
+	for _, err := range records {
+		if err != nil {
+			return 0, storeFault(room, err)
+		}
+	}
+	if err := g.index.wait(ctx, rev); err != nil {
+		return 0, err
+	}
+	return g.index.lastOf(room), nil
 }
 
 // Record is an opened record.

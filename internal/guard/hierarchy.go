@@ -150,7 +150,7 @@ func Open(ctx context.Context, c Config) (*Guard, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &Guard{store: c.Store, now: c.Now, log: c.Log, index: newIndex(), keks: map[string]secret.Bytes{}}
+	g := &Guard{store: c.Store, now: c.Now, log: c.Log, index: newIndex(), turn: c.Turn, keks: map[string]secret.Bytes{}}
 	if g.log == nil {
 		g.log = slog.New(slog.DiscardHandler)
 	}
@@ -167,6 +167,9 @@ func Open(ctx context.Context, c Config) (*Guard, error) {
 		return nil, err
 	}
 	g.index.reached(g.after)
+	if err := g.loadMarks(ctx); err != nil {
+		return nil, err
+	}
 	if err := g.check(ctx); err != nil {
 		return nil, err
 	}

@@ -28,12 +28,14 @@ type written struct {
 type index struct {
 	mu      sync.Mutex // guards what follows
 	paths   map[string]written
+	last    map[string]store.Rev // of each room: the last commit that wrote a record in it, as far as Follow has brought one
+	gone    map[string]store.Rev // of each deletion mark: the last commit that deleted something under it
 	applied store.Rev
 	changed chan struct{} // closed and replaced when applied grows
 }
 
 func newIndex() *index {
-	return &index{paths: map[string]written{}, changed: make(chan struct{})}
+	return &index{paths: map[string]written{}, last: map[string]store.Rev{}, gone: map[string]store.Rev{}, changed: make(chan struct{})}
 }
 
 // add takes an entry's writes; rev 0: from the ordered log. A counter that does not follow the last one is an old entry that somebody put
@@ -46,8 +48,32 @@ func (x *index) add(e audit.Entry, rev store.Rev) error {
 			return fault.New(fault.AuditBroken, fmt.Sprintf("record %s goes from %d to %d", w.Path, last, w.Counter))
 		}
 		x.paths[w.Path] = written{w.Counter, w.SHA256, w.SHA256 == audit.Deleted, rev, rev == 0}
+		room, _, _ := strings.Cut(w.Path, "/")
+		x.last[room] = max(x.last[room], rev)
 	}
 	return nil
+}
+
+// marked notes the last deletion under a mark.
+func (x *index) marked(mark string, rev store.Rev) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.gone[mark] = max(x.gone[mark], rev)
+}
+
+// absence is the counter of the last write of a path and the revision of the last deletion under its mark, of one moment: a path that is
+// absent, and under whose mark nothing was deleted since, was not written since.
+func (x *index) absence(path string) (counter uint64, gone, applied store.Rev) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.paths[path].counter, x.gone[markOf(path)], x.applied
+}
+
+// lastOf is the last commit that wrote a record in a room.
+func (x *index) lastOf(room string) store.Rev {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.last[room]
 }
 
 // rooms are the first elements of all paths that the log knows, sorted.

@@ -2,6 +2,7 @@ package guard
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"time"
 
@@ -82,58 +83,35 @@ func (p *Permit) Commit(ctx context.Context, conds []Cond, writes []Write, detai
 		return 0, fault.New(fault.Denied, "no permit")
 	}
 	g := p.guard
-	defer g.holdCommits(conds, writes)()
-	named := make(map[string]bool, len(conds))
-	var sc []store.Cond
-	for _, c := range conds {
-		named[c.Path] = true
-		if err := g.condition(ctx, c); err != nil {
+	for {
+		d := &draft{guard: g, present: map[string]bool{}, named: map[string]bool{}, marks: map[string]store.Rev{}}
+		if err := d.conditions(ctx, conds); err != nil {
 			return 0, err
 		}
-		sc = append(sc, store.Cond{Key: c.Path, Rev: c.Rev})
-	}
-	var ops []store.Op
-	var noted []audit.Write
-	for _, w := range writes {
-		last, _ := g.index.latest(w.Path)
-		if !named[w.Path] {
-			rev, err := g.revOf(ctx, w.Path)
+		if err := d.write(ctx, writes); err != nil {
+			return 0, err
+		}
+		e := p.entry(audit.ClassChange, "done", detail)
+		e.Writes = d.noted
+		op, err := g.audit.Op(e)
+		if err != nil {
+			return 0, fault.Wrap(fault.TooLarge, "audit entry", err)
+		}
+		rev, err := g.store.Commit(ctx, d.conds, append(d.ops, op))
+		if errors.Is(err, store.ErrConflict) {
+			moved, err := g.marksMoved(ctx, d.marks)
 			if err != nil {
 				return 0, err
 			}
-			sc = append(sc, store.Cond{Key: w.Path, Rev: rev})
-			last, _ = g.index.latest(w.Path)
+			if moved {
+				continue // somebody else's deletion, which is no business of the caller's
+			}
 		}
-		op, note := g.keys.write(w, last.counter+1)
-		ops, noted = append(ops, op), append(noted, note)
-	}
-	e := p.entry(audit.ClassChange, "done", detail)
-	e.Writes = noted
-	op, err := g.audit.Op(e)
-	if err != nil {
-		return 0, fault.Wrap(fault.TooLarge, "audit entry", err)
-	}
-	rev, err := g.store.Commit(ctx, sc, append(ops, op))
-	if err != nil {
-		return 0, storeFault(string(p.action), err)
-	}
-	return rev, nil
-}
-
-// holdCommits takes the lock that fits a commit and returns what gives it back.
-func (g *Guard) holdCommits(conds []Cond, writes []Write) func() {
-	present := map[string]bool{}
-	for _, c := range conds {
-		present[c.Path] = c.Rev != 0
-	}
-	for _, w := range writes {
-		if !present[w.Path] {
-			g.commits.Lock()
-			return g.commits.Unlock
+		if err != nil {
+			return 0, storeFault(string(p.action), err)
 		}
+		return rev, nil
 	}
-	g.commits.RLock()
-	return g.commits.RUnlock
 }
 
 // condition waits until the index is as far as a condition: the counter of the next write follows the one that the index knows. For a
