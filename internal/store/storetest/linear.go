@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"sync"
 	"testing"
@@ -21,11 +22,13 @@ type (
 		keys []string
 		old  []store.Rev // of a commit: the conditions
 		del  bool
+		id   string // of a commit: what it puts at linearMark, so that the log tells which commits happened
 	}
 	answer struct {
 		revs     []store.Rev // of get and list: the revision of each key
 		at       store.Rev   // of list and commit
 		conflict bool
+		unknown  bool
 	}
 	// state is the revision of each key and of the store.
 	state struct {
@@ -35,6 +38,9 @@ type (
 )
 
 var linearKeys = []string{"l/a", "l/b", "l/c"}
+
+// linearMark is written by every commit of the history.
+const linearMark = "mark"
 
 // model is the store as one thread would see it. A value is named by the revision that wrote it.
 var model = porcupine.Model{
@@ -74,55 +80,136 @@ var model = porcupine.Model{
 
 // testLinearizable: what concurrent clients saw could have happened one after the other.
 func testLinearizable(t *testing.T, e Engine) {
+	linear(t, []store.Store{open(t, e, manyCommits)}, nil)
+}
+
+// client is one of the concurrent clients of a history.
+type client struct {
+	id      int
+	store   store.Store
+	random  *rand.Rand
+	known   map[string]store.Rev
+	history []porcupine.Operation
+	failed  map[string]bool // ids of commits that ended with an error which says that nothing was written
+	errs    int             // calls that ended so
+}
+
+// linear lets clients, spread over the stores, make calls round by round, so that what a client knows is out of date even where the
+// scheduler runs one after the other. It checks the history, and that the log holds exactly what was acknowledged. Where disturb is given,
+// it runs beside each round, and calls may fail: with an unknown outcome, or with none.
+func linear(t *testing.T, stores []store.Store, disturb func(round int)) {
+	t.Helper()
 	const clients, each = 6, 60
-	s := open(t, e, manyCommits)
-	histories := make([][]porcupine.Operation, clients)
-	start := time.Now()
-	type client struct {
-		random *rand.Rand
-		known  map[string]store.Rev
-	}
-	all := make([]client, clients)
+	all := make([]*client, clients)
 	for c := range all {
-		all[c] = client{rand.New(rand.NewPCG(uint64(c), 1)), map[string]store.Rev{}}
+		all[c] = &client{
+			id: c, store: stores[c%len(stores)], random: rand.New(rand.NewPCG(uint64(c), 1)),
+			known: map[string]store.Rev{}, failed: map[string]bool{},
+		}
 	}
-	// Round by round, so that what a client knows is out of date even where the scheduler runs one after the other.
-	for range each {
+	start := time.Now()
+	for round := range each {
 		var wg sync.WaitGroup
-		for c, client := range all {
-			wg.Go(func() {
-				in := choose(client.random, client.known)
-				began := time.Since(start)
-				out, err := do(t, s, in, client.known)
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				histories[c] = append(histories[c], porcupine.Operation{
-					ClientId: c, Input: in, Call: int64(began), Output: out, Return: int64(time.Since(start)),
-				})
-			})
+		if disturb != nil {
+			wg.Go(func() { disturb(round) })
+		}
+		for _, c := range all {
+			wg.Go(func() { c.turn(t, start, round, disturb != nil) })
 		}
 		wg.Wait()
 	}
+	marks := marksOf(t, stores[0])
 	var history []porcupine.Operation
-	commits, conflicts := 0, 0
-	for _, h := range histories {
-		for _, op := range h {
-			if out, ok := op.Output.(answer); ok && out.conflict {
-				conflicts++
-			} else if in, ok := op.Input.(call); ok && in.op == "commit" {
-				commits++
+	commits, conflicts, unknown, errs := 0, 0, 0, 0
+	for _, c := range all {
+		errs += c.errs
+		for id := range c.failed {
+			if rev, there := marks[id]; there {
+				t.Errorf("commit %s ended with an error that says that nothing was written, and is revision %d", id, rev)
 			}
+			delete(marks, id)
 		}
-		history = append(history, h...)
+		for _, op := range c.history {
+			in, out := op.Input.(call), op.Output.(answer) //nolint:errcheck // turn records nothing else
+			rev, there := marks[in.id]
+			switch {
+			case in.op != "commit":
+			case out.conflict:
+				conflicts++
+				if there {
+					t.Errorf("commit %s had a conflict, and is revision %d", in.id, rev)
+				}
+			case out.unknown:
+				unknown++
+				if !there { // it never happened, so it says nothing
+					continue
+				}
+				op.Output = answer{at: rev}
+			default:
+				commits++
+				if rev != out.at {
+					t.Errorf("commit %s was acknowledged as revision %d, and the log has it as %d", in.id, out.at, rev)
+				}
+			}
+			delete(marks, in.id)
+			history = append(history, op)
+		}
 	}
-	if commits == 0 || conflicts == 0 {
-		t.Errorf("the history has %d commits and %d conflicts, so it says nothing", commits, conflicts)
+	for id, rev := range marks {
+		t.Errorf("nobody made %s, which is revision %d", id, rev)
 	}
+	if commits == 0 || conflicts == 0 || disturb != nil && unknown+errs == 0 {
+		t.Errorf("%d commits, %d conflicts, %d unknown and %d errors, so the history says nothing", commits, conflicts, unknown, errs)
+	}
+	t.Logf("%d operations: %d commits, %d conflicts, %d outcomes unknown; %d calls failed", len(history), commits, conflicts, unknown, errs)
 	if !porcupine.CheckOperations(model, history) {
 		t.Errorf("a history of %d operations is not linearizable", len(history))
 	}
+}
+
+// turn makes one call and records it.
+func (c *client) turn(t *testing.T, start time.Time, round int, mayFail bool) {
+	in := choose(c.random, c.known)
+	in.id = fmt.Sprintf("%d/%d", c.id, round)
+	began := time.Since(start)
+	out, err := do(t, c.store, in, c.known)
+	ended := int64(time.Since(start))
+	switch {
+	case err != nil && !mayFail:
+		t.Error(err)
+		return
+	case errors.Is(err, store.ErrUnknown) && in.op == "commit":
+		out, ended = answer{unknown: true}, math.MaxInt64 // it may take effect at any time
+	case errors.Is(err, store.ErrClosed), errors.Is(err, store.ErrCorrupt), errors.Is(err, store.ErrUnknown):
+		t.Errorf("%s: %v", in.op, err) // a lost connection is none of these
+		return
+	case err != nil:
+		c.failed[in.id] = true
+		c.errs++
+		return
+	}
+	c.history = append(c.history, porcupine.Operation{ClientId: c.id, Input: in, Call: int64(began), Output: out, Return: ended})
+}
+
+// marksOf is the revision of each commit of the history, by its id, as the log of the store has it.
+func marksOf(t *testing.T, s store.Store) map[string]store.Rev {
+	t.Helper()
+	marks := map[string]store.Rev{}
+	newest, _ := list(t, s, "none")
+	w := watch(t, s, linearMark, 0)
+	defer w.stop()
+	for at := store.Rev(0); at < newest; {
+		e := w.next()[0]
+		if e.Rev <= at {
+			t.Fatalf("the log has revision %d after %d", e.Rev, at)
+		}
+		at = e.Rev
+		if twice, there := marks[string(e.Value)]; there {
+			t.Errorf("commit %s was written twice, as revisions %d and %d", e.Value, twice, e.Rev)
+		}
+		marks[string(e.Value)] = e.Rev
+	}
+	return marks
 }
 
 // choose makes a call; a commit conditions on what the client last saw, which may be out of date.
@@ -166,8 +253,8 @@ func do(t *testing.T, s store.Store, in call, known map[string]store.Rev) (out a
 			out.revs = append(out.revs, found[key])
 		}
 	default:
+		ops := []store.Op{put(linearMark, in.id)}
 		var conds []store.Cond
-		var ops []store.Op
 		for i, key := range in.keys {
 			conds = append(conds, store.Cond{Key: key, Rev: in.old[i]})
 			ops = append(ops, store.Op{Key: key, Delete: in.del})
@@ -175,6 +262,9 @@ func do(t *testing.T, s store.Store, in call, known map[string]store.Rev) (out a
 		out.at, err = s.Commit(t.Context(), conds, ops)
 		if errors.Is(err, store.ErrConflict) {
 			return answer{conflict: true}, nil
+		}
+		if err != nil {
+			return out, err
 		}
 		for range in.keys {
 			out.revs = append(out.revs, out.at)

@@ -22,6 +22,12 @@ type Engine struct {
 	Reopen func(t *testing.T, history int) store.Store
 	// Compact makes the store forget the commits beyond its history now; nil for an engine whose every commit does.
 	Compact func(t *testing.T)
+	// Again opens the store that Open made last once more while it is open, as another server would; nil for an engine that one
+	// process has alone. The suite closes it.
+	Again func(t *testing.T, history int) store.Store
+	// Cut breaks every connection between the open stores and their server, wherever it is; new ones work at once. Nil for an
+	// engine without a server. It is called while calls are in flight.
+	Cut func()
 }
 
 func (e Engine) compact(t *testing.T) {
@@ -37,10 +43,11 @@ const manyCommits = 1 << 20
 // Run runs the suite.
 func Run(t *testing.T, e Engine) {
 	t.Helper()
-	tests := []struct {
+	type test struct {
 		name string
 		run  func(*testing.T, Engine)
-	}{
+	}
+	tests := []test{
 		{"Get", testGet},
 		{"Values", testValues},
 		{"List", testList},
@@ -61,6 +68,19 @@ func Run(t *testing.T, e Engine) {
 		{"WatchClosed", testWatchClosed},
 		{"WatchConcurrent", testWatchConcurrent},
 		{"Reopen", testReopen},
+	}
+	shared := []test{
+		{"SharedReads", testSharedReads},
+		{"SharedConflicts", testSharedConflicts},
+		{"SharedWatch", testSharedWatch},
+		{"SharedCompaction", testSharedCompaction},
+		{"SharedLinearizable", testSharedLinearizable},
+	}
+	if e.Again != nil {
+		tests = append(tests, shared...)
+	}
+	if e.Cut != nil {
+		tests = append(tests, test{"Disturbed", testDisturbed})
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) { test.run(t, e) })
