@@ -573,3 +573,13 @@ func (l *Log) Tail(ctx context.Context, from int64, follow bool, f func(index in
 		}
 	}
 }
+
+// Stats is how long the log is: the entries in order, and those that are committed and wait to be put into order.
+func (l *Log) Stats() (entries int64, waiting int) {
+	l.mu.Lock()
+	entries = l.size
+	l.mu.Unlock()
+	l.waiting.Lock()
+	defer l.waiting.Unlock()
+	return entries, len(l.queue)
+}

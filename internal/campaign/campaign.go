@@ -84,11 +84,12 @@ type Service struct {
 	campaigns map[string]*running
 	lowering  map[string]bool // data sets whose floor is to be lowered for a rollback; true: it is under way
 	wake      chan struct{}   // tells Run that there is something to begin
+	last      map[keyring.KeyID]Report
 }
 
 // New reads the registered data sets and the campaigns that have not ended.
 func New(ctx context.Context, c Config) (*Service, error) {
-	s := &Service{Config: c, sets: map[string]*set{}, campaigns: map[string]*running{}, lowering: map[string]bool{}, wake: make(chan struct{}, 1)}
+	s := &Service{Config: c, sets: map[string]*set{}, campaigns: map[string]*running{}, lowering: map[string]bool{}, wake: make(chan struct{}, 1), last: map[keyring.KeyID]Report{}}
 	records, _, err := c.Guard.List(ctx, setPrefix)
 	if err != nil {
 		return nil, fmt.Errorf("read data sets: %w", err)

@@ -57,7 +57,21 @@ func (s *Service) count(ctx context.Context, id keyring.KeyID) (Report, error) {
 			s.Log.WarnContext(ctx, "data set not counted", "data_set", t.now().Name, "error", err)
 		}
 	}
-	return r, ctx.Err()
+	if err := ctx.Err(); err != nil {
+		return r, err
+	}
+	s.mu.Lock()
+	s.last[id] = r
+	s.mu.Unlock()
+	return r, nil
+}
+
+// Last is the newest census of a key since the server started, for metrics; nobody may change it.
+func (s *Service) Last(id keyring.KeyID) (Report, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r, ok := s.last[id]
+	return r, ok
 }
 
 // scan adds what a data set says that it holds. Sums stop at their largest value, so that no answer takes away from another's.

@@ -53,6 +53,8 @@ const (
 	ActIssue      Action = "token.issue"
 	ActAudit      Action = "audit.read"
 	ActStatus     Action = "status"
+	ActMetrics    Action = "server.metrics"
+	ActProfile    Action = "server.profile"
 )
 
 // Resource is what an action is about. Key is empty for actions that are about no key.

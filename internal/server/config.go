@@ -46,8 +46,17 @@ type Config struct {
 	Namespace   string           `yaml:"namespace"`    // that joined instances work in; default "default"
 	LeaseTTL    time.Duration    `yaml:"lease_ttl"`    // how long an instance may go on in fence mode without the server; default 10 s
 	MaxSkew     time.Duration    `yaml:"max_skew"`     // bound of the drift between two clocks in one LeaseTTL; default LeaseTTL / 10
+	Metrics     Metrics          `yaml:"metrics"`      // what /metrics shows
 	Log         *slog.Logger     `yaml:"-"`            // default: slog.Default
 	Now         func() time.Time `yaml:"-"`            // default: time.Now
+}
+
+// maxMetricKeys bounds Metrics.MaxKeys.
+const maxMetricKeys = 100_000
+
+// Metrics says what /metrics shows.
+type Metrics struct {
+	MaxKeys int `yaml:"max_keys"` // keys that have metrics of their own; default 1,000, at most 100,000. Each costs some 15 series
 }
 
 func (c Config) defaults() Config {
@@ -77,6 +86,8 @@ func (c Config) validate() error {
 		return bad("lease_ttl", "100 ms to 24 h")
 	case c.MaxSkew < 0 || c.MaxSkew > c.LeaseTTL:
 		return bad("max_skew", "not negative, at most the lease's time")
+	case c.Metrics.MaxKeys < 0 || c.Metrics.MaxKeys > maxMetricKeys:
+		return bad("metrics.max_keys", "at most 100,000")
 	}
 	if _, err := engineOf(c.Store); err != nil {
 		return err

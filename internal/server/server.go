@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"sync"
@@ -24,6 +23,7 @@ import (
 	"github.com/rotorkms/rotor/internal/rotation"
 	"github.com/rotorkms/rotor/internal/seal"
 	"github.com/rotorkms/rotor/internal/store"
+	"github.com/rotorkms/rotor/internal/telemetry"
 	"github.com/rotorkms/rotor/internal/wire"
 	"github.com/rotorkms/rotor/internal/wire/jwks"
 	"github.com/rotorkms/rotor/internal/wire/native"
@@ -40,6 +40,8 @@ type Server struct {
 	listener net.Listener
 	http     *wire.Server
 	fleet    *fleet.Fleet
+	health   *health
+	metrics  *telemetry.Metrics
 	stop     context.CancelFunc
 	ended    chan struct{} // closed when everything has stopped
 	err      error         // why; read after ended
@@ -84,14 +86,16 @@ func start(ctx context.Context, c Config, db store.Store, sealers []seal.Sealer)
 	if err != nil {
 		return nil, err
 	}
-	g, err := guard.Open(ctx, guard.Config{Store: db, Sealers: sealers, Rules: rules, Now: c.Now, Log: c.Log})
+	engine, _ := engineOf(c.Store) // validate has asked it
+	metrics := telemetry.New(telemetry.Build{Version: Version, Engine: engine})
+	g, err := guard.Open(ctx, guard.Config{Store: metrics.Store(db), Sealers: sealers, Rules: rules, Now: c.Now, Log: c.Log})
 	if err != nil {
 		return nil, err
 	}
 	run, stop := context.WithCancel(context.WithoutCancel(ctx))
 	group, run := errgroup.WithContext(run)
 	group.Go(func() error { return g.Run(run) })
-	s := &Server{config: c, store: db, guard: g, stop: stop, ended: make(chan struct{}), quit: make(chan struct{})}
+	s := &Server{config: c, store: db, guard: g, health: newHealth(g), metrics: metrics, stop: stop, ended: make(chan struct{}), quit: make(chan struct{})}
 	if err := s.serve(ctx, run, group, sealNames(sealers)); err != nil {
 		stop()
 		return nil, errors.Join(err, group.Wait())
@@ -119,7 +123,15 @@ func (s *Server) serve(ctx, run context.Context, group *errgroup.Group, sealer s
 	if s.listener, err = wire.Listen(ctx, s.config.Listen, tlsConfig); err != nil {
 		return err
 	}
-	s.http = wire.NewServer(wire.Config{TLS: tlsConfig, Identifier: r.authority, Handler: s.mux(r, sealer), Now: s.config.Now, Log: s.config.Log})
+	mux := s.mux(r, sealer)
+	method := counted(mux)
+	s.http = wire.NewServer(wire.Config{
+		TLS: tlsConfig, Identifier: r.authority, Handler: mux, Now: s.config.Now, Log: s.config.Log,
+		Observe: func(r *http.Request, code string, took time.Duration, stream bool) {
+			s.metrics.Request(method(r), code, took, stream)
+		},
+	})
+	s.metrics.Show(func() telemetry.View { return s.view(r, tlsConfig) })
 	r.kms.OnChange(func(k keyring.Key) {
 		r.fleet.Publish(run, k)
 		r.rollout.Look(k.ID)
@@ -159,9 +171,7 @@ func (s *Server) mux(r rooms, sealer string) *http.ServeMux {
 	engine, _ := engineOf(c.Store) // validate has asked it
 	tokens := issuer.Issuer{KMS: r.kms, Name: "https://" + s.Advertised(), Now: c.Now}
 	mux := http.NewServeMux()
-	alive := func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") } // the client is gone when this fails
-	mux.HandleFunc("/healthz", alive)
-	mux.HandleFunc("/readyz", alive) // the listener is opened after the store is unsealed and verified
+	s.observe(mux)
 	mux.Handle(jwks.Path, jwks.Handler(tokens, keyring.Namespace(c.Namespace)))
 	native.Mount(mux, native.Config{
 		Guard: s.guard, KMS: r.kms, Fleet: r.fleet, Rollout: r.rollout, Authority: r.authority, Issuer: tokens, Campaigns: r.campaigns,
@@ -178,6 +188,7 @@ func (s *Server) supervise(run context.Context, group *errgroup.Group) {
 	case <-run.Done():
 	case <-s.quit:
 	}
+	s.health.draining.Store(true)
 	s.fleet.Drain()
 	drain, cancel := context.WithTimeout(context.Background(), drainTime)
 	defer cancel()
@@ -200,6 +211,12 @@ func (s *Server) Advertised() string { return cmp.Or(s.config.Advertise, s.Addre
 
 // Reload reads the rules again; the old ones stay when the new ones are wrong.
 func (s *Server) Reload() error {
+	err := s.reload()
+	s.metrics.Reload(err)
+	return err
+}
+
+func (s *Server) reload() error {
 	rules, err := readRules(s.config.Rules)
 	if err != nil {
 		return err

@@ -686,6 +686,8 @@ func TestConfigNamesTheField(t *testing.T) {
 		"trust_domain": {Dir: "d", TrustDomain: "A/b"},
 		"namespace":    {Dir: "d", Namespace: "A"},
 		"hosts":        {Dir: "d", Hosts: []string{""}},
+
+		"metrics.max_keys": {Dir: "d", Metrics: server.Metrics{MaxKeys: -1}},
 	} {
 		_, err := server.Start(t.Context(), c)
 		var f *fault.Error

@@ -124,3 +124,19 @@ func (s *callers) cut(instance string) {
 		}
 	}
 }
+
+// Load is what a server has to do at one moment.
+type Load struct {
+	Connections, Requests, Streams int
+}
+
+// Load counts what is open.
+func (s *Server) Load() Load {
+	s.callers.mu.Lock()
+	defer s.callers.mu.Unlock()
+	out := Load{Connections: len(s.callers.open)}
+	for _, l := range s.callers.loads {
+		out.Requests, out.Streams = out.Requests+l.requests, out.Streams+l.streams
+	}
+	return out
+}

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect"
@@ -60,6 +61,8 @@ type Config struct {
 	Handler    http.Handler // the front ends
 	Now        func() time.Time
 	Log        *slog.Logger
+	// Observe is told of each answer: ok, or the code of the fault; nil: nobody is.
+	Observe func(r *http.Request, code string, took time.Duration, stream bool)
 }
 
 // Server is the listener's HTTP server.
@@ -116,24 +119,29 @@ type peer struct {
 	certificate *x509.Certificate
 	state       tls.ConnectionState
 	control     *http.ResponseController
+	outcome     *atomic.Pointer[fault.Code] // nil inside: ok
 }
 
 type (
-	peerKey struct{}
-	connKey struct{}
+	peerKey    struct{}
+	connKey    struct{}
+	outcomeKey struct{}
 )
 
 // authenticate names the caller and bounds the request before anything of its body is read.
 func (s *Server) authenticate(c Config) http.Handler {
 	writer := connect.NewErrorWriter()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		p := peer{control: http.NewResponseController(w)}
+		p := peer{control: http.NewResponseController(w), outcome: new(atomic.Pointer[fault.Code])}
+		began, ctx, stream := time.Now(), context.WithValue(r.Context(), outcomeKey{}, p.outcome), slices.Contains(streams, r.URL.Path)
+		if c.Observe != nil {
+			defer func() { c.Observe(r, p.code(), time.Since(began), stream) }()
+		}
 		err := error(fault.New(fault.Unauthenticated, "caller"))
 		if r.TLS != nil {
 			p.state = *r.TLS
 			p.caller, err = c.Identifier.Identify(*r.TLS, r.URL.Path == renew)
 		}
-		ctx, stream := r.Context(), slices.Contains(streams, r.URL.Path)
 		switch {
 		case err == nil:
 			p.certificate = r.TLS.PeerCertificates[0]
@@ -143,17 +151,17 @@ func (s *Server) authenticate(c Config) http.Handler {
 				defer cancel()
 			}
 		case !slices.Contains(Strangers(), r.URL.Path):
-			deny(w, r, writer, err)
+			deny(ctx, w, r, writer, err)
 			return
 		}
 		ctx, leave, err := s.callers.enter(ctx, p.caller, host(r.RemoteAddr), stream)
 		if err != nil {
-			deny(w, r, writer, err)
+			deny(ctx, w, r, writer, err)
 			return
 		}
 		defer leave()
 		if err := limit(w, r, p, stream); err != nil {
-			deny(w, r, writer, err)
+			deny(ctx, w, r, writer, err)
 			return
 		}
 		c.Handler.ServeHTTP(w, r.WithContext(context.WithValue(ctx, peerKey{}, p)))
@@ -189,7 +197,8 @@ func host(address string) string {
 }
 
 // deny answers in the protocol of the request. What is left of its body is not read.
-func deny(w http.ResponseWriter, r *http.Request, writer *connect.ErrorWriter, err error) {
+func deny(ctx context.Context, w http.ResponseWriter, r *http.Request, writer *connect.ErrorWriter, err error) {
+	Failed(ctx, err)
 	if writer.IsSupported(r) {
 		_ = writer.Write(w, r, rpc.Encode(err)) // the client is gone when this fails
 		return
@@ -204,6 +213,21 @@ func deny(w http.ResponseWriter, r *http.Request, writer *connect.ErrorWriter, e
 		status = http.StatusServiceUnavailable
 	}
 	http.Error(w, err.Error(), status)
+}
+
+// Failed notes how a request ended, for whoever observes.
+func Failed(ctx context.Context, err error) {
+	if o, ok := ctx.Value(outcomeKey{}).(*atomic.Pointer[fault.Code]); ok && err != nil {
+		code := fault.CodeOf(err)
+		o.Store(&code)
+	}
+}
+
+func (p peer) code() string {
+	if code := p.outcome.Load(); code != nil {
+		return string(*code)
+	}
+	return "ok"
 }
 
 // StopReading makes the read of a stream's request that waits, and every later one, fail.

@@ -98,6 +98,7 @@ func (f faults) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.
 }
 
 func (f faults) encode(ctx context.Context, s connect.Spec, err error) error {
+	wire.Failed(ctx, err)
 	switch fault.CodeOf(err) {
 	case "":
 		return nil

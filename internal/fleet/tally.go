@@ -1,0 +1,32 @@
+package fleet
+
+import "github.com/rotorkms/rotor/internal/keyring"
+
+// Tally counts the holders of one key.
+type Tally struct {
+	Holders, Behind int // Behind: those of them that have not acknowledged the epoch asked for
+}
+
+// Tally counts the holders of every key in one pass over the members, each against the epoch that epoch gives for the key.
+func (f *Fleet) Tally(epoch func(keyring.KeyID) keyring.Epoch) map[keyring.KeyID]Tally {
+	wanted := map[keyring.KeyID]keyring.Epoch{}
+	out := map[keyring.KeyID]Tally{}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, m := range f.members {
+		for id, acked := range m.Keys {
+			want, ok := wanted[id]
+			if !ok {
+				want = epoch(id)
+				wanted[id] = want
+			}
+			t := out[id]
+			t.Holders++
+			if acked.Less(want) {
+				t.Behind++
+			}
+			out[id] = t
+		}
+	}
+	return out
+}

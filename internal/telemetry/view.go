@@ -1,0 +1,195 @@
+package telemetry
+
+import (
+	"cmp"
+	"slices"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// View is a server as it is at one moment.
+type View struct {
+	Ready    bool
+	Draining bool
+	Sealed   bool // the root key is not open
+	Checks   map[string]bool
+
+	Instances, Connected int     // members of the fleet; those with a stream to this server
+	Connections          int     // open connections
+	InFlight, Streams    int     // requests, streams that are being answered
+	AuditEntries         float64 // entries in order
+	AuditWaiting         float64 // committed entries that are not in order yet
+	CertificateDays      map[string]float64
+	Sandbox              bool
+
+	Keys    []Key
+	MaxKeys int // how many of them are shown; 0: DefaultMaxKeys
+}
+
+// Key is what is shown of one key.
+type Key struct {
+	Namespace, Name string
+	AgeSeconds      float64 // since its primary version was activated
+	Primary         uint32
+	Live            int     // versions that can be used, the primary among them
+	Holders         int     // members that hold it
+	Laggards        int     // those of them that have not acknowledged what is being distributed, or the present primary
+	PeriodDays      float64 // until its primary may protect no longer; negative: since then
+	HasPeriod       bool    // there is such an end
+	InFlight        bool    // a rotation waits or moves
+	WaitedSeconds   float64 // since it began
+	Paused          bool    // for longer than the key allows
+	Census          *Census // nil: none was taken since the server started
+}
+
+// Census is what was counted last.
+type Census struct {
+	AgeSeconds              float64
+	Primary, Older, Unknown uint64 // ciphertexts under the primary version, under others, under none of the key
+	Unreachable             int    // data sets that could not be counted
+}
+
+// gauge is one metric that is read off a View.
+type gauge struct {
+	Metric
+	read func(v *View, set func(value float64, labels ...string))
+}
+
+// views collects the gauges.
+type views struct{ look func() View }
+
+// Describe implements prometheus.Collector: what a scrape shows differs with the keys, so nothing is promised.
+func (views) Describe(chan<- *prometheus.Desc) {}
+
+// Collect implements prometheus.Collector.
+func (c views) Collect(out chan<- prometheus.Metric) {
+	v := c.look()
+	slices.SortFunc(v.Keys, func(a, b Key) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	})
+	for _, g := range gauges() {
+		desc := prometheus.NewDesc(g.Name, g.Help, g.Labels, nil)
+		g.read(&v, func(value float64, labels ...string) {
+			out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, labels...)
+		})
+	}
+}
+
+// shown are the keys that have metrics of their own: the first by namespace and name, so that the same ones are shown each time.
+func (v *View) shown() []Key { return v.Keys[:min(len(v.Keys), cmp.Or(v.MaxKeys, DefaultMaxKeys))] }
+
+func one(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// simple is a metric with one value.
+func simple(name, help string, read func(v *View) float64) gauge {
+	return gauge{Metric{name, "gauge", nil, help}, func(v *View, set func(float64, ...string)) { set(read(v)) }}
+}
+
+// perKey is a metric with a value for each shown key that has one.
+func perKey(name, help string, read func(k Key) (float64, bool)) gauge {
+	return gauge{Metric{name, "gauge", []string{"namespace", "key"}, help}, func(v *View, set func(float64, ...string)) {
+		for _, k := range v.shown() {
+			if x, ok := read(k); ok {
+				set(x, k.Namespace, k.Name)
+			}
+		}
+	}}
+}
+
+func gauges() []gauge { return append(serverGauges(), keyGauges()...) }
+
+func serverGauges() []gauge {
+	return []gauge{
+		simple("rotor_ready", "1 when /readyz answers 200.", func(v *View) float64 { return one(v.Ready) }),
+		{Metric{"rotor_check", "gauge", []string{"check"}, "1 for each check of /readyz that holds."}, func(v *View, set func(float64, ...string)) {
+			for name, ok := range v.Checks {
+				set(one(ok), name)
+			}
+		}},
+		simple("rotor_draining", "1 while the server stops.", func(v *View) float64 { return one(v.Draining) }),
+		simple("rotor_sealed", "1 while the root key is not open.", func(v *View) float64 { return one(v.Sealed) }),
+		simple("rotor_sandboxed", "1 when the process has shut itself in.", func(v *View) float64 { return one(v.Sandbox) }),
+		simple("rotor_fleet_instances", "Members of the fleet.", func(v *View) float64 { return float64(v.Instances) }),
+		simple("rotor_fleet_connected", "Members with a stream to this server.", func(v *View) float64 { return float64(v.Connected) }),
+		simple("rotor_connections", "Open connections of this server.", func(v *View) float64 { return float64(v.Connections) }),
+		simple("rotor_requests_in_flight", "Requests that are being answered, streams not counted.", func(v *View) float64 { return float64(v.InFlight) }),
+		simple("rotor_streams", "Streams that are open.", func(v *View) float64 { return float64(v.Streams) }),
+		simple("rotor_audit_entries", "Entries of the audit log that are in order.", func(v *View) float64 { return v.AuditEntries }),
+		simple("rotor_audit_waiting_entries", "Committed entries of the audit log that are not in order yet.", func(v *View) float64 { return v.AuditWaiting }),
+		{Metric{"rotor_certificate_expiry_days", "gauge", []string{"certificate"}, "Days until a certificate of the server ends."}, func(v *View, set func(float64, ...string)) {
+			for name, days := range v.CertificateDays {
+				set(days, name)
+			}
+		}},
+		simple("rotor_keys", "Keys.", func(v *View) float64 { return float64(len(v.Keys)) }),
+		simple("rotor_keys_not_shown", "Keys beyond metrics.max_keys, which have no metrics of their own.", func(v *View) float64 { return float64(len(v.Keys) - len(v.shown())) }),
+		simple("rotor_rotations_in_flight", "Keys, of all, with a rotation in flight.", func(v *View) float64 { return v.count(func(k Key) bool { return k.InFlight }) }),
+		simple("rotor_rotations_paused", "Keys, of all, whose rotation has waited for longer than they allow.", func(v *View) float64 { return v.count(func(k Key) bool { return k.Paused }) }),
+		simple("rotor_keys_period_over", "Keys, of all, whose primary version may protect no longer.", func(v *View) float64 {
+			return v.count(func(k Key) bool { return k.HasPeriod && k.PeriodDays <= 0 })
+		}),
+	}
+}
+
+func (v *View) count(holds func(Key) bool) float64 {
+	n := 0
+	for _, k := range v.Keys {
+		if holds(k) {
+			n++
+		}
+	}
+	return float64(n)
+}
+
+func keyGauges() []gauge {
+	return []gauge{
+		perKey("rotor_key_age_seconds", "Time since the primary version was activated.", func(k Key) (float64, bool) { return k.AgeSeconds, k.Primary > 0 }),
+		perKey("rotor_key_primary_version", "Number of the version that protects.", func(k Key) (float64, bool) { return float64(k.Primary), true }),
+		perKey("rotor_key_live_versions", "Versions that can still be used.", func(k Key) (float64, bool) { return float64(k.Live), true }),
+		perKey("rotor_key_holders", "Members that hold the key.", func(k Key) (float64, bool) { return float64(k.Holders), true }),
+		perKey("rotor_key_laggards", "Members that have not acknowledged what is being distributed, or the present primary version.", func(k Key) (float64, bool) {
+			return float64(k.Laggards), true
+		}),
+		perKey("rotor_key_acknowledged_ratio", "Share of the holders that have acknowledged; 1 when there are none.", func(k Key) (float64, bool) {
+			if k.Holders == 0 {
+				return 1, true
+			}
+			return 1 - float64(k.Laggards)/float64(k.Holders), true
+		}),
+		perKey("rotor_key_rotation_in_flight", "1 while a rotation waits or moves.", func(k Key) (float64, bool) { return one(k.InFlight), true }),
+		perKey("rotor_key_rotation_waiting_seconds", "Time since the rotation in flight began; 0 without one.", func(k Key) (float64, bool) { return k.WaitedSeconds, true }),
+		perKey("rotor_key_rotation_paused", "1 when the rotation has waited for longer than the key allows.", func(k Key) (float64, bool) { return one(k.Paused), true }),
+		perKey("rotor_key_cryptoperiod_remaining_days", "Days until the primary version may protect no longer; absent when its period has no end.", func(k Key) (float64, bool) {
+			return k.PeriodDays, k.HasPeriod
+		}),
+		perKey("rotor_key_census_age_seconds", "Time since the last census; absent when none was taken since the server started.", func(k Key) (float64, bool) {
+			if k.Census == nil {
+				return 0, false
+			}
+			return k.Census.AgeSeconds, true
+		}),
+		perKey("rotor_key_census_unreachable", "Data sets that the last census could not count.", func(k Key) (float64, bool) {
+			if k.Census == nil {
+				return 0, false
+			}
+			return float64(k.Census.Unreachable), true
+		}),
+		{Metric{
+			"rotor_key_census_ciphertexts", "gauge", []string{"namespace", "key", "under"},
+			"Ciphertexts that the last census counted: under the primary version, under older ones, under no known one.",
+		}, func(v *View, set func(float64, ...string)) {
+			for _, k := range v.shown() {
+				if c := k.Census; c != nil {
+					set(float64(c.Primary), k.Namespace, k.Name, "primary")
+					set(float64(c.Older), k.Namespace, k.Name, "older")
+					set(float64(c.Unknown), k.Namespace, k.Name, "unknown")
+				}
+			}
+		}},
+	}
+}
