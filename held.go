@@ -109,7 +109,7 @@ func build(k *holder.Key, old *state, fresh delivery.Materials) (*state, error) 
 			st.messages[v.Handle] = old.messages[v.Handle]
 			continue
 		}
-		mk, err := envelope.NewMessageKey(m, v.Handle, string(snap.Namespace), string(snap.Key))
+		mk, err := envelope.NewMessageKeyOf(v.Algorithm, m, v.Handle, string(snap.Namespace), string(snap.Key))
 		if err != nil {
 			return nil, err
 		}

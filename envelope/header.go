@@ -51,7 +51,7 @@ type Wrap struct {
 	Version     uint32
 	Algorithm   suite.Algorithm
 	ProtectTime time.Time // seconds; when the data was protected, kept by a rewrap
-	Blob        []byte    // nonce 24, ciphertext 32, tag 16
+	Blob        []byte    // nonce (24 bytes, or as the algorithm has it), ciphertext 32, tag 16
 }
 
 // Immutable is the part of a header that never changes; wraps and payload are bound to its hash.
@@ -176,8 +176,7 @@ func SealDEK(aead cipher.AEAD, w Wrap, immutable []byte, dek Secret) (Wrap, erro
 	if dek.Len() != dekSize {
 		return w, fault.New(fault.Invalid, "data key").WithHint("it has %d bytes", dekSize)
 	}
-	nonce := secret.Random(aead.NonceSize()).Reveal()
-	w.Blob = aead.Seal(nonce, nonce, dek.Reveal(), WrapAAD(w, m.FileID, sha256.Sum256(immutable)))
+	w.Blob = suite.Seal(aead, nil, dek.Reveal(), WrapAAD(w, m.FileID, sha256.Sum256(immutable)))
 	return w, nil
 }
 
@@ -191,7 +190,7 @@ func OpenDEK(aead cipher.AEAD, w Wrap, immutable []byte) (Secret, error) {
 	if len(w.Blob) != n+dekSize+aead.Overhead() {
 		return Secret{}, fault.New(fault.DecryptFailed, "data key")
 	}
-	dek, err := aead.Open(nil, w.Blob[:n], w.Blob[n:], WrapAAD(w, m.FileID, sha256.Sum256(immutable)))
+	dek, err := suite.Open(aead, nil, w.Blob, WrapAAD(w, m.FileID, sha256.Sum256(immutable)))
 	if err != nil {
 		return Secret{}, fault.New(fault.DecryptFailed, "data key")
 	}

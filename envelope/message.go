@@ -3,6 +3,7 @@
 package envelope
 
 import (
+	"bytes"
 	"crypto/cipher"
 	"crypto/rand"
 	"encoding/base64"
@@ -19,12 +20,13 @@ import (
 // Secret is key bytes that cannot leak.
 type Secret = secret.Bytes
 
-// Sizes of a message in bytes: suite 1, handle 4, nonce 24, ciphertext, tag 16.
+// Sizes of a message in bytes: suite 1, handle 4, nonce 24 (12 of some suites), ciphertext, tag 16.
 const (
 	suiteXAES       = 1
-	messageHeader   = 1 + 4 + suite.XAESNonceSize
-	MessageOverhead = messageHeader + suite.XAESTagSize
-	maxPlaintext    = 1 << 35 // AES-GCM ends a little below 2^36 bytes
+	messageFront    = 1 + 4
+	messageTag      = 16
+	MessageOverhead = messageFront + suite.XAESNonceSize + messageTag // at most: of the default suite and of all with nonces as long
+	maxPlaintext    = 1 << 35                                         // AES-GCM ends a little below 2^36 bytes
 	textPrefix      = "rk1."
 )
 
@@ -37,26 +39,43 @@ type Part struct {
 // MessageKey encrypts and decrypts under one key version. Safe for concurrent use.
 type MessageKey struct {
 	aead   cipher.AEAD
+	suite  byte
+	nonce  int // bytes of the nonce, wherever it is made
 	handle uint32
 	prefix []byte // of the associated data: all that is the same for every message
 }
 
-// NewMessageKey makes a key from 32 bytes of material. The handle names the version in the namespace; the IDs go into the
-// associated data of each message, so that no message opens under another namespace or key.
+// NewMessageKey makes a key from 32 bytes of material, of the default suite, XAES-256-GCM. The handle names the version in the namespace; the
+// IDs go into the associated data of each message, so that no message opens under another namespace or key.
 func NewMessageKey(material Secret, handle uint32, namespaceID, keyID string) (*MessageKey, error) {
-	aead, err := suite.NewXAES(material)
+	return NewMessageKeyOf(suite.XAES256GCM, material, handle, namespaceID, keyID)
+}
+
+// NewMessageKeyOf is NewMessageKey of another algorithm. fault.AlgorithmForbidden for one that has no messages, Invalid for material of a wrong length.
+func NewMessageKeyOf(a suite.Algorithm, material Secret, handle uint32, namespaceID, keyID string) (*MessageKey, error) {
+	spec, err := suite.Lookup(a)
+	if err != nil {
+		return nil, err
+	}
+	if spec.Message == 0 || spec.Nonce == 0 {
+		return nil, fault.New(fault.AlgorithmForbidden, "algorithm "+string(a)+" for messages")
+	}
+	aead, err := suite.NewAEAD(a, material)
 	if err != nil {
 		return nil, fault.Wrap(fault.Invalid, "message key", err)
 	}
 	p := appendField(nil, []byte("rotor/field/1"))
-	p = appendField(p, []byte{suiteXAES})
+	p = appendField(p, []byte{spec.Message})
 	p = appendField(p, binary.BigEndian.AppendUint32(nil, handle))
 	p = appendField(p, []byte(namespaceID))
 	p = appendField(p, []byte(keyID))
-	return &MessageKey{aead: aead, handle: handle, prefix: p}, nil
+	return &MessageKey{aead: aead, suite: spec.Message, nonce: spec.Nonce, handle: handle, prefix: p}, nil
 }
 
-// Encrypt appends the message for a plaintext to dst. Its length is the plaintext's + MessageOverhead. The plaintext may share memory with
+// Overhead is how much longer a message is than its plaintext, in bytes.
+func (k *MessageKey) Overhead() int { return messageFront + k.nonce + messageTag }
+
+// Encrypt appends the message for a plaintext to dst. Its length is the plaintext's + Overhead. The plaintext may share memory with
 // dst, whose bytes after its length are overwritten. fault.TooLarge.
 func (k *MessageKey) Encrypt(dst, plaintext []byte, parts ...Part) ([]byte, error) {
 	if uint64(len(plaintext)) > maxPlaintext {
@@ -68,25 +87,32 @@ func (k *MessageKey) Encrypt(dst, plaintext []byte, parts ...Part) ([]byte, erro
 		return nil, err
 	}
 	n, size := len(dst), len(plaintext)
-	if need := size + MessageOverhead; cap(dst)-n < need {
+	need := size + k.Overhead()
+	if cap(dst)-n < need {
 		dst = append(make([]byte, 0, n+need), dst...)
 	}
-	m := dst[n : n+size+MessageOverhead]
-	copy(m[messageHeader:], plaintext) // first, and encrypted in place
-	m[0] = suiteXAES
+	m, front := dst[n:n+need], messageFront+k.nonce
+	if k.aead.NonceSize() == 0 { // makes its nonces itself and puts them before the ciphertext
+		own := bytes.Clone(plaintext)
+		k.aead.Seal(m[messageFront:messageFront], nil, own, data)
+		clear(own)
+	} else {
+		copy(m[front:], plaintext) // first, and encrypted in place
+		nonce, body := m[messageFront:front], m[front:front+size]
+		rand.Read(nonce)
+		k.aead.Seal(body[:0], nonce, body, data)
+	}
+	m[0] = k.suite
 	binary.BigEndian.PutUint32(m[1:], k.handle)
-	nonce, body := m[5:messageHeader], m[messageHeader:messageHeader+size]
-	rand.Read(nonce)
-	k.aead.Seal(body[:0], nonce, body, data)
 	scratches.Put(scratch)
-	return dst[:n+len(m)], nil
+	return dst[:n+need], nil
 }
 
 // Decrypt appends the plaintext of a message to dst, which must not share memory with the message. Whatever is wrong, the error is
 // fault.DecryptFailed.
 func (k *MessageKey) Decrypt(dst, message []byte, parts ...Part) ([]byte, error) {
 	h, err := MessageHandle(message)
-	if err != nil || h != k.handle || uint64(len(message)) > maxPlaintext {
+	if err != nil || h != k.handle || message[0] != k.suite || uint64(len(message)) > maxPlaintext {
 		return nil, fault.New(fault.DecryptFailed, "message")
 	}
 	scratch := borrowScratch()
@@ -94,7 +120,7 @@ func (k *MessageKey) Decrypt(dst, message []byte, parts ...Part) ([]byte, error)
 	if err != nil {
 		return nil, fault.New(fault.DecryptFailed, "message")
 	}
-	out, err := k.aead.Open(dst, message[5:messageHeader], message[messageHeader:], data)
+	out, err := suite.Open(k.aead, dst, message[messageFront:], data)
 	scratches.Put(scratch)
 	if err != nil {
 		return nil, fault.New(fault.DecryptFailed, "message")
@@ -146,10 +172,22 @@ func appendField(b, field []byte) []byte {
 
 // MessageHandle reads the handle of the version that made a message. fault.Invalid for bytes that are no message.
 func MessageHandle(message []byte) (uint32, error) {
-	if len(message) < MessageOverhead || message[0] != suiteXAES {
+	if len(message) < messageFront || len(message) < minMessage(message[0]) {
 		return 0, fault.New(fault.Invalid, "message").WithHint("these bytes are no rotor message")
 	}
 	return binary.BigEndian.Uint32(message[1:]), nil
+}
+
+// minMessage is the least length of a message of a suite; of one that is not known more than any slice has.
+func minMessage(b byte) int {
+	if b == suiteXAES {
+		return MessageOverhead
+	}
+	spec, ok := suite.ByMessage(b)
+	if !ok {
+		return math.MaxInt
+	}
+	return messageFront + spec.Nonce + messageTag
 }
 
 // EncodeText gives the text form of a message: "rk1." and base64url without padding.

@@ -15,6 +15,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/cryptotest"
@@ -491,6 +492,84 @@ func TestMessageVectors(t *testing.T) {
 		}
 		if _, err := open(c.Message, c.B); fault.CodeOf(err) != fault.DecryptFailed {
 			t.Errorf("a message for %v opens with %v", c.A, c.B)
+		}
+	}
+}
+
+// suiteVectors are messages of every symmetric suite, under handle, namespace and key of messages.json.
+type suiteVectors struct {
+	Comment string        `json:"comment"`
+	Cases   []suiteVector `json:"cases"`
+}
+
+type suiteVector struct {
+	Name      string          `json:"name"`
+	Algorithm suite.Algorithm `json:"algorithm"`
+	Suite     int             `json:"suite"`
+	Material  string          `json:"material"`
+	Plaintext string          `json:"plaintext,omitempty"`
+	Parts     []vectorPart    `json:"parts"`
+	Text      string          `json:"text"`
+	Error     string          `json:"error,omitempty"`
+}
+
+// suiteKey makes the key of a vector.
+func (v suiteVector) key(t *testing.T) *envelope.MessageKey {
+	t.Helper()
+	material, err := hex.DecodeString(v.Material)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := envelope.NewMessageKeyOf(v.Algorithm, secret.Take(material), 0xdeadbeef, "default", "000102030405060708090a0b0c0d0e0f")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+func makeSuiteVectors(t *testing.T) (v suiteVectors) {
+	v.Comment = "spec/message.md, every suite. Handle, namespace and key ID are those of messages.json."
+	for _, s := range suite.All() {
+		if s.Nonce == 0 {
+			continue
+		}
+		c := suiteVector{Name: string(s.ID), Algorithm: s.ID, Suite: int(s.Message), Material: strings.Repeat("42", s.KeyBytes), Parts: vp("id", "7"), Plaintext: hex.EncodeToString([]byte("a secret"))}
+		m, err := c.key(t).Encrypt(nil, []byte("a secret"), partsOf(t, c.Parts)...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Text = envelope.EncodeText(m)
+		v.Cases = append(v.Cases, c)
+		c.Plaintext, c.Error = "", string(fault.DecryptFailed)
+		for i, what := range map[int]string{0: "suite", 5: "nonce", len(m) - 1: "tag"} {
+			bad := bytes.Clone(m)
+			bad[i] ^= 1
+			c.Name, c.Text = string(s.ID)+", "+what+" changed", envelope.EncodeText(bad)
+			v.Cases = append(v.Cases, c)
+		}
+	}
+	slices.SortStableFunc(v.Cases, func(a, b suiteVector) int { return strings.Compare(a.Name, b.Name) })
+	return v
+}
+
+func TestSuiteVectors(t *testing.T) {
+	if *update {
+		cryptotest.SetGlobalRandom(t, vectorSeed)
+		writeVectors(t, "suites.json", makeSuiteVectors(t))
+	}
+	var v suiteVectors
+	readVectors(t, "suites.json", &v)
+	if len(v.Cases) != 20 {
+		t.Fatalf("%d cases", len(v.Cases))
+	}
+	for _, c := range v.Cases {
+		m, err := envelope.DecodeText(c.Text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := c.key(t).Decrypt(nil, m, partsOf(t, c.Parts)...)
+		if string(fault.CodeOf(err)) != c.Error || c.Error == "" && hex.EncodeToString(got) != c.Plaintext {
+			t.Errorf("%s: %q, %v", c.Name, got, err)
 		}
 	}
 }

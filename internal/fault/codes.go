@@ -22,6 +22,7 @@ const (
 	VersionRetired     Code = "version_retired"
 	WrongState         Code = "wrong_state"
 	PeriodOver         Code = "period_over"
+	VolumeOver         Code = "volume_over"
 	WrongPurpose       Code = "wrong_purpose"
 	WrongNamespace     Code = "wrong_namespace"
 	LeaseOver          Code = "lease_over"
@@ -90,6 +91,7 @@ var texts = map[Code]Text{
 	VersionRetired:     {"the key version was retired", "rotor key retire NAME VERSION --undo brings it back until it is destroyed", 1},
 	WrongState:         {"the key version's state does not allow this", "see the version's state with rotor key show", 1},
 	PeriodOver:         {"the cryptoperiod is over", "rotate the key", 1},
+	VolumeOver:         {"the version has protected as often as its algorithm allows", "rotate the key", 1},
 	WrongPurpose:       {"the key is for another purpose", "use a key made for this purpose", 2},
 	WrongNamespace:     {"the ciphertext is of another namespace", "call the namespace that it was made in", 5},
 	LeaseOver:          {"the instance's lease is over, so it may not use keys", "it joins again by itself once it reaches the server", 1},

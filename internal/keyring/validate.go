@@ -63,11 +63,14 @@ func (k Key) Validate() error {
 	default:
 		return invalid("purpose", "one of encrypt, wrap, sign, mac")
 	}
-	if _, err := suite.ForPurpose(k.Algorithm, k.Purpose); err != nil {
+	spec, err := suite.ForPurpose(k.Algorithm, k.Purpose)
+	if err != nil {
 		return err
 	}
 	switch {
 	case k.Custody == CustodyServer:
+	case k.Custody == CustodyFleet && spec.MaxUses > 0:
+		return invalid("custody", "%s has a limit of %d uses that only the server can count; fleet keys take XAES-256-GCM or XChaCha20-Poly1305", k.Algorithm, spec.MaxUses)
 	case k.Custody == CustodyFleet && (k.Purpose == suite.Encrypt || k.Purpose == suite.MAC):
 	case k.Custody == CustodyFleet:
 		return invalid("custody", "keys that %s stay on the server", k.Purpose)

@@ -26,6 +26,7 @@ const keyPrefix = "key/"
 type Config struct {
 	Guard *guard.Guard
 	Now   func() time.Time
+	Block uint64 // uses of a version with a volume limit that are taken at a time; 0: DefaultBlock. A crash forfeits what is left of it
 }
 
 // Service serves the use cases on keys. It is safe for concurrent use once Run has started.
@@ -34,6 +35,8 @@ type Service struct {
 	now   func() time.Time
 	ring  atomic.Pointer[ring]
 	vault materials
+
+	volumes volumes
 
 	mu      sync.Mutex    // guards swap
 	swap    chan struct{} // closed and replaced at each change of the ring
@@ -50,7 +53,7 @@ type ring struct {
 // New reads all keys. Run must follow to see changes.
 func New(ctx context.Context, c Config) (*Service, error) {
 	s := &Service{guard: c.Guard, now: c.Now, swap: make(chan struct{})}
-	s.vault.cache = map[materialID]opened{}
+	s.vault.cache, s.volumes.block = map[materialID]opened{}, c.Block
 	records, rev, err := c.Guard.List(ctx, keyPrefix)
 	if err != nil {
 		return nil, fmt.Errorf("read keys: %w", err)

@@ -134,7 +134,7 @@ func ready(k keyring.Key, v keyring.Version, m secret.Bytes) (opened, error) {
 	var err error
 	switch k.Purpose {
 	case suite.Encrypt:
-		o.message, err = envelope.NewMessageKey(m, v.Handle, string(k.Namespace), string(k.ID))
+		o.message, err = envelope.NewMessageKeyOf(v.Algorithm, m, v.Handle, string(k.Namespace), string(k.ID))
 	case suite.Sign:
 		o.signer, err = suite.NewSigner(v.Algorithm, m)
 	}

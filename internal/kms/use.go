@@ -43,7 +43,15 @@ func (s *Service) protect(ctx context.Context, c policy.Caller, a policy.Action,
 	if err != nil {
 		return use{}, err
 	}
+	return s.protecting(ctx, k, v, p)
+}
+
+// protecting asks the version's state and counts the use where its algorithm has a volume limit, before anything is protected.
+func (s *Service) protecting(ctx context.Context, k keyring.Key, v keyring.Version, p *guard.Permit) (use, error) {
 	if err := k.MayProtect(v, s.now()); err != nil {
+		return use{}, err
+	}
+	if err := s.spend(ctx, k, v); err != nil {
 		return use{}, err
 	}
 	return s.using(ctx, k, v, p)
@@ -240,10 +248,7 @@ func (s *Service) Rewrap(ctx context.Context, c policy.Caller, w envelope.Wrap, 
 	if err != nil {
 		return w, false, err
 	}
-	if err := u.key.MayProtect(v, s.now()); err != nil {
-		return w, false, err
-	}
-	to, err := s.using(ctx, u.key, v, u.permit)
+	to, err := s.protecting(ctx, u.key, v, u.permit)
 	if err != nil {
 		return w, false, err
 	}
@@ -335,7 +340,7 @@ func (s *Service) Reencrypt(ctx context.Context, id keyring.KeyID, target uint32
 	if err != nil {
 		return nil, false, err
 	}
-	dst, err := s.using(ctx, k, to, p)
+	dst, err := s.protecting(ctx, k, to, p)
 	if err != nil {
 		return nil, false, err
 	}

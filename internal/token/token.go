@@ -53,6 +53,9 @@ func Input(a suite.Algorithm, kid string, c Claims) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	if spec.JWA == "" {
+		return nil, fault.New(fault.AlgorithmForbidden, "tokens with "+string(a))
+	}
 	h, err := json.Marshal(header{spec.JWA, Type, kid})
 	if err != nil {
 		return nil, fmt.Errorf("encode token: %w", err)
@@ -224,13 +227,16 @@ func parseHeader(b []byte) (header, error) {
 	return h, nil
 }
 
-// EncodeSet makes the JWKS document.
+// EncodeSet makes the JWKS document; keys whose algorithm has no name in JWS are left out.
 func EncodeSet(s Set) ([]byte, error) {
 	out := jose.JSONWebKeySet{Keys: []jose.JSONWebKey{}}
 	for _, k := range s.Keys {
 		spec, err := suite.Lookup(k.Algorithm)
 		if err != nil {
 			return nil, err
+		}
+		if spec.JWA == "" {
+			continue
 		}
 		public, err := suite.ParsePublic(k.Algorithm, k.Public)
 		if err != nil {
@@ -279,8 +285,9 @@ func parseKey(raw []byte) (Key, bool) {
 		if spec.JWA == "" || spec.JWA != k.Algorithm {
 			continue
 		}
-		public, err := suite.EncodePublic(spec.ID, k.Key)
-		return Key{k.KeyID, spec.ID, public}, err == nil
+		if public, err := suite.EncodePublic(spec.ID, k.Key); err == nil { // of several sizes of RSA one fits
+			return Key{k.KeyID, spec.ID, public}, true
+		}
 	}
 	return Key{}, false
 }

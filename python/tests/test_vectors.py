@@ -68,6 +68,21 @@ def parts(case: list[dict[str, str]] | None) -> list[message.Part]:
 MESSAGE_KEY = message.MessageKey(bytes.fromhex(MESSAGES["material"]), MESSAGES["handle"], MESSAGES["namespace"], MESSAGES["key_id"])
 
 
+@pytest.mark.parametrize("case", vectors("suites.json")["cases"], ids=lambda c: c["name"])
+def test_suite(case: dict[str, Any]) -> None:
+    key_id = (MESSAGES["handle"], MESSAGES["namespace"], MESSAGES["key_id"])
+    k = message.MessageKey(bytes.fromhex(case["material"]), *key_id, algorithm=case["algorithm"])
+    m = message.decode_text(case["text"])
+    if case.get("error"):
+        with pytest.raises(RotorError) as e:
+            k.decrypt(m, parts(case["parts"]))
+        assert e.value.code == case["error"]
+        return
+    plain = k.decrypt(m, parts(case["parts"]))
+    assert plain == bytes.fromhex(case["plaintext"]) and message.message_handle(m) == MESSAGES["handle"] and m[0] == case["suite"]
+    assert k.encrypt(plain, parts(case["parts"]), nonce=m[5 : len(m) - len(plain) - 16]) == m
+
+
 @pytest.mark.parametrize("case", MESSAGES["cases"], ids=by_name)
 def test_message(case: dict[str, Any]) -> None:
     m = message.decode_text(case["text"])

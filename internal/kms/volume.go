@@ -1,0 +1,106 @@
+package kms
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"sync"
+
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/guard"
+	"github.com/rotorkms/rotor/internal/keyring"
+	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/suite"
+)
+
+// DefaultBlock is how many uses of a version with a volume limit are taken at a time.
+const DefaultBlock = 1 << 16
+
+// volumes are the uses that this server has taken and not spent yet, of versions whose algorithm has a volume limit. Guarded by mu.
+type volumes struct {
+	mu    sync.Mutex
+	block uint64
+	left  map[materialID]*volume
+}
+
+// volume is what is left of one version's block. Guarded by mu, which is held while another block is taken.
+type volume struct {
+	mu   sync.Mutex
+	left uint64
+}
+
+func (v *volumes) of(id materialID) *volume {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.left == nil {
+		v.left = map[materialID]*volume{}
+	}
+	if v.left[id] == nil {
+		v.left[id] = &volume{}
+	}
+	return v.left[id]
+}
+
+// taken is the record of a version's uses: how many were ever taken, by any server. What a crash left of a block is not given back.
+type taken struct {
+	Uses uint64 `json:"uses"`
+}
+
+func volumePath(k keyring.Key, n uint32) string {
+	return "volume/" + string(k.Namespace) + "/" + string(k.ID) + "/" + strconv.FormatUint(uint64(n), 10)
+}
+
+// spend counts one protecting use of a version before it happens. fault.VolumeOver when its algorithm allows no more.
+func (s *Service) spend(ctx context.Context, k keyring.Key, v keyring.Version) error {
+	spec, err := suite.Lookup(v.Algorithm)
+	if err != nil || spec.MaxUses == 0 {
+		return err
+	}
+	u := s.volumes.of(materialID{k.ID, v.Number})
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.left == 0 {
+		if u.left, err = s.take(ctx, k, v, spec.MaxUses); err != nil {
+			return err
+		}
+	}
+	u.left--
+	return nil
+}
+
+// take commits another block of uses. A commit of unknown outcome gives none: should it have happened, its block is forfeited.
+func (s *Service) take(ctx context.Context, k keyring.Key, v keyring.Version, limit uint64) (uint64, error) {
+	path := volumePath(k, v.Number)
+	for {
+		var t taken
+		rec, err := s.guard.Get(ctx, path)
+		switch {
+		case fault.CodeOf(err) == fault.NotFound:
+		case err != nil:
+			return 0, err
+		case json.Unmarshal(rec.Value, &t) != nil:
+			return 0, fault.New(fault.RecordTampered, path)
+		}
+		if t.Uses >= limit {
+			return 0, fault.New(fault.VolumeOver, fmt.Sprintf("key %s, version %d", k.Name, v.Number)).WithHint("%s protects %d times under one key; rotate it", v.Algorithm, limit)
+		}
+		n := min(cmp.Or(s.volumes.block, DefaultBlock), limit-t.Uses)
+		value, err := json.Marshal(taken{t.Uses + n})
+		if err != nil {
+			return 0, fmt.Errorf("encode %s: %w", path, err)
+		}
+		p := s.guard.System("kms", policy.ActEncrypt, Resource(k))
+		detail := versionDetail(v.Number)
+		detail["uses_taken"] = strconv.FormatUint(t.Uses+n, 10)
+		_, err = p.Commit(ctx, []guard.Cond{{Path: path, Rev: rec.Rev}}, []guard.Write{{Path: path, Value: value}}, detail)
+		if fault.CodeOf(err) == fault.Conflict {
+			continue // another server took one
+		}
+		if err != nil {
+			return 0, err
+		}
+		return n, nil
+	}
+}
