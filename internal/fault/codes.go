@@ -45,6 +45,7 @@ const (
 	RecordTampered     Code = "record_tampered"
 	RecordReplayed     Code = "record_replayed"
 	StoreLocked        Code = "store_locked"
+	StoreNewer         Code = "store_newer"
 	StoreCorrupt       Code = "store_corrupt"
 	SealWrong          Code = "seal_wrong"
 	SnapshotRefused    Code = "snapshot_refused"
@@ -114,6 +115,7 @@ var texts = map[Code]Text{
 	RecordTampered:     {"a record in the store was changed from outside", "stop, keep the store as evidence, restore a backup", 5},
 	RecordReplayed:     {"a record in the store is older than the audit log says", "stop, keep the store as evidence, restore a backup", 5},
 	StoreLocked:        {"another process has the store open", "stop the other server first", 1},
+	StoreNewer:         {"the servers of this store have moved on to a format that this build does not know", "run a newer build", 1},
 	StoreCorrupt:       {"the store's file is damaged", "restore a backup", 5},
 	SealWrong:          {"the seal does not open this store", "use the key file that the store was made with", 5},
 	SnapshotRefused:    {"the snapshot is not newer, not signed by the server or drops a version", "an intermediary tampers, or the server was set back", 5},

@@ -27,7 +27,7 @@ var statuses = map[fault.Code]connect.Code{
 	fault.TokenExpired: connect.CodeUnauthenticated, fault.TokenNotYetValid: connect.CodeUnauthenticated, fault.TokenAudience: connect.CodeUnauthenticated,
 	fault.TokenAlgorithm: connect.CodeUnauthenticated, fault.UnknownKeyID: connect.CodeNotFound, fault.JoinTokenUsed: connect.CodeUnauthenticated,
 	fault.JoinTokenExpired: connect.CodeUnauthenticated, fault.MalformedFile: connect.CodeInvalidArgument, fault.TruncatedFile: connect.CodeInvalidArgument,
-	fault.RecordTampered: connect.CodeInternal, fault.RecordReplayed: connect.CodeInternal, fault.StoreLocked: connect.CodeFailedPrecondition,
+	fault.RecordTampered: connect.CodeInternal, fault.RecordReplayed: connect.CodeInternal, fault.StoreLocked: connect.CodeFailedPrecondition, fault.StoreNewer: connect.CodeFailedPrecondition,
 	fault.StoreCorrupt: connect.CodeInternal, fault.SealWrong: connect.CodeInternal, fault.SnapshotRefused: connect.CodeFailedPrecondition,
 	fault.AuditBroken: connect.CodeInternal, fault.AlgorithmForbidden: connect.CodeInvalidArgument, fault.DiskFull: connect.CodeResourceExhausted,
 }
