@@ -34,7 +34,7 @@ rules:
 `
 
 func newDev(a *app) *cobra.Command {
-	var f server.Config
+	f := server.Config{Profile: server.ProfileDev}
 	c := &cobra.Command{
 		Use:   "dev",
 		Short: "Run a server for development, made at its first start",

@@ -26,6 +26,7 @@ func serverFlags(c *cobra.Command, f *server.Config, dir string) {
 	flags.StringVar(&f.Dir, "dir", dir, "directory of the server: store, seal key, rules, administrator's identity")
 	flags.StringVar(&f.Listen, "listen", "", "host:port to listen on; port 0 takes a free one (default 127.0.0.1:7420)")
 	flags.StringVar(&f.Advertise, "advertise", "", "host:port that join tokens name (default: the listener's)")
+	flags.StringVar(&f.Profile, "profile", f.Profile, "dev, single or ha: decides defaults and what is refused (default single)")
 	flags.StringVar(&f.Store, "store", "", "URL of the store (default bolt:, which is the file DIR/rotor.db)")
 	flags.StringVar(&f.Rules, "rules", "", "path of the rules file (default DIR/rules.yaml)")
 	flags.StringVar(&f.SealKey, "seal-key", "", "path of the seal's key file (default DIR/seal.key); beside the store it protects against theft of the store alone")
@@ -66,14 +67,20 @@ func configFlag(c *cobra.Command, f *server.Config) (load func() error) {
 // runFlags are the flags of a server that runs.
 func runFlags(c *cobra.Command, f *server.Config) {
 	flags := c.Flags()
+	flags.StringVar(&f.Sandbox, "sandbox", f.Sandbox, "on, off or require: whether the process shuts itself in (default by profile)")
+	flags.StringVar(&f.Logging.Format, "log-format", "", "text or json (default by profile)")
+	flags.StringVar(&f.Logging.Level, "log-level", "", "debug, info, warn or error (default info)")
 	flags.StringSliceVar(&f.Hosts, "host", nil, "name or address in the server's certificate, for strangers that check it; may be repeated (default: the listener's host)")
 	flags.Var(duration{&f.LeaseTTL}, "lease-ttl", "how long an instance in fence mode goes on without the server (default 10s)")
 	flags.Var(duration{&f.MaxSkew}, "max-skew", "bound of the drift between two clocks in one lease (default a tenth of it)")
 }
 
-// serve runs a server until ctx ends. ready is called with its address. SIGHUP reloads the rules.
+// serve runs a server until ctx ends. ready is called with its address. SIGHUP reloads configuration and rules.
 func (a *app) serve(ctx context.Context, c server.Config, ready func(address string)) error {
-	c.Log = slog.New(slog.NewTextHandler(a.err, nil))
+	var err error
+	if c.Log, c.LogLevel, err = c.Logger(a.err); err != nil {
+		return err
+	}
 	if err := linux.Setrlimit(linux.RLIMIT_CORE, &linux.Rlimit{}); err != nil { // a dump would hold every key in use
 		return fmt.Errorf("turn core dumps off: %w", err)
 	}
@@ -101,7 +108,7 @@ func (a *app) serve(ctx context.Context, c server.Config, ready func(address str
 				if errors.As(err, &f) {
 					hint = f.HintText()
 				}
-				c.Log.Error("rules not reloaded, the old ones stay", "error", err, "hint", hint)
+				c.Log.Error("configuration and rules not reloaded, the old ones stay", "error", err, "hint", hint)
 			}
 		}
 	}

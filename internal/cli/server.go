@@ -60,12 +60,16 @@ func newServerRun(a *app) *cobra.Command {
 		Use:   "run",
 		Short: "Run the server until SIGINT or SIGTERM",
 		Long: `Run the server until SIGINT or SIGTERM. Once it answers it prints "listening on HOST:PORT" on standard output; its log goes to standard
-error. SIGHUP reads the rules again; wrong ones are refused and the old ones stay.`,
+error. SIGHUP reads configuration file and rules again; when anything is wrong everything stays as it was.`,
 		Example: "  rotor server run --dir /var/lib/rotor --listen 0.0.0.0:7420",
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := load(); err != nil {
 				return err
+			}
+			f.Source = func() (server.Config, error) {
+				err := load()
+				return f, err
 			}
 			return a.serve(c.Context(), f, a.listening)
 		},

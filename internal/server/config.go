@@ -3,12 +3,8 @@ package server
 
 import (
 	"cmp"
-	"errors"
-	"fmt"
-	"io/fs"
 	"log/slog"
 	"net"
-	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -17,7 +13,6 @@ import (
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/keyring"
-	"github.com/rotorkms/rotor/internal/policy"
 )
 
 // Version of this build.
@@ -47,8 +42,16 @@ type Config struct {
 	LeaseTTL    time.Duration    `yaml:"lease_ttl"`    // how long an instance may go on in fence mode without the server; default 10 s
 	MaxSkew     time.Duration    `yaml:"max_skew"`     // bound of the drift between two clocks in one LeaseTTL; default LeaseTTL / 10
 	Metrics     Metrics          `yaml:"metrics"`      // what /metrics shows
+	Profile     string           `yaml:"profile"`      // dev, single or ha: decides defaults and what is refused; default single
+	Sandbox     string           `yaml:"sandbox"`      // on, off or require: whether the process shuts itself in; default by profile on, off (dev), require (ha)
+	Drain       Drain            `yaml:"drain"`        // how the server stops
+	Logging     Logging          `yaml:"log"`          // how the server logs
 	Log         *slog.Logger     `yaml:"-"`            // default: slog.Default
 	Now         func() time.Time `yaml:"-"`            // default: time.Now
+
+	// Source reads the configuration again for a reload; nil: it stays, and a reload reads the rules alone.
+	Source   func() (Config, error) `yaml:"-"`
+	LogLevel *slog.LevelVar         `yaml:"-"` // of Log, for a reload to change; nil: it stays
 }
 
 // maxMetricKeys bounds Metrics.MaxKeys.
@@ -60,6 +63,7 @@ type Metrics struct {
 }
 
 func (c Config) defaults() Config {
+	c = c.profiled()
 	c.Listen = cmp.Or(c.Listen, "127.0.0.1:7420")
 	c.Store = cmp.Or(c.Store, "bolt:")
 	c.Rules = cmp.Or(c.Rules, filepath.Join(c.Dir, rulesFile))
@@ -113,18 +117,7 @@ func (c Config) validate() error {
 	if slices.Contains(c.Hosts, "") {
 		return bad("hosts", "names and addresses, none empty")
 	}
-	return nil
+	return c.validateProfile()
 }
 
 var trustDomain = regexp.MustCompile(`^[a-z0-9._-]{1,255}$`)
-
-func readRules(path string) (*policy.Rules, error) {
-	b, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fault.New(fault.NotFound, "rules "+path).WithHint("name the rules file, or write one")
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read rules: %w", err)
-	}
-	return policy.Parse(path, b)
-}

@@ -3,17 +3,19 @@ package server
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
-	"fmt"
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/rotorkms/rotor/internal/authn"
 	"github.com/rotorkms/rotor/internal/campaign"
+	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/fleet"
 	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/issuer"
@@ -29,25 +31,27 @@ import (
 	"github.com/rotorkms/rotor/internal/wire/native"
 )
 
-// drainTime bounds how long Close waits for requests in flight.
-const drainTime = 5 * time.Second
-
 // Server is a running server.
 type Server struct {
-	config   Config
-	store    store.Store
-	guard    *guard.Guard
-	listener net.Listener
-	http     *wire.Server
-	fleet    *fleet.Fleet
-	health   *health
-	metrics  *telemetry.Metrics
-	stop     context.CancelFunc
-	ended    chan struct{} // closed when everything has stopped
-	err      error         // why; read after ended
+	config    Config
+	store     store.Store
+	guard     *guard.Guard
+	listener  net.Listener
+	http      *wire.Server
+	fleet     *fleet.Fleet
+	health    *health
+	metrics   *telemetry.Metrics
+	live      atomic.Pointer[settings]
+	authority *authn.Authority
+	reloading sync.Mutex // held over a reload, so that there is one at a time
+	stop      context.CancelFunc
+	ended     chan struct{} // closed when everything has stopped
+	err       error         // why; read after ended
 
 	closing sync.Once
 	quit    chan struct{} // closed by Close
+	now     chan struct{} // closed by CloseNow
+	hurried sync.Once
 }
 
 // rooms are the parts that serve requests.
@@ -82,7 +86,7 @@ func Start(ctx context.Context, c Config) (*Server, error) {
 }
 
 func start(ctx context.Context, c Config, db store.Store, sealers []seal.Sealer) (*Server, error) {
-	rules, err := readRules(c.Rules)
+	rules, sum, err := hashedRules(c.Rules)
 	if err != nil {
 		return nil, err
 	}
@@ -95,13 +99,37 @@ func start(ctx context.Context, c Config, db store.Store, sealers []seal.Sealer)
 	run, stop := context.WithCancel(context.WithoutCancel(ctx))
 	group, run := errgroup.WithContext(run)
 	group.Go(func() error { return g.Run(run) })
-	s := &Server{config: c, store: db, guard: g, health: newHealth(g), metrics: metrics, stop: stop, ended: make(chan struct{}), quit: make(chan struct{})}
-	if err := s.serve(ctx, run, group, sealNames(sealers)); err != nil {
+	s := &Server{config: c, store: db, guard: g, health: newHealth(g), metrics: metrics, stop: stop, ended: make(chan struct{}), quit: make(chan struct{}), now: make(chan struct{})}
+	s.live.Store(&settings{config: c})
+	err = s.started(ctx, sum)
+	if err == nil {
+		err = s.serve(ctx, run, group, sealNames(sealers))
+	}
+	if err != nil {
 		stop()
 		return nil, errors.Join(err, group.Wait())
 	}
 	go s.supervise(run, group) //nolint:gosec // it outlives the request that started it; Wait waits for it
 	return s, nil
+}
+
+// started notes in the audit log what runs from now on, and by which rules. A store that is full keeps nobody from reading.
+func (s *Server) started(ctx context.Context, rules string) error {
+	err := s.note(ctx, "server.start", map[string]string{"version": Version, "profile": s.config.Profile, "rules_sha256": rules})
+	if fault.CodeOf(err) == fault.DiskFull {
+		s.config.Log.WarnContext(ctx, "start not noted", "error", err)
+		return nil
+	}
+	return err
+}
+
+// hosts are the names in the server's certificate.
+func (s *Server) hosts(c Config) []string {
+	if len(c.Hosts) > 0 {
+		return c.Hosts
+	}
+	host, _, _ := net.SplitHostPort(c.Listen) // validate has asked it
+	return []string{cmp.Or(host, "localhost")}
 }
 
 // serve builds the rooms upwards and starts their loops.
@@ -110,16 +138,10 @@ func (s *Server) serve(ctx, run context.Context, group *errgroup.Group, sealer s
 	if err != nil {
 		return err
 	}
-	s.fleet = r.fleet
-	host, _, err := net.SplitHostPort(s.config.Listen)
-	if err != nil {
-		return fmt.Errorf("split %s: %w", s.config.Listen, err)
-	}
-	hosts := s.config.Hosts
-	if len(hosts) == 0 {
-		hosts = []string{cmp.Or(host, "localhost")}
-	}
-	tlsConfig := r.authority.Server(hosts...)
+	s.fleet, s.authority = r.fleet, r.authority
+	tlsConfig := r.authority.Server(s.hosts(s.config)...)
+	s.live.Store(&settings{config: s.config, certificate: tlsConfig.GetCertificate})
+	tlsConfig.GetCertificate = func(h *tls.ClientHelloInfo) (*tls.Certificate, error) { return s.live.Load().certificate(h) }
 	if s.listener, err = wire.Listen(ctx, s.config.Listen, tlsConfig); err != nil {
 		return err
 	}
@@ -189,8 +211,14 @@ func (s *Server) supervise(run context.Context, group *errgroup.Group) {
 	case <-s.quit:
 	}
 	s.health.draining.Store(true)
+	how := s.live.Load().config.Drain
+	select {
+	case <-run.Done():
+	case <-time.After(how.Delay): // load balancers hear of it from /readyz, and send no new client
+	case <-s.now:
+	}
 	s.fleet.Drain()
-	drain, cancel := context.WithTimeout(context.Background(), drainTime)
+	drain, cancel := context.WithTimeout(context.Background(), how.Time)
 	defer cancel()
 	s.http.Shutdown(drain)
 	if run.Err() == nil {
@@ -209,24 +237,6 @@ func (s *Server) Address() string { return s.listener.Addr().String() }
 // Advertised is the host:port that join tokens and token issuers name.
 func (s *Server) Advertised() string { return cmp.Or(s.config.Advertise, s.Address()) }
 
-// Reload reads the rules again; the old ones stay when the new ones are wrong.
-func (s *Server) Reload() error {
-	err := s.reload()
-	s.metrics.Reload(err)
-	return err
-}
-
-func (s *Server) reload() error {
-	rules, err := readRules(s.config.Rules)
-	if err != nil {
-		return err
-	}
-	s.guard.SetRules(rules)
-	s.fleet.Reconsider(context.Background())
-	s.config.Log.Info("rules reloaded", "path", s.config.Rules)
-	return nil
-}
-
 // Wait returns when the server has stopped, with the reason if it was not Close.
 func (s *Server) Wait() error {
 	<-s.ended
@@ -237,4 +247,10 @@ func (s *Server) Wait() error {
 func (s *Server) Close() error {
 	s.closing.Do(func() { close(s.quit) })
 	return s.Wait()
+}
+
+// CloseNow stops the server as Close does, without the delay that load balancers are given, also one that is being stopped already.
+func (s *Server) CloseNow() error {
+	s.hurried.Do(func() { close(s.now) })
+	return s.Close()
 }

@@ -32,12 +32,16 @@ func (s log) Tail(ctx context.Context, r *connect.Request[rotorv1.TailRequest], 
 	if err != nil {
 		return err
 	}
-	return l.Tail(ctx, int64(r.Msg.GetFrom()), r.Msg.GetFollow(), func(i int64, entry []byte) error {
+	err = l.Tail(ctx, int64(r.Msg.GetFrom()), r.Msg.GetFollow(), func(i int64, entry []byte) error {
 		if !s.Guard.Allows(wire.Caller(ctx), policy.ActAudit, policy.Resource{}) { // the rules changed since
 			return fault.New(fault.Denied, string(policy.ActAudit))
 		}
 		return stream.Send(&rotorv1.TailEntry{Index: uint64(i), Entry: entry})
 	})
+	if err == nil && r.Msg.GetFollow() { // it has no end of its own
+		return fault.New(fault.Unavailable, "server").WithHint("the stream was ended; connect again")
+	}
+	return err
 }
 
 // Export sends the log as the files of C2SP tlog-tiles, with everything that was committed before the call.

@@ -1,0 +1,123 @@
+package server
+
+import (
+	"cmp"
+	"io"
+	"log/slog"
+	"time"
+
+	"github.com/rotorkms/rotor/internal/fault"
+)
+
+// The profiles: what a server is for decides its defaults, and what it refuses to do without.
+const (
+	ProfileDev    = "dev"    // a workshop: nothing is asked for
+	ProfileSingle = "single" // one server in earnest
+	ProfileHA     = "ha"     // several servers over one replicated store
+)
+
+// The ways to run a process that shuts itself in.
+const (
+	SandboxOff     = "off"
+	SandboxOn      = "on"      // as far as the kernel can, with a line in the log about what it cannot
+	SandboxRequire = "require" // or do not start
+)
+
+// Drain says how a server stops.
+type Drain struct {
+	Delay time.Duration `yaml:"delay"` // how long it says that it is not ready before it stops to take requests, for load balancers to hear; default 0 s, in profile ha 5 s
+	Time  time.Duration `yaml:"time"`  // how long it waits for requests in flight then; default 5 s
+}
+
+// maxDrain bounds both times.
+const maxDrain = 10 * time.Minute
+
+// Logging says how the server logs.
+type Logging struct {
+	Format string `yaml:"format"` // text or json; default text, in profile ha json
+	Level  string `yaml:"level"`  // debug, info, warn or error; default info
+}
+
+func (l Logging) level() slog.Level {
+	var v slog.Level
+	_ = v.UnmarshalText([]byte(l.Level)) // validate has asked it; what is empty is info
+	return v
+}
+
+// Logger makes the logger that the configuration asks for, with the level that a reload changes. fault.Invalid.
+func (c Config) Logger(w io.Writer) (*slog.Logger, *slog.LevelVar, error) {
+	c = c.defaults()
+	if err := c.Logging.validate(); err != nil {
+		return nil, nil, err
+	}
+	level := new(slog.LevelVar)
+	level.Set(c.Logging.level())
+	o := &slog.HandlerOptions{Level: level}
+	if c.Logging.Format == "json" {
+		return slog.New(slog.NewJSONHandler(w, o)), level, nil
+	}
+	return slog.New(slog.NewTextHandler(w, o)), level, nil
+}
+
+func (l Logging) validate() error {
+	if l.Format != "text" && l.Format != "json" {
+		return fault.New(fault.Invalid, "log.format").WithHint("text or json")
+	}
+	switch l.Level {
+	case "debug", "info", "warn", "error":
+		return nil
+	}
+	return fault.New(fault.Invalid, "log.level").WithHint("debug, info, warn or error")
+}
+
+// profiled fills what the profile decides.
+func (c Config) profiled() Config {
+	c.Profile = cmp.Or(c.Profile, ProfileSingle)
+	c.Drain.Time = cmp.Or(c.Drain.Time, 5*time.Second)
+	c.Logging.Level = cmp.Or(c.Logging.Level, "info")
+	switch c.Profile {
+	case ProfileHA:
+		c.Drain.Delay = cmp.Or(c.Drain.Delay, 5*time.Second)
+		c.Logging.Format = cmp.Or(c.Logging.Format, "json")
+		c.Sandbox = cmp.Or(c.Sandbox, SandboxRequire)
+	case ProfileDev:
+		c.Sandbox = cmp.Or(c.Sandbox, SandboxOff)
+	default:
+		c.Sandbox = cmp.Or(c.Sandbox, SandboxOn)
+	}
+	c.Logging.Format = cmp.Or(c.Logging.Format, "text")
+	return c
+}
+
+// validateProfile refuses what the profile does without. fault.Invalid.
+func (c Config) validateProfile() error {
+	bad := func(field, hint string) error { return fault.New(fault.Invalid, field).WithHint("%s", hint) }
+	switch c.Profile {
+	case ProfileDev, ProfileSingle, ProfileHA:
+	default:
+		return bad("profile", "dev, single or ha")
+	}
+	switch c.Sandbox {
+	case SandboxOff, SandboxOn, SandboxRequire:
+	default:
+		return bad("sandbox", "on, off or require")
+	}
+	if c.Drain.Delay < 0 || c.Drain.Delay > maxDrain {
+		return bad("drain.delay", "0 s to 10 min")
+	}
+	if c.Drain.Time < 0 || c.Drain.Time > maxDrain {
+		return bad("drain.time", "0 s to 10 min")
+	}
+	if c.Profile == ProfileHA {
+		if engine, err := engineOf(c.Store); err != nil || engine == engineBolt {
+			return bad("store", "profile ha needs a store that several servers share; bolt: is one file of one server")
+		}
+		if c.Sandbox != SandboxRequire {
+			return bad("sandbox", "profile ha requires it")
+		}
+		if c.Advertise == "" {
+			return bad("advertise", "profile ha needs the address that all replicas are reached at")
+		}
+	}
+	return c.Logging.validate()
+}
