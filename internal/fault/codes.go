@@ -48,6 +48,10 @@ const (
 	StoreNewer         Code = "store_newer"
 	StoreCorrupt       Code = "store_corrupt"
 	SealWrong          Code = "seal_wrong"
+	Sealed             Code = "sealed"
+	ShareWrong         Code = "share_wrong"
+	ShareForeign       Code = "share_foreign"
+	ShareDuplicate     Code = "share_duplicate"
 	SnapshotRefused    Code = "snapshot_refused"
 	AuditBroken        Code = "audit_broken"
 	AlgorithmForbidden Code = "algorithm_forbidden"
@@ -118,6 +122,10 @@ var texts = map[Code]Text{
 	StoreNewer:         {"the servers of this store have moved on to a format that this build does not know", "run a newer build", 1},
 	StoreCorrupt:       {"the store's file is damaged", "restore a backup", 5},
 	SealWrong:          {"the seal does not open this store", "use the key file that the store was made with", 5},
+	Sealed:             {"the server is sealed and answers nothing else", "bring the custodians' shares, or make its root of trust reachable", 1},
+	ShareWrong:         {"the share is not right", "copy it again from what was printed", 2},
+	ShareForeign:       {"the share is of another set", "look for the share of the set that is named", 2},
+	ShareDuplicate:     {"this share is there already", "another custodian's share is needed", 2},
 	SnapshotRefused:    {"the snapshot is not newer, not signed by the server or drops a version", "an intermediary tampers, or the server was set back", 5},
 	AuditBroken:        {"the audit log does not verify", "keep it as evidence and compare with another copy", 5},
 	AlgorithmForbidden: {"the algorithm is not allowed", "see rotor explain algorithms", 2},

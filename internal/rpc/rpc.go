@@ -92,11 +92,11 @@ func status(c fault.Code) connect.Code {
 	switch c {
 	case fault.Internal, fault.RecordTampered, fault.RecordReplayed, fault.StoreCorrupt, fault.AuditBroken, fault.SealWrong:
 		return connect.CodeInternal
-	case fault.Invalid, fault.WrongPurpose, fault.AlgorithmForbidden, fault.DecryptFailed, fault.MalformedFile, fault.TruncatedFile, fault.WrongNamespace:
+	case fault.Invalid, fault.WrongPurpose, fault.AlgorithmForbidden, fault.DecryptFailed, fault.MalformedFile, fault.TruncatedFile, fault.WrongNamespace, fault.ShareWrong, fault.ShareForeign:
 		return connect.CodeInvalidArgument
 	case fault.NotFound, fault.UnknownVersion, fault.UnknownKeyID:
 		return connect.CodeNotFound
-	case fault.Exists:
+	case fault.Exists, fault.ShareDuplicate:
 		return connect.CodeAlreadyExists
 	case fault.Denied:
 		return connect.CodePermissionDenied
@@ -104,7 +104,7 @@ func status(c fault.Code) connect.Code {
 		return connect.CodeUnauthenticated
 	case fault.Conflict, fault.RotationInFlight:
 		return connect.CodeAborted
-	case fault.Unavailable, fault.OutcomeUnknown:
+	case fault.Unavailable, fault.OutcomeUnknown, fault.Sealed:
 		return connect.CodeUnavailable
 	case fault.TooLarge, fault.DiskFull:
 		return connect.CodeResourceExhausted

@@ -29,7 +29,9 @@ var statuses = map[fault.Code]connect.Code{
 	fault.JoinTokenExpired: connect.CodeUnauthenticated, fault.MalformedFile: connect.CodeInvalidArgument, fault.TruncatedFile: connect.CodeInvalidArgument,
 	fault.RecordTampered: connect.CodeInternal, fault.RecordReplayed: connect.CodeInternal, fault.StoreLocked: connect.CodeFailedPrecondition, fault.StoreNewer: connect.CodeFailedPrecondition,
 	fault.StoreCorrupt: connect.CodeInternal, fault.SealWrong: connect.CodeInternal, fault.SnapshotRefused: connect.CodeFailedPrecondition,
-	fault.AuditBroken: connect.CodeInternal, fault.AlgorithmForbidden: connect.CodeInvalidArgument, fault.DiskFull: connect.CodeResourceExhausted,
+	fault.Sealed: connect.CodeUnavailable, fault.ShareWrong: connect.CodeInvalidArgument, fault.ShareForeign: connect.CodeInvalidArgument,
+	fault.ShareDuplicate: connect.CodeAlreadyExists,
+	fault.AuditBroken:    connect.CodeInternal, fault.AlgorithmForbidden: connect.CodeInvalidArgument, fault.DiskFull: connect.CodeResourceExhausted,
 }
 
 func TestEveryCodeCrosses(t *testing.T) {

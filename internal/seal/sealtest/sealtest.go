@@ -3,6 +3,7 @@ package sealtest
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"sync"
 	"testing"
@@ -17,6 +18,14 @@ type Root struct {
 	New func(t *testing.T) seal.Sealer
 	// Again is the sealer that a restarted server has of the same root of trust.
 	Again func(t *testing.T, s seal.Sealer) seal.Sealer
+	// Remains: Forget cannot make older blobs unopenable and says so with ErrRemains.
+	Remains bool
+	// Offline makes the root of trust of a sealer unreachable, and lets it come back. nil: it cannot be away (a file).
+	Offline func(t *testing.T, s seal.Sealer) (back func())
+	// Stall makes the root of trust of a sealer take requests and not answer them, until it is let go. nil: it cannot.
+	Stall func(t *testing.T, s seal.Sealer) (asked <-chan struct{}, letGo func())
+	// Edits bounds how many bytes of a blob testEdited changes, spread over it, where each try costs much. 0: all.
+	Edits int
 }
 
 // rootKey is a root key that the suite can look for in blobs.
@@ -36,6 +45,9 @@ func Run(t *testing.T, r Root) {
 		{"Generations", testGenerations},
 		{"Forget", testForget},
 		{"Concurrent", testConcurrent},
+		{"Foreign", testForeign},
+		{"Offline", testOffline},
+		{"Canceled", testCanceled},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) { test.run(t, r) })
@@ -113,7 +125,11 @@ func testWrongSealer(t *testing.T, r Root) {
 func testEdited(t *testing.T, r Root) {
 	s := r.New(t)
 	blob := wrap(t, s, 1)
-	for i := range blob {
+	step := 1
+	if r.Edits > 0 {
+		step = max(1, len(blob)/r.Edits)
+	}
+	for i := 0; i < len(blob); i += step {
 		for _, mask := range []byte{1, 0x80, 0xFF} {
 			edited := bytes.Clone(blob)
 			edited[i] ^= mask
@@ -142,6 +158,15 @@ func testGenerations(t *testing.T, r Root) {
 func testForget(t *testing.T, r Root) {
 	s := r.New(t)
 	blobs := [][]byte{wrap(t, s, 0), wrap(t, s, 1), wrap(t, s, 2), wrap(t, s, 3)}
+	if r.Remains {
+		if err := s.Forget(t.Context(), 2); !errors.Is(err, seal.ErrRemains) {
+			t.Errorf("forget says %v and not what remains", err)
+		}
+		for _, blob := range blobs {
+			opens(t, s, blob)
+		}
+		return
+	}
 	if err := s.Forget(t.Context(), 2); err != nil {
 		t.Fatal(err)
 	}
@@ -175,7 +200,7 @@ func testConcurrent(t *testing.T, r Root) {
 				if root, err := s.Unwrap(t.Context(), blob); err != nil || root.Len() != len(rootKey) {
 					t.Errorf("unwrap: %v", err)
 				}
-				if i == 0 {
+				if i == 0 && !r.Remains {
 					if err := s.Forget(t.Context(), g); err != nil {
 						t.Errorf("forget: %v", err)
 					}
@@ -185,4 +210,64 @@ func testConcurrent(t *testing.T, r Root) {
 	}
 	wg.Wait()
 	opens(t, r.Again(t, s), wrap(t, s, 14))
+}
+
+// testForeign: bytes that no sealer made are refused, whatever they look like.
+func testForeign(t *testing.T, r Root) {
+	s := r.New(t)
+	blob := wrap(t, s, 1)
+	for name, foreign := range map[string][]byte{
+		"text": []byte("vault:v1:AAAA"), "json": []byte(`{"a":1}`), "zeros": make([]byte, len(blob)), "one byte": {1},
+		"twice": append(bytes.Clone(blob), blob...), "long": bytes.Repeat([]byte{0xFF}, 1<<16),
+	} {
+		if root, err := s.Unwrap(t.Context(), foreign); !root.IsZero() || !errors.Is(err, seal.ErrWrongSealer) && !errors.Is(err, seal.ErrForgotten) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	opens(t, s, blob)
+}
+
+// testOffline: what cannot be reached says so, by every call, changes nothing, and works again when it is back.
+func testOffline(t *testing.T, r Root) {
+	if r.Offline == nil {
+		return
+	}
+	s := r.New(t)
+	blob := wrap(t, s, 1)
+	back := r.Offline(t, s)
+	fails(t, s, blob, seal.ErrUnavailable)
+	if _, err := s.Wrap(t.Context(), secret.Copy(rootKey), 2); !errors.Is(err, seal.ErrUnavailable) {
+		t.Errorf("wrap while it is away: %v", err)
+	}
+	if err := s.Forget(t.Context(), 2); !errors.Is(err, seal.ErrUnavailable) {
+		t.Errorf("forget while it is away: %v", err)
+	}
+	back()
+	opens(t, s, blob)
+	opens(t, s, wrap(t, s, 2))
+}
+
+// testCanceled: a root of trust that does not answer holds nobody longer than the context.
+func testCanceled(t *testing.T, r Root) {
+	if r.Stall == nil {
+		return
+	}
+	s := r.New(t)
+	blob := wrap(t, s, 1)
+	asked, letGo := r.Stall(t, s)
+	defer letGo()
+	for name, call := range map[string]func(ctx context.Context) error{
+		"wrap":   func(ctx context.Context) error { _, err := s.Wrap(ctx, secret.Copy(rootKey), 1); return err },
+		"unwrap": func(ctx context.Context) error { _, err := s.Unwrap(ctx, blob); return err },
+		"forget": func(ctx context.Context) error { return s.Forget(ctx, 1) },
+	} {
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- call(ctx) }() // ends with ctx
+		<-asked
+		cancel()
+		if err := <-done; !errors.Is(err, seal.ErrUnavailable) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }
