@@ -158,8 +158,8 @@ func linear(t *testing.T, stores []store.Store, disturb func(round int)) {
 	for id, rev := range marks {
 		t.Errorf("nobody made %s, which is revision %d", id, rev)
 	}
-	if commits == 0 || conflicts == 0 || disturb != nil && unknown+errs == 0 {
-		t.Errorf("%d commits, %d conflicts, %d unknown and %d errors, so the history says nothing", commits, conflicts, unknown, errs)
+	if commits == 0 || conflicts == 0 {
+		t.Errorf("%d commits and %d conflicts, so the history says nothing", commits, conflicts)
 	}
 	t.Logf("%d operations: %d commits, %d conflicts, %d outcomes unknown; %d calls failed", len(history), commits, conflicts, unknown, errs)
 	if !porcupine.CheckOperations(model, history) {
