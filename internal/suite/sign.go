@@ -9,7 +9,6 @@ import (
 	"crypto/rsa"
 	"fmt"
 	"math/big"
-	"slices"
 
 	"filippo.io/mldsa"
 
@@ -23,18 +22,9 @@ type Signer struct {
 	key  crypto.Signer
 }
 
-// signing finds the row of an algorithm that signs. fault.AlgorithmForbidden.
-func signing(a Algorithm) (Spec, error) {
-	s, err := Lookup(a)
-	if err == nil && !slices.Contains(s.Purposes, Sign) {
-		err = fault.New(fault.AlgorithmForbidden, "signature with "+string(a))
-	}
-	return s, err
-}
-
 // NewSigner makes a signer from PKCS #8 material. fault.AlgorithmForbidden when the key is of another algorithm.
 func NewSigner(a Algorithm, material secret.Bytes) (*Signer, error) {
-	s, err := signing(a)
+	s, err := forPurpose(a, Sign)
 	if err != nil {
 		return nil, err
 	}
@@ -85,7 +75,7 @@ func (s *Signer) sign(msg []byte) ([]byte, error) {
 // Verify checks a signature against an encoded public key. ErrSignature when it does not match, fault.AlgorithmForbidden when the
 // key is not one of the algorithm.
 func Verify(a Algorithm, public, msg, sig []byte) error {
-	s, err := signing(a)
+	s, err := forPurpose(a, Sign)
 	if err != nil {
 		return err
 	}
@@ -122,12 +112,9 @@ var ErrSignature = fault.New(fault.TokenInvalid, "signature")
 
 // Tag returns the message authentication code of msg.
 func Tag(a Algorithm, material secret.Bytes, msg []byte) ([]byte, error) {
-	s, err := Lookup(a)
+	s, err := forPurpose(a, MAC)
 	if err != nil {
 		return nil, err
-	}
-	if !slices.Contains(s.Purposes, MAC) {
-		return nil, fault.New(fault.AlgorithmForbidden, "algorithm "+string(a)+" as MAC")
 	}
 	h := hmac.New(s.Hash.New, material.Reveal())
 	h.Write(msg)

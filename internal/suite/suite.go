@@ -22,10 +22,13 @@ const (
 	Wrap    Purpose = "wrap"    // the data keys of files
 	Sign    Purpose = "sign"    // tokens and messages
 	MAC     Purpose = "mac"     // message authentication
+
+	Decrypt     Purpose = "decrypt"     // of a pair: what anybody encrypts with its public half
+	Decapsulate Purpose = "decapsulate" // of a pair: shared secrets that anybody encapsulates with its public half
 )
 
 // Purposes returns every purpose, in the order in which people read them.
-func Purposes() []Purpose { return []Purpose{Encrypt, Wrap, Sign, MAC} }
+func Purposes() []Purpose { return []Purpose{Encrypt, Wrap, Sign, MAC, Decrypt, Decapsulate} }
 
 // Status says how far an algorithm may be used.
 type Status string

@@ -24,7 +24,7 @@ import (
 )
 
 var (
-	purposes = []suite.Purpose{suite.Encrypt, suite.Wrap, suite.Sign, suite.MAC, "", "other"}
+	purposes = append(suite.Purposes(), "", "other")
 	signers  = []suite.Algorithm{
 		suite.Ed25519, suite.ES256, suite.ES384, suite.ES512, suite.RS256, suite.RS256_2k, suite.PS256, suite.PS256_2k, suite.MLDSA44, suite.MLDSA65, suite.MLDSA87,
 	}
@@ -80,6 +80,12 @@ func TestTable(t *testing.T) {
 	for _, a := range slices.Concat(signers, large) {
 		want[a] = []suite.Purpose{suite.Sign}
 	}
+	for _, a := range append(decrypters, suite.RSAOAEP256_4k, suite.RSAOAEP512_4k) {
+		want[a] = []suite.Purpose{suite.Decrypt}
+	}
+	for _, a := range kems {
+		want[a] = []suite.Purpose{suite.Decapsulate}
+	}
 	seen := map[suite.Algorithm]bool{}
 	for _, s := range suite.All() {
 		if _, known := want[s.ID]; !known || seen[s.ID] {
@@ -114,7 +120,8 @@ func TestTable(t *testing.T) {
 		}
 	}
 	for p, a := range map[suite.Purpose]suite.Algorithm{
-		suite.Encrypt: suite.XAES256GCM, suite.Wrap: suite.XAES256GCM, suite.Sign: suite.Ed25519, suite.MAC: suite.HMACSHA256, "": "", "other": "",
+		suite.Encrypt: suite.XAES256GCM, suite.Wrap: suite.XAES256GCM, suite.Sign: suite.Ed25519, suite.MAC: suite.HMACSHA256,
+		suite.Decrypt: suite.HPKEXWing, suite.Decapsulate: suite.MLKEM768, "": "", "other": "",
 	} {
 		if suite.Default(p) != a {
 			t.Errorf("default for %q is %q", p, suite.Default(p))

@@ -4,6 +4,7 @@ import (
 	"crypto"
 	_ "crypto/sha256" // crypto.SHA256, which Spec.Hash names
 	_ "crypto/sha512" // crypto.SHA384 and SHA512
+	"slices"
 )
 
 // The symmetric algorithms.
@@ -35,6 +36,20 @@ const (
 	MLDSA44  Algorithm = "ML-DSA-44"  // FIPS 204
 	MLDSA65  Algorithm = "ML-DSA-65"
 	MLDSA87  Algorithm = "ML-DSA-87"
+)
+
+// Encryption to the holder of a private half, and encapsulation of shared secrets.
+const (
+	RSAOAEP256       Algorithm = "RSA-OAEP-256"       // RSAES-OAEP, SHA-256 and MGF1 with SHA-256, 3072 bits (RFC 8017, 7.1)
+	RSAOAEP256_2k    Algorithm = "RSA-OAEP-256-2048"  // 2048 bits
+	RSAOAEP256_4k    Algorithm = "RSA-OAEP-256-4096"  // 4096 bits
+	RSAOAEP512_4k    Algorithm = "RSA-OAEP-512-4096"  // SHA-512 and MGF1 with SHA-512, 4096 bits
+	HPKEX25519       Algorithm = "HPKE-X25519"        // RFC 9180 base mode: DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM
+	HPKEP256         Algorithm = "HPKE-P256"          // DHKEM(P-256, HKDF-SHA256), HKDF-SHA256, AES-256-GCM
+	HPKEXWing        Algorithm = "HPKE-X-Wing"        // ML-KEM-768 with X25519 (draft-ietf-hpke-pq), HKDF-SHA256, AES-256-GCM
+	HPKEMLKEM768P256 Algorithm = "HPKE-MLKEM768-P256" // ML-KEM-768 with P-256 (draft-ietf-hpke-pq), HKDF-SHA256, AES-256-GCM
+	MLKEM768         Algorithm = "ML-KEM-768"         // FIPS 203
+	MLKEM1024        Algorithm = "ML-KEM-1024"
 )
 
 // Spec is one row of the table.
@@ -77,7 +92,7 @@ var (
 	weak      = Sunset{Deprecated: "2030-12-31", Disallowed: "2035-12-31", Source: ir8547}
 )
 
-var table = append(symmetric(), signatures()...)
+var table = slices.Concat(symmetric(), signatures(), encryptions())
 
 // ByMessage finds the row of a message's suite byte (spec/message.md).
 func ByMessage(b byte) (Spec, bool) {
@@ -125,5 +140,25 @@ func signatures() []Spec {
 		{ID: MLDSA44, Purposes: sign, Status: StatusAllowed, Standard: "FIPS 204", Bits: 128, Quantum: 2, Sunset: none},
 		{ID: MLDSA65, Purposes: sign, Status: StatusAllowed, Standard: "FIPS 204", Bits: 192, Quantum: 3, Sunset: none},
 		{ID: MLDSA87, Purposes: sign, Status: StatusAllowed, Standard: "FIPS 204", Bits: 256, Quantum: 5, Sunset: none},
+	}
+}
+
+func encryptions() []Spec {
+	decrypt, kem := []Purpose{Decrypt}, []Purpose{Decapsulate}
+	oaep := func(id Algorithm, message byte, size, bits int, h crypto.Hash, s Sunset) Spec {
+		return Spec{ID: id, Purposes: decrypt, Status: StatusAllowed, Standard: "RFC 8017, 7.1 (RSAES-OAEP)", FIPS: true, Bits: bits, RSABits: size, Hash: h, Message: message, Sunset: s}
+	}
+	const base, pq = "RFC 9180", "RFC 9180, draft-ietf-hpke-pq"
+	return []Spec{
+		{ID: HPKEXWing, Purposes: decrypt, Status: StatusDefault, Standard: pq, Bits: 128, Quantum: 3, Message: 18, Sunset: none},
+		{ID: HPKEMLKEM768P256, Purposes: decrypt, Status: StatusAllowed, Standard: pq, FIPS: true, Bits: 128, Quantum: 3, Message: 19, Sunset: none},
+		{ID: HPKEX25519, Purposes: decrypt, Status: StatusAllowed, Standard: base, Bits: 128, Message: 16, Sunset: classical},
+		{ID: HPKEP256, Purposes: decrypt, Status: StatusAllowed, Standard: base, FIPS: true, Bits: 128, Message: 17, Sunset: classical},
+		oaep(RSAOAEP256, 24, 3072, 128, crypto.SHA256, classical),
+		oaep(RSAOAEP256_2k, 25, 2048, 112, crypto.SHA256, weak),
+		oaep(RSAOAEP256_4k, 26, 4096, 150, crypto.SHA256, classical),
+		oaep(RSAOAEP512_4k, 27, 4096, 150, crypto.SHA512, classical),
+		{ID: MLKEM768, Purposes: kem, Status: StatusDefault, Standard: "FIPS 203", FIPS: true, Bits: 192, Quantum: 3, Sunset: none},
+		{ID: MLKEM1024, Purposes: kem, Status: StatusAllowed, Standard: "FIPS 203", FIPS: true, Bits: 256, Quantum: 5, Sunset: none},
 	}
 }
