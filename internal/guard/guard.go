@@ -54,6 +54,7 @@ type Guard struct {
 	windows  windows
 	refusals refusals
 	turn     audit.Turn
+	looks    looks
 
 	kekMu sync.Mutex // guards keks
 	keks  map[string]secret.Bytes
@@ -122,21 +123,6 @@ func (g *Guard) follow(ctx context.Context) error {
 // ReplicaPrefix is where server replicas keep what they tell each other (package replica). It is neither sealed nor in the log: only who
 // leads and who is alive stands there, and every commit of a leader is conditioned on more.
 const ReplicaPrefix = "replica/"
-
-// CaughtUp waits until the index has seen every commit acknowledged before the call, and returns the last of them that wrote a record in a
-// room (the first element of its path; 0: none since the start).
-func (g *Guard) CaughtUp(ctx context.Context, room string) (store.Rev, error) {
-	rev, records := g.store.List(ctx, ReplicaPrefix+"\x00") // of nothing: its revision alone
-	for _, err := range records {
-		if err != nil {
-			return 0, storeFault(room, err)
-		}
-	}
-	if err := g.index.wait(ctx, rev); err != nil {
-		return 0, err
-	}
-	return g.index.lastOf(room), nil
-}
 
 // Record is an opened record.
 type Record struct {

@@ -59,16 +59,26 @@ func (s *Service) Create(ctx context.Context, c policy.Caller, spec keyring.Key)
 	return k, s.await(ctx, rev)
 }
 
-// Get returns a key's record. It holds no material.
+// Get returns a key's record as it is now, whichever server changed it last. It holds no material.
 func (s *Service) Get(ctx context.Context, c policy.Caller, ref Ref) (keyring.Key, error) {
 	k, _, err := s.admit(ctx, c, policy.ActShow, ref)
-	return k, err
+	if err != nil {
+		return k, err
+	}
+	if err := s.CatchUp(ctx); err != nil {
+		return k, err
+	}
+	now, _ := s.Key(k.ID) // a key never goes
+	return now, nil
 }
 
-// List returns the keys of a namespace that the caller may see, by name.
+// List returns the keys of a namespace that the caller may see, by name, as they are now.
 func (s *Service) List(ctx context.Context, c policy.Caller, ns keyring.Namespace) ([]keyring.Key, error) {
 	if c.IsZero() {
 		return nil, fault.New(fault.Unauthenticated, "")
+	}
+	if err := s.CatchUp(ctx); err != nil {
+		return nil, err
 	}
 	var seen []keyring.Key
 	for _, k := range s.Keys() {

@@ -20,12 +20,17 @@ import (
 	"github.com/rotorkms/rotor/internal/store"
 )
 
-const keyPrefix = "key/"
+const (
+	room      = "key"
+	keyPrefix = room + "/"
+)
 
 // Config is what a Service needs.
 type Config struct {
 	Guard *guard.Guard
 	Now   func() time.Time
+	// Fresh says whether this server may still act on its memory: no other server takes it for dead. Nothing is protected without. nil: always.
+	Fresh func() bool
 	Block uint64 // uses of a version with a volume limit that are taken at a time; 0: DefaultBlock. A crash forfeits what is left of it
 }
 
@@ -33,6 +38,7 @@ type Config struct {
 type Service struct {
 	guard *guard.Guard
 	now   func() time.Time
+	fresh func() bool
 	ring  atomic.Pointer[ring]
 	vault materials
 
@@ -52,7 +58,7 @@ type ring struct {
 
 // New reads all keys. Run must follow to see changes.
 func New(ctx context.Context, c Config) (*Service, error) {
-	s := &Service{guard: c.Guard, now: c.Now, swap: make(chan struct{})}
+	s := &Service{guard: c.Guard, now: c.Now, fresh: c.Fresh, swap: make(chan struct{})}
 	s.vault.cache, s.volumes.block = map[materialID]opened{}, c.Block
 	records, rev, err := c.Guard.List(ctx, keyPrefix)
 	if err != nil {
@@ -136,6 +142,34 @@ func (s *Service) await(ctx context.Context, rev store.Rev) error {
 	}
 }
 
+// CatchUp returns once the ring has every commit that was acknowledged before the call: a refusal must not rest on old news. It costs one
+// read of the store for all who ask meanwhile. fault.Unavailable, Canceled when the store cannot be asked.
+func (s *Service) CatchUp(ctx context.Context) error {
+	rev, err := s.guard.CaughtUp(ctx, room)
+	if err != nil {
+		return err
+	}
+	return s.await(ctx, rev)
+}
+
+// Reached returns once the ring has every commit up to a revision.
+func (s *Service) Reached(ctx context.Context, rev store.Rev) error {
+	last, err := s.guard.Reached(ctx, rev, room)
+	if err != nil {
+		return err
+	}
+	return s.await(ctx, last)
+}
+
+// Seen is a revision up to which the ring has every commit.
+func (s *Service) Seen() store.Rev {
+	rev := s.guard.Seen() // before the others: they only grow
+	if last := s.guard.LastOf(room); s.ring.Load().rev < last {
+		return min(rev, s.ring.Load().rev)
+	}
+	return rev
+}
+
 // Lookup finds a key by name without asking whether anybody may; for the server's own loops.
 func (s *Service) Lookup(ns keyring.Namespace, name string) (keyring.Key, bool) {
 	r := s.ring.Load()
@@ -169,6 +203,12 @@ type Ref struct {
 // exists or not.
 func (s *Service) admit(ctx context.Context, c policy.Caller, a policy.Action, ref Ref) (keyring.Key, *guard.Permit, error) {
 	k, ok := s.Lookup(ref.Namespace, ref.Name)
+	if !ok && !c.IsZero() && keyring.ValidName(ref.Name) {
+		if err := s.CatchUp(ctx); err != nil {
+			return k, nil, err
+		}
+		k, ok = s.Lookup(ref.Namespace, ref.Name)
+	}
 	res := policy.Resource{Namespace: string(ref.Namespace), Key: ref.Name}
 	if ok {
 		res = Resource(k)
@@ -246,7 +286,12 @@ type change struct {
 func (s *Service) read(ctx context.Context, id keyring.KeyID) (keyring.Key, store.Rev, error) {
 	k, ok := s.Key(id)
 	if !ok {
-		return k, 0, fault.New(fault.NotFound, "key "+string(id))
+		if err := s.CatchUp(ctx); err != nil {
+			return k, 0, err
+		}
+		if k, ok = s.Key(id); !ok {
+			return k, 0, fault.New(fault.NotFound, "key "+string(id))
+		}
 	}
 	rec, err := s.guard.Get(ctx, keyPath(k))
 	if err != nil {

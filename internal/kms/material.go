@@ -104,6 +104,9 @@ func (s *Service) open(ctx context.Context, k keyring.Key, n uint32) (opened, er
 		return o, nil
 	}
 	rec, err := s.guard.Get(ctx, materialPath(k, n))
+	if fault.CodeOf(err) == fault.NotFound { // another server has withdrawn it
+		return opened{}, s.withdrawn(ctx, k, n)
+	}
 	if err != nil {
 		return opened{}, err
 	}
@@ -127,6 +130,27 @@ func (s *Service) open(ctx context.Context, k keyring.Key, n uint32) (opened, er
 		}
 	}
 	return o, nil
+}
+
+// withdrawn says why the material of a version is not there, from a ring that has caught up.
+func (s *Service) withdrawn(ctx context.Context, k keyring.Key, n uint32) error {
+	if err := s.CatchUp(ctx); err != nil {
+		return err
+	}
+	if now, ok := s.Key(k.ID); ok {
+		k = now
+	}
+	v, err := k.Version(n)
+	switch name := fmt.Sprintf("key %s, version %d", k.Name, n); {
+	case err != nil:
+		return err
+	case v.Phase == keyring.PhaseDestroyed:
+		return fault.New(fault.VersionDestroyed, name)
+	case !k.KeepsMaterial(v):
+		return fault.New(fault.WrongState, name+" is "+string(v.State)+", its private half is gone")
+	default:
+		return fault.New(fault.NotFound, "material of "+name)
+	}
 }
 
 func ready(k keyring.Key, v keyring.Version, m secret.Bytes) (opened, error) {

@@ -43,10 +43,10 @@ func (s *Service) Rotate(ctx context.Context, c policy.Caller, ref Ref, expected
 }
 
 // Replace stages a new version in place of a compromised primary, for rollout; somebody else's rotation in flight will do as well.
-func (s *Service) Replace(ctx context.Context, id keyring.KeyID) (keyring.Key, error) {
-	k, ok := s.Key(id)
-	if !ok {
-		return k, fault.New(fault.NotFound, "key "+string(id))
+func (s *Service) Replace(ctx context.Context, id keyring.KeyID, conds ...guard.Cond) (keyring.Key, error) {
+	k, _, err := s.read(ctx, id)
+	if err != nil {
+		return k, err
 	}
 	p := s.guard.System("rollout", policy.ActRotate, Resource(k))
 	return s.update(ctx, p, id, map[string]string{"reason": "the primary version is compromised"}, func(k keyring.Key) (keyring.Key, change, error) {
@@ -58,6 +58,7 @@ func (s *Service) Replace(ctx context.Context, id keyring.KeyID) (keyring.Key, e
 		if err != nil {
 			return k, change{}, err
 		}
+		made.conds = append(made.conds, conds...)
 		next, err := rotation.Stage(k, v, now)
 		return next, made, err
 	})
@@ -101,19 +102,21 @@ func (s *Service) withdraw(was, next keyring.Key) change {
 	return w
 }
 
-// Step takes a gated step of a rotation for rollout, under the condition that the membership, which step was decided by, did
-// not change. It returns the key unchanged when there was nothing to do.
-func (s *Service) Step(ctx context.Context, id keyring.KeyID, members guard.Cond, step func(keyring.Key, time.Time) (keyring.Key, error)) (keyring.Key, error) {
-	k, ok := s.Key(id)
-	if !ok {
-		return k, fault.New(fault.NotFound, "key "+string(id))
+// Step takes a gated step of a rotation for rollout, under conditions: that the membership did not change by which it was decided, that the
+// server which decided still leads. One without a path is none. It returns the key unchanged when there was nothing to do.
+func (s *Service) Step(ctx context.Context, id keyring.KeyID, members guard.Cond, step func(keyring.Key, time.Time) (keyring.Key, error), conds ...guard.Cond) (keyring.Key, error) {
+	k, _, err := s.read(ctx, id)
+	if err != nil {
+		return k, err
 	}
 	p := s.guard.System("rollout", policy.ActRotate, Resource(k))
 	return s.update(ctx, p, id, map[string]string{}, func(k keyring.Key) (keyring.Key, change, error) {
 		next, err := step(k, s.now().UTC())
 		w := s.withdraw(k, next)
-		if members.Path != "" {
-			w.conds = append(w.conds, members)
+		for _, c := range append(conds, members) {
+			if c.Path != "" {
+				w.conds = append(w.conds, c)
+			}
 		}
 		return next, w, err
 	})

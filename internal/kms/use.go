@@ -39,17 +39,57 @@ func (s *Service) protect(ctx context.Context, c policy.Caller, a policy.Action,
 	if k.Purpose != purpose {
 		return use{}, fault.New(fault.WrongPurpose, "key "+k.Name+" is for "+string(k.Purpose))
 	}
-	v, err := k.Version(k.Primary)
+	return s.protecting(ctx, k, p, primary)
+}
+
+// choice finds the version of a key that an operation is about.
+type choice func(keyring.Key) (keyring.Version, error)
+
+func primary(k keyring.Key) (keyring.Version, error) { return k.Version(k.Primary) }
+
+func number(n uint32) choice {
+	return func(k keyring.Key) (keyring.Version, error) { return k.Version(n) }
+}
+
+func byHandle(h uint32) choice {
+	return func(k keyring.Key) (keyring.Version, error) { return k.ByHandle(h) }
+}
+
+// pick finds a version and asks whether it may be used. What the ring refuses is looked at once more when the ring has caught up with the
+// store, because another server may have changed the key a moment ago. It returns the key that it has looked at.
+func (s *Service) pick(ctx context.Context, k keyring.Key, of choice, may func(keyring.Key, keyring.Version) error) (keyring.Key, keyring.Version, error) {
+	ask := func() (keyring.Version, error) {
+		v, err := of(k)
+		if err == nil {
+			err = may(k, v)
+		}
+		return v, err
+	}
+	v, err := ask()
+	switch fault.CodeOf(err) {
+	case fault.UnknownVersion, fault.WrongState, fault.VersionRetired:
+	default:
+		return k, v, err
+	}
+	if err := s.CatchUp(context.WithoutCancel(ctx)); err != nil { // who hangs up has tried all the same
+		return k, v, err
+	}
+	if now, ok := s.Key(k.ID); ok {
+		k = now
+	}
+	v, err = ask()
+	return k, v, err
+}
+
+// protecting asks the version's state and counts the use where its algorithm has a volume limit, before anything is protected. A server
+// whose session is over protects nothing: what it takes for the primary may be retired by now. fault.Unavailable.
+func (s *Service) protecting(ctx context.Context, k keyring.Key, p *guard.Permit, of choice) (use, error) {
+	k, v, err := s.pick(ctx, k, of, func(k keyring.Key, v keyring.Version) error { return k.MayProtect(v, s.now()) })
 	if err != nil {
 		return use{}, err
 	}
-	return s.protecting(ctx, k, v, p)
-}
-
-// protecting asks the version's state and counts the use where its algorithm has a volume limit, before anything is protected.
-func (s *Service) protecting(ctx context.Context, k keyring.Key, v keyring.Version, p *guard.Permit) (use, error) {
-	if err := k.MayProtect(v, s.now()); err != nil {
-		return use{}, err
+	if s.fresh != nil && !s.fresh() { // asked after the ring was read
+		return use{}, fault.New(fault.Unavailable, "server").WithHint("it has lost the store; another one may serve")
 	}
 	if err := s.spend(ctx, k, v); err != nil {
 		return use{}, err
@@ -58,29 +98,30 @@ func (s *Service) protecting(ctx context.Context, k keyring.Key, v keyring.Versi
 }
 
 // process admits an operation that processes and opens the version.
-func (s *Service) process(ctx context.Context, k keyring.Key, p *guard.Permit, v keyring.Version, protectedAt time.Time) (use, error) {
-	if err := s.mayProcess(ctx, k, p, v, protectedAt); err != nil {
-		return use{}, err
+func (s *Service) process(ctx context.Context, k keyring.Key, p *guard.Permit, of choice, protectedAt time.Time) (use, error) {
+	k, v, err := s.mayProcess(ctx, k, p, of, protectedAt)
+	if err != nil {
+		return use{version: v}, err
 	}
 	return s.using(ctx, k, v, p)
 }
 
 // mayProcess asks the version's state, and notes an attempt on one that is retired.
-func (s *Service) mayProcess(ctx context.Context, k keyring.Key, p *guard.Permit, v keyring.Version, protectedAt time.Time) error {
-	err := k.MayProcess(v, protectedAt, s.now(), false)
+func (s *Service) mayProcess(ctx context.Context, k keyring.Key, p *guard.Permit, of choice, protectedAt time.Time) (keyring.Key, keyring.Version, error) {
+	k, v, err := s.pick(ctx, k, of, func(k keyring.Key, v keyring.Version) error { return k.MayProcess(v, protectedAt, s.now(), false) })
 	if fault.CodeOf(err) == fault.VersionRetired {
 		s.attempted(ctx, p, k, v.Number)
 	}
-	return err
+	return k, v, err
 }
 
 func (s *Service) using(ctx context.Context, k keyring.Key, v keyring.Version, p *guard.Permit) (use, error) {
 	o, err := s.open(ctx, k, v.Number)
 	if err != nil {
-		return use{}, err
+		return use{version: v}, err
 	}
 	if err := p.Use(ctx, v.Number); err != nil {
-		return use{}, err
+		return use{version: v}, err
 	}
 	return use{k, v, o, p}, nil
 }
@@ -111,16 +152,12 @@ func (s *Service) Decrypt(ctx context.Context, c policy.Caller, ref Ref, ciphert
 	if err != nil {
 		return nil, 0, err
 	}
-	v, err := k.ByHandle(h)
-	if err != nil {
-		return nil, 0, err
-	}
-	u, err := s.process(ctx, k, p, v, time.Time{})
+	u, err := s.process(ctx, k, p, byHandle(h), time.Time{})
 	if err != nil {
 		return nil, 0, err
 	}
 	out, err := u.message.Decrypt(nil, ciphertext, parts...)
-	return out, v.Number, err
+	return out, u.version.Number, err
 }
 
 // Sign signs with the primary version; the signature is in the form of JWS.
@@ -164,18 +201,15 @@ func (s *Service) Verify(ctx context.Context, c policy.Caller, ref Ref, n uint32
 	if len(msg) > MaxMessage {
 		return fault.New(fault.TooLarge, "message")
 	}
-	v, err := k.Version(n)
-	if err != nil {
-		return err
-	}
 	if k.Purpose == suite.MAC {
-		u, err := s.process(ctx, k, p, v, time.Time{})
+		u, err := s.process(ctx, k, p, number(n), time.Time{})
 		if err != nil {
 			return err
 		}
-		return suite.VerifyTag(v.Algorithm, u.material, msg, sig)
+		return suite.VerifyTag(u.version.Algorithm, u.material, msg, sig)
 	}
-	if err := s.mayProcess(ctx, k, p, v, time.Time{}); err != nil {
+	_, v, err := s.mayProcess(ctx, k, p, number(n), time.Time{})
+	if err != nil {
 		return err
 	}
 	if err := p.Use(ctx, n); err != nil {
@@ -236,19 +270,20 @@ func (s *Service) Rewrap(ctx context.Context, c policy.Caller, w envelope.Wrap, 
 	if err != nil {
 		return w, false, err
 	}
-	if w.Version == u.key.Primary {
-		return w, false, nil
+	if w.Version == u.key.Primary { // as the answer may be that nothing is to be done, it must not be an old one
+		if err := s.CatchUp(ctx); err != nil {
+			return w, false, err
+		}
+		if u.key, _ = s.Key(u.key.ID); w.Version == u.key.Primary {
+			return w, false, nil
+		}
 	}
 	dek, err := u.openDEK(w, immutable)
 	if err != nil {
 		return w, false, err
 	}
 	defer dek.Destroy()
-	v, err := u.key.Version(u.key.Primary)
-	if err != nil {
-		return w, false, err
-	}
-	to, err := s.protecting(ctx, u.key, v, u.permit)
+	to, err := s.protecting(ctx, u.key, u.permit, primary)
 	if err != nil {
 		return w, false, err
 	}
@@ -259,7 +294,14 @@ func (s *Service) Rewrap(ctx context.Context, c policy.Caller, w envelope.Wrap, 
 // unwrapping admits an operation on a wrap, whose key is named by ID.
 func (s *Service) unwrapping(ctx context.Context, c policy.Caller, a policy.Action, w envelope.Wrap) (use, error) {
 	ref := Ref{Name: w.KeyID} // of a missing key: without a name the action would be about no key, and be admitted to more callers
-	if known, ok := s.Key(keyring.KeyID(w.KeyID)); ok {
+	known, ok := s.Key(keyring.KeyID(w.KeyID))
+	if !ok && !c.IsZero() {
+		if err := s.CatchUp(ctx); err != nil {
+			return use{}, err
+		}
+		known, ok = s.Key(keyring.KeyID(w.KeyID))
+	}
+	if ok {
 		ref = Ref{known.Namespace, known.Name}
 	}
 	k, p, err := s.admit(ctx, c, a, ref)
@@ -272,11 +314,7 @@ func (s *Service) unwrapping(ctx context.Context, c policy.Caller, a policy.Acti
 	if k.Purpose != suite.Wrap || w.Type != envelope.WrapKMS {
 		return use{}, fault.New(fault.WrongPurpose, "key "+k.Name+" is for "+string(k.Purpose))
 	}
-	v, err := k.Version(w.Version)
-	if err != nil {
-		return use{}, err
-	}
-	return s.process(ctx, k, p, v, w.ProtectTime) // OpenDEK authenticates it
+	return s.process(ctx, k, p, number(w.Version), w.ProtectTime) // OpenDEK authenticates it
 }
 
 func (u use) seal(dek secret.Bytes, immutable []byte, protectTime time.Time) (envelope.Wrap, error) {
@@ -318,29 +356,29 @@ func (s *Service) Reencrypt(ctx context.Context, id keyring.KeyID, target uint32
 		return nil, false, fault.New(fault.WrongPurpose, "key "+k.Name+" is for "+string(k.Purpose))
 	}
 	p := s.guard.System("campaign", policy.ActCampaign, Resource(k))
-	to, err := k.Version(target)
-	if err != nil {
-		return nil, false, err
-	}
 	h, err := envelope.MessageHandle(ciphertext)
 	if err != nil {
 		return nil, false, err
 	}
-	from, err := k.ByHandle(h)
+	whatever := func(keyring.Key, keyring.Version) error { return nil }
+	if k, _, err = s.pick(ctx, k, number(target), whatever); err != nil {
+		return nil, false, err
+	}
+	k, from, err := s.pick(ctx, k, byHandle(h), whatever)
 	if err != nil {
 		return nil, false, err
 	}
 	if from.Number == target {
 		return ciphertext, false, nil
 	}
-	if err := k.MayProtect(to, s.now()); err != nil {
+	if k, _, err = s.pick(ctx, k, number(target), func(k keyring.Key, v keyring.Version) error { return k.MayProtect(v, s.now()) }); err != nil {
 		return nil, false, err
 	}
-	src, err := s.process(ctx, k, p, from, time.Time{})
+	src, err := s.process(ctx, k, p, number(from.Number), time.Time{})
 	if err != nil {
 		return nil, false, err
 	}
-	dst, err := s.protecting(ctx, k, to, p)
+	dst, err := s.protecting(ctx, k, p, number(target))
 	if err != nil {
 		return nil, false, err
 	}
@@ -367,16 +405,12 @@ func (s *Service) Opens(ctx context.Context, id keyring.KeyID, ciphertext []byte
 	if err != nil {
 		return 0, err
 	}
-	v, err := k.ByHandle(h)
-	if err != nil {
-		return 0, err
-	}
 	p := s.guard.System("campaign", policy.ActCampaign, Resource(k))
-	u, err := s.process(ctx, k, p, v, time.Time{})
+	u, err := s.process(ctx, k, p, byHandle(h), time.Time{})
 	if err != nil {
-		return v.Number, err
+		return u.version.Number, err
 	}
 	plain, err := u.message.Decrypt(nil, ciphertext, parts...)
 	clear(plain)
-	return v.Number, err
+	return u.version.Number, err
 }

@@ -41,6 +41,7 @@ type world struct {
 	t     *testing.T
 	store *shaky
 	guard *guard.Guard
+	seal  seal.Sealer
 	clock atomic.Int64 // seconds
 }
 
@@ -54,7 +55,7 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, store: &shaky{Store: mem.New()}}
+	w := &world{t: t, store: &shaky{Store: mem.New()}, seal: sealer}
 	w.clock.Store(1_800_000_000)
 	c := guard.Config{Store: w.store, Sealers: []seal.Sealer{sealer}, Rules: rules{}, Now: w.now}
 	if _, err := guard.Init(t.Context(), c); err != nil {

@@ -1,0 +1,158 @@
+package kms_test
+
+import (
+	"context"
+	"iter"
+	"sync/atomic"
+	"testing"
+
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/guard"
+	"github.com/rotorkms/rotor/internal/keyring"
+	"github.com/rotorkms/rotor/internal/kms"
+	"github.com/rotorkms/rotor/internal/seal"
+	"github.com/rotorkms/rotor/internal/store"
+	"github.com/rotorkms/rotor/internal/suite"
+)
+
+// slow is a store whose watches bring nothing while it is held up, and which tells when somebody asks for its revision.
+type slow struct {
+	store.Store
+	held  atomic.Pointer[chan struct{}]
+	asked chan struct{}
+}
+
+func (s *slow) Watch(ctx context.Context, prefix string, after store.Rev) iter.Seq2[[]store.Event, error] {
+	return func(yield func([]store.Event, error) bool) {
+		for events, err := range s.Store.Watch(ctx, prefix, after) {
+			if c := s.held.Load(); c != nil {
+				select {
+				case <-*c:
+				case <-ctx.Done():
+				}
+			}
+			if !yield(events, err) {
+				return
+			}
+		}
+	}
+}
+
+func (s *slow) List(ctx context.Context, prefix string) (store.Rev, iter.Seq2[store.Record, error]) {
+	rev, records := s.Store.List(ctx, prefix)
+	select {
+	case s.asked <- struct{}{}:
+	default:
+	}
+	return rev, records
+}
+
+// hold holds the watches up; release lets them go on.
+func (s *slow) hold() (release func()) {
+	c := make(chan struct{})
+	s.held.Store(&c)
+	s.asked = make(chan struct{}, 1)
+	return func() { s.held.Store(nil); close(c) }
+}
+
+// second is another server on the world's store.
+func (w *world) second(fresh func() bool) (*kms.Service, *slow) {
+	w.t.Helper()
+	s := &slow{Store: w.store}
+	g, err := guard.Open(w.t.Context(), guard.Config{Store: s, Sealers: []seal.Sealer{w.seal}, Rules: rules{}, Now: w.now})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.run(g.Run)
+	k, err := kms.New(w.t.Context(), kms.Config{Guard: g, Now: w.now, Fresh: fresh})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.run(k.Run)
+	return k, s
+}
+
+// TestServerBehind: a server that another one's changes have not reached yet refuses nothing before they have: a key that it does not know,
+// a version that it does not know, a version that it takes for suspended, a destroyed one.
+func TestServerBehind(t *testing.T) {
+	w := newWorld(t)
+	other, s := w.second(nil)
+	k := w.create("k", suite.Encrypt)
+	if err := other.CatchUp(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ask := func(name string, change func(), use func() error) {
+		t.Helper()
+		release := s.hold()
+		change()
+		done := make(chan error, 1)
+		go func() { done <- use() }()
+		select {
+		case <-s.asked: // it asks how old its memory is
+			release()
+			if err := <-done; err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		case err := <-done:
+			release()
+			t.Errorf("%s: answered on old memory: %v", name, err)
+		}
+	}
+	var message []byte
+	decrypt := func() error {
+		got, _, err := other.Decrypt(t.Context(), alice, w.ref(k), message, parts)
+		if err == nil && string(got) != string(text) {
+			t.Errorf("%q", got)
+		}
+		return err
+	}
+	ask("new version", func() {
+		w.rotate(k)
+		message, _, _ = w.Encrypt(t.Context(), alice, w.ref(k), text, parts)
+	}, decrypt)
+	must(w.Change(t.Context(), alice, w.ref(k), 2, keyring.Suspend, ""))(t)
+	if err := other.CatchUp(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ask("suspended version", func() { must(w.Change(t.Context(), alice, w.ref(k), 2, keyring.Resume, ""))(t) }, decrypt)
+	var fresh keyring.Key
+	ask("new key", func() { fresh = w.create("fresh", suite.Encrypt) }, func() error {
+		_, _, err := other.Encrypt(t.Context(), alice, w.ref(fresh), text, parts)
+		return err
+	})
+	ask("show", func() { w.rotate(fresh) }, func() error {
+		got, err := other.Get(t.Context(), alice, w.ref(fresh))
+		if got.Primary != 2 {
+			t.Errorf("shows version %d as the primary", got.Primary)
+		}
+		return err
+	})
+}
+
+// TestServerWithoutSession: a server that others may take for dead protects nothing, and goes on to process.
+func TestServerWithoutSession(t *testing.T) {
+	w := newWorld(t)
+	var fresh atomic.Bool
+	fresh.Store(true)
+	other, _ := w.second(fresh.Load)
+	k, wraps := w.create("k", suite.Encrypt), w.create("w", suite.Wrap)
+	message, _, err := other.Encrypt(t.Context(), alice, w.ref(k), text, parts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wrap := must(other.Wrap(t.Context(), alice, w.ref(wraps), dek, immutable))(t)
+	w.rotate(wraps)
+	fresh.Store(false)
+	_, _, err = other.Encrypt(t.Context(), alice, w.ref(k), text, parts)
+	wantCode(t, err, fault.Unavailable)
+	_, err = other.Wrap(t.Context(), alice, w.ref(wraps), dek, immutable)
+	wantCode(t, err, fault.Unavailable)
+	_, _, err = other.Rewrap(t.Context(), alice, wrap, immutable)
+	wantCode(t, err, fault.Unavailable)
+	if _, _, err := other.Decrypt(t.Context(), alice, w.ref(k), message, parts); err != nil {
+		t.Error(err)
+	}
+	if _, err := other.Unwrap(t.Context(), alice, wrap, immutable); err != nil {
+		t.Error(err)
+	}
+}
