@@ -46,6 +46,7 @@ type Guard struct {
 	log      *slog.Logger
 	rules    atomic.Pointer[Decider]
 	keys     hierarchy
+	root     secret.Bytes // for wraps that are made later; it opens nothing that keys does not
 	audit    *audit.Log
 	index    *index
 	after    store.Rev // where the watch of the log starts

@@ -81,7 +81,10 @@ func (h hierarchy) write(w Write, counter uint64) (store.Op, audit.Write) {
 	if w.Delete {
 		return store.Op{Key: w.Path, Delete: true}, audit.Write{Counter: counter, Path: w.Path, SHA256: audit.Deleted}
 	}
-	blob := h.seal(w.Path, counter, w.Value)
+	blob := w.Value
+	if !w.plain {
+		blob = h.seal(w.Path, counter, w.Value)
+	}
 	return store.Op{Key: w.Path, Value: blob}, audit.Write{Counter: counter, Path: w.Path, SHA256: hashOf(blob)}
 }
 
@@ -123,8 +126,10 @@ func Init(ctx context.Context, c Config) (InitResult, error) {
 	g := &Guard{now: c.Now, keys: h}
 	p := g.System("init", "server.init", policy.Resource{})
 	e := p.entry(audit.ClassChange, "done", map[string]string{"cluster": rec.Cluster, "checkpoint_key": vkey})
-	ops, conds := []store.Op{{Key: rootPath, Value: value}}, []store.Cond{{Key: rootPath}}
+	var ops []store.Op
+	var conds []store.Cond
 	for _, w := range []Write{
+		{Path: rootPath, Value: value, plain: true},
 		{Path: checkpointPath, Value: []byte(vkey + "\n" + string(skey.Reveal()))},
 		{Path: snapshotPath, Value: snapshot.Seed()},
 		{Path: kekPrefix + "default", Value: secret.Random(32).Reveal()},
@@ -159,7 +164,7 @@ func Open(ctx context.Context, c Config) (*Guard, error) {
 	if g.keys, err = derive(root, cluster); err != nil {
 		return nil, err
 	}
-	root.Destroy()
+	g.root = root
 	g.audit, g.after, err = audit.Load(ctx, c.Store, g.keys.log, func(e audit.Entry, rev store.Rev) error {
 		return g.index.add(e, rev)
 	})

@@ -74,6 +74,8 @@ type Write struct {
 	Path   string
 	Value  []byte
 	Delete bool
+
+	plain bool // the root record alone: it is not sealed, as it opens the seal
 }
 
 // Commit writes records and the audit entry about them in one commit, durable before it returns. A write to a path without a

@@ -7,6 +7,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/seal"
@@ -57,17 +60,39 @@ func (r rootRecord) tag(root secret.Bytes) []byte {
 	return h.Sum(nil)
 }
 
-func unseal(ctx context.Context, c Config) (root secret.Bytes, cluster string, err error) {
-	r, err := c.Store.Get(ctx, rootPath)
+// Wrapped is what the root record says before anything is opened: nobody vouches for it yet.
+type Wrapped struct {
+	Cluster string
+	Wraps   map[string][]byte // sealer's ID -> blob
+}
+
+// ReadWraps reads the root record of a store that is still sealed, to learn which sealers can open it. fault.NotFound before Init,
+// RecordTampered.
+func ReadWraps(ctx context.Context, s store.Store) (Wrapped, error) {
+	rec, _, err := readRoot(ctx, s)
+	return Wrapped{rec.Cluster, rec.Wraps}, err
+}
+
+func readRoot(ctx context.Context, s store.Store) (rootRecord, store.Record, error) {
+	var rec rootRecord
+	r, err := s.Get(ctx, rootPath)
 	if errors.Is(err, store.ErrNotFound) {
-		return root, "", noRoot(ctx, c.Store)
+		return rec, r, noRoot(ctx, s)
 	}
 	if err != nil {
-		return root, "", storeFault(rootPath, err)
+		return rec, r, storeFault(rootPath, err)
 	}
-	var rec rootRecord
 	if err := json.Unmarshal(r.Value, &rec); err != nil {
-		return root, "", fault.New(fault.RecordTampered, rootPath)
+		return rec, r, fault.New(fault.RecordTampered, rootPath)
+	}
+	return rec, r, nil
+}
+
+// unseal tries the sealers in order and believes the record only if its tag holds under the root that came out.
+func unseal(ctx context.Context, c Config) (root secret.Bytes, cluster string, err error) {
+	rec, _, err := readRoot(ctx, c.Store)
+	if err != nil {
+		return root, "", err
 	}
 	var failed []error
 	for _, s := range c.Sealers {
@@ -82,12 +107,16 @@ func unseal(ctx context.Context, c Config) (root secret.Bytes, cluster string, e
 			continue
 		}
 		if !hmac.Equal(rec.Tag, rec.tag(root)) {
-			return root, "", fault.New(fault.RecordTampered, rootPath)
+			root.Destroy()
+			return secret.Bytes{}, "", fault.New(fault.RecordTampered, rootPath)
 		}
 		return root, rec.Cluster, nil
 	}
 	err = errors.Join(failed...)
-	if errors.Is(err, seal.ErrUnavailable) {
+	switch {
+	case errors.Is(err, seal.ErrNeedsShares):
+		return root, "", fault.Wrap(fault.Sealed, "seal", err)
+	case errors.Is(err, seal.ErrUnavailable):
 		return root, "", fault.Wrap(fault.Unavailable, "seal", err)
 	}
 	return root, "", fault.Wrap(fault.SealWrong, "seal", err)
@@ -103,4 +132,167 @@ func noRoot(ctx context.Context, s store.Store) error {
 		return fault.New(fault.RecordTampered, rootPath).WithHint("the store has records, but not the one with the wrapped root key; restore it from a backup")
 	}
 	return fault.New(fault.NotFound, "cluster in this store").WithHint("rotor server init makes one")
+}
+
+// WrapSet is who opens the root, as the log vouches for it.
+type WrapSet struct {
+	Generation uint64
+	Wraps      map[string][]byte // sealer's ID -> blob
+}
+
+// Wraps reads the wrap set. fault.RecordTampered, RecordReplayed.
+func (g *Guard) Wraps(ctx context.Context) (WrapSet, error) {
+	rec, _, err := g.rootNow(ctx)
+	return WrapSet{rec.Generation, rec.Wraps}, err
+}
+
+// rootNow reads the root record and believes it only if its tag holds and the log knows no other.
+func (g *Guard) rootNow(ctx context.Context) (rootRecord, store.Rev, error) {
+	for {
+		rec, r, err := readRoot(ctx, g.store)
+		if err != nil {
+			return rec, 0, err
+		}
+		if err := g.reach(ctx, r); err != nil {
+			return rec, 0, err
+		}
+		want, ok := g.index.latest(rootPath)
+		if ok && want.rev > r.Rev && !want.loaded {
+			continue // it has been written since it was read
+		}
+		if rec.Cluster != g.keys.cluster || !hmac.Equal(rec.Tag, rec.tag(g.root)) {
+			return rec, 0, fault.New(fault.RecordTampered, rootPath)
+		}
+		if ok && want.hash != hashOf(r.Value) {
+			return rec, 0, fault.New(fault.RecordReplayed, rootPath)
+		}
+		return rec, r.Rev, nil
+	}
+}
+
+// AddSealer adds a wrap by a sealer that has none. It is opened before it counts. fault.Exists, Unavailable, SealWrong, Conflict.
+func (g *Guard) AddSealer(ctx context.Context, p *Permit, s seal.Sealer) error {
+	return g.changeWraps(ctx, p, "add", s.ID(), func(rec *rootRecord) error {
+		if _, there := rec.Wraps[s.ID()]; there {
+			return fault.New(fault.Exists, "sealer "+s.ID())
+		}
+		return g.rewrap(ctx, rec, s)
+	})
+}
+
+// RotateSealer makes a new wrap by a sealer, at a new generation of its own, and puts it in the place of the old one after it was
+// opened. The sealer still opens the old one until it is told to forget. fault.NotFound, Unavailable, SealWrong, Conflict.
+func (g *Guard) RotateSealer(ctx context.Context, p *Permit, s seal.Sealer) error {
+	return g.changeWraps(ctx, p, "rotate", s.ID(), func(rec *rootRecord) error {
+		if _, there := rec.Wraps[s.ID()]; !there {
+			return fault.New(fault.NotFound, "sealer "+s.ID())
+		}
+		rec.Generation++
+		return g.rewrap(ctx, rec, s)
+	})
+}
+
+// ReplaceSealer takes out one sealer and puts another in, which was opened before: new shares for old. fault.NotFound, Exists,
+// Unavailable, SealWrong, Conflict.
+func (g *Guard) ReplaceSealer(ctx context.Context, p *Permit, old string, s seal.Sealer) error {
+	return g.changeWraps(ctx, p, "replace "+old, s.ID(), func(rec *rootRecord) error {
+		if _, there := rec.Wraps[old]; !there {
+			return fault.New(fault.NotFound, "sealer "+old)
+		}
+		if _, there := rec.Wraps[s.ID()]; there {
+			return fault.New(fault.Exists, "sealer "+s.ID())
+		}
+		delete(rec.Wraps, old)
+		return g.rewrap(ctx, rec, s)
+	})
+}
+
+// RemoveSealer takes a sealer out of the set. One of the others, of those that are given, has to open now. fault.NotFound, InUse for the
+// last one, Unavailable when no other one opens, Conflict.
+func (g *Guard) RemoveSealer(ctx context.Context, p *Permit, id string, others []seal.Sealer) error {
+	return g.changeWraps(ctx, p, "remove", id, func(rec *rootRecord) error {
+		if _, there := rec.Wraps[id]; !there {
+			return fault.New(fault.NotFound, "sealer "+id)
+		}
+		delete(rec.Wraps, id)
+		if len(rec.Wraps) == 0 {
+			return fault.New(fault.InUse, "sealer "+id).WithHint("it is the only one; add another first")
+		}
+		var failed []error
+		for _, s := range others {
+			if _, there := rec.Wraps[s.ID()]; !there {
+				continue
+			}
+			err := g.proves(ctx, s, rec.Wraps[s.ID()])
+			if err == nil {
+				return nil
+			}
+			failed = append(failed, err)
+		}
+		return fault.Wrap(fault.Unavailable, "seal", errors.Join(failed...)).
+			WithHint("none of the other sealers opens now, so nothing is removed; make one reachable or bring shares")
+	})
+}
+
+// ProveSealer opens the wrap that a sealer has in the set. fault.NotFound when it has none, Unavailable, SealWrong.
+func (g *Guard) ProveSealer(ctx context.Context, s seal.Sealer) error {
+	rec, _, err := g.rootNow(ctx)
+	if err != nil {
+		return err
+	}
+	blob, ok := rec.Wraps[s.ID()]
+	if !ok {
+		return fault.New(fault.NotFound, "sealer "+s.ID())
+	}
+	return g.proves(ctx, s, blob)
+}
+
+// rewrap wraps the root with a sealer and opens the wrap before anything relies on it.
+func (g *Guard) rewrap(ctx context.Context, rec *rootRecord, s seal.Sealer) error {
+	blob, err := s.Wrap(ctx, g.root, rec.Generation)
+	if err != nil {
+		return sealFault(s.ID(), err)
+	}
+	if err := g.proves(ctx, s, blob); err != nil {
+		return err
+	}
+	rec.Wraps[s.ID()] = blob
+	return nil
+}
+
+// proves says whether a sealer gets the root out of a blob.
+func (g *Guard) proves(ctx context.Context, s seal.Sealer, blob []byte) error {
+	root, err := s.Unwrap(ctx, blob)
+	if err != nil {
+		return sealFault(s.ID(), err)
+	}
+	defer root.Destroy()
+	if !root.Equal(g.root) {
+		return fault.New(fault.SealWrong, "sealer "+s.ID()).WithHint("it gives another root key than the one it was given")
+	}
+	return nil
+}
+
+func sealFault(id string, err error) error {
+	switch {
+	case errors.Is(err, seal.ErrUnavailable):
+		return fault.Wrap(fault.Unavailable, "sealer "+id, err)
+	case fault.CodeOf(err) != fault.Internal:
+		return err
+	}
+	return fault.Wrap(fault.SealWrong, "sealer "+id, err)
+}
+
+// changeWraps edits the root record in one commit. What edit has proven is what is committed, or nothing is.
+func (g *Guard) changeWraps(ctx context.Context, p *Permit, what, id string, edit func(*rootRecord) error) error {
+	rec, rev, err := g.rootNow(ctx)
+	if err != nil {
+		return err
+	}
+	if err := edit(&rec); err != nil {
+		return err
+	}
+	detail := map[string]string{"change": what, "sealer": id, "set": strings.Join(slices.Sorted(maps.Keys(rec.Wraps)), ", ")}
+	_, err = p.Commit(ctx, []Cond{{rootPath, rev}}, []Write{{Path: rootPath, Value: rec.encode(g.root), plain: true}}, detail)
+	return err
 }

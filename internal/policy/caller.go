@@ -53,6 +53,7 @@ const (
 	ActIssue      Action = "token.issue"
 	ActAudit      Action = "audit.read"
 	ActStatus     Action = "status"
+	ActSeal       Action = "seal.change"
 	ActMetrics    Action = "server.metrics"
 	ActProfile    Action = "server.profile"
 )

@@ -207,6 +207,6 @@ func Actions() []Action {
 	return []Action{
 		ActCreate, ActShow, ActEncrypt, ActDecrypt, ActWrap, ActUnwrap, ActRewrap, ActSign, ActVerify, ActMAC, ActDeliver,
 		ActRotate, ActRollback, ActSuspend, ActCompromise, ActRetire, ActDestroy, ActCampaign, ActDataset, ActCensus,
-		ActInstances, ActInvite, ActRemove, ActIssue, ActAudit, ActStatus, ActMetrics, ActProfile,
+		ActInstances, ActInvite, ActRemove, ActIssue, ActAudit, ActStatus, ActSeal, ActMetrics, ActProfile,
 	}
 }
