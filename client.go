@@ -189,14 +189,16 @@ type Admin struct {
 	Data   rotorv1.DataServiceClient
 	Audit  rotorv1.AuditServiceClient
 	Server rotorv1.ServerServiceClient
+	Auth   rotorv1.AuthServiceClient
 }
 
-func newAdmin(h *http.Client, url string) *Admin {
-	o := []connect.ClientOption{connect.WithInterceptors(decode{}), connect.WithReadMaxBytes(16 << 20)}
+func newAdmin(h *http.Client, url string, more ...connect.ClientOption) *Admin {
+	o := append([]connect.ClientOption{connect.WithInterceptors(decode{}), connect.WithReadMaxBytes(16 << 20)}, more...)
 	return &Admin{
 		Keys: rotorv1.NewKeyServiceClient(h, url, o...), Fleet: rotorv1.NewFleetServiceClient(h, url, o...),
 		Tokens: rotorv1.NewTokenServiceClient(h, url, o...), Data: rotorv1.NewDataServiceClient(h, url, o...),
 		Audit: rotorv1.NewAuditServiceClient(h, url, o...), Server: rotorv1.NewServerServiceClient(h, url, o...),
+		Auth: rotorv1.NewAuthServiceClient(h, url, o...),
 	}
 }
 

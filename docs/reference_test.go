@@ -30,8 +30,11 @@ func TestRulesNameEveryAction(t *testing.T) {
 // TestRulesExample: the rules that the page shows do what it says of them.
 func TestRulesExample(t *testing.T) {
 	all, err := blocks(read(t, "reference/rules.md"))
-	if err != nil || len(all) != 1 {
+	if err != nil || len(all) != 2 {
 		t.Fatalf("%d blocks: %v", len(all), err)
+	}
+	if _, err := policy.Parse("rules.md", []byte("version: 1\n"+all[1].code)); err != nil {
+		t.Error(err)
 	}
 	rules, err := policy.Parse("rules.md", []byte(all[0].code))
 	if err != nil {
@@ -117,6 +120,17 @@ func TestLimits(t *testing.T) {
 		{"life of a join token: 10 minutes", "internal/identity/token.go", "MaxTTL = 10 * time.Minute"},
 		{"join tokens that are remembered: 100,000", "internal/authn/join.go", "maxTokens = 100_000"},
 		{"certificate of an instance: 7 days, and 30 days more to renew it", "internal/authn/authority.go", "InstanceLife = 7 * 24 * time.Hour;RenewGrace = 30 * 24 * time.Hour"},
+		{"life of an enrolment token: 1 hour", "internal/identity/token.go", "MaxEnrolTTL = time.Hour"},
+		{"session: at most; one caller's; all: 24 hours; 100; 100,000", "internal/authn/session.go", "MaxSessionLife = 24 * time.Hour;maxOfCaller = 100;maxSessions = 100_000"},
+		{"credential: at most; number; networks: 366 days; 10,000; 32", "internal/authn/credential.go", "MaxCredentialLife = 366 * 24 * time.Hour;maxCredentials = 10_000;maxNetworks = 32"},
+		{"failures in a row of a credential: 20 unless configured, at most 100", "internal/authn/credential.go", "MaxFailures = 100"},
+		{"failures in a row of a credential: 20 unless configured, at most 100", "internal/authn/access.go", "cmp.Or(a.Failures, 20)"},
+		{"attributes of a caller; name; value: 32; 64 bytes; 512 bytes", "internal/authn/credential.go", "MaxAttributes = 32;maxAttributeName = 64;maxAttribute = 512"},
+		{"password hashes at a time; waiting: 4; 256", "internal/authn/hash.go", "maxHashing = 4;maxWaiting = 256"},
+		{"token of an issuer; its key set: 16 KiB; 1 MiB with 256 keys", "internal/oidc/token.go", "MaxToken = 16 << 10"},
+		{"token of an issuer; its key set: 16 KiB; 1 MiB with 256 keys", "internal/oidc/keys.go", "maxSet = 1 << 20;maxKeys = 256"},
+		{"keys of an issuer that cannot be reached: 24 hours", "internal/oidc/issuer.go", "maxStale = 24 * time.Hour"},
+		{"grant: at most; number; parts of associated data: 90 days; 10,000; 16", "internal/authn/grant.go", "MaxGrantLife = 90 * 24 * time.Hour;maxGrants = 10_000;maxGrantContext = 16"},
 		{"certificate of an administrator: 365 days", "internal/authn/authority.go", "adminLife = 365 * 24 * time.Hour"},
 		{"life: 5 minutes unless asked for, at most 24 hours", "internal/issuer/issuer.go", "DefaultTTL = 5 * time.Minute;MaxTTL = 24 * time.Hour"},
 		{"audience: 256 bytes", "internal/issuer/issuer.go", "maxAudience = 256"},

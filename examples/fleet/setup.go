@@ -63,7 +63,7 @@ func (d *demo) startServer(ctx context.Context) error {
 	if d.address, err = freeAddress(); err != nil {
 		return err
 	}
-	out, err := exec.CommandContext(ctx, d.rotor, "server", "init", "--dir", dir, "--listen", d.address, "-o", "json").Output()
+	out, err := exec.CommandContext(ctx, d.rotor, "server", "init", "--local-admin", "--dir", dir, "--listen", d.address, "-o", "json").Output()
 	if err != nil {
 		return fmt.Errorf("rotor server init: %w", err)
 	}

@@ -42,6 +42,7 @@ type cluster struct {
 	store  store.Store
 	sealer seal.Sealer
 	clock  atomic.Int64
+	rules  guard.Decider
 }
 
 func newCluster(t *testing.T) *cluster {
@@ -50,7 +51,7 @@ func newCluster(t *testing.T) *cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &cluster{t: t, store: mem.New(), sealer: s}
+	c := &cluster{t: t, store: mem.New(), sealer: s, rules: all{}}
 	c.clock.Store(time.Now().UnixNano())
 	if _, err := guard.Init(t.Context(), c.config(c.store)); err != nil {
 		t.Fatal(err)
@@ -68,8 +69,9 @@ func (c *cluster) config(s store.Store) guard.Config {
 // server is an authority that runs on a store. ctx ends when it breaks.
 type server struct {
 	*authn.Authority
-	ctx  context.Context
-	stop func()
+	ctx   context.Context
+	stop  func()
+	guard *guard.Guard
 }
 
 func (c *cluster) start(s store.Store) server {
@@ -81,13 +83,31 @@ func (c *cluster) start(s store.Store) server {
 	}
 	done := make(chan struct{})
 	go func() { _ = g.Run(ctx); cancel(); close(done) }() // a broken store ends it
-	stop := func() { cancel(); <-done }
+	ended := make(chan struct{})
+	stop := func() { cancel(); <-done; <-ended }
+	a := c.authority(ctx, g)
+	go func() { _ = a.Run(ctx); close(ended) }()
 	c.t.Cleanup(stop)
+	g.SetRules(a.Decider(c.rules))
+	return server{a, ctx, stop, g}
+}
+
+func (c *cluster) authority(ctx context.Context, g *guard.Guard) *authn.Authority {
+	c.t.Helper()
 	a, err := authn.New(ctx, authn.Config{Guard: g, TrustDomain: "rotor.local", Namespace: "default", Now: c.now})
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	return server{a, ctx, stop}
+	return a
+}
+
+// twin is another authority at the same door: what a server that serves the same store knows of it.
+func (c *cluster) twin(s server) server {
+	c.t.Helper()
+	a, done := c.authority(s.ctx, s.guard), make(chan struct{})
+	go func() { _ = a.Run(s.ctx); close(done) }()
+	c.t.Cleanup(func() { s.stop(); <-done })
+	return server{a, s.ctx, s.stop, s.guard}
 }
 
 func (s server) invite(t *testing.T, name string) string {

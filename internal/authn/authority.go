@@ -13,13 +13,13 @@ import (
 	"crypto/x509/pkix"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"math/big"
 	"net"
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/rotorkms/rotor/internal/fault"
@@ -28,6 +28,7 @@ import (
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/secret"
+	"github.com/rotorkms/rotor/internal/store"
 )
 
 // Lifetimes of certificates.
@@ -53,6 +54,9 @@ type Config struct {
 	TrustDomain string // of the SPIFFE IDs, for example "rotor.example"
 	Namespace   string // that joined instances work in
 	Now         func() time.Time
+
+	// OnEnded, if set, is told of what must not go on, by whatever server it was ended. Set it before Run.
+	OnEnded func(Ended)
 }
 
 // Authority is the certificate authority of a cluster. Safe for concurrent use.
@@ -61,9 +65,22 @@ type Authority struct {
 	ca  *x509.Certificate
 	key *ecdsa.PrivateKey
 
-	mu      sync.RWMutex // guards what follows
-	removed map[string]removal
-	tokens  map[string]time.Time // when each stored join token ends, by ID
+	mu          sync.RWMutex // guards what follows
+	removed     table[removal]
+	tokens      table[ending]
+	enrolments  table[ending]
+	admins      table[admin]
+	sessions    table[session]
+	credentials table[credential]
+	grants      table[grant]
+	granted     map[string]map[string]bool // IDs of grants, by the grantee
+	cursor      uint64                     // where the next free slot of a session is looked for
+
+	from     store.Rev // that the tables were read at
+	access   atomic.Pointer[access]
+	rules    atomic.Pointer[guard.Decider] // without the grants
+	hasher   hasher
+	touching sync.Map // slots whose use is being written
 }
 
 // caRecord is the stored authority.
@@ -75,7 +92,14 @@ type caRecord struct {
 
 // New opens the authority, making it at the first start.
 func New(ctx context.Context, c Config) (*Authority, error) {
-	a := &Authority{Config: c, removed: map[string]removal{}, tokens: map[string]time.Time{}}
+	a := &Authority{
+		Config: c, removed: newTable[removal](removedPrefix), tokens: newTable[ending](joinPrefix), enrolments: newTable[ending](enrolPrefix),
+		admins: newTable[admin](adminPrefix), sessions: newTable[session](sessionPrefix), credentials: newTable[credential](credentialPrefix),
+		grants: newTable[grant](grantPrefix), granted: map[string]map[string]bool{}, hasher: newHasher(),
+	}
+	if err := a.Configure(Access{}); err != nil {
+		return nil, err
+	}
 	r, err := c.Guard.Get(ctx, caPath)
 	if fault.CodeOf(err) == fault.NotFound {
 		if err := a.create(ctx); err != nil {
@@ -89,7 +113,7 @@ func New(ctx context.Context, c Config) (*Authority, error) {
 	if err := a.load(r.Value); err != nil {
 		return nil, err
 	}
-	return a, errors.Join(a.loadRemoved(ctx), a.loadTokens(ctx))
+	return a, a.read(ctx)
 }
 
 func (a *Authority) create(ctx context.Context) error {
@@ -257,11 +281,12 @@ func (a *Authority) Admin(ctx context.Context, dir *identity.Dir, name, address 
 	if err != nil {
 		return err
 	}
-	der, err := a.sign(req.PublicKey, "/admin/"+name, pkix.Name{}, adminLife)
+	var der []byte
+	err = a.again(ctx, func() (rev store.Rev, err error) {
+		der, rev, err = a.admit(ctx, a.Guard.System("authn", "admin.create", policy.Resource{}), name, req)
+		return rev, err
+	})
 	if err != nil {
-		return err
-	}
-	if err := a.Guard.System("authn", "admin.create", policy.Resource{}).Release(ctx, map[string]string{"admin": name}); err != nil {
 		return err
 	}
 	return dir.Accept(a.grant([][]byte{der, a.ca.Raw}), address)
@@ -289,13 +314,16 @@ func parseCSR(der []byte) (*x509.CertificateRequest, error) {
 }
 
 // Identify names the caller behind a connection. expired allows certificates within RenewGrace after their end; for Renew alone.
-// fault.Unauthenticated; fault.Denied for an instance that was removed, which tells the process to drop its keys at once.
+// fault.Unauthenticated; fault.Denied for an instance or administrator that was removed, which tells a process to drop its keys at once.
 func (a *Authority) Identify(s tls.ConnectionState, expired bool) (policy.Caller, error) {
-	nobody := func(why string) (policy.Caller, error) {
-		return policy.Caller{}, fault.New(fault.Unauthenticated, "caller").WithHint("%s", why)
-	}
+	c, _, err := a.identify(s, expired)
+	return c, err
+}
+
+// identify also says what a session of the caller would depend on.
+func (a *Authority) identify(s tls.ConnectionState, expired bool) (policy.Caller, source, error) {
 	if len(s.PeerCertificates) == 0 {
-		return nobody("present the certificate of a joined instance or an administrator")
+		return nobody("present the certificate of a joined instance or an administrator, or log in")
 	}
 	leaf, now := s.PeerCertificates[0], a.Now()
 	at := now
@@ -305,7 +333,7 @@ func (a *Authority) Identify(s tls.ConnectionState, expired bool) (policy.Caller
 	roots := x509.NewCertPool()
 	roots.AddCert(a.ca)
 	if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
-		return nobody("the certificate is expired or of another cluster")
+		return a.foreign(s, now)
 	}
 	id := identity.SPIFFE(leaf)
 	path, ok := strings.CutPrefix(id, "spiffe://"+a.TrustDomain+"/")
@@ -313,14 +341,45 @@ func (a *Authority) Identify(s tls.ConnectionState, expired bool) (policy.Caller
 	if !ok || !found || !keyring.ValidName(name) {
 		return nobody("the certificate has no SPIFFE ID of this cluster")
 	}
+	n := generation(leaf)
+	src := source{Generation: n, Until: leaf.NotAfter}
 	switch kind {
 	case "admin":
-		return policy.Caller{Kind: policy.KindAdmin, Name: "admin/" + name, SPIFFEID: id}, nil
-	case "instance":
-		if a.isRemoved(name, generation(leaf)) {
-			return policy.Caller{}, fault.New(fault.Denied, "instance "+name).WithHint("it was removed; invite it again")
+		if a.adminRemoved(name, n) {
+			return policy.Caller{}, source{}, fault.New(fault.Denied, "administrator "+name).WithHint("it was removed")
 		}
-		return policy.Caller{Kind: policy.KindInstance, Name: id, SPIFFEID: id, Instance: name}, nil
+		src.Admin = name
+		return policy.Caller{Kind: policy.KindAdmin, Name: "admin/" + name, SPIFFEID: id}, src, nil
+	case "instance":
+		if a.isRemoved(name, n) {
+			return policy.Caller{}, source{}, fault.New(fault.Denied, "instance "+name).WithHint("it was removed; invite it again")
+		}
+		src.Instance = name
+		return policy.Caller{Kind: policy.KindInstance, Name: id, SPIFFEID: id, Instance: name}, src, nil
 	}
 	return nobody("the certificate has no SPIFFE ID of this cluster")
+}
+
+// foreign asks the configured authorities.
+func (a *Authority) foreign(s tls.ConnectionState, now time.Time) (policy.Caller, source, error) {
+	all := a.access.Load().Certificates
+	if len(all) == 0 {
+		return nobody("the certificate is expired or of another cluster")
+	}
+	var first error
+	for _, ca := range all {
+		c, err := ca.Identify(s.PeerCertificates, now, a.TrustDomain)
+		if err == nil {
+			leaf := s.PeerCertificates[0]
+			return c, source{Certificate: ca.Name, Serial: leaf.SerialNumber.Text(16), Until: leaf.NotAfter}, nil
+		}
+		if first == nil {
+			first = err
+		}
+	}
+	return policy.Caller{}, source{}, first
+}
+
+func nobody(why string) (policy.Caller, source, error) {
+	return policy.Caller{}, source{}, fault.New(fault.Unauthenticated, "caller").WithHint("%s", why)
 }

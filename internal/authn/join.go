@@ -11,7 +11,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/rotorkms/rotor/internal/fault"
@@ -38,21 +37,15 @@ type joinRecord struct {
 	Bound      []byte    `json:"bound,omitempty"`  // SHA-256 of the public key that used it first
 	Chain      [][]byte  `json:"chain,omitempty"`  // the answer, repeated to the same key
 	Second     bool      `json:"second,omitempty"` // another key has tried, which is in the audit log
+	Admin      bool      `json:"admin,omitempty"`  // Instance is the name of an administrator
 }
 
-func (a *Authority) loadTokens(ctx context.Context) error {
-	records, _, err := a.Guard.List(ctx, joinPrefix)
-	if err != nil {
-		return fmt.Errorf("read join tokens: %w", err)
+// about names who a token is for.
+func (j joinRecord) about() string {
+	if j.Admin {
+		return "administrator " + j.Instance
 	}
-	for _, r := range records {
-		var j joinRecord
-		if err := json.Unmarshal(r.Value, &j); err != nil {
-			return fault.Wrap(fault.RecordTampered, r.Path, err)
-		}
-		a.tokens[strings.TrimPrefix(r.Path, joinPrefix)] = j.Expires
-	}
-	return nil
+	return "instance " + j.Instance
 }
 
 // Invite makes a join token for one instance. ttl 0: identity.MaxTTL. fault.Invalid, Denied, TooLarge.
@@ -69,16 +62,25 @@ func (a *Authority) Invite(ctx context.Context, c policy.Caller, name string, tt
 	case ttl == 0:
 		ttl = identity.MaxTTL
 	}
+	t, text, err := a.newToken(name, a.InstanceID(name), ttl, address)
+	if err != nil {
+		return "", err
+	}
+	return text, a.again(ctx, func() (store.Rev, error) { return a.storeToken(ctx, p, t, identity.DigestJoinToken(text)) })
+}
+
+// newToken makes the text of a token for a SPIFFE ID. fault.Invalid.
+func (a *Authority) newToken(name, id string, ttl time.Duration, address string) (identity.JoinToken, string, error) {
 	sum := sha256.Sum256(a.ca.Raw)
 	t := identity.JoinToken{
 		Address: address, CA: sum[:], ID: hex.EncodeToString(secret.Random(16).Reveal()), Instance: name,
-		SPIFFE: a.InstanceID(name), Expires: a.Now().UTC().Add(ttl).Truncate(time.Second), Secret: secret.Random(32).Reveal(),
+		SPIFFE: id, Expires: a.Now().UTC().Add(ttl).Truncate(time.Second), Secret: secret.Random(32).Reveal(),
 	}
 	text := t.Encode()
 	if _, err := identity.ParseJoinToken(text); err != nil {
-		return "", fault.New(fault.Invalid, "advertise").WithHint("%s is no host:port that a join token can carry", address)
+		return t, "", fault.New(fault.Invalid, "advertise").WithHint("%s is no host:port that a join token can carry", address)
 	}
-	return text, a.again(ctx, func() (store.Rev, error) { return a.storeToken(ctx, p, t, identity.DigestJoinToken(text)) })
+	return t, text, nil
 }
 
 func (a *Authority) storeToken(ctx context.Context, p *guard.Permit, t identity.JoinToken, digest [sha256.Size]byte) (store.Rev, error) {
@@ -90,41 +92,31 @@ func (a *Authority) storeToken(ctx context.Context, p *guard.Permit, t identity.
 	if err != nil {
 		return 0, fmt.Errorf("encode join token: %w", err)
 	}
-	forget, full := a.forgettable()
-	if full {
-		return 0, fault.New(fault.TooLarge, "join tokens").WithHint("at most %d are remembered; old ones are forgotten after %s", maxTokens, keepAnswer)
-	}
-	writes := []guard.Write{{Path: joinPrefix + t.ID, Value: value}}
-	for _, id := range forget {
-		writes = append(writes, guard.Write{Path: joinPrefix + id, Delete: true})
-	}
-	rev, err := p.Commit(ctx, []guard.Cond{cond, {Path: joinPrefix + t.ID}}, writes, map[string]string{"instance": t.Instance})
+	forget, err := a.forgettable(a.tokens)
 	if err != nil {
 		return 0, err
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.tokens[t.ID] = t.Expires
-	for _, id := range forget {
-		delete(a.tokens, id)
-	}
-	return rev, nil
+	writes := append(forget, guard.Write{Path: joinPrefix + t.ID, Value: value})
+	return a.commit(ctx, p, []guard.Cond{cond, {Path: joinPrefix + t.ID}}, writes, map[string]string{"instance": t.Instance})
 }
 
-// forgettable finds tokens whose answer is repeated no more.
-func (a *Authority) forgettable() (ids []string, full bool) {
+// forgettable finds tokens whose answer is repeated no more. fault.TooLarge.
+func (a *Authority) forgettable(tokens table[ending]) (forget []guard.Write, err error) {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
 	now := a.Now()
-	for id, end := range a.tokens {
-		if len(ids) == purgeBatch {
+	for id, r := range tokens.rows {
+		if len(forget) == purgeBatch {
 			break
 		}
-		if now.After(end.Add(keepAnswer)) {
-			ids = append(ids, id)
+		if !r.deleted && now.After(r.value.Expires.Add(keepAnswer)) {
+			forget = append(forget, guard.Write{Path: tokens.prefix + id, Delete: true})
 		}
 	}
-	return ids, len(ids) == 0 && len(a.tokens) >= maxTokens
+	if len(forget) == 0 && len(tokens.rows) >= maxTokens {
+		return nil, fault.New(fault.TooLarge, "join tokens").WithHint("at most %d are remembered; old ones are forgotten after %s", maxTokens, keepAnswer)
+	}
+	return forget, nil
 }
 
 // Join answers a stranger with a token: the first key that uses the token gets the certificate, and gets the same one again
@@ -150,7 +142,11 @@ func (a *Authority) Join(ctx context.Context, token string, csr []byte) (identit
 // join tells of a token only to who has all of it: anybody else gets the answer for an unknown one. The one exception is a token
 // that says itself that it has ended, because the server forgets those.
 func (a *Authority) join(ctx context.Context, t identity.JoinToken, digest, csr []byte) ([][]byte, store.Rev, error) {
-	rec, err := a.Guard.Get(ctx, joinPrefix+t.ID)
+	path := joinPrefix + t.ID
+	if t.IsAdmin() {
+		path = enrolPrefix + t.ID
+	}
+	rec, err := a.Guard.Get(ctx, path)
 	if fault.CodeOf(err) == fault.NotFound {
 		if !a.Now().Before(t.Expires) {
 			return nil, 0, fault.New(fault.JoinTokenExpired, "join token")
@@ -178,7 +174,10 @@ func (a *Authority) join(ctx context.Context, t identity.JoinToken, digest, csr 
 	case len(j.Bound) > 0:
 		return nil, 0, a.second(ctx, rec, j)
 	case !a.Now().Before(j.Expires):
-		return nil, 0, fault.New(fault.JoinTokenExpired, "instance "+j.Instance)
+		return nil, 0, fault.New(fault.JoinTokenExpired, j.about())
+	}
+	if j.Admin {
+		return a.bindAdmin(ctx, rec, j, req, key[:])
 	}
 	return a.bind(ctx, rec, j, req, key[:])
 }
@@ -207,20 +206,19 @@ func (a *Authority) second(ctx context.Context, rec guard.Record, j joinRecord) 
 	if !j.Second {
 		j.Second = true
 		p := a.Guard.System("authn", policy.ActInvite, policy.Resource{})
-		if _, err := a.put(ctx, p, rec, j, map[string]string{"refused": string(fault.JoinTokenUsed), "instance": j.Instance}); err != nil {
+		if _, err := a.put(ctx, p, rec, j, map[string]string{"refused": string(fault.JoinTokenUsed), "of": j.about()}); err != nil {
 			return err
 		}
 	}
-	return fault.New(fault.JoinTokenUsed, "instance "+j.Instance)
+	return fault.New(fault.JoinTokenUsed, j.about())
 }
 
 func (a *Authority) put(ctx context.Context, p *guard.Permit, rec guard.Record, j joinRecord, detail map[string]string, conds ...guard.Cond) (store.Rev, error) {
-	value, err := json.Marshal(j)
+	w, err := put(rec.Path, j)
 	if err != nil {
-		return 0, fmt.Errorf("encode join token: %w", err)
+		return 0, err
 	}
-	conds = append(conds, guard.Cond{Path: rec.Path, Rev: rec.Rev})
-	return p.Commit(ctx, conds, []guard.Write{{Path: rec.Path, Value: value}}, detail)
+	return a.commit(ctx, p, append(conds, guard.Cond{Path: rec.Path, Rev: rec.Rev}), []guard.Write{w}, detail)
 }
 
 func (a *Authority) signInstance(public any, name string, generation uint64) ([]byte, error) {

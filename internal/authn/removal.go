@@ -3,10 +3,7 @@ package authn
 import (
 	"context"
 	"crypto/x509"
-	"encoding/json"
-	"fmt"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/rotorkms/rotor/internal/fault"
@@ -23,21 +20,6 @@ type removal struct {
 	At         time.Time `json:"at"`
 }
 
-func (a *Authority) loadRemoved(ctx context.Context) error {
-	records, _, err := a.Guard.List(ctx, removedPrefix)
-	if err != nil {
-		return fmt.Errorf("read removed instances: %w", err)
-	}
-	for _, r := range records {
-		var v removal
-		if err := json.Unmarshal(r.Value, &v); err != nil {
-			return fault.Wrap(fault.RecordTampered, r.Path, err)
-		}
-		a.removed[strings.TrimPrefix(r.Path, removedPrefix)] = v
-	}
-	return nil
-}
-
 // generation is what a certificate of an instance says in its subject's serial number (X.520, 6.2.9).
 func generation(leaf *x509.Certificate) uint64 {
 	n, err := strconv.ParseUint(leaf.Subject.SerialNumber, 10, 64)
@@ -50,24 +32,12 @@ func generation(leaf *x509.Certificate) uint64 {
 func (a *Authority) isRemoved(name string, generation uint64) bool {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
-	return generation < a.removed[name].Generation
+	return generation < a.removed.rows[name].value.Generation
 }
 
 // present reads the generation of a name linearizably, with the condition that it does not change.
 func (a *Authority) present(ctx context.Context, name string) (removal, guard.Cond, error) {
-	path := removedPrefix + name
-	rec, err := a.Guard.Get(ctx, path)
-	if fault.CodeOf(err) == fault.NotFound {
-		return removal{}, guard.Cond{Path: path}, nil
-	}
-	if err != nil {
-		return removal{}, guard.Cond{}, err
-	}
-	var v removal
-	if err := json.Unmarshal(rec.Value, &v); err != nil {
-		return v, guard.Cond{}, fault.Wrap(fault.RecordTampered, path, err)
-	}
-	return v, guard.Cond{Path: path, Rev: rec.Rev}, nil
+	return fetch[removal](ctx, a.Guard, removedPrefix+name)
 }
 
 // Remove denies every certificate and every join token that an instance has now.
@@ -85,20 +55,11 @@ func (a *Authority) Remove(ctx context.Context, c policy.Caller, name string) er
 			return 0, err
 		}
 		v = removal{v.Generation + 1, a.Now().UTC()}
-		value, err := json.Marshal(v)
-		if err != nil {
-			return 0, fmt.Errorf("encode removal: %w", err)
-		}
-		rev, err := p.Commit(ctx, []guard.Cond{cond}, []guard.Write{{Path: cond.Path, Value: value}}, map[string]string{"instance": name})
+		w, err := put(cond.Path, v)
 		if err != nil {
 			return 0, err
 		}
-		a.mu.Lock()
-		if a.removed[name].Generation < v.Generation {
-			a.removed[name] = v
-		}
-		a.mu.Unlock()
-		return rev, nil
+		return a.commit(ctx, p, []guard.Cond{cond}, []guard.Write{w}, map[string]string{"instance": name})
 	})
 }
 

@@ -20,6 +20,7 @@ type app struct {
 
 	format    string // -o: "", table, json, yaml
 	identity  string
+	session   string
 	address   string
 	namespace string
 	yes       bool
@@ -68,11 +69,13 @@ authenticated or authorised, 5 integrity failure.`,
 	f := root.PersistentFlags()
 	f.StringVarP(&a.format, "output", "o", "", "table, json or yaml (default: a table on a terminal, tab-separated lines elsewhere)")
 	f.StringVar(&a.identity, "identity", "", "directory of the identity (default $ROTOR_IDENTITY, else $XDG_CONFIG_HOME/rotor/identity, else ./rotor-dev/admin)")
+	f.StringVar(&a.session, "session", "", "file of a session that rotor login made, instead of an identity (default $ROTOR_SESSION, else, if there is no identity, $XDG_CONFIG_HOME/rotor/session)")
 	f.StringVar(&a.address, "address", "", "host:port of the server (default $ROTOR_ADDRESS, else the one of the identity)")
 	f.StringVar(&a.namespace, "namespace", "", "namespace of the key (default: the server's)")
 	root.AddCommand(
 		newDev(a), newServer(a), newStatus(a), newKey(a), newEncrypt(a), newDecrypt(a), newFile(a), newRotate(a), newCensus(a), newCampaign(a),
-		newDataset(a), newInstance(a), newToken(a), newAudit(a), newExplain(a), newVersion(a),
+		newDataset(a), newInstance(a), newToken(a), newLogin(a), newLogout(a), newWhoami(a), newSession(a), newCredential(a), newGrant(a), newAdmin(a),
+		newAudit(a), newExplain(a), newVersion(a),
 	)
 	return root
 }

@@ -22,6 +22,7 @@ import (
 const (
 	envIdentity = "ROTOR_IDENTITY"
 	envAddress  = "ROTOR_ADDRESS"
+	envSession  = "ROTOR_SESSION"
 )
 
 // maxAnswer bounds one message of the server, in bytes.
@@ -37,10 +38,14 @@ type api struct {
 	data    rotorv1.DataServiceClient
 	audit   rotorv1.AuditServiceClient
 	server  rotorv1.ServerServiceClient
+	auth    rotorv1.AuthServiceClient
 }
 
-// connect reads the identity; the connection is made by the first call.
+// connect reads the identity or the session; the connection is made by the first call.
 func (a *app) connect() (*api, error) {
+	if path := a.sessionPath(); path != "" {
+		return a.connectSession(path)
+	}
 	dir, err := a.readIdentity()
 	if err != nil {
 		return nil, err
@@ -49,19 +54,26 @@ func (a *app) connect() (*api, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := dir.HTTPClient()
+	return newAPI(dir.HTTPClient(), address), nil
+}
+
+func newAPI(h *http.Client, address string) *api {
 	url, o := "https://"+address, connect.WithReadMaxBytes(maxAnswer)
 	return &api{
 		http: h, address: address,
 		keys: rotorv1.NewKeyServiceClient(h, url, o), fleet: rotorv1.NewFleetServiceClient(h, url, o), tokens: rotorv1.NewTokenServiceClient(h, url, o),
 		data: rotorv1.NewDataServiceClient(h, url, o), audit: rotorv1.NewAuditServiceClient(h, url, o), server: rotorv1.NewServerServiceClient(h, url, o),
-	}, nil
+		auth: rotorv1.NewAuthServiceClient(h, url, o),
+	}
 }
 
 func (s *api) close() { s.http.CloseIdleConnections() }
 
 // dial opens the SDK's client, for files.
 func (a *app) dial(ctx context.Context) (*rotor.Client, error) {
+	if a.sessionPath() != "" {
+		return nil, usage("--session", "files need the identity of an instance or an administrator")
+	}
 	dir, err := a.readIdentity()
 	if err != nil {
 		return nil, err

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -12,30 +13,37 @@ import (
 )
 
 func newServer(a *app) *cobra.Command {
-	return newNoun("server", "Set up and run a server", newServerInit(a), newServerRun(a), newServerStatus(a), newServerAdmin(a))
+	return newNoun("server", "Set up and run a server", newServerInit(a), newServerRun(a), newServerStatus(a), newServerAdmin(a), newServerCA(a))
 }
 
 // initView is what server init and server admin answer.
 type initView struct {
 	Cluster       string `json:"cluster"`
 	CheckpointKey string `json:"checkpoint_key"`
-	Identity      string `json:"identity"`
+	Identity      string `json:"identity,omitempty"`
+	Enrolment     string `json:"enrolment,omitempty"`
 }
 
 func newServerInit(a *app) *cobra.Command {
 	var f server.Config
 	var load func() error
+	var local bool
 	c := &cobra.Command{
 		Use:   "init",
-		Short: "Make a new cluster: store, seal key, rules, certificate authority, administrator",
+		Short: "Make a new cluster: store, seal key, rules, certificate authority, first administrator",
 		Long: `Make a new cluster in a directory that has none. It prints the checkpoint key, which pins the audit log: give it to whoever verifies
-the log, and keep it somewhere else than the server.`,
+the log, and keep it somewhere else than the server.
+
+It also prints, once, the enrolment token of the first administrator. It is a secret, good once and for an hour: once the server runs, whoever shall
+administrate it gives it to "rotor admin enrol", where the private key is made and stays. If the hour passes, "rotor server admin" makes another
+administrator while the server is stopped.`,
 		Example: "  rotor server init --dir /var/lib/rotor --listen 0.0.0.0:7420 --advertise kms.example:7420",
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := load(); err != nil {
 				return err
 			}
+			f.Enrol = !local
 			made, err := server.Init(c.Context(), f)
 			if err != nil {
 				return err
@@ -44,13 +52,21 @@ the log, and keep it somewhere else than the server.`,
 		},
 	}
 	serverFlags(c, &f, "")
+	c.Flags().BoolVar(&local, "local-admin", false, "make the first administrator's identity in DIR/admin instead of an enrolment token, as rotor dev does")
 	load = configFlag(c, &f)
 	return c
 }
 
 func (a *app) showInit(made server.InitResult) error {
-	v := initView{made.ClusterID, made.CheckpointKey, made.AdminDir}
-	return a.show(v, table{rows: [][]string{{"cluster", v.Cluster}, {"checkpoint key", v.CheckpointKey}, {"identity", v.Identity}}})
+	v := initView{made.ClusterID, made.CheckpointKey, made.AdminDir, made.Enrolment}
+	t := table{rows: [][]string{{"cluster", v.Cluster}, {"checkpoint key", v.CheckpointKey}}}
+	if v.Identity != "" {
+		t.add("identity", v.Identity)
+	}
+	if v.Enrolment != "" {
+		t.add("enrolment", v.Enrolment)
+	}
+	return a.show(v, t)
 }
 
 func newServerRun(a *app) *cobra.Command {
@@ -88,8 +104,7 @@ func newServerAdmin(a *app) *cobra.Command {
 		Use:   "admin NAME",
 		Short: "Make an administrator's identity, or renew one, while the server is stopped",
 		Long: `Make an administrator's identity, or renew one, while the server is stopped. It needs the store and the seal, so it is for whoever runs the
-server. The certificate is good for a year; the rules see the caller as admin/NAME. A second administrator can give the second approval of a
-destruction. Nobody can take a certificate back: take the name out of the rules.`,
+server and has lost every other way in; else see "rotor admin invite". The certificate is good for a year; the rules see the caller as admin/NAME.`,
 		Example: "  rotor server admin alice --dir /var/lib/rotor --out alice",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -110,6 +125,21 @@ destruction. Nobody can take a certificate back: take the name out of the rules.
 	load = configFlag(c, &f)
 	c.Flags().StringVar(&out, "out", "", "directory of the identity (default NAME)")
 	return c
+}
+
+func newServerCA(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "ca", Short: "Print the certificate of the cluster's authority", Args: cobra.NoArgs,
+		Long: `Print the certificate of the cluster's authority, as the identity pinned it when it was made. It is no secret: "rotor login --ca-file" and others
+who are no instances check the server with it.`,
+		RunE: func(*cobra.Command, []string) error {
+			dir, err := a.readIdentity()
+			if err != nil {
+				return err
+			}
+			return a.showText(strings.TrimSpace(string(dir.CAPEM())), map[string]string{"ca": string(dir.CAPEM())})
+		},
+	}
 }
 
 // serverView is the server as programs see it.

@@ -29,6 +29,12 @@ type Decider interface {
 	Allows(c policy.Caller, a policy.Action, r policy.Resource) (rule string, ok bool)
 }
 
+// Spender is a Decider some of whose rules are good for a number of uses.
+type Spender interface {
+	// Spend counts one use of a rule, durably before it returns. fault.Denied when there is none left.
+	Spend(ctx context.Context, rule string) error
+}
+
 // Config is what a guard needs.
 type Config struct {
 	Store   store.Store

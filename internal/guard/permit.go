@@ -38,7 +38,18 @@ func (g *Guard) Admit(ctx context.Context, c policy.Caller, a policy.Action, r p
 		}
 		return nil, fault.New(fault.Denied, what)
 	}
+	if err := g.spend(ctx, rule); err != nil {
+		return nil, err
+	}
 	return &Permit{g, c, a, r, rule}, nil
+}
+
+// spend tells a decider that counts uses that a rule was used.
+func (g *Guard) spend(ctx context.Context, rule string) error {
+	if s, ok := (*g.rules.Load()).(Spender); ok {
+		return s.Spend(ctx, rule)
+	}
+	return nil
 }
 
 // Allows asks the rules without a permit and without an entry, for lists that show only what the caller may see.
@@ -58,6 +69,21 @@ func (g *Guard) allows(c policy.Caller, a policy.Action, r policy.Resource) (str
 // System is a permit for a loop of the server itself.
 func (g *Guard) System(name string, a policy.Action, r policy.Resource) *Permit {
 	return &Permit{g, policy.Caller{Kind: policy.KindSystem, Name: "system/" + name}, a, r, "built in"}
+}
+
+// Vouch is a permit for what a caller may do whatever the rules say, because it concerns nobody else: to log in and out. grounds stand in the
+// place of the rule. The zero Permit for nobody.
+func (g *Guard) Vouch(c policy.Caller, a policy.Action, grounds string) *Permit {
+	if c.IsZero() {
+		return &Permit{}
+	}
+	return &Permit{g, c, a, policy.Resource{}, "built in: " + grounds}
+}
+
+// Refuse puts a refusal into the log that no rule made, such as that of a stranger who could not prove to be somebody. Like Admit's, the same
+// one is written once a minute, and counted.
+func (g *Guard) Refuse(ctx context.Context, c policy.Caller, a policy.Action) error {
+	return g.refused(ctx, c, a, policy.Resource{})
 }
 
 // Caller is who holds the permit.

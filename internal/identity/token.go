@@ -19,19 +19,22 @@ import (
 
 const (
 	joinPrefix   = "rj1."
+	enrolPrefix  = "re1." // of administrators
 	maxJoinToken = 4 << 10
 	tokenIDSize  = 16 // in bytes; the text has them in hex
 	secretSize   = 32
-	// MaxTTL bounds the life of a join token.
+	// MaxTTL bounds the life of an instance's join token.
 	MaxTTL = 10 * time.Minute
+	// MaxEnrolTTL bounds the life of an administrator's enrolment token.
+	MaxEnrolTTL = time.Hour
 )
 
-// JoinToken lets one process become one identity, once.
+// JoinToken lets one process become one identity, once: an instance or, as an enrolment token, an administrator.
 type JoinToken struct {
 	Address  string    `json:"a"` // host:port of the server
 	CA       []byte    `json:"c"` // SHA-256 of the CA's certificate
 	ID       string    `json:"i"` // of the token: 16 bytes in hex
-	Instance string    `json:"n"`
+	Instance string    `json:"n"` // name of the instance, or of the administrator
 	SPIFFE   string    `json:"s"`
 	Expires  time.Time `json:"e"`
 	Secret   []byte    `json:"k"` // 32 bytes
@@ -40,14 +43,31 @@ type JoinToken struct {
 // Encode gives the text form.
 func (t JoinToken) Encode() string {
 	b, _ := json.Marshal(t) // strings, bytes and a time always encode
-	return joinPrefix + base64.RawURLEncoding.EncodeToString(b)
+	return t.prefix() + base64.RawURLEncoding.EncodeToString(b)
+}
+
+// IsAdmin says whether the token is for an administrator.
+func (t JoinToken) IsAdmin() bool {
+	rest, _ := strings.CutPrefix(t.SPIFFE, "spiffe://")
+	_, path, _ := strings.Cut(rest, "/")
+	return strings.HasPrefix(path, "admin/")
+}
+
+func (t JoinToken) prefix() string {
+	if t.IsAdmin() {
+		return enrolPrefix
+	}
+	return joinPrefix
 }
 
 // ParseJoinToken reads the text form strictly. fault.Invalid, which never quotes the token.
 func ParseJoinToken(s string) (JoinToken, error) {
 	s = strings.TrimSpace(s)
-	bad := fault.New(fault.Invalid, "join token").WithHint("it begins with %s; get one with rotor instance invite", joinPrefix)
+	bad := fault.New(fault.Invalid, "join token").WithHint("it begins with %s (rotor instance invite) or %s (rotor admin invite)", joinPrefix, enrolPrefix)
 	body, ok := strings.CutPrefix(s, joinPrefix)
+	if !ok {
+		body, ok = strings.CutPrefix(s, enrolPrefix)
+	}
 	if !ok || len(s) > maxJoinToken {
 		return JoinToken{}, bad
 	}
@@ -59,7 +79,7 @@ func ParseJoinToken(s string) (JoinToken, error) {
 	var t JoinToken
 	d := json.NewDecoder(strings.NewReader(string(b)))
 	d.DisallowUnknownFields()
-	if err := d.Decode(&t); err != nil || !t.wellFormed() {
+	if err := d.Decode(&t); err != nil || !t.wellFormed() || !strings.HasPrefix(s, t.prefix()) {
 		return JoinToken{}, bad
 	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
@@ -79,7 +99,10 @@ func (t JoinToken) wellFormed() bool {
 		return false
 	}
 	u, err := url.Parse(t.SPIFFE)
-	if err != nil || u.Scheme != "spiffe" || u.Host == "" || t.Instance == "" || t.SPIFFE != "spiffe://"+u.Host+"/instance/"+t.Instance {
+	if err != nil || u.Scheme != "spiffe" || u.Host == "" || t.Instance == "" {
+		return false
+	}
+	if id := "spiffe://" + u.Host + "/"; t.SPIFFE != id+"instance/"+t.Instance && t.SPIFFE != id+"admin/"+t.Instance {
 		return false
 	}
 	return len(t.CA) == sha256.Size && len(t.Secret) == secretSize && !t.Expires.IsZero()

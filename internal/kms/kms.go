@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/rotorkms/rotor/envelope"
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/keyring"
@@ -201,7 +202,7 @@ type Ref struct {
 
 // admit finds the key and lets the caller through the door. A caller without the right gets the same answer whether the key
 // exists or not.
-func (s *Service) admit(ctx context.Context, c policy.Caller, a policy.Action, ref Ref) (keyring.Key, *guard.Permit, error) {
+func (s *Service) admit(ctx context.Context, c policy.Caller, a policy.Action, ref Ref, parts ...envelope.Part) (keyring.Key, *guard.Permit, error) {
 	k, ok := s.Lookup(ref.Namespace, ref.Name)
 	if !ok && !c.IsZero() && keyring.ValidName(ref.Name) {
 		if err := s.CatchUp(ctx); err != nil {
@@ -213,6 +214,7 @@ func (s *Service) admit(ctx context.Context, c policy.Caller, a policy.Action, r
 	if ok {
 		res = Resource(k)
 	}
+	res.Context = contextOf(parts)
 	p, err := s.guard.Admit(ctx, c, a, res)
 	if err != nil {
 		return keyring.Key{}, nil, err
@@ -221,6 +223,24 @@ func (s *Service) admit(ctx context.Context, c policy.Caller, a policy.Action, r
 		return k, nil, fault.New(fault.NotFound, "key "+ref.Name)
 	}
 	return k, p, nil
+}
+
+// contextOf is the associated data as policy sees it. A label that stands twice means nothing.
+func contextOf(parts []envelope.Part) map[string]string {
+	if len(parts) == 0 {
+		return nil
+	}
+	out, twice := make(map[string]string, len(parts)), map[string]bool{}
+	for _, p := range parts {
+		_, twice[p.Label] = out[p.Label]
+		out[p.Label] = string(p.Value)
+	}
+	for label, is := range twice {
+		if is {
+			delete(out, label)
+		}
+	}
+	return out
 }
 
 // Resource is how policy sees a key.

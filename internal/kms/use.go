@@ -28,8 +28,8 @@ type use struct {
 }
 
 // protect admits an operation that protects so many bytes and opens the primary version.
-func (s *Service) protect(ctx context.Context, c policy.Caller, a policy.Action, ref Ref, purpose suite.Purpose, size int) (use, error) {
-	k, p, err := s.admit(ctx, c, a, ref)
+func (s *Service) protect(ctx context.Context, c policy.Caller, a policy.Action, ref Ref, purpose suite.Purpose, size int, parts ...envelope.Part) (use, error) {
+	k, p, err := s.admit(ctx, c, a, ref, parts...)
 	if err != nil {
 		return use{}, err
 	}
@@ -128,7 +128,7 @@ func (s *Service) using(ctx context.Context, k keyring.Key, v keyring.Version, p
 
 // Encrypt makes a message (spec/message.md) under the primary version.
 func (s *Service) Encrypt(ctx context.Context, c policy.Caller, ref Ref, plaintext []byte, parts []envelope.Part) ([]byte, uint32, error) {
-	u, err := s.protect(ctx, c, policy.ActEncrypt, ref, suite.Encrypt, len(plaintext))
+	u, err := s.protect(ctx, c, policy.ActEncrypt, ref, suite.Encrypt, len(plaintext), parts...)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -138,7 +138,7 @@ func (s *Service) Encrypt(ctx context.Context, c policy.Caller, ref Ref, plainte
 
 // Decrypt opens a message. fault.UnknownVersion, DecryptFailed and what MayProcess returns.
 func (s *Service) Decrypt(ctx context.Context, c policy.Caller, ref Ref, ciphertext []byte, parts []envelope.Part) ([]byte, uint32, error) {
-	k, p, err := s.admit(ctx, c, policy.ActDecrypt, ref)
+	k, p, err := s.admit(ctx, c, policy.ActDecrypt, ref, parts...)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -239,7 +239,7 @@ func (s *Service) MAC(ctx context.Context, c policy.Caller, ref Ref, msg []byte)
 
 // Wrap seals a file's data key under the primary version. The file's immutable part is hashed here, not believed.
 func (s *Service) Wrap(ctx context.Context, c policy.Caller, ref Ref, dek secret.Bytes, immutable []byte) (envelope.Wrap, error) {
-	u, err := s.protect(ctx, c, policy.ActWrap, ref, suite.Wrap, 0)
+	u, err := s.protect(ctx, c, policy.ActWrap, ref, suite.Wrap, 0, headerParts(immutable)...)
 	if err != nil {
 		return envelope.Wrap{}, err
 	}
@@ -248,7 +248,7 @@ func (s *Service) Wrap(ctx context.Context, c policy.Caller, ref Ref, dek secret
 
 // Unwrap opens a file's data key. It is a release: the audit entry is durable before the answer.
 func (s *Service) Unwrap(ctx context.Context, c policy.Caller, w envelope.Wrap, immutable []byte) (secret.Bytes, error) {
-	u, err := s.unwrapping(ctx, c, policy.ActUnwrap, w)
+	u, err := s.unwrapping(ctx, c, policy.ActUnwrap, w, immutable)
 	if err != nil {
 		return secret.Bytes{}, err
 	}
@@ -266,7 +266,7 @@ func (s *Service) Unwrap(ctx context.Context, c policy.Caller, w envelope.Wrap, 
 // Rewrap moves a wrap to the primary version of its key without showing the data key to the caller; the protect time is kept.
 // changed is false when it is there already.
 func (s *Service) Rewrap(ctx context.Context, c policy.Caller, w envelope.Wrap, immutable []byte) (next envelope.Wrap, changed bool, err error) {
-	u, err := s.unwrapping(ctx, c, policy.ActRewrap, w)
+	u, err := s.unwrapping(ctx, c, policy.ActRewrap, w, immutable)
 	if err != nil {
 		return w, false, err
 	}
@@ -292,7 +292,7 @@ func (s *Service) Rewrap(ctx context.Context, c policy.Caller, w envelope.Wrap, 
 }
 
 // unwrapping admits an operation on a wrap, whose key is named by ID.
-func (s *Service) unwrapping(ctx context.Context, c policy.Caller, a policy.Action, w envelope.Wrap) (use, error) {
+func (s *Service) unwrapping(ctx context.Context, c policy.Caller, a policy.Action, w envelope.Wrap, immutable []byte) (use, error) {
 	ref := Ref{Name: w.KeyID} // of a missing key: without a name the action would be about no key, and be admitted to more callers
 	known, ok := s.Key(keyring.KeyID(w.KeyID))
 	if !ok && !c.IsZero() {
@@ -304,7 +304,7 @@ func (s *Service) unwrapping(ctx context.Context, c policy.Caller, a policy.Acti
 	if ok {
 		ref = Ref{known.Namespace, known.Name}
 	}
-	k, p, err := s.admit(ctx, c, a, ref)
+	k, p, err := s.admit(ctx, c, a, ref, headerParts(immutable)...)
 	if fault.CodeOf(err) == fault.Denied { // without the name, which would tell that the key exists
 		return use{}, fault.New(fault.Denied, string(a)+" on the key of this wrap")
 	}
@@ -315,6 +315,18 @@ func (s *Service) unwrapping(ctx context.Context, c policy.Caller, a policy.Acti
 		return use{}, fault.New(fault.WrongPurpose, "key "+k.Name+" is for "+string(k.Purpose))
 	}
 	return s.process(ctx, k, p, number(w.Version), w.ProtectTime) // OpenDEK authenticates it
+}
+
+// headerParts is the encryption context of a file's header, which its wrap is bound to; none when the header does not parse.
+func headerParts(immutable []byte) (parts []envelope.Part) {
+	m, err := envelope.ParseImmutable(immutable)
+	if err != nil {
+		return nil
+	}
+	for label, value := range m.Context {
+		parts = append(parts, envelope.Part{Label: label, Value: []byte(value)})
+	}
+	return parts
 }
 
 func (u use) seal(dek secret.Bytes, immutable []byte, protectTime time.Time) (envelope.Wrap, error) {

@@ -32,7 +32,7 @@ var (
 type rules struct{}
 
 func (rules) Allows(c policy.Caller, _ policy.Action, r policy.Resource) (string, bool) {
-	return "test", c == alice || c == bob || c == dave && r.Labels["team"] == "dave"
+	return "test", c.Name == alice.Name || c.Name == bob.Name || c.Name == dave.Name && r.Labels["team"] == "dave"
 }
 
 // world is a service with its guard over a store in memory, whose clock stands still until a test moves it.

@@ -9,14 +9,23 @@ const (
 	KindInstance Kind = "instance" // certificate of a joined instance (SPIFFE X.509-SVID)
 	KindAdmin    Kind = "admin"    // certificate of an operator, made at init
 	KindSystem   Kind = "system"   // a loop of the server itself
+
+	KindCertificate Kind = "certificate" // client certificate of a configured authority
+	KindToken       Kind = "token"       // JSON Web Token of a configured issuer
+	KindCredential  Kind = "credential"  // ID and secret that an administrator made
 )
 
 // Caller is who asks, as authn established it. The zero Caller is nobody and is denied everything.
 type Caller struct {
 	Kind     Kind
-	Name     string // unique: the SPIFFE ID of instances, "admin/NAME", "system/NAME"
-	SPIFFEID string // spiffe://TRUST-DOMAIN/…, empty for others
+	Name     string // unique: the SPIFFE ID of instances, else "admin/", "system/", "certificate/", "token/" or "credential/" and more
+	SPIFFEID string // of rotor's own trust domain: spiffe://TRUST-DOMAIN/…, empty for others
 	Instance string // the instance's name, empty for others
+
+	// Attributes are what the credential said of the caller besides its name, for example the repository of a CI job. Rules may demand them.
+	// Not to be changed.
+	Attributes map[string]string
+	Session    string // ID of the session that the request showed, empty without one
 }
 
 // IsZero says whether nobody was authenticated.
@@ -56,6 +65,17 @@ const (
 	ActSeal       Action = "seal.change"
 	ActMetrics    Action = "server.metrics"
 	ActProfile    Action = "server.profile"
+
+	ActGrant            Action = "grant"
+	ActGrants           Action = "grant.list"
+	ActAdmins           Action = "admin.list"
+	ActAdminInvite      Action = "admin.invite"
+	ActAdminRemove      Action = "admin.remove"
+	ActCredentials      Action = "credential.list"
+	ActCredentialCreate Action = "credential.create"
+	ActCredentialChange Action = "credential.change"
+	ActSessions         Action = "session.list"
+	ActSessionRevoke    Action = "session.revoke"
 )
 
 // Resource is what an action is about. Key is empty for actions that are about no key.
@@ -63,4 +83,7 @@ type Resource struct {
 	Namespace string
 	Key       string
 	Labels    map[string]string
+
+	// Context is the associated data of this one request, by label: what a grant can be bound to. A label that stands twice is left out.
+	Context map[string]string
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 
@@ -37,6 +38,9 @@ type rule struct {
 	Callers []string `yaml:"callers"`
 	Actions []string `yaml:"actions"`
 	Keys    *keys    `yaml:"keys"`
+
+	// Attributes are patterns of what the caller's credential must say of it; all have to fit.
+	Attributes map[string]string `yaml:"attributes"`
 }
 
 // keys selects resources. Without it a rule covers only actions that are about no key.
@@ -118,6 +122,8 @@ func (r rule) check() error {
 		return errors.New("a rule needs callers and actions")
 	case slices.Contains(r.Callers, ""), r.Keys != nil && slices.Contains(r.Keys.Names, ""):
 		return errors.New("an empty pattern covers nothing")
+	case slices.Contains(slices.Collect(maps.Keys(r.Attributes)), ""):
+		return errors.New("an attribute needs a name")
 	case r.Keys != nil && (r.Keys.Namespace == "" || len(r.Keys.Names) == 0):
 		return errors.New("keys needs namespace and names")
 	}
@@ -146,7 +152,7 @@ func (r rule) covers(c Caller, a Action, res Resource) bool {
 	if !slices.Contains(r.Actions, string(a)) && !slices.Contains(r.Actions, "*") {
 		return false
 	}
-	if !matchAny(r.Callers, c.Name) {
+	if !matchAny(r.Callers, c.Name) || !has(r.Attributes, c.Attributes) {
 		return false
 	}
 	if res.Key == "" { // about no key: "*" beside chosen keys means every action on those keys, not the whole cluster's
@@ -163,8 +169,13 @@ func (k keys) cover(res Resource) bool {
 	if !Match(k.Namespace, res.Namespace) || !matchAny(k.Names, res.Key) {
 		return false
 	}
-	for name, want := range k.Labels {
-		if got, ok := res.Labels[name]; !ok || !Match(want, got) {
+	return has(k.Labels, res.Labels)
+}
+
+// has says whether every named value is there and fits its pattern.
+func has(patterns, values map[string]string) bool {
+	for name, want := range patterns {
+		if got, ok := values[name]; !ok || !Match(want, got) {
 			return false
 		}
 	}
@@ -208,5 +219,7 @@ func Actions() []Action {
 		ActCreate, ActShow, ActEncrypt, ActDecrypt, ActWrap, ActUnwrap, ActRewrap, ActSign, ActVerify, ActMAC, ActDeliver,
 		ActRotate, ActRollback, ActSuspend, ActCompromise, ActRetire, ActDestroy, ActCampaign, ActDataset, ActCensus,
 		ActInstances, ActInvite, ActRemove, ActIssue, ActAudit, ActStatus, ActSeal, ActMetrics, ActProfile,
+		ActGrant, ActGrants, ActAdmins, ActAdminInvite, ActAdminRemove,
+		ActCredentials, ActCredentialCreate, ActCredentialChange, ActSessions, ActSessionRevoke,
 	}
 }

@@ -46,6 +46,8 @@ type Config struct {
 	Sandbox     string           `yaml:"sandbox"`      // on, off or require: whether the process shuts itself in; default by profile on, off (dev), require (ha)
 	Drain       Drain            `yaml:"drain"`        // how the server stops
 	Logging     Logging          `yaml:"log"`          // how the server logs
+	Auth        Auth             `yaml:"auth"`         // who may come in besides instances and administrators
+	Enrol       bool             `yaml:"-"`            // of Init: make an enrolment token for the first administrator, and no directory
 	Log         *slog.Logger     `yaml:"-"`            // default: slog.Default
 	Now         func() time.Time `yaml:"-"`            // default: time.Now
 

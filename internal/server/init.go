@@ -31,7 +31,8 @@ rules:
 type InitResult struct {
 	ClusterID     string
 	CheckpointKey string // pins the audit log; give it to whoever verifies the log
-	AdminDir      string // the administrator's identity
+	AdminDir      string // the administrator's identity; empty with Config.Enrol
+	Enrolment     string // with Config.Enrol: makes the first administrator, once, within an hour. It is a secret
 }
 
 // Init makes a new cluster: store, seal key, rules, certificate authority and an administrator's identity. fault.Exists.
@@ -79,7 +80,15 @@ func initStore(ctx context.Context, c Config, db store.Store, sealers []seal.Sea
 	if err != nil {
 		return InitResult{}, err
 	}
-	out := InitResult{ClusterID: made.ClusterID, CheckpointKey: made.CheckpointKey, AdminDir: filepath.Join(c.Dir, adminDir)}
+	out := InitResult{ClusterID: made.ClusterID, CheckpointKey: made.CheckpointKey}
+	if c.Enrol {
+		_, err = withAuthority(ctx, c, db, sealers, func(ctx context.Context, a *authn.Authority) (err error) {
+			out.Enrolment, err = a.Enrolment(ctx, firstAdmin, cmp.Or(c.Advertise, c.Listen))
+			return err
+		})
+		return out, err
+	}
+	out.AdminDir = filepath.Join(c.Dir, adminDir)
 	_, err = makeAdmin(ctx, c, db, sealers, firstAdmin, out.AdminDir)
 	return out, err
 }
@@ -108,8 +117,22 @@ func NewAdmin(ctx context.Context, c Config, name, path string) (InitResult, err
 	return InitResult{ClusterID: made.ClusterID, CheckpointKey: made.CheckpointKey, AdminDir: path}, errors.Join(err, db.Close())
 }
 
-// makeAdmin opens the store for the time that it takes to sign and audit an administrator's certificate.
+// makeAdmin signs and audits an administrator's certificate.
 func makeAdmin(ctx context.Context, c Config, db store.Store, sealers []seal.Sealer, name, path string) (guard.InitResult, error) {
+	return withAuthority(ctx, c, db, sealers, func(ctx context.Context, a *authn.Authority) error {
+		dir, err := identity.Open(path)
+		if err != nil {
+			return err
+		}
+		if dir.IsInstance() {
+			return errors.Join(fault.New(fault.Exists, "instance "+dir.Instance()+" in "+path), dir.Close())
+		}
+		return errors.Join(a.Admin(ctx, dir, name, cmp.Or(c.Advertise, c.Listen)), dir.Close())
+	})
+}
+
+// withAuthority opens the store for the time that it takes to do something as the certificate authority.
+func withAuthority(ctx context.Context, c Config, db store.Store, sealers []seal.Sealer, do func(context.Context, *authn.Authority) error) (guard.InitResult, error) {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	g, err := guard.Open(ctx, c.guard(db, sealers))
@@ -118,24 +141,12 @@ func makeAdmin(ctx context.Context, c Config, db store.Store, sealers []seal.Sea
 	}
 	done := make(chan error, 1)
 	go func() { done <- g.Run(ctx) }() // ends with ctx, below
-	err = signAdmin(ctx, c, g, name, path)
+	a, err := authn.New(ctx, authn.Config{Guard: g, TrustDomain: c.TrustDomain, Namespace: c.Namespace, Now: c.Now})
+	if err == nil {
+		err = do(ctx, a)
+	}
 	stop()
 	return guard.InitResult{ClusterID: g.ClusterID(), CheckpointKey: g.CheckpointKey()}, errors.Join(err, <-done)
-}
-
-func signAdmin(ctx context.Context, c Config, g *guard.Guard, name, path string) error {
-	a, err := authn.New(ctx, authn.Config{Guard: g, TrustDomain: c.TrustDomain, Namespace: c.Namespace, Now: c.Now})
-	if err != nil {
-		return err
-	}
-	dir, err := identity.Open(path)
-	if err != nil {
-		return err
-	}
-	if dir.IsInstance() {
-		return errors.Join(fault.New(fault.Exists, "instance "+dir.Instance()+" in "+path), dir.Close())
-	}
-	return errors.Join(a.Admin(ctx, dir, name, cmp.Or(c.Advertise, c.Listen)), dir.Close())
 }
 
 func writeRules(path string) error {

@@ -17,7 +17,7 @@ import (
 
 // liveKeys are the keys of the configuration that can change while the server runs. Every other key that changed is refused by name, and
 // then nothing changes at all.
-func liveKeys() []string { return []string{"hosts", "rules", "log", "metrics", "drain"} }
+func liveKeys() []string { return []string{"hosts", "rules", "log", "metrics", "drain", "auth"} }
 
 // settings are what a reload swaps as a whole: a request sees the old ones or the new ones.
 type settings struct {
@@ -57,6 +57,13 @@ func (s *Server) reload(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	allow, err := next.access()
+	if err != nil {
+		return err
+	}
+	if err := allow.Validate(); err != nil {
+		return err
+	}
 	fresh := &settings{config: next, certificate: old.certificate}
 	if slices.Contains(changed, "hosts") {
 		fresh.certificate = s.authority.Server(s.hosts(next)...).GetCertificate
@@ -68,7 +75,10 @@ func (s *Server) reload(ctx context.Context) error {
 		return err
 	}
 	s.live.Store(fresh)
-	s.guard.SetRules(rules)
+	if err := s.authority.Configure(allow); err != nil {
+		return err // which Validate has found before
+	}
+	s.guard.SetRules(s.authority.Decider(rules))
 	if next.LogLevel != nil {
 		next.LogLevel.Set(next.Logging.level())
 	}

@@ -36,6 +36,7 @@ type Server struct {
 	config    Config
 	store     store.Store
 	guard     *guard.Guard
+	rules     guard.Decider // at the start
 	listener  net.Listener
 	http      *wire.Server
 	fleet     *fleet.Fleet
@@ -99,7 +100,7 @@ func start(ctx context.Context, c Config, db store.Store, sealers []seal.Sealer)
 	run, stop := context.WithCancel(context.WithoutCancel(ctx))
 	group, run := errgroup.WithContext(run)
 	group.Go(func() error { return g.Run(run) })
-	s := &Server{config: c, store: db, guard: g, health: newHealth(g), metrics: metrics, stop: stop, ended: make(chan struct{}), quit: make(chan struct{}), now: make(chan struct{})}
+	s := &Server{config: c, store: db, guard: g, rules: rules, health: newHealth(g), metrics: metrics, stop: stop, ended: make(chan struct{}), quit: make(chan struct{}), now: make(chan struct{})}
 	s.live.Store(&settings{config: c})
 	err = s.started(ctx, sum)
 	if err == nil {
@@ -154,12 +155,16 @@ func (s *Server) serve(ctx, run context.Context, group *errgroup.Group, sealer s
 		},
 	})
 	s.metrics.Show(func() telemetry.View { return s.view(r, tlsConfig) })
+	r.authority.OnEnded = func(e authn.Ended) {
+		s.http.End(e.Of)
+		s.http.Cut(e.Instance)
+	}
 	r.kms.OnChange(func(k keyring.Key) {
 		r.fleet.Publish(run, k)
 		r.rollout.Look(k.ID)
 	})
 	r.fleet.OnChange = r.rollout.Look
-	for _, loop := range []func(context.Context) error{r.kms.Run, r.fleet.Run, r.campaigns.Run, r.rollout.Run} {
+	for _, loop := range []func(context.Context) error{r.authority.Run, r.kms.Run, r.fleet.Run, r.campaigns.Run, r.rollout.Run} {
 		group.Go(func() error { return loop(run) })
 	}
 	group.Go(func() error { return s.http.Serve(s.listener) })
@@ -171,6 +176,14 @@ func (s *Server) build(ctx context.Context) (r rooms, err error) {
 	if r.authority, err = authn.New(ctx, authn.Config{Guard: s.guard, TrustDomain: c.TrustDomain, Namespace: c.Namespace, Now: c.Now}); err != nil {
 		return r, err
 	}
+	allow, err := c.access()
+	if err != nil {
+		return r, err
+	}
+	if err := r.authority.Configure(allow); err != nil {
+		return r, err
+	}
+	s.guard.SetRules(r.authority.Decider(s.rules))
 	if r.kms, err = kms.New(ctx, kms.Config{Guard: s.guard, Now: c.Now}); err != nil {
 		return r, err
 	}

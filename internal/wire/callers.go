@@ -28,12 +28,12 @@ type callers struct {
 	mu       sync.Mutex          // guards what follows
 	open     map[net.Conn]string // connections, with the instance that they were seen to be of
 	loads    map[string]*load
-	streams  map[*context.CancelFunc]bool
+	streams  map[*context.CancelFunc]policy.Caller
 	draining bool
 }
 
 func newCallers() *callers {
-	return &callers{open: map[net.Conn]string{}, loads: map[string]*load{}, streams: map[*context.CancelFunc]bool{}}
+	return &callers{open: map[net.Conn]string{}, loads: map[string]*load{}, streams: map[*context.CancelFunc]policy.Caller{}}
 }
 
 // connState counts connections; those beyond the limit are closed before anything is read of them.
@@ -70,7 +70,7 @@ func (s *callers) enter(ctx context.Context, c policy.Caller, address string, st
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	conn, _ := ctx.Value(connKey{}).(net.Conn)
-	if _, known := s.open[conn]; known && c.Instance != "" {
+	if _, known := s.open[conn]; known && c.Instance != "" && c.Session == "" {
 		s.open[conn] = c.Instance
 	}
 	l := s.loads[name]
@@ -91,7 +91,7 @@ func (s *callers) enter(ctx context.Context, c policy.Caller, address string, st
 	}
 	*n++
 	if stream {
-		s.streams[&cancel] = true
+		s.streams[&cancel] = c
 	}
 	return ctx, func() {
 		cancel()
@@ -112,6 +112,17 @@ func (s *callers) drain() {
 	s.draining = true
 	for cancel := range s.streams {
 		(*cancel)()
+	}
+}
+
+// end ends the streams of some callers.
+func (s *callers) end(meant func(policy.Caller) bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for cancel, c := range s.streams {
+		if meant(c) {
+			(*cancel)()
+		}
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -34,10 +35,13 @@ const (
 	maxStreams     = 256 // HTTP/2 streams of one connection
 )
 
-// Strangers are the paths that answer without a certificate: health, JWKS and join.
+// Strangers are the paths that answer without a caller: health, JWKS, join and login.
 func Strangers() []string {
-	return []string{"/healthz", "/readyz", "/.well-known/jwks.json", "/rotor.v1.JoinService/Join"}
+	return []string{"/healthz", "/readyz", "/.well-known/jwks.json", "/rotor.v1.JoinService/Join", login}
 }
+
+// login is the path that tells itself who comes.
+const login = "/rotor.v1.AuthService/Login"
 
 // renew is the one path that takes a certificate that has ended.
 const renew = "/rotor.v1.JoinService/Renew"
@@ -52,6 +56,8 @@ var streams = []string{hold, "/rotor.v1.AuditService/Tail", "/rotor.v1.AuditServ
 type Identifier interface {
 	// Identify returns the caller; expired also takes certificates that ended lately. fault.Unauthenticated.
 	Identify(s tls.ConnectionState, expired bool) (policy.Caller, error)
+	// Session returns the caller that a session token from an address is of, and when the session ends. fault.Unauthenticated.
+	Session(ctx context.Context, token, address string) (policy.Caller, time.Time, error)
 }
 
 // Config is what a listener needs.
@@ -103,6 +109,9 @@ func (s *Server) Shutdown(ctx context.Context) {
 // Cut closes every connection of an instance.
 func (s *Server) Cut(instance string) { s.callers.cut(instance) }
 
+// End ends the streams of callers that are meant.
+func (s *Server) End(meant func(policy.Caller) bool) { s.callers.end(meant) }
+
 // Listen opens a TCP listener for TLS.
 func Listen(ctx context.Context, address string, c *tls.Config) (net.Listener, error) {
 	var lc net.ListenConfig
@@ -116,7 +125,9 @@ func Listen(ctx context.Context, address string, c *tls.Config) (net.Listener, e
 // peer is who stands behind a request.
 type peer struct {
 	caller      policy.Caller
-	certificate *x509.Certificate
+	until       time.Time         // when what it showed ends
+	certificate *x509.Certificate // nil when it showed a session
+	address     string            // without the port
 	state       tls.ConnectionState
 	control     *http.ResponseController
 	outcome     *atomic.Pointer[fault.Code] // nil inside: ok
@@ -132,29 +143,22 @@ type (
 func (s *Server) authenticate(c Config) http.Handler {
 	writer := connect.NewErrorWriter()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		p := peer{control: http.NewResponseController(w), outcome: new(atomic.Pointer[fault.Code])}
-		began, ctx, stream := time.Now(), context.WithValue(r.Context(), outcomeKey{}, p.outcome), slices.Contains(streams, r.URL.Path)
+		began, stream := time.Now(), slices.Contains(streams, r.URL.Path)
+		p, err := identify(c, w, r)
+		ctx := context.WithValue(r.Context(), outcomeKey{}, p.outcome)
 		if c.Observe != nil {
 			defer func() { c.Observe(r, p.code(), time.Since(began), stream) }()
 		}
-		err := error(fault.New(fault.Unauthenticated, "caller"))
-		if r.TLS != nil {
-			p.state = *r.TLS
-			p.caller, err = c.Identifier.Identify(*r.TLS, r.URL.Path == renew)
-		}
 		switch {
-		case err == nil:
-			p.certificate = r.TLS.PeerCertificates[0]
-			if stream {
-				var cancel context.CancelFunc
-				ctx, cancel = context.WithTimeout(ctx, p.certificate.NotAfter.Sub(c.Now()))
-				defer cancel()
-			}
-		case !slices.Contains(Strangers(), r.URL.Path):
+		case err == nil && stream:
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(ctx, p.until.Sub(c.Now()))
+			defer cancel()
+		case err != nil && !slices.Contains(Strangers(), r.URL.Path):
 			deny(ctx, w, r, writer, err)
 			return
 		}
-		ctx, leave, err := s.callers.enter(ctx, p.caller, host(r.RemoteAddr), stream)
+		ctx, leave, err := s.callers.enter(ctx, p.caller, p.address, stream)
 		if err != nil {
 			deny(ctx, w, r, writer, err)
 			return
@@ -166,6 +170,47 @@ func (s *Server) authenticate(c Config) http.Handler {
 		}
 		c.Handler.ServeHTTP(w, r.WithContext(context.WithValue(ctx, peerKey{}, p)))
 	})
+}
+
+// identify names who sent a request. A session, where one is shown, counts alone: a certificate beside it makes nobody of a wrong one.
+func identify(c Config, w http.ResponseWriter, r *http.Request) (peer, error) {
+	p := peer{control: http.NewResponseController(w), address: host(r.RemoteAddr), outcome: new(atomic.Pointer[fault.Code])}
+	if r.TLS == nil {
+		return p, fault.New(fault.Unauthenticated, "caller")
+	}
+	p.state = *r.TLS
+	token, shown, err := bearer(r.Header)
+	if r.URL.Path == login { // whose proof is in its body, or is the certificate
+		return p, fault.New(fault.Unauthenticated, "caller")
+	}
+	if err != nil {
+		return p, err
+	}
+	if shown {
+		p.caller, p.until, err = c.Identifier.Session(r.Context(), token, p.address)
+		return p, err
+	}
+	if p.caller, err = c.Identifier.Identify(*r.TLS, r.URL.Path == renew); err == nil {
+		p.certificate = r.TLS.PeerCertificates[0]
+		p.until = p.certificate.NotAfter
+	}
+	return p, err
+}
+
+// maxBearer bounds a session token, in bytes.
+const maxBearer = 256
+
+// bearer reads the one token of an Authorization header (RFC 6750, 2.1).
+func bearer(h http.Header) (token string, shown bool, err error) {
+	all := h.Values("Authorization")
+	if len(all) == 0 {
+		return "", false, nil
+	}
+	scheme, token, ok := strings.Cut(all[0], " ")
+	if len(all) > 1 || !ok || !strings.EqualFold(scheme, "Bearer") || len(token) > maxBearer {
+		return "", true, fault.New(fault.Unauthenticated, "session").WithHint("Authorization: Bearer and the token that login gave")
+	}
+	return token, true, nil
 }
 
 // limit bounds size and time of a request. fault.TooLarge.
@@ -243,7 +288,19 @@ func Caller(ctx context.Context) policy.Caller {
 	return p.caller
 }
 
-// Certificate is the verified certificate of the caller, nil for strangers.
+// Address is where the request comes from, without the port.
+func Address(ctx context.Context) string {
+	p, _ := ctx.Value(peerKey{}).(peer)
+	return p.address
+}
+
+// Until is when what the caller showed ends; zero for strangers.
+func Until(ctx context.Context) time.Time {
+	p, _ := ctx.Value(peerKey{}).(peer)
+	return p.until
+}
+
+// Certificate is the verified certificate of the caller, nil for strangers and sessions.
 func Certificate(ctx context.Context) *x509.Certificate {
 	p, _ := ctx.Value(peerKey{}).(peer)
 	return p.certificate

@@ -33,6 +33,15 @@ func (named) Identify(s tls.ConnectionState, _ bool) (policy.Caller, error) {
 	return policy.Caller{Kind: policy.KindInstance, Name: "spiffe://t/instance/" + n, Instance: n}, nil
 }
 
+// Session takes "s-NAME" for the session of a caller.
+func (named) Session(_ context.Context, token, _ string) (policy.Caller, time.Time, error) {
+	name, ok := strings.CutPrefix(token, "s-")
+	if !ok {
+		return policy.Caller{}, time.Time{}, fault.New(fault.Unauthenticated, "session")
+	}
+	return policy.Caller{Kind: policy.KindToken, Name: "token/t/" + name, Session: name}, time.Now().Add(time.Hour), nil
+}
+
 func certificate(t *testing.T, serial int64) tls.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

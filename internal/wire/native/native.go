@@ -61,6 +61,7 @@ func Mount(mux *http.ServeMux, c Config) {
 	}
 	mux.Handle(rotorv1.NewKeyServiceHandler(keys{c}, o...))
 	mux.Handle(rotorv1.NewJoinServiceHandler(join{c}, o...))
+	mux.Handle(rotorv1.NewAuthServiceHandler(auth{c}, o...))
 	mux.Handle(rotorv1.NewFleetServiceHandler(members{c}, o...))
 	mux.Handle(rotorv1.NewTokenServiceHandler(tokens{c}, o...))
 	mux.Handle(rotorv1.NewDataServiceHandler(data{c}, o...))

@@ -36,6 +36,8 @@ const (
 	AuditServiceName = "rotor.v1.AuditService"
 	// ServerServiceName is the fully-qualified name of the ServerService service.
 	ServerServiceName = "rotor.v1.ServerService"
+	// AuthServiceName is the fully-qualified name of the AuthService service.
+	AuthServiceName = "rotor.v1.AuthService"
 )
 
 // These constants are the fully-qualified names of the RPCs defined in this package. They're
@@ -107,6 +109,37 @@ const (
 	AuditServiceExportProcedure = "/rotor.v1.AuditService/Export"
 	// ServerServiceStatusProcedure is the fully-qualified name of the ServerService's Status RPC.
 	ServerServiceStatusProcedure = "/rotor.v1.ServerService/Status"
+	// AuthServiceLoginProcedure is the fully-qualified name of the AuthService's Login RPC.
+	AuthServiceLoginProcedure = "/rotor.v1.AuthService/Login"
+	// AuthServiceLogoutProcedure is the fully-qualified name of the AuthService's Logout RPC.
+	AuthServiceLogoutProcedure = "/rotor.v1.AuthService/Logout"
+	// AuthServiceWhoamiProcedure is the fully-qualified name of the AuthService's Whoami RPC.
+	AuthServiceWhoamiProcedure = "/rotor.v1.AuthService/Whoami"
+	// AuthServiceSessionsProcedure is the fully-qualified name of the AuthService's Sessions RPC.
+	AuthServiceSessionsProcedure = "/rotor.v1.AuthService/Sessions"
+	// AuthServiceRevokeSessionsProcedure is the fully-qualified name of the AuthService's
+	// RevokeSessions RPC.
+	AuthServiceRevokeSessionsProcedure = "/rotor.v1.AuthService/RevokeSessions"
+	// AuthServiceCreateCredentialProcedure is the fully-qualified name of the AuthService's
+	// CreateCredential RPC.
+	AuthServiceCreateCredentialProcedure = "/rotor.v1.AuthService/CreateCredential"
+	// AuthServiceCredentialsProcedure is the fully-qualified name of the AuthService's Credentials RPC.
+	AuthServiceCredentialsProcedure = "/rotor.v1.AuthService/Credentials"
+	// AuthServiceChangeCredentialProcedure is the fully-qualified name of the AuthService's
+	// ChangeCredential RPC.
+	AuthServiceChangeCredentialProcedure = "/rotor.v1.AuthService/ChangeCredential"
+	// AuthServiceCreateGrantProcedure is the fully-qualified name of the AuthService's CreateGrant RPC.
+	AuthServiceCreateGrantProcedure = "/rotor.v1.AuthService/CreateGrant"
+	// AuthServiceGrantsProcedure is the fully-qualified name of the AuthService's Grants RPC.
+	AuthServiceGrantsProcedure = "/rotor.v1.AuthService/Grants"
+	// AuthServiceRevokeGrantProcedure is the fully-qualified name of the AuthService's RevokeGrant RPC.
+	AuthServiceRevokeGrantProcedure = "/rotor.v1.AuthService/RevokeGrant"
+	// AuthServiceInviteAdminProcedure is the fully-qualified name of the AuthService's InviteAdmin RPC.
+	AuthServiceInviteAdminProcedure = "/rotor.v1.AuthService/InviteAdmin"
+	// AuthServiceAdminsProcedure is the fully-qualified name of the AuthService's Admins RPC.
+	AuthServiceAdminsProcedure = "/rotor.v1.AuthService/Admins"
+	// AuthServiceRemoveAdminProcedure is the fully-qualified name of the AuthService's RemoveAdmin RPC.
+	AuthServiceRemoveAdminProcedure = "/rotor.v1.AuthService/RemoveAdmin"
 )
 
 // KeyServiceClient is a client for the rotor.v1.KeyService service.
@@ -1195,4 +1228,412 @@ type UnimplementedServerServiceHandler struct{}
 
 func (UnimplementedServerServiceHandler) Status(context.Context, *connect.Request[StatusRequest]) (*connect.Response[StatusResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.ServerService.Status is not implemented"))
+}
+
+// AuthServiceClient is a client for the rotor.v1.AuthService service.
+type AuthServiceClient interface {
+	Login(context.Context, *connect.Request[LoginRequest]) (*connect.Response[LoginResponse], error)
+	Logout(context.Context, *connect.Request[LogoutRequest]) (*connect.Response[LogoutResponse], error)
+	Whoami(context.Context, *connect.Request[WhoamiRequest]) (*connect.Response[WhoamiResponse], error)
+	Sessions(context.Context, *connect.Request[SessionsRequest]) (*connect.Response[SessionsResponse], error)
+	RevokeSessions(context.Context, *connect.Request[RevokeSessionsRequest]) (*connect.Response[RevokeSessionsResponse], error)
+	CreateCredential(context.Context, *connect.Request[CreateCredentialRequest]) (*connect.Response[CreateCredentialResponse], error)
+	Credentials(context.Context, *connect.Request[CredentialsRequest]) (*connect.Response[CredentialsResponse], error)
+	ChangeCredential(context.Context, *connect.Request[ChangeCredentialRequest]) (*connect.Response[Credential], error)
+	CreateGrant(context.Context, *connect.Request[CreateGrantRequest]) (*connect.Response[Grant], error)
+	Grants(context.Context, *connect.Request[GrantsRequest]) (*connect.Response[GrantsResponse], error)
+	RevokeGrant(context.Context, *connect.Request[RevokeGrantRequest]) (*connect.Response[RevokeGrantResponse], error)
+	InviteAdmin(context.Context, *connect.Request[InviteAdminRequest]) (*connect.Response[InviteAdminResponse], error)
+	Admins(context.Context, *connect.Request[AdminsRequest]) (*connect.Response[AdminsResponse], error)
+	RemoveAdmin(context.Context, *connect.Request[RemoveAdminRequest]) (*connect.Response[RemoveAdminResponse], error)
+}
+
+// NewAuthServiceClient constructs a client for the rotor.v1.AuthService service. By default, it
+// uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses, and sends
+// uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the connect.WithGRPC() or
+// connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewAuthServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) AuthServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	authServiceMethods := File_rotor_v1_rotor_proto.Services().ByName("AuthService").Methods()
+	return &authServiceClient{
+		login: connect.NewClient[LoginRequest, LoginResponse](
+			httpClient,
+			baseURL+AuthServiceLoginProcedure,
+			connect.WithSchema(authServiceMethods.ByName("Login")),
+			connect.WithClientOptions(opts...),
+		),
+		logout: connect.NewClient[LogoutRequest, LogoutResponse](
+			httpClient,
+			baseURL+AuthServiceLogoutProcedure,
+			connect.WithSchema(authServiceMethods.ByName("Logout")),
+			connect.WithClientOptions(opts...),
+		),
+		whoami: connect.NewClient[WhoamiRequest, WhoamiResponse](
+			httpClient,
+			baseURL+AuthServiceWhoamiProcedure,
+			connect.WithSchema(authServiceMethods.ByName("Whoami")),
+			connect.WithClientOptions(opts...),
+		),
+		sessions: connect.NewClient[SessionsRequest, SessionsResponse](
+			httpClient,
+			baseURL+AuthServiceSessionsProcedure,
+			connect.WithSchema(authServiceMethods.ByName("Sessions")),
+			connect.WithClientOptions(opts...),
+		),
+		revokeSessions: connect.NewClient[RevokeSessionsRequest, RevokeSessionsResponse](
+			httpClient,
+			baseURL+AuthServiceRevokeSessionsProcedure,
+			connect.WithSchema(authServiceMethods.ByName("RevokeSessions")),
+			connect.WithClientOptions(opts...),
+		),
+		createCredential: connect.NewClient[CreateCredentialRequest, CreateCredentialResponse](
+			httpClient,
+			baseURL+AuthServiceCreateCredentialProcedure,
+			connect.WithSchema(authServiceMethods.ByName("CreateCredential")),
+			connect.WithClientOptions(opts...),
+		),
+		credentials: connect.NewClient[CredentialsRequest, CredentialsResponse](
+			httpClient,
+			baseURL+AuthServiceCredentialsProcedure,
+			connect.WithSchema(authServiceMethods.ByName("Credentials")),
+			connect.WithClientOptions(opts...),
+		),
+		changeCredential: connect.NewClient[ChangeCredentialRequest, Credential](
+			httpClient,
+			baseURL+AuthServiceChangeCredentialProcedure,
+			connect.WithSchema(authServiceMethods.ByName("ChangeCredential")),
+			connect.WithClientOptions(opts...),
+		),
+		createGrant: connect.NewClient[CreateGrantRequest, Grant](
+			httpClient,
+			baseURL+AuthServiceCreateGrantProcedure,
+			connect.WithSchema(authServiceMethods.ByName("CreateGrant")),
+			connect.WithClientOptions(opts...),
+		),
+		grants: connect.NewClient[GrantsRequest, GrantsResponse](
+			httpClient,
+			baseURL+AuthServiceGrantsProcedure,
+			connect.WithSchema(authServiceMethods.ByName("Grants")),
+			connect.WithClientOptions(opts...),
+		),
+		revokeGrant: connect.NewClient[RevokeGrantRequest, RevokeGrantResponse](
+			httpClient,
+			baseURL+AuthServiceRevokeGrantProcedure,
+			connect.WithSchema(authServiceMethods.ByName("RevokeGrant")),
+			connect.WithClientOptions(opts...),
+		),
+		inviteAdmin: connect.NewClient[InviteAdminRequest, InviteAdminResponse](
+			httpClient,
+			baseURL+AuthServiceInviteAdminProcedure,
+			connect.WithSchema(authServiceMethods.ByName("InviteAdmin")),
+			connect.WithClientOptions(opts...),
+		),
+		admins: connect.NewClient[AdminsRequest, AdminsResponse](
+			httpClient,
+			baseURL+AuthServiceAdminsProcedure,
+			connect.WithSchema(authServiceMethods.ByName("Admins")),
+			connect.WithClientOptions(opts...),
+		),
+		removeAdmin: connect.NewClient[RemoveAdminRequest, RemoveAdminResponse](
+			httpClient,
+			baseURL+AuthServiceRemoveAdminProcedure,
+			connect.WithSchema(authServiceMethods.ByName("RemoveAdmin")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// authServiceClient implements AuthServiceClient.
+type authServiceClient struct {
+	login            *connect.Client[LoginRequest, LoginResponse]
+	logout           *connect.Client[LogoutRequest, LogoutResponse]
+	whoami           *connect.Client[WhoamiRequest, WhoamiResponse]
+	sessions         *connect.Client[SessionsRequest, SessionsResponse]
+	revokeSessions   *connect.Client[RevokeSessionsRequest, RevokeSessionsResponse]
+	createCredential *connect.Client[CreateCredentialRequest, CreateCredentialResponse]
+	credentials      *connect.Client[CredentialsRequest, CredentialsResponse]
+	changeCredential *connect.Client[ChangeCredentialRequest, Credential]
+	createGrant      *connect.Client[CreateGrantRequest, Grant]
+	grants           *connect.Client[GrantsRequest, GrantsResponse]
+	revokeGrant      *connect.Client[RevokeGrantRequest, RevokeGrantResponse]
+	inviteAdmin      *connect.Client[InviteAdminRequest, InviteAdminResponse]
+	admins           *connect.Client[AdminsRequest, AdminsResponse]
+	removeAdmin      *connect.Client[RemoveAdminRequest, RemoveAdminResponse]
+}
+
+// Login calls rotor.v1.AuthService.Login.
+func (c *authServiceClient) Login(ctx context.Context, req *connect.Request[LoginRequest]) (*connect.Response[LoginResponse], error) {
+	return c.login.CallUnary(ctx, req)
+}
+
+// Logout calls rotor.v1.AuthService.Logout.
+func (c *authServiceClient) Logout(ctx context.Context, req *connect.Request[LogoutRequest]) (*connect.Response[LogoutResponse], error) {
+	return c.logout.CallUnary(ctx, req)
+}
+
+// Whoami calls rotor.v1.AuthService.Whoami.
+func (c *authServiceClient) Whoami(ctx context.Context, req *connect.Request[WhoamiRequest]) (*connect.Response[WhoamiResponse], error) {
+	return c.whoami.CallUnary(ctx, req)
+}
+
+// Sessions calls rotor.v1.AuthService.Sessions.
+func (c *authServiceClient) Sessions(ctx context.Context, req *connect.Request[SessionsRequest]) (*connect.Response[SessionsResponse], error) {
+	return c.sessions.CallUnary(ctx, req)
+}
+
+// RevokeSessions calls rotor.v1.AuthService.RevokeSessions.
+func (c *authServiceClient) RevokeSessions(ctx context.Context, req *connect.Request[RevokeSessionsRequest]) (*connect.Response[RevokeSessionsResponse], error) {
+	return c.revokeSessions.CallUnary(ctx, req)
+}
+
+// CreateCredential calls rotor.v1.AuthService.CreateCredential.
+func (c *authServiceClient) CreateCredential(ctx context.Context, req *connect.Request[CreateCredentialRequest]) (*connect.Response[CreateCredentialResponse], error) {
+	return c.createCredential.CallUnary(ctx, req)
+}
+
+// Credentials calls rotor.v1.AuthService.Credentials.
+func (c *authServiceClient) Credentials(ctx context.Context, req *connect.Request[CredentialsRequest]) (*connect.Response[CredentialsResponse], error) {
+	return c.credentials.CallUnary(ctx, req)
+}
+
+// ChangeCredential calls rotor.v1.AuthService.ChangeCredential.
+func (c *authServiceClient) ChangeCredential(ctx context.Context, req *connect.Request[ChangeCredentialRequest]) (*connect.Response[Credential], error) {
+	return c.changeCredential.CallUnary(ctx, req)
+}
+
+// CreateGrant calls rotor.v1.AuthService.CreateGrant.
+func (c *authServiceClient) CreateGrant(ctx context.Context, req *connect.Request[CreateGrantRequest]) (*connect.Response[Grant], error) {
+	return c.createGrant.CallUnary(ctx, req)
+}
+
+// Grants calls rotor.v1.AuthService.Grants.
+func (c *authServiceClient) Grants(ctx context.Context, req *connect.Request[GrantsRequest]) (*connect.Response[GrantsResponse], error) {
+	return c.grants.CallUnary(ctx, req)
+}
+
+// RevokeGrant calls rotor.v1.AuthService.RevokeGrant.
+func (c *authServiceClient) RevokeGrant(ctx context.Context, req *connect.Request[RevokeGrantRequest]) (*connect.Response[RevokeGrantResponse], error) {
+	return c.revokeGrant.CallUnary(ctx, req)
+}
+
+// InviteAdmin calls rotor.v1.AuthService.InviteAdmin.
+func (c *authServiceClient) InviteAdmin(ctx context.Context, req *connect.Request[InviteAdminRequest]) (*connect.Response[InviteAdminResponse], error) {
+	return c.inviteAdmin.CallUnary(ctx, req)
+}
+
+// Admins calls rotor.v1.AuthService.Admins.
+func (c *authServiceClient) Admins(ctx context.Context, req *connect.Request[AdminsRequest]) (*connect.Response[AdminsResponse], error) {
+	return c.admins.CallUnary(ctx, req)
+}
+
+// RemoveAdmin calls rotor.v1.AuthService.RemoveAdmin.
+func (c *authServiceClient) RemoveAdmin(ctx context.Context, req *connect.Request[RemoveAdminRequest]) (*connect.Response[RemoveAdminResponse], error) {
+	return c.removeAdmin.CallUnary(ctx, req)
+}
+
+// AuthServiceHandler is an implementation of the rotor.v1.AuthService service.
+type AuthServiceHandler interface {
+	Login(context.Context, *connect.Request[LoginRequest]) (*connect.Response[LoginResponse], error)
+	Logout(context.Context, *connect.Request[LogoutRequest]) (*connect.Response[LogoutResponse], error)
+	Whoami(context.Context, *connect.Request[WhoamiRequest]) (*connect.Response[WhoamiResponse], error)
+	Sessions(context.Context, *connect.Request[SessionsRequest]) (*connect.Response[SessionsResponse], error)
+	RevokeSessions(context.Context, *connect.Request[RevokeSessionsRequest]) (*connect.Response[RevokeSessionsResponse], error)
+	CreateCredential(context.Context, *connect.Request[CreateCredentialRequest]) (*connect.Response[CreateCredentialResponse], error)
+	Credentials(context.Context, *connect.Request[CredentialsRequest]) (*connect.Response[CredentialsResponse], error)
+	ChangeCredential(context.Context, *connect.Request[ChangeCredentialRequest]) (*connect.Response[Credential], error)
+	CreateGrant(context.Context, *connect.Request[CreateGrantRequest]) (*connect.Response[Grant], error)
+	Grants(context.Context, *connect.Request[GrantsRequest]) (*connect.Response[GrantsResponse], error)
+	RevokeGrant(context.Context, *connect.Request[RevokeGrantRequest]) (*connect.Response[RevokeGrantResponse], error)
+	InviteAdmin(context.Context, *connect.Request[InviteAdminRequest]) (*connect.Response[InviteAdminResponse], error)
+	Admins(context.Context, *connect.Request[AdminsRequest]) (*connect.Response[AdminsResponse], error)
+	RemoveAdmin(context.Context, *connect.Request[RemoveAdminRequest]) (*connect.Response[RemoveAdminResponse], error)
+}
+
+// NewAuthServiceHandler builds an HTTP handler from the service implementation. It returns the path
+// on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewAuthServiceHandler(svc AuthServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	authServiceMethods := File_rotor_v1_rotor_proto.Services().ByName("AuthService").Methods()
+	authServiceLoginHandler := connect.NewUnaryHandler(
+		AuthServiceLoginProcedure,
+		svc.Login,
+		connect.WithSchema(authServiceMethods.ByName("Login")),
+		connect.WithHandlerOptions(opts...),
+	)
+	authServiceLogoutHandler := connect.NewUnaryHandler(
+		AuthServiceLogoutProcedure,
+		svc.Logout,
+		connect.WithSchema(authServiceMethods.ByName("Logout")),
+		connect.WithHandlerOptions(opts...),
+	)
+	authServiceWhoamiHandler := connect.NewUnaryHandler(
+		AuthServiceWhoamiProcedure,
+		svc.Whoami,
+		connect.WithSchema(authServiceMethods.ByName("Whoami")),
+		connect.WithHandlerOptions(opts...),
+	)
+	authServiceSessionsHandler := connect.NewUnaryHandler(
+		AuthServiceSessionsProcedure,
+		svc.Sessions,
+		connect.WithSchema(authServiceMethods.ByName("Sessions")),
+		connect.WithHandlerOptions(opts...),
+	)
+	authServiceRevokeSessionsHandler := connect.NewUnaryHandler(
+		AuthServiceRevokeSessionsProcedure,
+		svc.RevokeSessions,
+		connect.WithSchema(authServiceMethods.ByName("RevokeSessions")),
+		connect.WithHandlerOptions(opts...),
+	)
+	authServiceCreateCredentialHandler := connect.NewUnaryHandler(
+		AuthServiceCreateCredentialProcedure,
+		svc.CreateCredential,
+		connect.WithSchema(authServiceMethods.ByName("CreateCredential")),
+		connect.WithHandlerOptions(opts...),
+	)
+	authServiceCredentialsHandler := connect.NewUnaryHandler(
+		AuthServiceCredentialsProcedure,
+		svc.Credentials,
+		connect.WithSchema(authServiceMethods.ByName("Credentials")),
+		connect.WithHandlerOptions(opts...),
+	)
+	authServiceChangeCredentialHandler := connect.NewUnaryHandler(
+		AuthServiceChangeCredentialProcedure,
+		svc.ChangeCredential,
+		connect.WithSchema(authServiceMethods.ByName("ChangeCredential")),
+		connect.WithHandlerOptions(opts...),
+	)
+	authServiceCreateGrantHandler := connect.NewUnaryHandler(
+		AuthServiceCreateGrantProcedure,
+		svc.CreateGrant,
+		connect.WithSchema(authServiceMethods.ByName("CreateGrant")),
+		connect.WithHandlerOptions(opts...),
+	)
+	authServiceGrantsHandler := connect.NewUnaryHandler(
+		AuthServiceGrantsProcedure,
+		svc.Grants,
+		connect.WithSchema(authServiceMethods.ByName("Grants")),
+		connect.WithHandlerOptions(opts...),
+	)
+	authServiceRevokeGrantHandler := connect.NewUnaryHandler(
+		AuthServiceRevokeGrantProcedure,
+		svc.RevokeGrant,
+		connect.WithSchema(authServiceMethods.ByName("RevokeGrant")),
+		connect.WithHandlerOptions(opts...),
+	)
+	authServiceInviteAdminHandler := connect.NewUnaryHandler(
+		AuthServiceInviteAdminProcedure,
+		svc.InviteAdmin,
+		connect.WithSchema(authServiceMethods.ByName("InviteAdmin")),
+		connect.WithHandlerOptions(opts...),
+	)
+	authServiceAdminsHandler := connect.NewUnaryHandler(
+		AuthServiceAdminsProcedure,
+		svc.Admins,
+		connect.WithSchema(authServiceMethods.ByName("Admins")),
+		connect.WithHandlerOptions(opts...),
+	)
+	authServiceRemoveAdminHandler := connect.NewUnaryHandler(
+		AuthServiceRemoveAdminProcedure,
+		svc.RemoveAdmin,
+		connect.WithSchema(authServiceMethods.ByName("RemoveAdmin")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/rotor.v1.AuthService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case AuthServiceLoginProcedure:
+			authServiceLoginHandler.ServeHTTP(w, r)
+		case AuthServiceLogoutProcedure:
+			authServiceLogoutHandler.ServeHTTP(w, r)
+		case AuthServiceWhoamiProcedure:
+			authServiceWhoamiHandler.ServeHTTP(w, r)
+		case AuthServiceSessionsProcedure:
+			authServiceSessionsHandler.ServeHTTP(w, r)
+		case AuthServiceRevokeSessionsProcedure:
+			authServiceRevokeSessionsHandler.ServeHTTP(w, r)
+		case AuthServiceCreateCredentialProcedure:
+			authServiceCreateCredentialHandler.ServeHTTP(w, r)
+		case AuthServiceCredentialsProcedure:
+			authServiceCredentialsHandler.ServeHTTP(w, r)
+		case AuthServiceChangeCredentialProcedure:
+			authServiceChangeCredentialHandler.ServeHTTP(w, r)
+		case AuthServiceCreateGrantProcedure:
+			authServiceCreateGrantHandler.ServeHTTP(w, r)
+		case AuthServiceGrantsProcedure:
+			authServiceGrantsHandler.ServeHTTP(w, r)
+		case AuthServiceRevokeGrantProcedure:
+			authServiceRevokeGrantHandler.ServeHTTP(w, r)
+		case AuthServiceInviteAdminProcedure:
+			authServiceInviteAdminHandler.ServeHTTP(w, r)
+		case AuthServiceAdminsProcedure:
+			authServiceAdminsHandler.ServeHTTP(w, r)
+		case AuthServiceRemoveAdminProcedure:
+			authServiceRemoveAdminHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedAuthServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedAuthServiceHandler struct{}
+
+func (UnimplementedAuthServiceHandler) Login(context.Context, *connect.Request[LoginRequest]) (*connect.Response[LoginResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.AuthService.Login is not implemented"))
+}
+
+func (UnimplementedAuthServiceHandler) Logout(context.Context, *connect.Request[LogoutRequest]) (*connect.Response[LogoutResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.AuthService.Logout is not implemented"))
+}
+
+func (UnimplementedAuthServiceHandler) Whoami(context.Context, *connect.Request[WhoamiRequest]) (*connect.Response[WhoamiResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.AuthService.Whoami is not implemented"))
+}
+
+func (UnimplementedAuthServiceHandler) Sessions(context.Context, *connect.Request[SessionsRequest]) (*connect.Response[SessionsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.AuthService.Sessions is not implemented"))
+}
+
+func (UnimplementedAuthServiceHandler) RevokeSessions(context.Context, *connect.Request[RevokeSessionsRequest]) (*connect.Response[RevokeSessionsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.AuthService.RevokeSessions is not implemented"))
+}
+
+func (UnimplementedAuthServiceHandler) CreateCredential(context.Context, *connect.Request[CreateCredentialRequest]) (*connect.Response[CreateCredentialResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.AuthService.CreateCredential is not implemented"))
+}
+
+func (UnimplementedAuthServiceHandler) Credentials(context.Context, *connect.Request[CredentialsRequest]) (*connect.Response[CredentialsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.AuthService.Credentials is not implemented"))
+}
+
+func (UnimplementedAuthServiceHandler) ChangeCredential(context.Context, *connect.Request[ChangeCredentialRequest]) (*connect.Response[Credential], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.AuthService.ChangeCredential is not implemented"))
+}
+
+func (UnimplementedAuthServiceHandler) CreateGrant(context.Context, *connect.Request[CreateGrantRequest]) (*connect.Response[Grant], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.AuthService.CreateGrant is not implemented"))
+}
+
+func (UnimplementedAuthServiceHandler) Grants(context.Context, *connect.Request[GrantsRequest]) (*connect.Response[GrantsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.AuthService.Grants is not implemented"))
+}
+
+func (UnimplementedAuthServiceHandler) RevokeGrant(context.Context, *connect.Request[RevokeGrantRequest]) (*connect.Response[RevokeGrantResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.AuthService.RevokeGrant is not implemented"))
+}
+
+func (UnimplementedAuthServiceHandler) InviteAdmin(context.Context, *connect.Request[InviteAdminRequest]) (*connect.Response[InviteAdminResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.AuthService.InviteAdmin is not implemented"))
+}
+
+func (UnimplementedAuthServiceHandler) Admins(context.Context, *connect.Request[AdminsRequest]) (*connect.Response[AdminsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.AuthService.Admins is not implemented"))
+}
+
+func (UnimplementedAuthServiceHandler) RemoveAdmin(context.Context, *connect.Request[RemoveAdminRequest]) (*connect.Response[RemoveAdminResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.AuthService.RemoveAdmin is not implemented"))
 }

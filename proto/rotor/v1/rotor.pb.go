@@ -3889,6 +3889,1688 @@ func (x *StatusResponse) GetStarted() *timestamppb.Timestamp {
 	return nil
 }
 
+// LoginRequest has one of both, or neither when the connection's client certificate is to be exchanged.
+type LoginRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Jwt           string                 `protobuf:"bytes,1,opt,name=jwt,proto3" json:"jwt,omitempty"`               // of a configured issuer
+	Credential    string                 `protobuf:"bytes,2,opt,name=credential,proto3" json:"credential,omitempty"` // rotor_credential_…
+	Issuer        string                 `protobuf:"bytes,3,opt,name=issuer,proto3" json:"issuer,omitempty"`         // the configured name; empty: the one whose URL the JWT names
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LoginRequest) Reset() {
+	*x = LoginRequest{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LoginRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LoginRequest) ProtoMessage() {}
+
+func (x *LoginRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LoginRequest.ProtoReflect.Descriptor instead.
+func (*LoginRequest) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *LoginRequest) GetJwt() string {
+	if x != nil {
+		return x.Jwt
+	}
+	return ""
+}
+
+func (x *LoginRequest) GetCredential() string {
+	if x != nil {
+		return x.Credential
+	}
+	return ""
+}
+
+func (x *LoginRequest) GetIssuer() string {
+	if x != nil {
+		return x.Issuer
+	}
+	return ""
+}
+
+type LoginResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"` // rotor_session_…, for "Authorization: Bearer"
+	Caller        string                 `protobuf:"bytes,2,opt,name=caller,proto3" json:"caller,omitempty"`
+	Expires       *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expires,proto3" json:"expires,omitempty"`              // absolute
+	IdleNs        int64                  `protobuf:"varint,4,opt,name=idle_ns,json=idleNs,proto3" json:"idle_ns,omitempty"` // ends earlier when it is not used for so long
+	Session       string                 `protobuf:"bytes,5,opt,name=session,proto3" json:"session,omitempty"`              // its ID, which is no secret
+	Namespace     string                 `protobuf:"bytes,6,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LoginResponse) Reset() {
+	*x = LoginResponse{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LoginResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LoginResponse) ProtoMessage() {}
+
+func (x *LoginResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LoginResponse.ProtoReflect.Descriptor instead.
+func (*LoginResponse) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{66}
+}
+
+func (x *LoginResponse) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *LoginResponse) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+func (x *LoginResponse) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
+func (x *LoginResponse) GetIdleNs() int64 {
+	if x != nil {
+		return x.IdleNs
+	}
+	return 0
+}
+
+func (x *LoginResponse) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+func (x *LoginResponse) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+type LogoutRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogoutRequest) Reset() {
+	*x = LogoutRequest{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogoutRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogoutRequest) ProtoMessage() {}
+
+func (x *LogoutRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogoutRequest.ProtoReflect.Descriptor instead.
+func (*LogoutRequest) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{67}
+}
+
+type LogoutResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogoutResponse) Reset() {
+	*x = LogoutResponse{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogoutResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogoutResponse) ProtoMessage() {}
+
+func (x *LogoutResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogoutResponse.ProtoReflect.Descriptor instead.
+func (*LogoutResponse) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{68}
+}
+
+type WhoamiRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WhoamiRequest) Reset() {
+	*x = WhoamiRequest{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WhoamiRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WhoamiRequest) ProtoMessage() {}
+
+func (x *WhoamiRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WhoamiRequest.ProtoReflect.Descriptor instead.
+func (*WhoamiRequest) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{69}
+}
+
+type WhoamiResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Caller        string                 `protobuf:"bytes,1,opt,name=caller,proto3" json:"caller,omitempty"`
+	Kind          string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	Attributes    map[string]string      `protobuf:"bytes,3,rep,name=attributes,proto3" json:"attributes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Session       string                 `protobuf:"bytes,4,opt,name=session,proto3" json:"session,omitempty"`
+	Expires       *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=expires,proto3" json:"expires,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WhoamiResponse) Reset() {
+	*x = WhoamiResponse{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WhoamiResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WhoamiResponse) ProtoMessage() {}
+
+func (x *WhoamiResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WhoamiResponse.ProtoReflect.Descriptor instead.
+func (*WhoamiResponse) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{70}
+}
+
+func (x *WhoamiResponse) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+func (x *WhoamiResponse) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *WhoamiResponse) GetAttributes() map[string]string {
+	if x != nil {
+		return x.Attributes
+	}
+	return nil
+}
+
+func (x *WhoamiResponse) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+func (x *WhoamiResponse) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
+type SessionsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Caller        string                 `protobuf:"bytes,1,opt,name=caller,proto3" json:"caller,omitempty"` // a name; empty: the caller's own
+	All           bool                   `protobuf:"varint,2,opt,name=all,proto3" json:"all,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SessionsRequest) Reset() {
+	*x = SessionsRequest{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[71]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SessionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SessionsRequest) ProtoMessage() {}
+
+func (x *SessionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[71]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SessionsRequest.ProtoReflect.Descriptor instead.
+func (*SessionsRequest) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{71}
+}
+
+func (x *SessionsRequest) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+func (x *SessionsRequest) GetAll() bool {
+	if x != nil {
+		return x.All
+	}
+	return false
+}
+
+type Session struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Caller        string                 `protobuf:"bytes,2,opt,name=caller,proto3" json:"caller,omitempty"`
+	Source        string                 `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"` // what it was made of, for example credential/ID
+	Address       string                 `protobuf:"bytes,4,opt,name=address,proto3" json:"address,omitempty"`
+	Created       *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=created,proto3" json:"created,omitempty"`
+	Used          *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=used,proto3" json:"used,omitempty"` // to a quarter of its idle limit
+	Expires       *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=expires,proto3" json:"expires,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Session) Reset() {
+	*x = Session{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[72]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Session) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Session) ProtoMessage() {}
+
+func (x *Session) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[72]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Session.ProtoReflect.Descriptor instead.
+func (*Session) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{72}
+}
+
+func (x *Session) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Session) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+func (x *Session) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *Session) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Session) GetCreated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Created
+	}
+	return nil
+}
+
+func (x *Session) GetUsed() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Used
+	}
+	return nil
+}
+
+func (x *Session) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
+type SessionsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sessions      []*Session             `protobuf:"bytes,1,rep,name=sessions,proto3" json:"sessions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SessionsResponse) Reset() {
+	*x = SessionsResponse{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[73]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SessionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SessionsResponse) ProtoMessage() {}
+
+func (x *SessionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[73]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SessionsResponse.ProtoReflect.Descriptor instead.
+func (*SessionsResponse) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{73}
+}
+
+func (x *SessionsResponse) GetSessions() []*Session {
+	if x != nil {
+		return x.Sessions
+	}
+	return nil
+}
+
+// RevokeSessionsRequest names one session or all of a caller.
+type RevokeSessionsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Caller        string                 `protobuf:"bytes,2,opt,name=caller,proto3" json:"caller,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeSessionsRequest) Reset() {
+	*x = RevokeSessionsRequest{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[74]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeSessionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeSessionsRequest) ProtoMessage() {}
+
+func (x *RevokeSessionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[74]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeSessionsRequest.ProtoReflect.Descriptor instead.
+func (*RevokeSessionsRequest) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{74}
+}
+
+func (x *RevokeSessionsRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *RevokeSessionsRequest) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+type RevokeSessionsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Revoked       uint32                 `protobuf:"varint,1,opt,name=revoked,proto3" json:"revoked,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeSessionsResponse) Reset() {
+	*x = RevokeSessionsResponse{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[75]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeSessionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeSessionsResponse) ProtoMessage() {}
+
+func (x *RevokeSessionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[75]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeSessionsResponse.ProtoReflect.Descriptor instead.
+func (*RevokeSessionsResponse) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{75}
+}
+
+func (x *RevokeSessionsResponse) GetRevoked() uint32 {
+	if x != nil {
+		return x.Revoked
+	}
+	return 0
+}
+
+type Credential struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"` // the caller is credential/NAME
+	Cidrs         []string               `protobuf:"bytes,3,rep,name=cidrs,proto3" json:"cidrs,omitempty"`
+	Uses          uint32                 `protobuf:"varint,4,opt,name=uses,proto3" json:"uses,omitempty"` // 0: any number
+	Used          uint32                 `protobuf:"varint,5,opt,name=used,proto3" json:"used,omitempty"`
+	Expires       *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expires,proto3" json:"expires,omitempty"`
+	Failures      uint32                 `protobuf:"varint,7,opt,name=failures,proto3" json:"failures,omitempty"`
+	Locked        bool                   `protobuf:"varint,8,opt,name=locked,proto3" json:"locked,omitempty"`
+	Revoked       bool                   `protobuf:"varint,9,opt,name=revoked,proto3" json:"revoked,omitempty"`
+	Created       *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=created,proto3" json:"created,omitempty"`
+	Maker         string                 `protobuf:"bytes,11,opt,name=maker,proto3" json:"maker,omitempty"`
+	Attributes    map[string]string      `protobuf:"bytes,12,rep,name=attributes,proto3" json:"attributes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Credential) Reset() {
+	*x = Credential{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[76]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Credential) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Credential) ProtoMessage() {}
+
+func (x *Credential) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[76]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Credential.ProtoReflect.Descriptor instead.
+func (*Credential) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{76}
+}
+
+func (x *Credential) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Credential) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Credential) GetCidrs() []string {
+	if x != nil {
+		return x.Cidrs
+	}
+	return nil
+}
+
+func (x *Credential) GetUses() uint32 {
+	if x != nil {
+		return x.Uses
+	}
+	return 0
+}
+
+func (x *Credential) GetUsed() uint32 {
+	if x != nil {
+		return x.Used
+	}
+	return 0
+}
+
+func (x *Credential) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
+func (x *Credential) GetFailures() uint32 {
+	if x != nil {
+		return x.Failures
+	}
+	return 0
+}
+
+func (x *Credential) GetLocked() bool {
+	if x != nil {
+		return x.Locked
+	}
+	return false
+}
+
+func (x *Credential) GetRevoked() bool {
+	if x != nil {
+		return x.Revoked
+	}
+	return false
+}
+
+func (x *Credential) GetCreated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Created
+	}
+	return nil
+}
+
+func (x *Credential) GetMaker() string {
+	if x != nil {
+		return x.Maker
+	}
+	return ""
+}
+
+func (x *Credential) GetAttributes() map[string]string {
+	if x != nil {
+		return x.Attributes
+	}
+	return nil
+}
+
+type CreateCredentialRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Cidrs         []string               `protobuf:"bytes,2,rep,name=cidrs,proto3" json:"cidrs,omitempty"`
+	Uses          uint32                 `protobuf:"varint,3,opt,name=uses,proto3" json:"uses,omitempty"`
+	TtlNs         int64                  `protobuf:"varint,4,opt,name=ttl_ns,json=ttlNs,proto3" json:"ttl_ns,omitempty"` // 0: 90 days
+	Attributes    map[string]string      `protobuf:"bytes,5,rep,name=attributes,proto3" json:"attributes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateCredentialRequest) Reset() {
+	*x = CreateCredentialRequest{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[77]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateCredentialRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateCredentialRequest) ProtoMessage() {}
+
+func (x *CreateCredentialRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[77]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateCredentialRequest.ProtoReflect.Descriptor instead.
+func (*CreateCredentialRequest) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{77}
+}
+
+func (x *CreateCredentialRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CreateCredentialRequest) GetCidrs() []string {
+	if x != nil {
+		return x.Cidrs
+	}
+	return nil
+}
+
+func (x *CreateCredentialRequest) GetUses() uint32 {
+	if x != nil {
+		return x.Uses
+	}
+	return 0
+}
+
+func (x *CreateCredentialRequest) GetTtlNs() int64 {
+	if x != nil {
+		return x.TtlNs
+	}
+	return 0
+}
+
+func (x *CreateCredentialRequest) GetAttributes() map[string]string {
+	if x != nil {
+		return x.Attributes
+	}
+	return nil
+}
+
+type CreateCredentialResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Credential    *Credential            `protobuf:"bytes,1,opt,name=credential,proto3" json:"credential,omitempty"`
+	Text          string                 `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"` // shown once
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateCredentialResponse) Reset() {
+	*x = CreateCredentialResponse{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[78]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateCredentialResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateCredentialResponse) ProtoMessage() {}
+
+func (x *CreateCredentialResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[78]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateCredentialResponse.ProtoReflect.Descriptor instead.
+func (*CreateCredentialResponse) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{78}
+}
+
+func (x *CreateCredentialResponse) GetCredential() *Credential {
+	if x != nil {
+		return x.Credential
+	}
+	return nil
+}
+
+func (x *CreateCredentialResponse) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+type CredentialsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CredentialsRequest) Reset() {
+	*x = CredentialsRequest{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[79]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CredentialsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CredentialsRequest) ProtoMessage() {}
+
+func (x *CredentialsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[79]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CredentialsRequest.ProtoReflect.Descriptor instead.
+func (*CredentialsRequest) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{79}
+}
+
+type CredentialsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Credentials   []*Credential          `protobuf:"bytes,1,rep,name=credentials,proto3" json:"credentials,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CredentialsResponse) Reset() {
+	*x = CredentialsResponse{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[80]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CredentialsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CredentialsResponse) ProtoMessage() {}
+
+func (x *CredentialsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[80]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CredentialsResponse.ProtoReflect.Descriptor instead.
+func (*CredentialsResponse) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{80}
+}
+
+func (x *CredentialsResponse) GetCredentials() []*Credential {
+	if x != nil {
+		return x.Credentials
+	}
+	return nil
+}
+
+type ChangeCredentialRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Event         string                 `protobuf:"bytes,2,opt,name=event,proto3" json:"event,omitempty"` // revoke, unlock
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeCredentialRequest) Reset() {
+	*x = ChangeCredentialRequest{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[81]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeCredentialRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeCredentialRequest) ProtoMessage() {}
+
+func (x *ChangeCredentialRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[81]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeCredentialRequest.ProtoReflect.Descriptor instead.
+func (*ChangeCredentialRequest) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{81}
+}
+
+func (x *ChangeCredentialRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ChangeCredentialRequest) GetEvent() string {
+	if x != nil {
+		return x.Event
+	}
+	return ""
+}
+
+type Grant struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Grantor       string                 `protobuf:"bytes,2,opt,name=grantor,proto3" json:"grantor,omitempty"`
+	Grantee       string                 `protobuf:"bytes,3,opt,name=grantee,proto3" json:"grantee,omitempty"` // a caller's name
+	Actions       []string               `protobuf:"bytes,4,rep,name=actions,proto3" json:"actions,omitempty"`
+	Key           *KeyRef                `protobuf:"bytes,5,opt,name=key,proto3" json:"key,omitempty"`
+	Context       map[string]string      `protobuf:"bytes,6,rep,name=context,proto3" json:"context,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // parts of the associated data that must be there and equal
+	Uses          uint32                 `protobuf:"varint,7,opt,name=uses,proto3" json:"uses,omitempty"`                                                                                // 0: any number
+	Used          uint32                 `protobuf:"varint,8,opt,name=used,proto3" json:"used,omitempty"`
+	Expires       *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=expires,proto3" json:"expires,omitempty"`
+	Created       *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=created,proto3" json:"created,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Grant) Reset() {
+	*x = Grant{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[82]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Grant) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Grant) ProtoMessage() {}
+
+func (x *Grant) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[82]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Grant.ProtoReflect.Descriptor instead.
+func (*Grant) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{82}
+}
+
+func (x *Grant) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Grant) GetGrantor() string {
+	if x != nil {
+		return x.Grantor
+	}
+	return ""
+}
+
+func (x *Grant) GetGrantee() string {
+	if x != nil {
+		return x.Grantee
+	}
+	return ""
+}
+
+func (x *Grant) GetActions() []string {
+	if x != nil {
+		return x.Actions
+	}
+	return nil
+}
+
+func (x *Grant) GetKey() *KeyRef {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *Grant) GetContext() map[string]string {
+	if x != nil {
+		return x.Context
+	}
+	return nil
+}
+
+func (x *Grant) GetUses() uint32 {
+	if x != nil {
+		return x.Uses
+	}
+	return 0
+}
+
+func (x *Grant) GetUsed() uint32 {
+	if x != nil {
+		return x.Used
+	}
+	return 0
+}
+
+func (x *Grant) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
+func (x *Grant) GetCreated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Created
+	}
+	return nil
+}
+
+type CreateGrantRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Grantee       string                 `protobuf:"bytes,1,opt,name=grantee,proto3" json:"grantee,omitempty"`
+	Actions       []string               `protobuf:"bytes,2,rep,name=actions,proto3" json:"actions,omitempty"`
+	Key           *KeyRef                `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`
+	Context       map[string]string      `protobuf:"bytes,4,rep,name=context,proto3" json:"context,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Uses          uint32                 `protobuf:"varint,5,opt,name=uses,proto3" json:"uses,omitempty"`
+	TtlNs         int64                  `protobuf:"varint,6,opt,name=ttl_ns,json=ttlNs,proto3" json:"ttl_ns,omitempty"` // 0: 24 hours
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateGrantRequest) Reset() {
+	*x = CreateGrantRequest{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[83]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateGrantRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateGrantRequest) ProtoMessage() {}
+
+func (x *CreateGrantRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[83]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateGrantRequest.ProtoReflect.Descriptor instead.
+func (*CreateGrantRequest) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{83}
+}
+
+func (x *CreateGrantRequest) GetGrantee() string {
+	if x != nil {
+		return x.Grantee
+	}
+	return ""
+}
+
+func (x *CreateGrantRequest) GetActions() []string {
+	if x != nil {
+		return x.Actions
+	}
+	return nil
+}
+
+func (x *CreateGrantRequest) GetKey() *KeyRef {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *CreateGrantRequest) GetContext() map[string]string {
+	if x != nil {
+		return x.Context
+	}
+	return nil
+}
+
+func (x *CreateGrantRequest) GetUses() uint32 {
+	if x != nil {
+		return x.Uses
+	}
+	return 0
+}
+
+func (x *CreateGrantRequest) GetTtlNs() int64 {
+	if x != nil {
+		return x.TtlNs
+	}
+	return 0
+}
+
+type GrantsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GrantsRequest) Reset() {
+	*x = GrantsRequest{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[84]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GrantsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GrantsRequest) ProtoMessage() {}
+
+func (x *GrantsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[84]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GrantsRequest.ProtoReflect.Descriptor instead.
+func (*GrantsRequest) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{84}
+}
+
+type GrantsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Grants        []*Grant               `protobuf:"bytes,1,rep,name=grants,proto3" json:"grants,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GrantsResponse) Reset() {
+	*x = GrantsResponse{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[85]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GrantsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GrantsResponse) ProtoMessage() {}
+
+func (x *GrantsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[85]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GrantsResponse.ProtoReflect.Descriptor instead.
+func (*GrantsResponse) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{85}
+}
+
+func (x *GrantsResponse) GetGrants() []*Grant {
+	if x != nil {
+		return x.Grants
+	}
+	return nil
+}
+
+type RevokeGrantRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeGrantRequest) Reset() {
+	*x = RevokeGrantRequest{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[86]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeGrantRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeGrantRequest) ProtoMessage() {}
+
+func (x *RevokeGrantRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[86]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeGrantRequest.ProtoReflect.Descriptor instead.
+func (*RevokeGrantRequest) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{86}
+}
+
+func (x *RevokeGrantRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type RevokeGrantResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeGrantResponse) Reset() {
+	*x = RevokeGrantResponse{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[87]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeGrantResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeGrantResponse) ProtoMessage() {}
+
+func (x *RevokeGrantResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[87]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeGrantResponse.ProtoReflect.Descriptor instead.
+func (*RevokeGrantResponse) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{87}
+}
+
+type InviteAdminRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	TtlNs         int64                  `protobuf:"varint,2,opt,name=ttl_ns,json=ttlNs,proto3" json:"ttl_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InviteAdminRequest) Reset() {
+	*x = InviteAdminRequest{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[88]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InviteAdminRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InviteAdminRequest) ProtoMessage() {}
+
+func (x *InviteAdminRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[88]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InviteAdminRequest.ProtoReflect.Descriptor instead.
+func (*InviteAdminRequest) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{88}
+}
+
+func (x *InviteAdminRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *InviteAdminRequest) GetTtlNs() int64 {
+	if x != nil {
+		return x.TtlNs
+	}
+	return 0
+}
+
+type InviteAdminResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InviteAdminResponse) Reset() {
+	*x = InviteAdminResponse{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[89]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InviteAdminResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InviteAdminResponse) ProtoMessage() {}
+
+func (x *InviteAdminResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[89]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InviteAdminResponse.ProtoReflect.Descriptor instead.
+func (*InviteAdminResponse) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{89}
+}
+
+func (x *InviteAdminResponse) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+type AdminsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdminsRequest) Reset() {
+	*x = AdminsRequest{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[90]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdminsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdminsRequest) ProtoMessage() {}
+
+func (x *AdminsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[90]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdminsRequest.ProtoReflect.Descriptor instead.
+func (*AdminsRequest) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{90}
+}
+
+type Administrator struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Created       *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=created,proto3" json:"created,omitempty"`
+	Removed       *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=removed,proto3" json:"removed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Administrator) Reset() {
+	*x = Administrator{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[91]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Administrator) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Administrator) ProtoMessage() {}
+
+func (x *Administrator) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[91]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Administrator.ProtoReflect.Descriptor instead.
+func (*Administrator) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{91}
+}
+
+func (x *Administrator) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Administrator) GetCreated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Created
+	}
+	return nil
+}
+
+func (x *Administrator) GetRemoved() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Removed
+	}
+	return nil
+}
+
+type AdminsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Admins        []*Administrator       `protobuf:"bytes,1,rep,name=admins,proto3" json:"admins,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdminsResponse) Reset() {
+	*x = AdminsResponse{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[92]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdminsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdminsResponse) ProtoMessage() {}
+
+func (x *AdminsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[92]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdminsResponse.ProtoReflect.Descriptor instead.
+func (*AdminsResponse) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{92}
+}
+
+func (x *AdminsResponse) GetAdmins() []*Administrator {
+	if x != nil {
+		return x.Admins
+	}
+	return nil
+}
+
+type RemoveAdminRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveAdminRequest) Reset() {
+	*x = RemoveAdminRequest{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[93]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveAdminRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveAdminRequest) ProtoMessage() {}
+
+func (x *RemoveAdminRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[93]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveAdminRequest.ProtoReflect.Descriptor instead.
+func (*RemoveAdminRequest) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{93}
+}
+
+func (x *RemoveAdminRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type RemoveAdminResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveAdminResponse) Reset() {
+	*x = RemoveAdminResponse{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[94]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveAdminResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveAdminResponse) ProtoMessage() {}
+
+func (x *RemoveAdminResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[94]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveAdminResponse.ProtoReflect.Descriptor instead.
+func (*RemoveAdminResponse) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{94}
+}
+
 var File_rotor_v1_rotor_proto protoreflect.FileDescriptor
 
 const file_rotor_v1_rotor_proto_rawDesc = "" +
@@ -4164,7 +5846,140 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\x04keys\x18\x06 \x01(\rR\x04keys\x12\x1c\n" +
 	"\tinstances\x18\a \x01(\rR\tinstances\x12\x1c\n" +
 	"\tconnected\x18\b \x01(\rR\tconnected\x124\n" +
-	"\astarted\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\astarted2\xd2\x06\n" +
+	"\astarted\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\astarted\"X\n" +
+	"\fLoginRequest\x12\x10\n" +
+	"\x03jwt\x18\x01 \x01(\tR\x03jwt\x12\x1e\n" +
+	"\n" +
+	"credential\x18\x02 \x01(\tR\n" +
+	"credential\x12\x16\n" +
+	"\x06issuer\x18\x03 \x01(\tR\x06issuer\"\xc4\x01\n" +
+	"\rLoginResponse\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\x12\x16\n" +
+	"\x06caller\x18\x02 \x01(\tR\x06caller\x124\n" +
+	"\aexpires\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x17\n" +
+	"\aidle_ns\x18\x04 \x01(\x03R\x06idleNs\x12\x18\n" +
+	"\asession\x18\x05 \x01(\tR\asession\x12\x1c\n" +
+	"\tnamespace\x18\x06 \x01(\tR\tnamespace\"\x0f\n" +
+	"\rLogoutRequest\"\x10\n" +
+	"\x0eLogoutResponse\"\x0f\n" +
+	"\rWhoamiRequest\"\x95\x02\n" +
+	"\x0eWhoamiResponse\x12\x16\n" +
+	"\x06caller\x18\x01 \x01(\tR\x06caller\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12H\n" +
+	"\n" +
+	"attributes\x18\x03 \x03(\v2(.rotor.v1.WhoamiResponse.AttributesEntryR\n" +
+	"attributes\x12\x18\n" +
+	"\asession\x18\x04 \x01(\tR\asession\x124\n" +
+	"\aexpires\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x1a=\n" +
+	"\x0fAttributesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\";\n" +
+	"\x0fSessionsRequest\x12\x16\n" +
+	"\x06caller\x18\x01 \x01(\tR\x06caller\x12\x10\n" +
+	"\x03all\x18\x02 \x01(\bR\x03all\"\xff\x01\n" +
+	"\aSession\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06caller\x18\x02 \x01(\tR\x06caller\x12\x16\n" +
+	"\x06source\x18\x03 \x01(\tR\x06source\x12\x18\n" +
+	"\aaddress\x18\x04 \x01(\tR\aaddress\x124\n" +
+	"\acreated\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12.\n" +
+	"\x04used\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x04used\x124\n" +
+	"\aexpires\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"A\n" +
+	"\x10SessionsResponse\x12-\n" +
+	"\bsessions\x18\x01 \x03(\v2\x11.rotor.v1.SessionR\bsessions\"?\n" +
+	"\x15RevokeSessionsRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06caller\x18\x02 \x01(\tR\x06caller\"2\n" +
+	"\x16RevokeSessionsResponse\x12\x18\n" +
+	"\arevoked\x18\x01 \x01(\rR\arevoked\"\xc3\x03\n" +
+	"\n" +
+	"Credential\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
+	"\x05cidrs\x18\x03 \x03(\tR\x05cidrs\x12\x12\n" +
+	"\x04uses\x18\x04 \x01(\rR\x04uses\x12\x12\n" +
+	"\x04used\x18\x05 \x01(\rR\x04used\x124\n" +
+	"\aexpires\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x1a\n" +
+	"\bfailures\x18\a \x01(\rR\bfailures\x12\x16\n" +
+	"\x06locked\x18\b \x01(\bR\x06locked\x12\x18\n" +
+	"\arevoked\x18\t \x01(\bR\arevoked\x124\n" +
+	"\acreated\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12\x14\n" +
+	"\x05maker\x18\v \x01(\tR\x05maker\x12D\n" +
+	"\n" +
+	"attributes\x18\f \x03(\v2$.rotor.v1.Credential.AttributesEntryR\n" +
+	"attributes\x1a=\n" +
+	"\x0fAttributesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x80\x02\n" +
+	"\x17CreateCredentialRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05cidrs\x18\x02 \x03(\tR\x05cidrs\x12\x12\n" +
+	"\x04uses\x18\x03 \x01(\rR\x04uses\x12\x15\n" +
+	"\x06ttl_ns\x18\x04 \x01(\x03R\x05ttlNs\x12Q\n" +
+	"\n" +
+	"attributes\x18\x05 \x03(\v21.rotor.v1.CreateCredentialRequest.AttributesEntryR\n" +
+	"attributes\x1a=\n" +
+	"\x0fAttributesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"d\n" +
+	"\x18CreateCredentialResponse\x124\n" +
+	"\n" +
+	"credential\x18\x01 \x01(\v2\x14.rotor.v1.CredentialR\n" +
+	"credential\x12\x12\n" +
+	"\x04text\x18\x02 \x01(\tR\x04text\"\x14\n" +
+	"\x12CredentialsRequest\"M\n" +
+	"\x13CredentialsResponse\x126\n" +
+	"\vcredentials\x18\x01 \x03(\v2\x14.rotor.v1.CredentialR\vcredentials\"?\n" +
+	"\x17ChangeCredentialRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05event\x18\x02 \x01(\tR\x05event\"\x91\x03\n" +
+	"\x05Grant\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
+	"\agrantor\x18\x02 \x01(\tR\agrantor\x12\x18\n" +
+	"\agrantee\x18\x03 \x01(\tR\agrantee\x12\x18\n" +
+	"\aactions\x18\x04 \x03(\tR\aactions\x12\"\n" +
+	"\x03key\x18\x05 \x01(\v2\x10.rotor.v1.KeyRefR\x03key\x126\n" +
+	"\acontext\x18\x06 \x03(\v2\x1c.rotor.v1.Grant.ContextEntryR\acontext\x12\x12\n" +
+	"\x04uses\x18\a \x01(\rR\x04uses\x12\x12\n" +
+	"\x04used\x18\b \x01(\rR\x04used\x124\n" +
+	"\aexpires\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x124\n" +
+	"\acreated\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x1a:\n" +
+	"\fContextEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x98\x02\n" +
+	"\x12CreateGrantRequest\x12\x18\n" +
+	"\agrantee\x18\x01 \x01(\tR\agrantee\x12\x18\n" +
+	"\aactions\x18\x02 \x03(\tR\aactions\x12\"\n" +
+	"\x03key\x18\x03 \x01(\v2\x10.rotor.v1.KeyRefR\x03key\x12C\n" +
+	"\acontext\x18\x04 \x03(\v2).rotor.v1.CreateGrantRequest.ContextEntryR\acontext\x12\x12\n" +
+	"\x04uses\x18\x05 \x01(\rR\x04uses\x12\x15\n" +
+	"\x06ttl_ns\x18\x06 \x01(\x03R\x05ttlNs\x1a:\n" +
+	"\fContextEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x0f\n" +
+	"\rGrantsRequest\"9\n" +
+	"\x0eGrantsResponse\x12'\n" +
+	"\x06grants\x18\x01 \x03(\v2\x0f.rotor.v1.GrantR\x06grants\"$\n" +
+	"\x12RevokeGrantRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x15\n" +
+	"\x13RevokeGrantResponse\"?\n" +
+	"\x12InviteAdminRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x15\n" +
+	"\x06ttl_ns\x18\x02 \x01(\x03R\x05ttlNs\"+\n" +
+	"\x13InviteAdminResponse\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\"\x0f\n" +
+	"\rAdminsRequest\"\x8f\x01\n" +
+	"\rAdministrator\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x124\n" +
+	"\acreated\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x124\n" +
+	"\aremoved\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\aremoved\"A\n" +
+	"\x0eAdminsResponse\x12/\n" +
+	"\x06admins\x18\x01 \x03(\v2\x17.rotor.v1.AdministratorR\x06admins\"(\n" +
+	"\x12RemoveAdminRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x15\n" +
+	"\x13RemoveAdminResponse2\xd2\x06\n" +
 	"\n" +
 	"KeyService\x120\n" +
 	"\x06Create\x12\x17.rotor.v1.CreateRequest\x1a\r.rotor.v1.Key\x12&\n" +
@@ -4202,7 +6017,22 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\x04Tail\x12\x15.rotor.v1.TailRequest\x1a\x13.rotor.v1.TailEntry0\x01\x129\n" +
 	"\x06Export\x12\x17.rotor.v1.ExportRequest\x1a\x14.rotor.v1.ExportFile0\x012L\n" +
 	"\rServerService\x12;\n" +
-	"\x06Status\x12\x17.rotor.v1.StatusRequest\x1a\x18.rotor.v1.StatusResponseB2Z0github.com/rotorkms/rotor/proto/rotor/v1;rotorv1b\x06proto3"
+	"\x06Status\x12\x17.rotor.v1.StatusRequest\x1a\x18.rotor.v1.StatusResponse2\xe9\a\n" +
+	"\vAuthService\x128\n" +
+	"\x05Login\x12\x16.rotor.v1.LoginRequest\x1a\x17.rotor.v1.LoginResponse\x12;\n" +
+	"\x06Logout\x12\x17.rotor.v1.LogoutRequest\x1a\x18.rotor.v1.LogoutResponse\x12;\n" +
+	"\x06Whoami\x12\x17.rotor.v1.WhoamiRequest\x1a\x18.rotor.v1.WhoamiResponse\x12A\n" +
+	"\bSessions\x12\x19.rotor.v1.SessionsRequest\x1a\x1a.rotor.v1.SessionsResponse\x12S\n" +
+	"\x0eRevokeSessions\x12\x1f.rotor.v1.RevokeSessionsRequest\x1a .rotor.v1.RevokeSessionsResponse\x12Y\n" +
+	"\x10CreateCredential\x12!.rotor.v1.CreateCredentialRequest\x1a\".rotor.v1.CreateCredentialResponse\x12J\n" +
+	"\vCredentials\x12\x1c.rotor.v1.CredentialsRequest\x1a\x1d.rotor.v1.CredentialsResponse\x12K\n" +
+	"\x10ChangeCredential\x12!.rotor.v1.ChangeCredentialRequest\x1a\x14.rotor.v1.Credential\x12<\n" +
+	"\vCreateGrant\x12\x1c.rotor.v1.CreateGrantRequest\x1a\x0f.rotor.v1.Grant\x12;\n" +
+	"\x06Grants\x12\x17.rotor.v1.GrantsRequest\x1a\x18.rotor.v1.GrantsResponse\x12J\n" +
+	"\vRevokeGrant\x12\x1c.rotor.v1.RevokeGrantRequest\x1a\x1d.rotor.v1.RevokeGrantResponse\x12J\n" +
+	"\vInviteAdmin\x12\x1c.rotor.v1.InviteAdminRequest\x1a\x1d.rotor.v1.InviteAdminResponse\x12;\n" +
+	"\x06Admins\x12\x17.rotor.v1.AdminsRequest\x1a\x18.rotor.v1.AdminsResponse\x12J\n" +
+	"\vRemoveAdmin\x12\x1c.rotor.v1.RemoveAdminRequest\x1a\x1d.rotor.v1.RemoveAdminResponseB2Z0github.com/rotorkms/rotor/proto/rotor/v1;rotorv1b\x06proto3"
 
 var (
 	file_rotor_v1_rotor_proto_rawDescOnce sync.Once
@@ -4216,184 +6046,270 @@ func file_rotor_v1_rotor_proto_rawDescGZIP() []byte {
 	return file_rotor_v1_rotor_proto_rawDescData
 }
 
-var file_rotor_v1_rotor_proto_msgTypes = make([]protoimpl.MessageInfo, 66)
+var file_rotor_v1_rotor_proto_msgTypes = make([]protoimpl.MessageInfo, 101)
 var file_rotor_v1_rotor_proto_goTypes = []any{
-	(*Fault)(nil),                 // 0: rotor.v1.Fault
-	(*Part)(nil),                  // 1: rotor.v1.Part
-	(*Version)(nil),               // 2: rotor.v1.Version
-	(*Rotation)(nil),              // 3: rotor.v1.Rotation
-	(*Key)(nil),                   // 4: rotor.v1.Key
-	(*KeyRef)(nil),                // 5: rotor.v1.KeyRef
-	(*CreateRequest)(nil),         // 6: rotor.v1.CreateRequest
-	(*ListRequest)(nil),           // 7: rotor.v1.ListRequest
-	(*ListResponse)(nil),          // 8: rotor.v1.ListResponse
-	(*ChangeRequest)(nil),         // 9: rotor.v1.ChangeRequest
-	(*RotateRequest)(nil),         // 10: rotor.v1.RotateRequest
-	(*ProgressResponse)(nil),      // 11: rotor.v1.ProgressResponse
-	(*RetireRequest)(nil),         // 12: rotor.v1.RetireRequest
-	(*DestroyRequest)(nil),        // 13: rotor.v1.DestroyRequest
-	(*DestroyResponse)(nil),       // 14: rotor.v1.DestroyResponse
-	(*EncryptRequest)(nil),        // 15: rotor.v1.EncryptRequest
-	(*EncryptResponse)(nil),       // 16: rotor.v1.EncryptResponse
-	(*DecryptRequest)(nil),        // 17: rotor.v1.DecryptRequest
-	(*DecryptResponse)(nil),       // 18: rotor.v1.DecryptResponse
-	(*FileWrap)(nil),              // 19: rotor.v1.FileWrap
-	(*WrapRequest)(nil),           // 20: rotor.v1.WrapRequest
-	(*WrapResponse)(nil),          // 21: rotor.v1.WrapResponse
-	(*UnwrapRequest)(nil),         // 22: rotor.v1.UnwrapRequest
-	(*UnwrapResponse)(nil),        // 23: rotor.v1.UnwrapResponse
-	(*RewrapRequest)(nil),         // 24: rotor.v1.RewrapRequest
-	(*RewrapResponse)(nil),        // 25: rotor.v1.RewrapResponse
-	(*SignRequest)(nil),           // 26: rotor.v1.SignRequest
-	(*SignResponse)(nil),          // 27: rotor.v1.SignResponse
-	(*VerifyRequest)(nil),         // 28: rotor.v1.VerifyRequest
-	(*VerifyResponse)(nil),        // 29: rotor.v1.VerifyResponse
-	(*JoinRequest)(nil),           // 30: rotor.v1.JoinRequest
-	(*RenewRequest)(nil),          // 31: rotor.v1.RenewRequest
-	(*JoinResponse)(nil),          // 32: rotor.v1.JoinResponse
-	(*HoldUp)(nil),                // 33: rotor.v1.HoldUp
-	(*Hello)(nil),                 // 34: rotor.v1.Hello
-	(*Ack)(nil),                   // 35: rotor.v1.Ack
-	(*HoldDown)(nil),              // 36: rotor.v1.HoldDown
-	(*Lease)(nil),                 // 37: rotor.v1.Lease
-	(*Parcel)(nil),                // 38: rotor.v1.Parcel
-	(*KeyRefusal)(nil),            // 39: rotor.v1.KeyRefusal
-	(*InviteRequest)(nil),         // 40: rotor.v1.InviteRequest
-	(*InviteResponse)(nil),        // 41: rotor.v1.InviteResponse
-	(*InstancesRequest)(nil),      // 42: rotor.v1.InstancesRequest
-	(*Instance)(nil),              // 43: rotor.v1.Instance
-	(*InstancesResponse)(nil),     // 44: rotor.v1.InstancesResponse
-	(*RemoveRequest)(nil),         // 45: rotor.v1.RemoveRequest
-	(*RemoveResponse)(nil),        // 46: rotor.v1.RemoveResponse
-	(*IssueRequest)(nil),          // 47: rotor.v1.IssueRequest
-	(*IssueResponse)(nil),         // 48: rotor.v1.IssueResponse
-	(*RegisterRequest)(nil),       // 49: rotor.v1.RegisterRequest
-	(*DataSet)(nil),               // 50: rotor.v1.DataSet
-	(*DataSetsRequest)(nil),       // 51: rotor.v1.DataSetsRequest
-	(*DataSetsResponse)(nil),      // 52: rotor.v1.DataSetsResponse
-	(*CensusRequest)(nil),         // 53: rotor.v1.CensusRequest
-	(*CensusCount)(nil),           // 54: rotor.v1.CensusCount
-	(*CensusResponse)(nil),        // 55: rotor.v1.CensusResponse
-	(*CampaignRequest)(nil),       // 56: rotor.v1.CampaignRequest
-	(*CampaignRef)(nil),           // 57: rotor.v1.CampaignRef
-	(*Campaign)(nil),              // 58: rotor.v1.Campaign
-	(*TailRequest)(nil),           // 59: rotor.v1.TailRequest
-	(*TailEntry)(nil),             // 60: rotor.v1.TailEntry
-	(*ExportRequest)(nil),         // 61: rotor.v1.ExportRequest
-	(*ExportFile)(nil),            // 62: rotor.v1.ExportFile
-	(*StatusRequest)(nil),         // 63: rotor.v1.StatusRequest
-	(*StatusResponse)(nil),        // 64: rotor.v1.StatusResponse
-	nil,                           // 65: rotor.v1.Key.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 66: google.protobuf.Timestamp
+	(*Fault)(nil),                    // 0: rotor.v1.Fault
+	(*Part)(nil),                     // 1: rotor.v1.Part
+	(*Version)(nil),                  // 2: rotor.v1.Version
+	(*Rotation)(nil),                 // 3: rotor.v1.Rotation
+	(*Key)(nil),                      // 4: rotor.v1.Key
+	(*KeyRef)(nil),                   // 5: rotor.v1.KeyRef
+	(*CreateRequest)(nil),            // 6: rotor.v1.CreateRequest
+	(*ListRequest)(nil),              // 7: rotor.v1.ListRequest
+	(*ListResponse)(nil),             // 8: rotor.v1.ListResponse
+	(*ChangeRequest)(nil),            // 9: rotor.v1.ChangeRequest
+	(*RotateRequest)(nil),            // 10: rotor.v1.RotateRequest
+	(*ProgressResponse)(nil),         // 11: rotor.v1.ProgressResponse
+	(*RetireRequest)(nil),            // 12: rotor.v1.RetireRequest
+	(*DestroyRequest)(nil),           // 13: rotor.v1.DestroyRequest
+	(*DestroyResponse)(nil),          // 14: rotor.v1.DestroyResponse
+	(*EncryptRequest)(nil),           // 15: rotor.v1.EncryptRequest
+	(*EncryptResponse)(nil),          // 16: rotor.v1.EncryptResponse
+	(*DecryptRequest)(nil),           // 17: rotor.v1.DecryptRequest
+	(*DecryptResponse)(nil),          // 18: rotor.v1.DecryptResponse
+	(*FileWrap)(nil),                 // 19: rotor.v1.FileWrap
+	(*WrapRequest)(nil),              // 20: rotor.v1.WrapRequest
+	(*WrapResponse)(nil),             // 21: rotor.v1.WrapResponse
+	(*UnwrapRequest)(nil),            // 22: rotor.v1.UnwrapRequest
+	(*UnwrapResponse)(nil),           // 23: rotor.v1.UnwrapResponse
+	(*RewrapRequest)(nil),            // 24: rotor.v1.RewrapRequest
+	(*RewrapResponse)(nil),           // 25: rotor.v1.RewrapResponse
+	(*SignRequest)(nil),              // 26: rotor.v1.SignRequest
+	(*SignResponse)(nil),             // 27: rotor.v1.SignResponse
+	(*VerifyRequest)(nil),            // 28: rotor.v1.VerifyRequest
+	(*VerifyResponse)(nil),           // 29: rotor.v1.VerifyResponse
+	(*JoinRequest)(nil),              // 30: rotor.v1.JoinRequest
+	(*RenewRequest)(nil),             // 31: rotor.v1.RenewRequest
+	(*JoinResponse)(nil),             // 32: rotor.v1.JoinResponse
+	(*HoldUp)(nil),                   // 33: rotor.v1.HoldUp
+	(*Hello)(nil),                    // 34: rotor.v1.Hello
+	(*Ack)(nil),                      // 35: rotor.v1.Ack
+	(*HoldDown)(nil),                 // 36: rotor.v1.HoldDown
+	(*Lease)(nil),                    // 37: rotor.v1.Lease
+	(*Parcel)(nil),                   // 38: rotor.v1.Parcel
+	(*KeyRefusal)(nil),               // 39: rotor.v1.KeyRefusal
+	(*InviteRequest)(nil),            // 40: rotor.v1.InviteRequest
+	(*InviteResponse)(nil),           // 41: rotor.v1.InviteResponse
+	(*InstancesRequest)(nil),         // 42: rotor.v1.InstancesRequest
+	(*Instance)(nil),                 // 43: rotor.v1.Instance
+	(*InstancesResponse)(nil),        // 44: rotor.v1.InstancesResponse
+	(*RemoveRequest)(nil),            // 45: rotor.v1.RemoveRequest
+	(*RemoveResponse)(nil),           // 46: rotor.v1.RemoveResponse
+	(*IssueRequest)(nil),             // 47: rotor.v1.IssueRequest
+	(*IssueResponse)(nil),            // 48: rotor.v1.IssueResponse
+	(*RegisterRequest)(nil),          // 49: rotor.v1.RegisterRequest
+	(*DataSet)(nil),                  // 50: rotor.v1.DataSet
+	(*DataSetsRequest)(nil),          // 51: rotor.v1.DataSetsRequest
+	(*DataSetsResponse)(nil),         // 52: rotor.v1.DataSetsResponse
+	(*CensusRequest)(nil),            // 53: rotor.v1.CensusRequest
+	(*CensusCount)(nil),              // 54: rotor.v1.CensusCount
+	(*CensusResponse)(nil),           // 55: rotor.v1.CensusResponse
+	(*CampaignRequest)(nil),          // 56: rotor.v1.CampaignRequest
+	(*CampaignRef)(nil),              // 57: rotor.v1.CampaignRef
+	(*Campaign)(nil),                 // 58: rotor.v1.Campaign
+	(*TailRequest)(nil),              // 59: rotor.v1.TailRequest
+	(*TailEntry)(nil),                // 60: rotor.v1.TailEntry
+	(*ExportRequest)(nil),            // 61: rotor.v1.ExportRequest
+	(*ExportFile)(nil),               // 62: rotor.v1.ExportFile
+	(*StatusRequest)(nil),            // 63: rotor.v1.StatusRequest
+	(*StatusResponse)(nil),           // 64: rotor.v1.StatusResponse
+	(*LoginRequest)(nil),             // 65: rotor.v1.LoginRequest
+	(*LoginResponse)(nil),            // 66: rotor.v1.LoginResponse
+	(*LogoutRequest)(nil),            // 67: rotor.v1.LogoutRequest
+	(*LogoutResponse)(nil),           // 68: rotor.v1.LogoutResponse
+	(*WhoamiRequest)(nil),            // 69: rotor.v1.WhoamiRequest
+	(*WhoamiResponse)(nil),           // 70: rotor.v1.WhoamiResponse
+	(*SessionsRequest)(nil),          // 71: rotor.v1.SessionsRequest
+	(*Session)(nil),                  // 72: rotor.v1.Session
+	(*SessionsResponse)(nil),         // 73: rotor.v1.SessionsResponse
+	(*RevokeSessionsRequest)(nil),    // 74: rotor.v1.RevokeSessionsRequest
+	(*RevokeSessionsResponse)(nil),   // 75: rotor.v1.RevokeSessionsResponse
+	(*Credential)(nil),               // 76: rotor.v1.Credential
+	(*CreateCredentialRequest)(nil),  // 77: rotor.v1.CreateCredentialRequest
+	(*CreateCredentialResponse)(nil), // 78: rotor.v1.CreateCredentialResponse
+	(*CredentialsRequest)(nil),       // 79: rotor.v1.CredentialsRequest
+	(*CredentialsResponse)(nil),      // 80: rotor.v1.CredentialsResponse
+	(*ChangeCredentialRequest)(nil),  // 81: rotor.v1.ChangeCredentialRequest
+	(*Grant)(nil),                    // 82: rotor.v1.Grant
+	(*CreateGrantRequest)(nil),       // 83: rotor.v1.CreateGrantRequest
+	(*GrantsRequest)(nil),            // 84: rotor.v1.GrantsRequest
+	(*GrantsResponse)(nil),           // 85: rotor.v1.GrantsResponse
+	(*RevokeGrantRequest)(nil),       // 86: rotor.v1.RevokeGrantRequest
+	(*RevokeGrantResponse)(nil),      // 87: rotor.v1.RevokeGrantResponse
+	(*InviteAdminRequest)(nil),       // 88: rotor.v1.InviteAdminRequest
+	(*InviteAdminResponse)(nil),      // 89: rotor.v1.InviteAdminResponse
+	(*AdminsRequest)(nil),            // 90: rotor.v1.AdminsRequest
+	(*Administrator)(nil),            // 91: rotor.v1.Administrator
+	(*AdminsResponse)(nil),           // 92: rotor.v1.AdminsResponse
+	(*RemoveAdminRequest)(nil),       // 93: rotor.v1.RemoveAdminRequest
+	(*RemoveAdminResponse)(nil),      // 94: rotor.v1.RemoveAdminResponse
+	nil,                              // 95: rotor.v1.Key.LabelsEntry
+	nil,                              // 96: rotor.v1.WhoamiResponse.AttributesEntry
+	nil,                              // 97: rotor.v1.Credential.AttributesEntry
+	nil,                              // 98: rotor.v1.CreateCredentialRequest.AttributesEntry
+	nil,                              // 99: rotor.v1.Grant.ContextEntry
+	nil,                              // 100: rotor.v1.CreateGrantRequest.ContextEntry
+	(*timestamppb.Timestamp)(nil),    // 101: google.protobuf.Timestamp
 }
 var file_rotor_v1_rotor_proto_depIdxs = []int32{
-	66, // 0: rotor.v1.Version.created:type_name -> google.protobuf.Timestamp
-	66, // 1: rotor.v1.Version.activated:type_name -> google.protobuf.Timestamp
-	66, // 2: rotor.v1.Version.retired:type_name -> google.protobuf.Timestamp
-	65, // 3: rotor.v1.Key.labels:type_name -> rotor.v1.Key.LabelsEntry
-	3,  // 4: rotor.v1.Key.rotation:type_name -> rotor.v1.Rotation
-	2,  // 5: rotor.v1.Key.versions:type_name -> rotor.v1.Version
-	66, // 6: rotor.v1.Key.created:type_name -> google.protobuf.Timestamp
-	4,  // 7: rotor.v1.CreateRequest.key:type_name -> rotor.v1.Key
-	4,  // 8: rotor.v1.ListResponse.keys:type_name -> rotor.v1.Key
-	5,  // 9: rotor.v1.ChangeRequest.key:type_name -> rotor.v1.KeyRef
-	5,  // 10: rotor.v1.RotateRequest.key:type_name -> rotor.v1.KeyRef
-	4,  // 11: rotor.v1.ProgressResponse.key:type_name -> rotor.v1.Key
-	5,  // 12: rotor.v1.RetireRequest.key:type_name -> rotor.v1.KeyRef
-	5,  // 13: rotor.v1.DestroyRequest.key:type_name -> rotor.v1.KeyRef
-	4,  // 14: rotor.v1.DestroyResponse.key:type_name -> rotor.v1.Key
-	5,  // 15: rotor.v1.EncryptRequest.key:type_name -> rotor.v1.KeyRef
-	1,  // 16: rotor.v1.EncryptRequest.parts:type_name -> rotor.v1.Part
-	5,  // 17: rotor.v1.DecryptRequest.key:type_name -> rotor.v1.KeyRef
-	1,  // 18: rotor.v1.DecryptRequest.parts:type_name -> rotor.v1.Part
-	5,  // 19: rotor.v1.WrapRequest.key:type_name -> rotor.v1.KeyRef
-	19, // 20: rotor.v1.WrapResponse.wrap:type_name -> rotor.v1.FileWrap
-	19, // 21: rotor.v1.UnwrapRequest.wrap:type_name -> rotor.v1.FileWrap
-	19, // 22: rotor.v1.RewrapRequest.wrap:type_name -> rotor.v1.FileWrap
-	19, // 23: rotor.v1.RewrapResponse.wrap:type_name -> rotor.v1.FileWrap
-	5,  // 24: rotor.v1.SignRequest.key:type_name -> rotor.v1.KeyRef
-	5,  // 25: rotor.v1.VerifyRequest.key:type_name -> rotor.v1.KeyRef
-	34, // 26: rotor.v1.HoldUp.hello:type_name -> rotor.v1.Hello
-	35, // 27: rotor.v1.HoldUp.acks:type_name -> rotor.v1.Ack
-	37, // 28: rotor.v1.HoldDown.lease:type_name -> rotor.v1.Lease
-	38, // 29: rotor.v1.HoldDown.parcel:type_name -> rotor.v1.Parcel
-	39, // 30: rotor.v1.HoldDown.refusal:type_name -> rotor.v1.KeyRefusal
-	0,  // 31: rotor.v1.KeyRefusal.fault:type_name -> rotor.v1.Fault
-	66, // 32: rotor.v1.Instance.heard:type_name -> google.protobuf.Timestamp
-	43, // 33: rotor.v1.InstancesResponse.instances:type_name -> rotor.v1.Instance
-	5,  // 34: rotor.v1.IssueRequest.key:type_name -> rotor.v1.KeyRef
-	50, // 35: rotor.v1.RegisterRequest.data_set:type_name -> rotor.v1.DataSet
-	5,  // 36: rotor.v1.DataSet.key:type_name -> rotor.v1.KeyRef
-	50, // 37: rotor.v1.DataSetsResponse.data_sets:type_name -> rotor.v1.DataSet
-	5,  // 38: rotor.v1.CensusRequest.key:type_name -> rotor.v1.KeyRef
-	54, // 39: rotor.v1.CensusResponse.counts:type_name -> rotor.v1.CensusCount
-	5,  // 40: rotor.v1.CampaignRequest.key:type_name -> rotor.v1.KeyRef
-	66, // 41: rotor.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
-	6,  // 42: rotor.v1.KeyService.Create:input_type -> rotor.v1.CreateRequest
-	5,  // 43: rotor.v1.KeyService.Get:input_type -> rotor.v1.KeyRef
-	7,  // 44: rotor.v1.KeyService.List:input_type -> rotor.v1.ListRequest
-	9,  // 45: rotor.v1.KeyService.Change:input_type -> rotor.v1.ChangeRequest
-	10, // 46: rotor.v1.KeyService.Rotate:input_type -> rotor.v1.RotateRequest
-	5,  // 47: rotor.v1.KeyService.Progress:input_type -> rotor.v1.KeyRef
-	12, // 48: rotor.v1.KeyService.Retire:input_type -> rotor.v1.RetireRequest
-	13, // 49: rotor.v1.KeyService.Destroy:input_type -> rotor.v1.DestroyRequest
-	15, // 50: rotor.v1.KeyService.Encrypt:input_type -> rotor.v1.EncryptRequest
-	17, // 51: rotor.v1.KeyService.Decrypt:input_type -> rotor.v1.DecryptRequest
-	20, // 52: rotor.v1.KeyService.Wrap:input_type -> rotor.v1.WrapRequest
-	22, // 53: rotor.v1.KeyService.Unwrap:input_type -> rotor.v1.UnwrapRequest
-	24, // 54: rotor.v1.KeyService.Rewrap:input_type -> rotor.v1.RewrapRequest
-	26, // 55: rotor.v1.KeyService.Sign:input_type -> rotor.v1.SignRequest
-	28, // 56: rotor.v1.KeyService.Verify:input_type -> rotor.v1.VerifyRequest
-	30, // 57: rotor.v1.JoinService.Join:input_type -> rotor.v1.JoinRequest
-	31, // 58: rotor.v1.JoinService.Renew:input_type -> rotor.v1.RenewRequest
-	33, // 59: rotor.v1.FleetService.Hold:input_type -> rotor.v1.HoldUp
-	40, // 60: rotor.v1.FleetService.Invite:input_type -> rotor.v1.InviteRequest
-	42, // 61: rotor.v1.FleetService.Instances:input_type -> rotor.v1.InstancesRequest
-	45, // 62: rotor.v1.FleetService.Remove:input_type -> rotor.v1.RemoveRequest
-	47, // 63: rotor.v1.TokenService.Issue:input_type -> rotor.v1.IssueRequest
-	49, // 64: rotor.v1.DataService.Register:input_type -> rotor.v1.RegisterRequest
-	51, // 65: rotor.v1.DataService.DataSets:input_type -> rotor.v1.DataSetsRequest
-	53, // 66: rotor.v1.DataService.Census:input_type -> rotor.v1.CensusRequest
-	56, // 67: rotor.v1.DataService.StartCampaign:input_type -> rotor.v1.CampaignRequest
-	57, // 68: rotor.v1.DataService.GetCampaign:input_type -> rotor.v1.CampaignRef
-	59, // 69: rotor.v1.AuditService.Tail:input_type -> rotor.v1.TailRequest
-	61, // 70: rotor.v1.AuditService.Export:input_type -> rotor.v1.ExportRequest
-	63, // 71: rotor.v1.ServerService.Status:input_type -> rotor.v1.StatusRequest
-	4,  // 72: rotor.v1.KeyService.Create:output_type -> rotor.v1.Key
-	4,  // 73: rotor.v1.KeyService.Get:output_type -> rotor.v1.Key
-	8,  // 74: rotor.v1.KeyService.List:output_type -> rotor.v1.ListResponse
-	4,  // 75: rotor.v1.KeyService.Change:output_type -> rotor.v1.Key
-	4,  // 76: rotor.v1.KeyService.Rotate:output_type -> rotor.v1.Key
-	11, // 77: rotor.v1.KeyService.Progress:output_type -> rotor.v1.ProgressResponse
-	4,  // 78: rotor.v1.KeyService.Retire:output_type -> rotor.v1.Key
-	14, // 79: rotor.v1.KeyService.Destroy:output_type -> rotor.v1.DestroyResponse
-	16, // 80: rotor.v1.KeyService.Encrypt:output_type -> rotor.v1.EncryptResponse
-	18, // 81: rotor.v1.KeyService.Decrypt:output_type -> rotor.v1.DecryptResponse
-	21, // 82: rotor.v1.KeyService.Wrap:output_type -> rotor.v1.WrapResponse
-	23, // 83: rotor.v1.KeyService.Unwrap:output_type -> rotor.v1.UnwrapResponse
-	25, // 84: rotor.v1.KeyService.Rewrap:output_type -> rotor.v1.RewrapResponse
-	27, // 85: rotor.v1.KeyService.Sign:output_type -> rotor.v1.SignResponse
-	29, // 86: rotor.v1.KeyService.Verify:output_type -> rotor.v1.VerifyResponse
-	32, // 87: rotor.v1.JoinService.Join:output_type -> rotor.v1.JoinResponse
-	32, // 88: rotor.v1.JoinService.Renew:output_type -> rotor.v1.JoinResponse
-	36, // 89: rotor.v1.FleetService.Hold:output_type -> rotor.v1.HoldDown
-	41, // 90: rotor.v1.FleetService.Invite:output_type -> rotor.v1.InviteResponse
-	44, // 91: rotor.v1.FleetService.Instances:output_type -> rotor.v1.InstancesResponse
-	46, // 92: rotor.v1.FleetService.Remove:output_type -> rotor.v1.RemoveResponse
-	48, // 93: rotor.v1.TokenService.Issue:output_type -> rotor.v1.IssueResponse
-	50, // 94: rotor.v1.DataService.Register:output_type -> rotor.v1.DataSet
-	52, // 95: rotor.v1.DataService.DataSets:output_type -> rotor.v1.DataSetsResponse
-	55, // 96: rotor.v1.DataService.Census:output_type -> rotor.v1.CensusResponse
-	58, // 97: rotor.v1.DataService.StartCampaign:output_type -> rotor.v1.Campaign
-	58, // 98: rotor.v1.DataService.GetCampaign:output_type -> rotor.v1.Campaign
-	60, // 99: rotor.v1.AuditService.Tail:output_type -> rotor.v1.TailEntry
-	62, // 100: rotor.v1.AuditService.Export:output_type -> rotor.v1.ExportFile
-	64, // 101: rotor.v1.ServerService.Status:output_type -> rotor.v1.StatusResponse
-	72, // [72:102] is the sub-list for method output_type
-	42, // [42:72] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	101, // 0: rotor.v1.Version.created:type_name -> google.protobuf.Timestamp
+	101, // 1: rotor.v1.Version.activated:type_name -> google.protobuf.Timestamp
+	101, // 2: rotor.v1.Version.retired:type_name -> google.protobuf.Timestamp
+	95,  // 3: rotor.v1.Key.labels:type_name -> rotor.v1.Key.LabelsEntry
+	3,   // 4: rotor.v1.Key.rotation:type_name -> rotor.v1.Rotation
+	2,   // 5: rotor.v1.Key.versions:type_name -> rotor.v1.Version
+	101, // 6: rotor.v1.Key.created:type_name -> google.protobuf.Timestamp
+	4,   // 7: rotor.v1.CreateRequest.key:type_name -> rotor.v1.Key
+	4,   // 8: rotor.v1.ListResponse.keys:type_name -> rotor.v1.Key
+	5,   // 9: rotor.v1.ChangeRequest.key:type_name -> rotor.v1.KeyRef
+	5,   // 10: rotor.v1.RotateRequest.key:type_name -> rotor.v1.KeyRef
+	4,   // 11: rotor.v1.ProgressResponse.key:type_name -> rotor.v1.Key
+	5,   // 12: rotor.v1.RetireRequest.key:type_name -> rotor.v1.KeyRef
+	5,   // 13: rotor.v1.DestroyRequest.key:type_name -> rotor.v1.KeyRef
+	4,   // 14: rotor.v1.DestroyResponse.key:type_name -> rotor.v1.Key
+	5,   // 15: rotor.v1.EncryptRequest.key:type_name -> rotor.v1.KeyRef
+	1,   // 16: rotor.v1.EncryptRequest.parts:type_name -> rotor.v1.Part
+	5,   // 17: rotor.v1.DecryptRequest.key:type_name -> rotor.v1.KeyRef
+	1,   // 18: rotor.v1.DecryptRequest.parts:type_name -> rotor.v1.Part
+	5,   // 19: rotor.v1.WrapRequest.key:type_name -> rotor.v1.KeyRef
+	19,  // 20: rotor.v1.WrapResponse.wrap:type_name -> rotor.v1.FileWrap
+	19,  // 21: rotor.v1.UnwrapRequest.wrap:type_name -> rotor.v1.FileWrap
+	19,  // 22: rotor.v1.RewrapRequest.wrap:type_name -> rotor.v1.FileWrap
+	19,  // 23: rotor.v1.RewrapResponse.wrap:type_name -> rotor.v1.FileWrap
+	5,   // 24: rotor.v1.SignRequest.key:type_name -> rotor.v1.KeyRef
+	5,   // 25: rotor.v1.VerifyRequest.key:type_name -> rotor.v1.KeyRef
+	34,  // 26: rotor.v1.HoldUp.hello:type_name -> rotor.v1.Hello
+	35,  // 27: rotor.v1.HoldUp.acks:type_name -> rotor.v1.Ack
+	37,  // 28: rotor.v1.HoldDown.lease:type_name -> rotor.v1.Lease
+	38,  // 29: rotor.v1.HoldDown.parcel:type_name -> rotor.v1.Parcel
+	39,  // 30: rotor.v1.HoldDown.refusal:type_name -> rotor.v1.KeyRefusal
+	0,   // 31: rotor.v1.KeyRefusal.fault:type_name -> rotor.v1.Fault
+	101, // 32: rotor.v1.Instance.heard:type_name -> google.protobuf.Timestamp
+	43,  // 33: rotor.v1.InstancesResponse.instances:type_name -> rotor.v1.Instance
+	5,   // 34: rotor.v1.IssueRequest.key:type_name -> rotor.v1.KeyRef
+	50,  // 35: rotor.v1.RegisterRequest.data_set:type_name -> rotor.v1.DataSet
+	5,   // 36: rotor.v1.DataSet.key:type_name -> rotor.v1.KeyRef
+	50,  // 37: rotor.v1.DataSetsResponse.data_sets:type_name -> rotor.v1.DataSet
+	5,   // 38: rotor.v1.CensusRequest.key:type_name -> rotor.v1.KeyRef
+	54,  // 39: rotor.v1.CensusResponse.counts:type_name -> rotor.v1.CensusCount
+	5,   // 40: rotor.v1.CampaignRequest.key:type_name -> rotor.v1.KeyRef
+	101, // 41: rotor.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	101, // 42: rotor.v1.LoginResponse.expires:type_name -> google.protobuf.Timestamp
+	96,  // 43: rotor.v1.WhoamiResponse.attributes:type_name -> rotor.v1.WhoamiResponse.AttributesEntry
+	101, // 44: rotor.v1.WhoamiResponse.expires:type_name -> google.protobuf.Timestamp
+	101, // 45: rotor.v1.Session.created:type_name -> google.protobuf.Timestamp
+	101, // 46: rotor.v1.Session.used:type_name -> google.protobuf.Timestamp
+	101, // 47: rotor.v1.Session.expires:type_name -> google.protobuf.Timestamp
+	72,  // 48: rotor.v1.SessionsResponse.sessions:type_name -> rotor.v1.Session
+	101, // 49: rotor.v1.Credential.expires:type_name -> google.protobuf.Timestamp
+	101, // 50: rotor.v1.Credential.created:type_name -> google.protobuf.Timestamp
+	97,  // 51: rotor.v1.Credential.attributes:type_name -> rotor.v1.Credential.AttributesEntry
+	98,  // 52: rotor.v1.CreateCredentialRequest.attributes:type_name -> rotor.v1.CreateCredentialRequest.AttributesEntry
+	76,  // 53: rotor.v1.CreateCredentialResponse.credential:type_name -> rotor.v1.Credential
+	76,  // 54: rotor.v1.CredentialsResponse.credentials:type_name -> rotor.v1.Credential
+	5,   // 55: rotor.v1.Grant.key:type_name -> rotor.v1.KeyRef
+	99,  // 56: rotor.v1.Grant.context:type_name -> rotor.v1.Grant.ContextEntry
+	101, // 57: rotor.v1.Grant.expires:type_name -> google.protobuf.Timestamp
+	101, // 58: rotor.v1.Grant.created:type_name -> google.protobuf.Timestamp
+	5,   // 59: rotor.v1.CreateGrantRequest.key:type_name -> rotor.v1.KeyRef
+	100, // 60: rotor.v1.CreateGrantRequest.context:type_name -> rotor.v1.CreateGrantRequest.ContextEntry
+	82,  // 61: rotor.v1.GrantsResponse.grants:type_name -> rotor.v1.Grant
+	101, // 62: rotor.v1.Administrator.created:type_name -> google.protobuf.Timestamp
+	101, // 63: rotor.v1.Administrator.removed:type_name -> google.protobuf.Timestamp
+	91,  // 64: rotor.v1.AdminsResponse.admins:type_name -> rotor.v1.Administrator
+	6,   // 65: rotor.v1.KeyService.Create:input_type -> rotor.v1.CreateRequest
+	5,   // 66: rotor.v1.KeyService.Get:input_type -> rotor.v1.KeyRef
+	7,   // 67: rotor.v1.KeyService.List:input_type -> rotor.v1.ListRequest
+	9,   // 68: rotor.v1.KeyService.Change:input_type -> rotor.v1.ChangeRequest
+	10,  // 69: rotor.v1.KeyService.Rotate:input_type -> rotor.v1.RotateRequest
+	5,   // 70: rotor.v1.KeyService.Progress:input_type -> rotor.v1.KeyRef
+	12,  // 71: rotor.v1.KeyService.Retire:input_type -> rotor.v1.RetireRequest
+	13,  // 72: rotor.v1.KeyService.Destroy:input_type -> rotor.v1.DestroyRequest
+	15,  // 73: rotor.v1.KeyService.Encrypt:input_type -> rotor.v1.EncryptRequest
+	17,  // 74: rotor.v1.KeyService.Decrypt:input_type -> rotor.v1.DecryptRequest
+	20,  // 75: rotor.v1.KeyService.Wrap:input_type -> rotor.v1.WrapRequest
+	22,  // 76: rotor.v1.KeyService.Unwrap:input_type -> rotor.v1.UnwrapRequest
+	24,  // 77: rotor.v1.KeyService.Rewrap:input_type -> rotor.v1.RewrapRequest
+	26,  // 78: rotor.v1.KeyService.Sign:input_type -> rotor.v1.SignRequest
+	28,  // 79: rotor.v1.KeyService.Verify:input_type -> rotor.v1.VerifyRequest
+	30,  // 80: rotor.v1.JoinService.Join:input_type -> rotor.v1.JoinRequest
+	31,  // 81: rotor.v1.JoinService.Renew:input_type -> rotor.v1.RenewRequest
+	33,  // 82: rotor.v1.FleetService.Hold:input_type -> rotor.v1.HoldUp
+	40,  // 83: rotor.v1.FleetService.Invite:input_type -> rotor.v1.InviteRequest
+	42,  // 84: rotor.v1.FleetService.Instances:input_type -> rotor.v1.InstancesRequest
+	45,  // 85: rotor.v1.FleetService.Remove:input_type -> rotor.v1.RemoveRequest
+	47,  // 86: rotor.v1.TokenService.Issue:input_type -> rotor.v1.IssueRequest
+	49,  // 87: rotor.v1.DataService.Register:input_type -> rotor.v1.RegisterRequest
+	51,  // 88: rotor.v1.DataService.DataSets:input_type -> rotor.v1.DataSetsRequest
+	53,  // 89: rotor.v1.DataService.Census:input_type -> rotor.v1.CensusRequest
+	56,  // 90: rotor.v1.DataService.StartCampaign:input_type -> rotor.v1.CampaignRequest
+	57,  // 91: rotor.v1.DataService.GetCampaign:input_type -> rotor.v1.CampaignRef
+	59,  // 92: rotor.v1.AuditService.Tail:input_type -> rotor.v1.TailRequest
+	61,  // 93: rotor.v1.AuditService.Export:input_type -> rotor.v1.ExportRequest
+	63,  // 94: rotor.v1.ServerService.Status:input_type -> rotor.v1.StatusRequest
+	65,  // 95: rotor.v1.AuthService.Login:input_type -> rotor.v1.LoginRequest
+	67,  // 96: rotor.v1.AuthService.Logout:input_type -> rotor.v1.LogoutRequest
+	69,  // 97: rotor.v1.AuthService.Whoami:input_type -> rotor.v1.WhoamiRequest
+	71,  // 98: rotor.v1.AuthService.Sessions:input_type -> rotor.v1.SessionsRequest
+	74,  // 99: rotor.v1.AuthService.RevokeSessions:input_type -> rotor.v1.RevokeSessionsRequest
+	77,  // 100: rotor.v1.AuthService.CreateCredential:input_type -> rotor.v1.CreateCredentialRequest
+	79,  // 101: rotor.v1.AuthService.Credentials:input_type -> rotor.v1.CredentialsRequest
+	81,  // 102: rotor.v1.AuthService.ChangeCredential:input_type -> rotor.v1.ChangeCredentialRequest
+	83,  // 103: rotor.v1.AuthService.CreateGrant:input_type -> rotor.v1.CreateGrantRequest
+	84,  // 104: rotor.v1.AuthService.Grants:input_type -> rotor.v1.GrantsRequest
+	86,  // 105: rotor.v1.AuthService.RevokeGrant:input_type -> rotor.v1.RevokeGrantRequest
+	88,  // 106: rotor.v1.AuthService.InviteAdmin:input_type -> rotor.v1.InviteAdminRequest
+	90,  // 107: rotor.v1.AuthService.Admins:input_type -> rotor.v1.AdminsRequest
+	93,  // 108: rotor.v1.AuthService.RemoveAdmin:input_type -> rotor.v1.RemoveAdminRequest
+	4,   // 109: rotor.v1.KeyService.Create:output_type -> rotor.v1.Key
+	4,   // 110: rotor.v1.KeyService.Get:output_type -> rotor.v1.Key
+	8,   // 111: rotor.v1.KeyService.List:output_type -> rotor.v1.ListResponse
+	4,   // 112: rotor.v1.KeyService.Change:output_type -> rotor.v1.Key
+	4,   // 113: rotor.v1.KeyService.Rotate:output_type -> rotor.v1.Key
+	11,  // 114: rotor.v1.KeyService.Progress:output_type -> rotor.v1.ProgressResponse
+	4,   // 115: rotor.v1.KeyService.Retire:output_type -> rotor.v1.Key
+	14,  // 116: rotor.v1.KeyService.Destroy:output_type -> rotor.v1.DestroyResponse
+	16,  // 117: rotor.v1.KeyService.Encrypt:output_type -> rotor.v1.EncryptResponse
+	18,  // 118: rotor.v1.KeyService.Decrypt:output_type -> rotor.v1.DecryptResponse
+	21,  // 119: rotor.v1.KeyService.Wrap:output_type -> rotor.v1.WrapResponse
+	23,  // 120: rotor.v1.KeyService.Unwrap:output_type -> rotor.v1.UnwrapResponse
+	25,  // 121: rotor.v1.KeyService.Rewrap:output_type -> rotor.v1.RewrapResponse
+	27,  // 122: rotor.v1.KeyService.Sign:output_type -> rotor.v1.SignResponse
+	29,  // 123: rotor.v1.KeyService.Verify:output_type -> rotor.v1.VerifyResponse
+	32,  // 124: rotor.v1.JoinService.Join:output_type -> rotor.v1.JoinResponse
+	32,  // 125: rotor.v1.JoinService.Renew:output_type -> rotor.v1.JoinResponse
+	36,  // 126: rotor.v1.FleetService.Hold:output_type -> rotor.v1.HoldDown
+	41,  // 127: rotor.v1.FleetService.Invite:output_type -> rotor.v1.InviteResponse
+	44,  // 128: rotor.v1.FleetService.Instances:output_type -> rotor.v1.InstancesResponse
+	46,  // 129: rotor.v1.FleetService.Remove:output_type -> rotor.v1.RemoveResponse
+	48,  // 130: rotor.v1.TokenService.Issue:output_type -> rotor.v1.IssueResponse
+	50,  // 131: rotor.v1.DataService.Register:output_type -> rotor.v1.DataSet
+	52,  // 132: rotor.v1.DataService.DataSets:output_type -> rotor.v1.DataSetsResponse
+	55,  // 133: rotor.v1.DataService.Census:output_type -> rotor.v1.CensusResponse
+	58,  // 134: rotor.v1.DataService.StartCampaign:output_type -> rotor.v1.Campaign
+	58,  // 135: rotor.v1.DataService.GetCampaign:output_type -> rotor.v1.Campaign
+	60,  // 136: rotor.v1.AuditService.Tail:output_type -> rotor.v1.TailEntry
+	62,  // 137: rotor.v1.AuditService.Export:output_type -> rotor.v1.ExportFile
+	64,  // 138: rotor.v1.ServerService.Status:output_type -> rotor.v1.StatusResponse
+	66,  // 139: rotor.v1.AuthService.Login:output_type -> rotor.v1.LoginResponse
+	68,  // 140: rotor.v1.AuthService.Logout:output_type -> rotor.v1.LogoutResponse
+	70,  // 141: rotor.v1.AuthService.Whoami:output_type -> rotor.v1.WhoamiResponse
+	73,  // 142: rotor.v1.AuthService.Sessions:output_type -> rotor.v1.SessionsResponse
+	75,  // 143: rotor.v1.AuthService.RevokeSessions:output_type -> rotor.v1.RevokeSessionsResponse
+	78,  // 144: rotor.v1.AuthService.CreateCredential:output_type -> rotor.v1.CreateCredentialResponse
+	80,  // 145: rotor.v1.AuthService.Credentials:output_type -> rotor.v1.CredentialsResponse
+	76,  // 146: rotor.v1.AuthService.ChangeCredential:output_type -> rotor.v1.Credential
+	82,  // 147: rotor.v1.AuthService.CreateGrant:output_type -> rotor.v1.Grant
+	85,  // 148: rotor.v1.AuthService.Grants:output_type -> rotor.v1.GrantsResponse
+	87,  // 149: rotor.v1.AuthService.RevokeGrant:output_type -> rotor.v1.RevokeGrantResponse
+	89,  // 150: rotor.v1.AuthService.InviteAdmin:output_type -> rotor.v1.InviteAdminResponse
+	92,  // 151: rotor.v1.AuthService.Admins:output_type -> rotor.v1.AdminsResponse
+	94,  // 152: rotor.v1.AuthService.RemoveAdmin:output_type -> rotor.v1.RemoveAdminResponse
+	109, // [109:153] is the sub-list for method output_type
+	65,  // [65:109] is the sub-list for method input_type
+	65,  // [65:65] is the sub-list for extension type_name
+	65,  // [65:65] is the sub-list for extension extendee
+	0,   // [0:65] is the sub-list for field type_name
 }
 
 func init() { file_rotor_v1_rotor_proto_init() }
@@ -4407,9 +6323,9 @@ func file_rotor_v1_rotor_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_rotor_v1_rotor_proto_rawDesc), len(file_rotor_v1_rotor_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   66,
+			NumMessages:   101,
 			NumExtensions: 0,
-			NumServices:   7,
+			NumServices:   8,
 		},
 		GoTypes:           file_rotor_v1_rotor_proto_goTypes,
 		DependencyIndexes: file_rotor_v1_rotor_proto_depIdxs,

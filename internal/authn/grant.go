@@ -1,0 +1,323 @@
+package authn
+
+import (
+	"cmp"
+	"context"
+	"encoding/hex"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/guard"
+	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/secret"
+	"github.com/rotorkms/rotor/internal/store"
+)
+
+const grantPrefix = "authn/grant/"
+
+// Bounds of grants.
+const (
+	DefaultGrantLife = 24 * time.Hour
+	MaxGrantLife     = 90 * 24 * time.Hour
+	maxGrants        = 10_000
+	maxGrantContext  = 16
+	maxGrantee       = 2048 // bytes
+	keepGrant        = 24 * time.Hour
+)
+
+// grantable are the actions that can be delegated: uses, which end with the grant. Nothing that lets material leave, changes a key, counts
+// persons, or makes somebody.
+var grantable = []policy.Action{
+	policy.ActShow, policy.ActEncrypt, policy.ActDecrypt, policy.ActWrap, policy.ActUnwrap, policy.ActRewrap, policy.ActSign, policy.ActVerify, policy.ActMAC,
+}
+
+// grant is the stored record.
+type grant struct {
+	Grantor    string            `json:"grantor"`
+	Kind       policy.Kind       `json:"kind"` // of the grantor
+	Attributes map[string]string `json:"attributes,omitempty"`
+	Instance   string            `json:"instance,omitempty"`
+	Generation uint64            `json:"generation,omitempty"` // of the grantor, if it is an instance or administrator
+
+	Grantee   string            `json:"grantee"`
+	Actions   []policy.Action   `json:"actions"`
+	Namespace string            `json:"namespace"`
+	Key       string            `json:"key"`
+	Context   map[string]string `json:"context,omitempty"`
+	Uses      uint32            `json:"uses,omitempty"` // 0: any number
+	Used      uint32            `json:"used,omitempty"`
+	Created   time.Time         `json:"created"`
+	Expires   time.Time         `json:"expires"`
+}
+
+// Grant is what lists tell of one, and what a grantor asks for: Grantee, Actions, Context, Uses.
+type Grant struct {
+	ID, Grantor, Grantee string
+	Actions              []policy.Action
+	Namespace, Key       string
+	Context              map[string]string
+	Uses, Used           uint32
+	Created, Expires     time.Time
+}
+
+func shownGrant(id string, g grant) Grant {
+	return Grant{id, g.Grantor, g.Grantee, g.Actions, g.Namespace, g.Key, g.Context, g.Uses, g.Used, g.Created, g.Expires}
+}
+
+func (g grant) caller() policy.Caller {
+	return policy.Caller{Kind: g.Kind, Name: g.Grantor, Attributes: g.Attributes, Instance: g.Instance}
+}
+
+// covers says whether a grant is about a request, apart from who asks.
+func (g grant) covers(a policy.Action, r policy.Resource, now time.Time) bool {
+	if !now.Before(g.Expires) || g.Uses > 0 && g.Used >= g.Uses || r.Key == "" || r.Key != g.Key || r.Namespace != g.Namespace || !slices.Contains(g.Actions, a) {
+		return false
+	}
+	for label, want := range g.Context {
+		if got, there := r.Context[label]; !there || got != want {
+			return false
+		}
+	}
+	return true
+}
+
+// Decider puts the grants behind the rules: what no rule allows a grant may, as long as the rules allow the same to the grantor, and let it
+// delegate. A grant of a grantor who is removed is none. Grants do not make grantors.
+func (a *Authority) Decider(rules guard.Decider) guard.Decider {
+	a.rules.Store(&rules)
+	return delegating{a, rules}
+}
+
+type delegating struct {
+	*Authority
+	rules guard.Decider
+}
+
+// grantRule is how the audit log names a grant in the place of a rule.
+const grantRule = "grant "
+
+// Allows implements guard.Decider.
+func (d delegating) Allows(c policy.Caller, a policy.Action, r policy.Resource) (string, bool) {
+	if rule, ok := d.rules.Allows(c, a, r); ok || c.IsZero() || r.Key == "" {
+		return rule, ok
+	}
+	d.mu.RLock()
+	ids := slices.Sorted(maps.Keys(d.granted[c.Name]))
+	var found []string
+	for _, id := range ids {
+		if g, ok := d.grants.get(id); ok && g.value.covers(a, r, d.Now()) && d.stands(g.value, a, r) {
+			if g.value.Uses == 0 {
+				found = []string{id}
+				break
+			}
+			found = append(found, id)
+		}
+	}
+	d.mu.RUnlock()
+	if len(found) == 0 {
+		return "", false
+	}
+	return grantRule + found[0], true
+}
+
+// Spend implements guard.Spender: a grant for a number of uses is used once more, durably, before it counts. fault.Denied when it was used up.
+func (d delegating) Spend(ctx context.Context, rule string) error {
+	id, ok := strings.CutPrefix(rule, grantRule)
+	if !ok {
+		return nil
+	}
+	d.mu.RLock()
+	g, there := d.grants.get(id)
+	d.mu.RUnlock()
+	if !there || g.value.Uses == 0 {
+		return nil
+	}
+	return d.again(ctx, func() (store.Rev, error) {
+		v, cond, err := fetch[grant](ctx, d.Guard, grantPrefix+id)
+		if err != nil {
+			return 0, err
+		}
+		if cond.Rev == 0 || v.Used >= v.Uses {
+			return 0, fault.New(fault.Denied, "grant").WithHint("it was used as often as it was made for")
+		}
+		v.Used++
+		w, err := put(cond.Path, v)
+		if err != nil {
+			return 0, err
+		}
+		p := d.Guard.Vouch(policy.Caller{Name: v.Grantee}, "grant.use", rule)
+		return d.commit(ctx, p, []guard.Cond{cond}, []guard.Write{w}, map[string]string{"grant": id})
+	})
+}
+
+// stands says whether the grantor is still somebody, and may do itself and delegate what it granted. Call with mu held.
+func (d delegating) stands(g grant, a policy.Action, r policy.Resource) bool {
+	for _, needed := range []policy.Action{policy.ActGrant, a} {
+		if _, ok := d.rules.Allows(g.caller(), needed, r); !ok {
+			return false
+		}
+	}
+	kind, rest, _ := strings.Cut(g.Grantor, "/")
+	configured, _, _ := strings.Cut(rest, "/")
+	switch g.Kind {
+	case policy.KindAdmin:
+		v, ok := d.admins.get(rest)
+		return kind == "admin" && (!ok || v.value.Generation == g.Generation && v.value.Removed.IsZero())
+	case policy.KindInstance:
+		return d.removed.rows[g.Instance].value.Generation == g.Generation
+	case policy.KindToken:
+		return d.access.Load().issuer(configured) != nil
+	case policy.KindCertificate:
+		return d.access.Load().certificate(configured) != nil
+	case policy.KindCredential:
+		for _, c := range d.credentials.rows {
+			if !c.deleted && c.value.Name == rest && c.value.Revoked.IsZero() && d.Now().Before(c.value.Expires) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// CreateGrant delegates actions on one key, which the rules have to allow to the grantor beside the action "grant". ttl 0: DefaultGrantLife.
+// fault.Invalid, Denied, TooLarge.
+func (a *Authority) CreateGrant(ctx context.Context, c policy.Caller, r policy.Resource, want Grant, ttl time.Duration) (Grant, error) {
+	p, err := a.Guard.Admit(ctx, c, policy.ActGrant, r)
+	if err != nil {
+		return Grant{}, err
+	}
+	ttl = cmp.Or(ttl, DefaultGrantLife)
+	if err := want.check(c, r, ttl); err != nil {
+		return Grant{}, err
+	}
+	for _, action := range want.Actions {
+		if err := a.byRules(ctx, c, action, r); err != nil {
+			return Grant{}, err
+		}
+	}
+	now := a.Now().UTC()
+	g := grant{
+		Grantor: c.Name, Kind: c.Kind, Attributes: c.Attributes, Instance: c.Instance, Grantee: want.Grantee, Actions: want.Actions,
+		Namespace: r.Namespace, Key: r.Key, Context: want.Context, Uses: want.Uses, Created: now, Expires: now.Add(ttl),
+	}
+	forget, err := a.prepareGrant(&g)
+	if err != nil {
+		return Grant{}, err
+	}
+	id := hex.EncodeToString(secret.Random(idDigits / 2).Reveal())
+	w, err := put(grantPrefix+id, g)
+	if err != nil {
+		return Grant{}, err
+	}
+	_, err = a.commit(ctx, p, []guard.Cond{{Path: w.Path}}, append(forget, w), map[string]string{"grant": id, "grantee": g.Grantee})
+	return shownGrant(id, g), err
+}
+
+// byRules asks the rules alone, without the grants. fault.Denied.
+func (a *Authority) byRules(ctx context.Context, c policy.Caller, action policy.Action, r policy.Resource) error {
+	if rules := a.rules.Load(); rules != nil {
+		if _, ok := (*rules).Allows(c, action, r); ok {
+			return nil
+		}
+	}
+	if err := a.Guard.Refuse(ctx, c, policy.ActGrant); err != nil {
+		return err
+	}
+	return fault.New(fault.Denied, "grant of "+string(action)).WithHint("one can grant what the rules let one do oneself")
+}
+
+func (g Grant) check(c policy.Caller, r policy.Resource, ttl time.Duration) error {
+	bad := func(what, hint string) error { return fault.New(fault.Invalid, what).WithHint("%s", hint) }
+	switch {
+	case r.Key == "" || r.Namespace == "":
+		return bad("key", "a grant is about one key")
+	case g.Grantee == "" || len(g.Grantee) > maxGrantee || g.Grantee == c.Name || strings.Contains(g.Grantee, "*"):
+		return bad("grantee", "the name of one other caller, as rotor whoami shows it")
+	case len(g.Actions) == 0 || len(slices.Compact(slices.Sorted(slices.Values(g.Actions)))) != len(g.Actions):
+		return bad("actions", "name at least one, and none twice")
+	case ttl < time.Second || ttl > MaxGrantLife:
+		return bad("ttl", "1 s to "+MaxGrantLife.String())
+	case len(g.Context) > maxGrantContext:
+		return fault.New(fault.TooLarge, "context").WithHint("at most %d", maxGrantContext)
+	}
+	for _, action := range g.Actions {
+		if !slices.Contains(grantable, action) {
+			return bad("action "+string(action), "only key.show and uses of a key can be granted")
+		}
+	}
+	return checkAttributes(g.Context)
+}
+
+// prepareGrant notes the grantor's generation, and finds what can be forgotten. fault.TooLarge.
+func (a *Authority) prepareGrant(g *grant) (forget []guard.Write, err error) {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	if name, ok := strings.CutPrefix(g.Grantor, "admin/"); ok && g.Kind == policy.KindAdmin {
+		g.Generation = a.admins.rows[name].value.Generation
+	}
+	if g.Instance != "" {
+		g.Generation = a.removed.rows[g.Instance].value.Generation
+	}
+	for id, r := range a.grants.rows {
+		if !r.deleted && a.Now().After(r.value.Expires.Add(keepGrant)) && len(forget) < purgeBatch {
+			forget = append(forget, guard.Write{Path: grantPrefix + id, Delete: true})
+		}
+	}
+	if len(forget) == 0 && len(a.grants.rows) >= maxGrants {
+		return nil, fault.New(fault.TooLarge, "grants").WithHint("at most %d", maxGrants)
+	}
+	return forget, nil
+}
+
+// Grants lists the grants that the caller made or was given; with the right to "grant.list" all. fault.Unauthenticated.
+func (a *Authority) Grants(c policy.Caller) ([]Grant, error) {
+	if c.IsZero() {
+		return nil, fault.New(fault.Unauthenticated, "")
+	}
+	all := a.Guard.Allows(c, policy.ActGrants, policy.Resource{})
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	var out []Grant
+	for id, r := range a.grants.rows {
+		if !r.deleted && (all || r.value.Grantor == c.Name || r.value.Grantee == c.Name) {
+			out = append(out, shownGrant(id, r.value))
+		}
+	}
+	slices.SortFunc(out, func(x, y Grant) int { return cmp.Or(x.Created.Compare(y.Created), cmp.Compare(x.ID, y.ID)) })
+	return out, nil
+}
+
+// RevokeGrant ends a grant: the grantor may, and who has the right to "grant" on the key, as about describes it. Others get the answer for one
+// that there is not. fault.NotFound.
+func (a *Authority) RevokeGrant(ctx context.Context, c policy.Caller, id string, about func(namespace, key string) policy.Resource) error {
+	if c.IsZero() {
+		return fault.New(fault.Unauthenticated, "")
+	}
+	missing := fault.New(fault.NotFound, "grant")
+	if !isID(id) {
+		return missing
+	}
+	return a.again(ctx, func() (store.Rev, error) {
+		g, cond, err := fetch[grant](ctx, a.Guard, grantPrefix+id)
+		if err != nil {
+			return 0, err
+		}
+		if cond.Rev == 0 {
+			return 0, missing
+		}
+		p := a.Guard.Vouch(c, "grant.revoke", "own")
+		if g.Grantor != c.Name {
+			p, err = a.Guard.Admit(ctx, c, policy.ActGrant, about(g.Namespace, g.Key))
+			if fault.CodeOf(err) == fault.Denied {
+				return 0, missing
+			}
+			if err != nil {
+				return 0, err
+			}
+		}
+		return a.commit(ctx, p, []guard.Cond{cond}, []guard.Write{{Path: cond.Path, Delete: true}}, map[string]string{"grant": id, "event": "revoke"})
+	})
+}
