@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -18,6 +19,7 @@ type EtcdCluster struct {
 	Endpoints []string // http://127.0.0.1:port of each member
 
 	t     testing.TB
+	ready []string // host:port of each member's health, without TLS
 	bin   string
 	args  [][]string
 	procs []*process
@@ -26,22 +28,28 @@ type EtcdCluster struct {
 // EtcdVersions are the servers that every test of the engine runs on.
 var EtcdVersions = []string{"3.4", "3.7"}
 
-// Etcd starts a cluster of so many members; version is one of EtcdVersions. It is ended with the test.
-func Etcd(t testing.TB, version string, members int) *EtcdCluster {
+// Etcd starts a cluster of so many members, each with further arguments; version is one of EtcdVersions. It is ended with the test.
+func Etcd(t testing.TB, version string, members int, args ...string) *EtcdCluster {
 	t.Helper()
 	e := &EtcdCluster{t: t, bin: etcdBinary(t, version), procs: make([]*process, members)}
 	var peers, initial []string
+	scheme := "http"
+	if slices.ContainsFunc(args, func(a string) bool { return strings.HasPrefix(a, "--cert-file") }) {
+		scheme = "https"
+	}
 	for i := range members {
-		e.Endpoints = append(e.Endpoints, fmt.Sprintf("http://127.0.0.1:%d", FreePort(t)))
+		e.Endpoints = append(e.Endpoints, fmt.Sprintf("%s://127.0.0.1:%d", scheme, FreePort(t)))
+		e.ready = append(e.ready, fmt.Sprintf("http://127.0.0.1:%d", FreePort(t)))
 		peers = append(peers, fmt.Sprintf("http://127.0.0.1:%d", FreePort(t)))
 		initial = append(initial, fmt.Sprintf("m%d=%s", i, peers[i]))
 	}
 	for i := range members {
-		e.args = append(e.args, []string{
+		e.args = append(e.args, append([]string{
 			"--name", fmt.Sprintf("m%d", i), "--data-dir", filepath.Join(t.TempDir(), "etcd"), "--listen-client-urls", e.Endpoints[i],
 			"--advertise-client-urls", e.Endpoints[i], "--listen-peer-urls", peers[i], "--initial-advertise-peer-urls", peers[i],
 			"--initial-cluster", strings.Join(initial, ","), "--heartbeat-interval", "50", "--election-timeout", "500", "--log-level", "error",
-		})
+			"--listen-metrics-urls", e.ready[i],
+		}, args...))
 	}
 	t.Cleanup(func() {
 		for i := range members {
@@ -73,10 +81,15 @@ func etcdBinary(t testing.TB, version string) string {
 
 func (e *EtcdCluster) launch(i int) { e.procs[i] = start(e.t, 0, e.bin, e.args[i]...) }
 
+// Hosts are the endpoints as a store's URL has them.
+func (e *EtcdCluster) Hosts() string { return hosts.Replace(strings.Join(e.Endpoints, ",")) }
+
+var hosts = strings.NewReplacer("http://", "", "https://", "")
+
 // wait waits until a member knows a leader.
 func (e *EtcdCluster) wait(i int) {
 	e.procs[i].await(e.t, func(ctx context.Context) bool {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, e.Endpoints[i]+"/health", nil)
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, e.ready[i]+"/health", nil)
 		if err != nil {
 			return false
 		}
