@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
@@ -45,7 +46,7 @@ const tryAgain = time.Second
 // Log is the log of one store. Safe for concurrent use.
 type Log struct {
 	store  store.Store
-	mac    secret.Bytes
+	keys   atomic.Pointer[Keys]
 	signer note.Signer
 
 	mu       sync.Mutex // guards what follows
@@ -59,6 +60,29 @@ type Log struct {
 	followed store.Rev     // everything up to this commit has been put into the queue
 	handed   chan struct{} // closed and replaced when followed grows
 	more     chan struct{}
+}
+
+// Keys are what the log tags its records with, and the fence of its commits. They change with the root key.
+type Keys struct {
+	Current secret.Bytes
+	Older   []secret.Bytes // of earlier root keys: nothing is tagged with them any more, what still is is believed
+	Fence   []store.Cond   // conditions of every commit: the root record that the keys were read from
+	// Moved is asked when the fence did not hold or no key fits: whether there are other keys now, which Rekey was called with. May be nil.
+	Moved func(ctx context.Context) (bool, error)
+}
+
+// Rekey changes the keys.
+func (l *Log) Rekey(k Keys) { l.keys.Store(&k) }
+
+// moved says whether there are newer keys than those that did not fit.
+func (l *Log) moved(ctx context.Context, than *Keys) (bool, error) {
+	if l.keys.Load() != than {
+		return true, nil
+	}
+	if than.Moved == nil {
+		return false, nil
+	}
+	return than.Moved(ctx)
 }
 
 type pending struct {
@@ -76,9 +100,10 @@ type head struct {
 
 // Load reads and verifies the whole log, and calls seen with every entry in order, those that wait for the sequencer last, each
 // with the revision of the commit that made it (0 for those already in order). It returns the revision to watch from.
-// fault.AuditBroken. It costs one hash per entry: about a second per million.
-func Load(ctx context.Context, s store.Store, mac secret.Bytes, seen func(Entry, store.Rev) error) (*Log, store.Rev, error) {
-	l := &Log{store: s, mac: mac, more: make(chan struct{}, 1), advanced: make(chan struct{}), handed: make(chan struct{})}
+// older are the keys of earlier roots, of which something may still be there. fault.AuditBroken. It costs one hash per entry: about a second per million.
+func Load(ctx context.Context, s store.Store, mac secret.Bytes, seen func(Entry, store.Rev) error, older ...secret.Bytes) (*Log, store.Rev, error) {
+	l := &Log{store: s, more: make(chan struct{}, 1), advanced: make(chan struct{}), handed: make(chan struct{})}
+	l.Rekey(Keys{Current: mac, Older: older})
 	rev, records := s.List(ctx, "log/")
 	var h head
 	var waiting []pending
@@ -169,7 +194,7 @@ func (l *Log) matches(h head) error {
 		return err
 	}
 	tag, _ := hex.DecodeString(h.Tag)
-	if !hmac.Equal(tag, l.tag(statePath, []byte(fmt.Sprintf("%d %s", h.Size, h.Root)))) {
+	if !l.tagged(tag, statePath, []byte(fmt.Sprintf("%d %s", h.Size, h.Root))) {
 		return fault.New(fault.AuditBroken, "log state was changed from outside")
 	}
 	if h.Size != want.Size || h.Root != want.Root {
@@ -188,15 +213,36 @@ func (l *Log) head() (head, error) {
 	return h, nil
 }
 
-func (l *Log) tag(name string, b []byte) []byte {
-	h := hmac.New(sha256.New, l.mac.Reveal())
+func (l *Log) tag(name string, b []byte) []byte { return tag(l.keys.Load().Current, name, b) }
+
+func tag(mac secret.Bytes, name string, b []byte) []byte {
+	h := hmac.New(sha256.New, mac.Reveal())
 	h.Write([]byte(name + "\x00"))
 	h.Write(b)
 	return h.Sum(nil)
 }
 
+// tagged says whether a tag is of one of the keys.
+func (l *Log) tagged(have []byte, name string, b []byte) bool {
+	k := l.keys.Load()
+	return slices.ContainsFunc(append([]secret.Bytes{k.Current}, k.Older...), func(mac secret.Bytes) bool { return hmac.Equal(have, tag(mac, name, b)) })
+}
+
+// untagNow is untag, with newer keys if there are.
+func (l *Log) untagNow(ctx context.Context, key string, b []byte) ([]byte, error) {
+	k := l.keys.Load()
+	entry, err := l.untag(key, b)
+	if err == nil {
+		return entry, nil
+	}
+	if moved, merr := l.moved(ctx, k); merr != nil || !moved {
+		return nil, errors.Join(err, merr)
+	}
+	return l.untag(key, b)
+}
+
 func (l *Log) untag(key string, b []byte) ([]byte, error) {
-	if len(b) < sha256.Size || !hmac.Equal(b[:sha256.Size], l.tag(key, b[sha256.Size:])) {
+	if len(b) < sha256.Size || !l.tagged(b[:sha256.Size], key, b[sha256.Size:]) {
 		return nil, fault.New(fault.AuditBroken, "a waiting entry was put in or changed from outside")
 	}
 	return b[sha256.Size:], nil
@@ -222,19 +268,39 @@ func randomName() string {
 
 // Append commits entries alone. They keep their order in the log.
 func (l *Log) Append(ctx context.Context, entries ...Entry) error {
-	var ops []store.Op
 	name := randomName()
-	for i, e := range entries {
-		op, err := l.op(e, fmt.Sprintf("%s-%02d", name, i))
-		if err != nil {
-			return err
+	for {
+		k := l.keys.Load()
+		var ops []store.Op
+		for i, e := range entries {
+			op, err := l.op(e, fmt.Sprintf("%s-%02d", name, i))
+			if err != nil {
+				return err
+			}
+			ops = append(ops, op)
 		}
-		ops = append(ops, op)
+		_, err := l.store.Commit(ctx, k.Fence, ops)
+		again, err := l.again(ctx, k, err)
+		if again {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("commit audit entry: %w", err)
+		}
+		return nil
 	}
-	if _, err := l.store.Commit(ctx, nil, ops); err != nil {
-		return fmt.Errorf("commit audit entry: %w", err)
+}
+
+// again says whether a commit failed at the fence, so that nothing was written and it may be tried with newer keys.
+func (l *Log) again(ctx context.Context, used *Keys, err error) (bool, error) {
+	if !errors.Is(err, store.ErrConflict) {
+		return false, err
 	}
-	return nil
+	moved, merr := l.moved(ctx, used)
+	if merr != nil {
+		return false, merr
+	}
+	return moved, err
 }
 
 // Commit is one commit of the store as the log sees it.
@@ -251,14 +317,14 @@ func (l *Log) Follow(ctx context.Context, after store.Rev, seen func(Commit) err
 		if err != nil {
 			return err
 		}
-		c, batch, step, err := l.sort(events)
+		c, batch, step, err := l.sort(ctx, events)
 		if err != nil {
 			return err
 		}
 		if err := seen(c); err != nil {
 			return err
 		}
-		if err := l.advance(step); err != nil {
+		if err := l.advance(ctx, step); err != nil {
 			return err
 		}
 		l.enqueue(batch, c.Rev)
@@ -267,7 +333,7 @@ func (l *Log) Follow(ctx context.Context, after store.Rev, seen func(Commit) err
 }
 
 // sort takes a commit apart: what is outside the log, new entries, and a step of a sequencer, nil when it has none.
-func (l *Log) sort(events []store.Event) (c Commit, batch []pending, s *step, err error) {
+func (l *Log) sort(ctx context.Context, events []store.Event) (c Commit, batch []pending, s *step, err error) {
 	c = Commit{Rev: events[0].Rev}
 	s = &step{rev: c.Rev}
 	for _, ev := range events {
@@ -279,7 +345,7 @@ func (l *Log) sort(events []store.Event) (c Commit, batch []pending, s *step, er
 		case strings.HasPrefix(ev.Key, entryPrefix) && !ev.Deleted:
 			s.entries = append(s.entries, ev)
 		case strings.HasPrefix(ev.Key, pendingPrefix) && !ev.Deleted:
-			b, err := l.untag(ev.Key, ev.Value)
+			b, err := l.untagNow(ctx, ev.Key, ev.Value)
 			if err != nil {
 				return c, nil, nil, err
 			}
@@ -306,7 +372,7 @@ type step struct {
 
 // advance takes over what another server's sequencer did: it must have taken the entries that wait here, in their order. Its own steps
 // this server knows already. fault.AuditBroken.
-func (l *Log) advance(s *step) error {
+func (l *Log) advance(ctx context.Context, s *step) error {
 	if s == nil {
 		return nil
 	}
@@ -330,7 +396,15 @@ func (l *Log) advance(s *step) error {
 		}
 	}
 	l.state = s.rev
-	if err := l.matches(h); err != nil {
+	k := l.keys.Load()
+	err := l.matches(h)
+	if err != nil { // another server's step may be tagged with keys that this one has not got yet
+		if moved, merr := l.moved(ctx, k); merr != nil || !moved {
+			return errors.Join(err, merr)
+		}
+		err = l.matches(h)
+	}
+	if err != nil {
 		return err
 	}
 	l.took(len(s.entries))
@@ -389,7 +463,7 @@ func (l *Log) Sequence(ctx context.Context, turn Turn) error {
 		if ctx.Err() == nil && (errors.Is(err, store.ErrCorrupt) || errors.Is(err, store.ErrClosed) || fault.CodeOf(err) == fault.AuditBroken) {
 			return err
 		}
-		if n > 0 {
+		if n > 0 || errors.Is(err, errMoved) {
 			continue
 		}
 		more, again := l.more, (<-chan time.Time)(nil)
@@ -413,6 +487,9 @@ func (l *Log) Sequence(ctx context.Context, turn Turn) error {
 // Turn says whether it is this server's turn to put the log into order; change is closed when that may have changed.
 type Turn func() (mine bool, change <-chan struct{})
 
+// errMoved: nothing was written, there are newer keys.
+var errMoved = errors.New("audit: the keys of the log changed")
+
 // sequenceOnce takes one batch into the log: entries in, waiting ones out, size and root forward, all in one commit.
 func (l *Log) sequenceOnce(ctx context.Context) (int, error) {
 	l.mu.Lock()
@@ -421,6 +498,7 @@ func (l *Log) sequenceOnce(ctx context.Context) (int, error) {
 	if len(batch) == 0 {
 		return 0, nil
 	}
+	k := l.keys.Load()
 	hashes, size := len(l.hashes), l.size
 	undo := func() { l.hashes, l.size = l.hashes[:hashes], size }
 	var ops []store.Op
@@ -441,9 +519,15 @@ func (l *Log) sequenceOnce(ctx context.Context) (int, error) {
 		undo()
 		return 0, fmt.Errorf("encode log state: %w", err)
 	}
-	rev, err := l.store.Commit(ctx, []store.Cond{{Key: statePath, Rev: l.state}}, append(ops, store.Op{Key: statePath, Value: value}))
+	conds := append([]store.Cond{{Key: statePath, Rev: l.state}}, k.Fence...)
+	rev, err := l.store.Commit(ctx, conds, append(ops, store.Op{Key: statePath, Value: value}))
 	if err != nil {
 		undo()
+		if again, err := l.again(ctx, k, err); again {
+			return 0, errMoved
+		} else if err != nil && !errors.Is(err, store.ErrConflict) {
+			return 0, err
+		}
 		return 0, fmt.Errorf("advance audit log: %w", err)
 	}
 	l.state = rev

@@ -27,6 +27,7 @@ func markOf(path string) string {
 // draft is a commit in the making.
 type draft struct {
 	guard   *Guard
+	roots   *roots               // that it is sealed under
 	named   map[string]bool      // paths that the caller has conditioned
 	present map[string]bool      // those of them that must be there
 	marks   map[string]store.Rev // conditions on deletion marks
@@ -37,6 +38,7 @@ type draft struct {
 
 // conditions takes over the caller's conditions. fault.Conflict, RecordTampered.
 func (d *draft) conditions(ctx context.Context, conds []Cond) error {
+	d.conds = d.roots.fence()
 	for _, c := range conds {
 		d.named[c.Path], d.present[c.Path] = true, c.Rev != 0
 		if err := d.guard.condition(ctx, c); err != nil {
@@ -62,7 +64,7 @@ func (d *draft) write(ctx context.Context, writes []Write) error {
 		if err != nil {
 			return err
 		}
-		op, note := d.guard.keys.write(w, counter+1)
+		op, note := d.roots.current.write(w, counter+1)
 		d.ops, d.noted = append(d.ops, op), append(d.noted, note)
 		if mark := markOf(w.Path); w.Delete && !deleted[mark] {
 			deleted[mark] = true
@@ -93,6 +95,15 @@ func (d *draft) counter(ctx context.Context, path string) (uint64, error) {
 		}
 		return counter, nil
 	}
+}
+
+// moved says whether the commit can have failed because of what its caller knows nothing of: a deletion mark, or the root record.
+func (d *draft) moved(ctx context.Context) (bool, error) {
+	moved, err := d.guard.catchUp(ctx, d.roots)
+	if err != nil || moved {
+		return moved, err
+	}
+	return d.guard.marksMoved(ctx, d.marks)
 }
 
 // marksMoved says whether a commit can have failed because of a mark. The index has then caught up with it.

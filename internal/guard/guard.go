@@ -50,9 +50,9 @@ type Guard struct {
 	store    store.Store
 	now      func() time.Time
 	log      *slog.Logger
+	sealers  []seal.Sealer
 	rules    atomic.Pointer[Decider]
-	keys     hierarchy
-	root     secret.Bytes // for wraps that are made later; it opens nothing that keys does not
+	keys     atomic.Pointer[roots]
 	audit    *audit.Log
 	index    *index
 	after    store.Rev // where the watch of the log starts
@@ -63,12 +63,18 @@ type Guard struct {
 	turn     audit.Turn
 	looks    looks
 
+	rootMu  sync.Mutex // held while the root record is read again
+	turnMu  sync.Mutex // held while another root key is made
+	tendMu  sync.Mutex // held while a turn is taken further
+	tender  chan struct{}
+	tending atomic.Pointer[error] // why the turn in flight is not done
+
 	kekMu sync.Mutex // guards keks
 	keks  map[string]secret.Bytes
 }
 
 // ClusterID names the cluster for ever: 16 random bytes in hex, made at Init.
-func (g *Guard) ClusterID() string { return g.keys.cluster }
+func (g *Guard) ClusterID() string { return g.keys.Load().record.Cluster }
 
 // CheckpointKey is the verifier key of the audit log, to be pinned by auditors, as Init gave it.
 func (g *Guard) CheckpointKey() string { return g.pin }
@@ -81,9 +87,9 @@ func (g *Guard) Run(ctx context.Context) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	var wait sync.WaitGroup
-	errs := make(chan error, 3)
+	errs := make(chan error, 4)
 	sequence := func(ctx context.Context) error { return g.audit.Sequence(ctx, g.turn) }
-	for _, loop := range []func(context.Context) error{g.follow, sequence, g.sweep} {
+	for _, loop := range []func(context.Context) error{g.follow, sequence, g.sweep, g.tend} {
 		wait.Go(func() {
 			if err := loop(ctx); err != nil && ctx.Err() == nil {
 				errs <- err
@@ -160,7 +166,7 @@ func (g *Guard) Get(ctx context.Context, path string) (Record, error) {
 		if err := g.reach(ctx, r); err != nil {
 			return Record{}, err
 		}
-		out, moved, err := g.believe(r, known)
+		out, moved, err := g.believe(ctx, r, known)
 		if moved {
 			continue
 		}
@@ -212,14 +218,22 @@ func (g *Guard) absent(ctx context.Context, path string) (again bool, err error)
 
 // believe opens a blob that the log must know as the latest. It was read from a store that had reached the revision known. moved: the
 // log knows of a later commit, so it has to be read again.
-func (g *Guard) believe(r store.Record, known store.Rev) (out Record, moved bool, err error) {
+func (g *Guard) believe(ctx context.Context, r store.Record, known store.Rev) (out Record, moved bool, err error) {
 	want, ok := g.index.latest(r.Key)
 	if ok && want.rev > r.Rev && want.rev > known && !want.loaded {
 		return Record{}, true, nil
 	}
-	counter, value, err := g.keys.open(r.Key, r.Value)
+	counter, value, err := g.openBlob(ctx, r.Key, r.Value)
+	if errors.Is(err, errGone) { // it was sealed again, perhaps since it was read
+		if err := g.index.wait(ctx, g.keys.Load().rev); err != nil {
+			return Record{}, false, err
+		}
+		if now, _ := g.index.latest(r.Key); now.rev > r.Rev {
+			return Record{}, true, nil
+		}
+	}
 	if err != nil {
-		return Record{}, false, fault.New(fault.RecordTampered, r.Key)
+		return Record{}, false, err
 	}
 	if !ok || want.deleted || counter != want.counter || hashOf(r.Value) != want.hash {
 		return Record{}, false, fault.New(fault.RecordReplayed, r.Key)
@@ -247,7 +261,7 @@ retry:
 			if r.Rev > rev {
 				return nil, 0, fault.New(fault.RecordTampered, r.Key).WithHint("its revision is of a commit to come")
 			}
-			rec, moved, err := g.believe(r, rev)
+			rec, moved, err := g.believe(ctx, r, rev)
 			if moved {
 				continue retry
 			}
@@ -288,7 +302,7 @@ func (g *Guard) check(ctx context.Context) error {
 			if ok && !w.deleted && w.hash == hashOf(r.Value) || r.Rev > g.after && r.Rev <= rev {
 				continue
 			}
-			if _, _, err := g.believe(r, g.after); err != nil {
+			if _, _, err := g.believe(ctx, r, g.after); err != nil {
 				return err
 			}
 		}
@@ -319,27 +333,35 @@ func (g *Guard) Watch(ctx context.Context, prefix string, after store.Rev) iter.
 					yield(nil, err)
 					return
 				}
-				out = append(out, c)
+				if c.Path != "" {
+					out = append(out, c)
+				}
 			}
-			if !yield(out, nil) {
+			if len(out) > 0 && !yield(out, nil) {
 				return
 			}
 		}
 	}
 }
 
+// change is what an event says, if the log says so too. The zero Change: the record was written again since, and the root generation that
+// this was sealed under is gone; the later event has all of it.
 func (g *Guard) change(ctx context.Context, e store.Event) (Change, error) {
 	c := Change{Record: Record{Path: e.Key, Rev: e.Rev}, Deleted: e.Deleted}
 	if err := g.index.wait(ctx, e.Rev); err != nil {
 		return c, err
 	}
+	w, ok := g.index.latest(e.Key)
 	if !e.Deleted {
 		var err error
-		if c.Counter, c.Value, err = g.keys.open(e.Key, e.Value); err != nil {
-			return c, fault.New(fault.RecordTampered, e.Key)
+		c.Counter, c.Value, err = g.openBlob(ctx, e.Key, e.Value)
+		if errors.Is(err, errGone) && ok && w.rev > e.Rev {
+			return Change{}, nil
+		}
+		if err != nil {
+			return c, err
 		}
 	}
-	w, ok := g.index.latest(e.Key)
 	good := false
 	switch {
 	case !ok:

@@ -12,6 +12,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/rotorkms/rotor/internal/audit"
@@ -27,21 +29,42 @@ const (
 	checkpointPath = "guard/checkpoint-key"
 	snapshotPath   = "guard/snapshot-key"
 	kekPrefix      = "ns/"
+	materialPrefix = "material/" // of keys; kms keeps it, the guard counts what is deleted there
 )
 
 // hierarchy is what the root key makes: one key for records, one for the log.
 type hierarchy struct {
-	cluster string
-	records cipher.AEAD
-	log     secret.Bytes
+	cluster    string
+	generation uint64
+	records    cipher.AEAD
+	log        secret.Bytes
+	root       secret.Bytes // for the root record's tag and for wraps that are made later
 }
 
-func derive(root secret.Bytes, cluster string) (hierarchy, error) {
+// maxGeneration bounds the generations of the root key, and maxCounter the writes of one record: the first 8 bytes of a blob hold both.
+const (
+	maxGeneration = 1 << 16
+	counterBits   = 48
+	maxCounter    = 1<<counterBits - 1
+)
+
+// front is generation - 1 (16 bits) and counter (48 bits). Blobs of generation 1 are what they were before there was another.
+func front(generation, counter uint64) uint64 { return (generation-1)<<counterBits | counter }
+
+// generationOf is the generation that a blob says it is of; its seal proves it.
+func generationOf(blob []byte) uint64 {
+	if len(blob) < 8 {
+		return 0
+	}
+	return binary.BigEndian.Uint64(blob)>>counterBits + 1
+}
+
+func derive(root secret.Bytes, cluster string, generation uint64) (hierarchy, error) {
 	key := func(label string) (secret.Bytes, error) {
 		b, err := hkdf.Key(sha256.New, root.Reveal(), []byte(cluster), "rotor/"+label+"/1", 32)
 		return secret.Take(b), err
 	}
-	h := hierarchy{cluster: cluster}
+	h := hierarchy{cluster: cluster, generation: generation, root: root}
 	records, err := key("record")
 	if err != nil {
 		return h, fmt.Errorf("derive record key: %w", err)
@@ -53,26 +76,25 @@ func derive(root secret.Bytes, cluster string) (hierarchy, error) {
 	return h, err
 }
 
-// data binds a blob to its cluster, path and counter.
-func (h hierarchy) data(path string, counter uint64) []byte {
-	b := []byte("rotor/record/1\x00" + h.cluster + "\x00")
-	b = binary.BigEndian.AppendUint64(b, counter)
+// data binds a blob to its cluster, path, generation and counter.
+func (h hierarchy) data(path string, front []byte) []byte {
+	b := append([]byte("rotor/record/1\x00"+h.cluster+"\x00"), front...)
 	return append(b, path...)
 }
 
-// seal makes a blob: counter 8, nonce 24, ciphertext, tag 16.
+// seal makes a blob: generation and counter 8, nonce 24, ciphertext, tag 16.
 func (h hierarchy) seal(path string, counter uint64, value []byte) []byte {
-	blob := binary.BigEndian.AppendUint64(make([]byte, 0, 8+24+len(value)+16), counter)
+	blob := binary.BigEndian.AppendUint64(make([]byte, 0, 8+24+len(value)+16), front(h.generation, counter))
 	blob = append(blob, secret.Random(suite.XAESNonceSize).Reveal()...)
-	return h.records.Seal(blob, blob[8:32], value, h.data(path, counter))
+	return h.records.Seal(blob, blob[8:32], value, h.data(path, blob[:8]))
 }
 
 func (h hierarchy) open(path string, blob []byte) (counter uint64, value []byte, err error) {
 	if len(blob) < 8+suite.XAESNonceSize+suite.XAESTagSize {
 		return 0, nil, errors.New("record is too short")
 	}
-	counter = binary.BigEndian.Uint64(blob)
-	value, err = h.records.Open(nil, blob[8:32], blob[32:], h.data(path, counter))
+	counter = binary.BigEndian.Uint64(blob) & maxCounter
+	value, err = h.records.Open(nil, blob[8:32], blob[32:], h.data(path, blob[:8]))
 	return counter, value, err
 }
 
@@ -104,7 +126,7 @@ func Init(ctx context.Context, c Config) (InitResult, error) {
 		return InitResult{}, err
 	}
 	value := rec.encode(root)
-	h, err := derive(root, rec.Cluster)
+	h, err := derive(root, rec.Cluster, rec.root())
 	if err != nil {
 		return InitResult{}, err
 	}
@@ -123,9 +145,9 @@ func Init(ctx context.Context, c Config) (InitResult, error) {
 	if err != nil {
 		return InitResult{}, storeFault("init", err)
 	}
-	g := &Guard{now: c.Now, keys: h}
+	g := &Guard{now: c.Now}
 	p := g.System("init", "server.init", policy.Resource{})
-	e := p.entry(audit.ClassChange, "done", map[string]string{"cluster": rec.Cluster, "checkpoint_key": vkey})
+	e := p.entry(audit.ClassChange, "done", map[string]string{"cluster": rec.Cluster, "checkpoint_key": vkey, "set": strings.Join(slices.Sorted(maps.Keys(rec.Wraps)), ", ")})
 	var ops []store.Op
 	var conds []store.Cond
 	for _, w := range []Write{
@@ -151,26 +173,39 @@ func Init(ctx context.Context, c Config) (InitResult, error) {
 
 // Open unseals a store and verifies its log. fault.NotFound before Init, SealWrong, AuditBroken, RecordTampered.
 func Open(ctx context.Context, c Config) (*Guard, error) {
-	root, cluster, err := unseal(ctx, c)
-	if err != nil {
-		return nil, err
+	for {
+		r, err := unseal(ctx, c, nil)
+		if err != nil {
+			return nil, err
+		}
+		g, err := open(ctx, c, r)
+		if err == nil {
+			return g, nil
+		}
+		if now, gerr := c.Store.Get(ctx, rootPath); gerr != nil || now.Rev == r.rev { // else another server has changed the root meanwhile
+			return nil, err
+		}
 	}
-	g := &Guard{store: c.Store, now: c.Now, log: c.Log, index: newIndex(), turn: c.Turn, keks: map[string]secret.Bytes{}}
+}
+
+func open(ctx context.Context, c Config, r *roots) (*Guard, error) {
+	g := &Guard{
+		store: c.Store, sealers: c.Sealers, now: c.Now, log: c.Log, index: newIndex(), turn: c.Turn, keks: map[string]secret.Bytes{},
+		tender: make(chan struct{}, 1),
+	}
 	if g.log == nil {
 		g.log = slog.New(slog.DiscardHandler)
 	}
 	g.windows.all = map[windowKey]*window{}
 	g.SetRules(c.Rules)
-	if g.keys, err = derive(root, cluster); err != nil {
-		return nil, err
-	}
-	g.root = root
-	g.audit, g.after, err = audit.Load(ctx, c.Store, g.keys.log, func(e audit.Entry, rev store.Rev) error {
+	var err error
+	g.audit, g.after, err = audit.Load(ctx, c.Store, r.current.log, func(e audit.Entry, rev store.Rev) error {
 		return g.index.add(e, rev)
-	})
+	}, r.olderLogs()...)
 	if err != nil {
 		return nil, err
 	}
+	g.use(r)
 	g.index.reached(g.after)
 	if err := g.loadMarks(ctx); err != nil {
 		return nil, err

@@ -9,9 +9,11 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/rotorkms/rotor/internal/audit"
 	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/store"
 )
 
@@ -21,6 +23,7 @@ type written struct {
 	hash    string
 	deleted bool
 	rev     store.Rev // of the commit; not known when loaded
+	at      int64     // its entry, counted from 1 in the order of the log
 	loaded  bool      // from the ordered log at start, which keeps no revisions
 }
 
@@ -30,12 +33,19 @@ type index struct {
 	paths   map[string]written
 	last    map[string]store.Rev // of each room: the last commit that wrote a record in it, as far as Follow has brought one
 	gone    map[string]store.Rev // of each deletion mark: the last commit that deleted something under it
+	entries int64                // taken so far
+	turns   map[uint64]int64     // root generation -> the entry that made it the current one
+	erased  []erasure            // in order
+	sealers map[string]bool      // that have ever been in the wrap set
 	applied store.Rev
 	changed chan struct{} // closed and replaced when applied grows
 }
 
 func newIndex() *index {
-	return &index{paths: map[string]written{}, last: map[string]store.Rev{}, gone: map[string]store.Rev{}, changed: make(chan struct{})}
+	return &index{
+		paths: map[string]written{}, last: map[string]store.Rev{}, gone: map[string]store.Rev{}, turns: map[uint64]int64{}, sealers: map[string]bool{},
+		changed: make(chan struct{}),
+	}
 }
 
 // add takes an entry's writes; rev 0: from the ordered log. A counter that does not follow the last one is an old entry that somebody put
@@ -43,11 +53,22 @@ func newIndex() *index {
 func (x *index) add(e audit.Entry, rev store.Rev) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	x.entries++
+	if generation, ok := rootEntry(e); ok && policy.Action(e.Action) == actErase {
+		x.erased = append(x.erased, erasure{x.turns[generation], e.Time})
+	} else if ok {
+		x.turns[generation] = x.entries
+	}
 	for _, w := range e.Writes {
+		if w.Path == rootPath {
+			for id := range strings.SplitSeq(e.Detail["set"], ", ") {
+				x.sealers[id] = true
+			}
+		}
 		if last := x.paths[w.Path].counter; w.Counter != last+1 {
 			return fault.New(fault.AuditBroken, fmt.Sprintf("record %s goes from %d to %d", w.Path, last, w.Counter))
 		}
-		x.paths[w.Path] = written{w.Counter, w.SHA256, w.SHA256 == audit.Deleted, rev, rev == 0}
+		x.paths[w.Path] = written{w.Counter, w.SHA256, w.SHA256 == audit.Deleted, rev, x.entries, rev == 0}
 		room, _, _ := strings.Cut(w.Path, "/")
 		x.last[room] = max(x.last[room], rev)
 	}
@@ -74,6 +95,61 @@ func (x *index) lastOf(room string) store.Rev {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	return x.last[room]
+}
+
+// erasure: what was deleted before an entry of the log is erased since a time.
+type erasure struct {
+	before int64
+	since  time.Time
+}
+
+// erasedAt says since when a deleted path is erased.
+func (x *index) erasedAt(path string) (time.Time, bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.erasedSince(x.paths[path])
+}
+
+// erasedSince is erasedAt. Call with mu held.
+func (x *index) erasedSince(w written) (time.Time, bool) {
+	for _, e := range x.erased {
+		if w.deleted && w.at < e.before {
+			return e.since, true
+		}
+	}
+	return time.Time{}, false
+}
+
+// outside are the sealers that were in the wrap set once and are not in it now, sorted: who keeps one opens copies of the store of then.
+func (x *index) outside(set map[string][]byte) []string {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	var out []string
+	for id := range x.sealers {
+		if _, in := set[id]; !in && id != "" {
+			out = append(out, id)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// withdrawn counts the paths under a prefix that are deleted and not erased, and says when something was erased last.
+func (x *index) withdrawn(prefix string) (n int, last time.Time) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for p, w := range x.paths {
+		if !w.deleted || !strings.HasPrefix(p, prefix) {
+			continue
+		}
+		if _, ok := x.erasedSince(w); !ok {
+			n++
+		}
+	}
+	if len(x.erased) > 0 {
+		last = x.erased[len(x.erased)-1].since
+	}
+	return n, last
 }
 
 // rooms are the first elements of all paths that the log knows, sorted.

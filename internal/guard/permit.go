@@ -112,7 +112,7 @@ func (p *Permit) Commit(ctx context.Context, conds []Cond, writes []Write, detai
 	}
 	g := p.guard
 	for {
-		d := &draft{guard: g, present: map[string]bool{}, named: map[string]bool{}, marks: map[string]store.Rev{}}
+		d := &draft{guard: g, roots: g.keys.Load(), present: map[string]bool{}, named: map[string]bool{}, marks: map[string]store.Rev{}}
 		if err := d.conditions(ctx, conds); err != nil {
 			return 0, err
 		}
@@ -127,12 +127,12 @@ func (p *Permit) Commit(ctx context.Context, conds []Cond, writes []Write, detai
 		}
 		rev, err := g.store.Commit(ctx, d.conds, append(d.ops, op))
 		if errors.Is(err, store.ErrConflict) {
-			moved, err := g.marksMoved(ctx, d.marks)
+			moved, err := d.moved(ctx)
 			if err != nil {
 				return 0, err
 			}
 			if moved {
-				continue // somebody else's deletion, which is no business of the caller's
+				continue // somebody else's deletion or another root key, which are no business of the caller's
 			}
 		}
 		if err != nil {

@@ -22,11 +22,16 @@ const rootPath = "seal/root"
 
 // rootRecord is the only record that is not sealed: it holds the wraps of the root key.
 type rootRecord struct {
-	Cluster    string            `json:"cluster"`
-	Generation uint64            `json:"generation"`
-	Wraps      map[string][]byte `json:"wraps"` // sealer's ID -> blob
-	Tag        []byte            `json:"tag"`   // HMAC under the root over the rest
+	Cluster    string                       `json:"cluster"`
+	Generation uint64                       `json:"generation"`      // of the sealers: of the newest wrap
+	Root       uint64                       `json:"root,omitempty"`  // generation of the root key; 0 is 1
+	Wraps      map[string][]byte            `json:"wraps"`           // sealer's ID -> blob
+	Older      map[uint64]map[string][]byte `json:"older,omitempty"` // generation of the root key -> wraps, while records of it are left
+	Tag        []byte                       `json:"tag"`             // HMAC under the root over the rest
 }
+
+// root is the generation of the root key.
+func (r rootRecord) root() uint64 { return max(r.Root, 1) }
 
 // wrap wraps the root with every sealer, at the record's generation. fault.Invalid without a sealer.
 func (r *rootRecord) wrap(ctx context.Context, sealers []seal.Sealer, root secret.Bytes) error {
@@ -82,44 +87,70 @@ func readRoot(ctx context.Context, s store.Store) (rootRecord, store.Record, err
 	if err != nil {
 		return rec, r, storeFault(rootPath, err)
 	}
-	if err := json.Unmarshal(r.Value, &rec); err != nil {
+	if err := json.Unmarshal(r.Value, &rec); err != nil || rec.Root > maxGeneration {
 		return rec, r, fault.New(fault.RecordTampered, rootPath)
 	}
 	return rec, r, nil
 }
 
-// unseal tries the sealers in order and believes the record only if its tag holds under the root that came out.
-func unseal(ctx context.Context, c Config) (root secret.Bytes, cluster string, err error) {
-	rec, _, err := readRoot(ctx, c.Store)
+// unseal opens the generations of the root key that the root record names, but for those that are known. The record is believed only if
+// its tag holds under the root that came out.
+func unseal(ctx context.Context, c Config, known map[uint64]hierarchy) (*roots, error) {
+	rec, r, err := readRoot(ctx, c.Store)
 	if err != nil {
-		return root, "", err
+		return nil, err
 	}
+	out := &roots{rev: r.Rev, record: rec, all: map[uint64]hierarchy{}}
+	if out.current, err = rec.open(ctx, c.Sealers, rec.root(), rec.Wraps, known); err != nil {
+		return nil, err
+	}
+	if !hmac.Equal(rec.Tag, rec.tag(out.current.root)) {
+		return nil, fault.New(fault.RecordTampered, rootPath)
+	}
+	out.all[rec.root()] = out.current
+	for generation, wraps := range rec.Older {
+		if out.all[generation], err = rec.open(ctx, c.Sealers, generation, wraps, known); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// open opens one generation.
+func (r rootRecord) open(ctx context.Context, sealers []seal.Sealer, generation uint64, wraps map[string][]byte, known map[uint64]hierarchy) (hierarchy, error) {
+	if h, ok := known[generation]; ok && h.cluster == r.Cluster {
+		return h, nil
+	}
+	root, err := unwrap(ctx, sealers, wraps)
+	if err != nil {
+		return hierarchy{}, err
+	}
+	return derive(root, r.Cluster, generation)
+}
+
+// unwrap opens a root key with any of the sealers, in their order. fault.Sealed, Unavailable, SealWrong.
+func unwrap(ctx context.Context, sealers []seal.Sealer, wraps map[string][]byte) (secret.Bytes, error) {
 	var failed []error
-	for _, s := range c.Sealers {
-		blob, ok := rec.Wraps[s.ID()]
+	for _, s := range sealers {
+		blob, ok := wraps[s.ID()]
 		if !ok {
 			failed = append(failed, fmt.Errorf("%s: no wrap for it", s.ID()))
 			continue
 		}
 		root, err := s.Unwrap(ctx, blob)
-		if err != nil {
-			failed = append(failed, fmt.Errorf("%s: %w", s.ID(), err))
-			continue
+		if err == nil {
+			return root, nil
 		}
-		if !hmac.Equal(rec.Tag, rec.tag(root)) {
-			root.Destroy()
-			return secret.Bytes{}, "", fault.New(fault.RecordTampered, rootPath)
-		}
-		return root, rec.Cluster, nil
+		failed = append(failed, fmt.Errorf("%s: %w", s.ID(), err))
 	}
-	err = errors.Join(failed...)
+	err := errors.Join(failed...)
 	switch {
 	case errors.Is(err, seal.ErrNeedsShares):
-		return root, "", fault.Wrap(fault.Sealed, "seal", err)
+		return secret.Bytes{}, fault.Wrap(fault.Sealed, "seal", err)
 	case errors.Is(err, seal.ErrUnavailable):
-		return root, "", fault.Wrap(fault.Unavailable, "seal", err)
+		return secret.Bytes{}, fault.Wrap(fault.Unavailable, "seal", err)
 	}
-	return root, "", fault.Wrap(fault.SealWrong, "seal", err)
+	return secret.Bytes{}, fault.Wrap(fault.SealWrong, "seal", err)
 }
 
 // noRoot tells an empty store from one that has lost its root record.
@@ -160,7 +191,14 @@ func (g *Guard) rootNow(ctx context.Context) (rootRecord, store.Rev, error) {
 		if ok && want.rev > r.Rev && !want.loaded {
 			continue // it has been written since it was read
 		}
-		if rec.Cluster != g.keys.cluster || !hmac.Equal(rec.Tag, rec.tag(g.root)) {
+		keys := g.keys.Load()
+		if rec.root() > keys.current.generation { // another server has made another root key
+			if moved, err := g.catchUp(ctx, keys); err != nil || !moved {
+				return rec, 0, errors.Join(fault.New(fault.RecordTampered, rootPath), err)
+			}
+			continue
+		}
+		if rec.Cluster != keys.record.Cluster || !hmac.Equal(rec.Tag, rec.tag(keys.current.root)) {
 			return rec, 0, fault.New(fault.RecordTampered, rootPath)
 		}
 		if ok && want.hash != hashOf(r.Value) {
@@ -249,7 +287,7 @@ func (g *Guard) ProveSealer(ctx context.Context, s seal.Sealer) error {
 
 // rewrap wraps the root with a sealer and opens the wrap before anything relies on it.
 func (g *Guard) rewrap(ctx context.Context, rec *rootRecord, s seal.Sealer) error {
-	blob, err := s.Wrap(ctx, g.root, rec.Generation)
+	blob, err := s.Wrap(ctx, g.keys.Load().current.root, rec.Generation)
 	if err != nil {
 		return sealFault(s.ID(), err)
 	}
@@ -267,7 +305,7 @@ func (g *Guard) proves(ctx context.Context, s seal.Sealer, blob []byte) error {
 		return sealFault(s.ID(), err)
 	}
 	defer root.Destroy()
-	if !root.Equal(g.root) {
+	if !root.Equal(g.keys.Load().current.root) {
 		return fault.New(fault.SealWrong, "sealer "+s.ID()).WithHint("it gives another root key than the one it was given")
 	}
 	return nil
@@ -293,6 +331,6 @@ func (g *Guard) changeWraps(ctx context.Context, p *Permit, what, id string, edi
 		return err
 	}
 	detail := map[string]string{"change": what, "sealer": id, "set": strings.Join(slices.Sorted(maps.Keys(rec.Wraps)), ", ")}
-	_, err = p.Commit(ctx, []Cond{{rootPath, rev}}, []Write{{Path: rootPath, Value: rec.encode(g.root), plain: true}}, detail)
+	_, err = p.Commit(ctx, []Cond{{rootPath, rev}}, []Write{{Path: rootPath, Value: rec.encode(g.keys.Load().current.root), plain: true}}, detail)
 	return err
 }

@@ -65,6 +65,9 @@ const (
 	ActSeal       Action = "seal.change"
 	ActMetrics    Action = "server.metrics"
 	ActProfile    Action = "server.profile"
+	ActRotateRoot Action = "server.rotate"
+	ActShred      Action = "server.shred"
+	ActBackup     Action = "server.backup"
 
 	ActGrant            Action = "grant"
 	ActGrants           Action = "grant.list"

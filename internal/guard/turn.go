@@ -1,0 +1,452 @@
+package guard
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/rotorkms/rotor/internal/audit"
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/seal"
+	"github.com/rotorkms/rotor/internal/secret"
+	"github.com/rotorkms/rotor/internal/store"
+)
+
+// This file turns the root key over: a new generation, everything that lives sealed again under it, the old generation out of the root
+// record, and, for a shred, out of every sealer. Each step is one commit and says in the store how far it is, so that whoever opens the
+// store next goes on.
+
+// What the log says of a turn. The index reads them back: they decide what is erased.
+const (
+	actRetireRoot policy.Action = "server.retire-root" // nothing is left under the older generations
+	actErase      policy.Action = "server.erase"       // every sealer has forgotten them
+	actReseal     policy.Action = "server.reseal"
+)
+
+const (
+	forgetPath   = "guard/forget"
+	backupPrefix = "backup/"
+	// sealBatch and sealBytes bound one commit of sealing again: each record takes a condition and an operation of the store's 100.
+	sealBatch = 45
+	sealBytes = 512 << 10
+	// tendEvery is how often a turn that cannot go on is tried again.
+	tendEvery = time.Minute
+)
+
+// forgetting is what is left of generations that are out of use and not forgotten yet.
+type forgetting struct {
+	Wraps  map[uint64]map[string][]byte `json:"wraps"`            // generation -> sealer's ID -> blob, to prove that they do not open
+	Before uint64                       `json:"before,omitempty"` // asked for: forget what is older; 0: not asked for
+	Seal   uint64                       `json:"seal,omitempty"`   // the generation of the sealers that Before was wrapped at
+	Asked  time.Time                    `json:"asked,omitzero"`
+	By     string                       `json:"by,omitempty"`
+}
+
+// Turn makes another root key the current one, proven by every sealer of the wrap set before it is; sealing again what lives follows by
+// itself (Run). With shred the sealers forget the older generations once nothing lives under them and no backup of them is to be kept. It
+// returns the new generation. fault.InUse while an earlier turn is not done, Unavailable when a sealer of the wrap set is not there.
+func (g *Guard) Turn(ctx context.Context, p *Permit, shred bool) (uint64, error) {
+	if p == nil || p.guard == nil {
+		return 0, fault.New(fault.Denied, "no permit")
+	}
+	g.turnMu.Lock()
+	defer g.turnMu.Unlock()
+	r := g.keys.Load()
+	if len(r.record.Older) > 0 {
+		return 0, fault.New(fault.InUse, "root generation "+number(r.older()[0])).WithHint("records are still being sealed again after the last rotation; see rotor server roots")
+	}
+	next := r.current.generation + 1
+	if next > maxGeneration {
+		return 0, fault.New(fault.TooLarge, "root generation")
+	}
+	root := secret.Random(32)
+	wraps, err := g.wrapForAll(ctx, r, root, r.record.Generation+1)
+	if err != nil {
+		return 0, err
+	}
+	f, frev, err := g.forgetting(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if shred {
+		f.Before, f.Seal, f.Asked, f.By = next, r.record.Generation+1, g.now().UTC(), p.caller.Name
+	}
+	rec := r.record
+	rec.Generation, rec.Root, rec.Wraps, rec.Older = rec.Generation+1, next, wraps, map[uint64]map[string][]byte{r.current.generation: r.record.Wraps}
+	rec.Tag = rec.tag(root)
+	detail := map[string]string{"generation": number(next), "set": strings.Join(slices.Sorted(maps.Keys(wraps)), ", "), "shred": strconv.FormatBool(shred)}
+	if err := g.putRoot(ctx, p, r, rec, f, frev, detail); err != nil {
+		return 0, err
+	}
+	g.wakeTender()
+	return next, nil
+}
+
+// wrapForAll wraps a root for every sealer of the wrap set, and proves each wrap by opening it.
+func (g *Guard) wrapForAll(ctx context.Context, r *roots, root secret.Bytes, generation uint64) (map[string][]byte, error) {
+	here := map[string]seal.Sealer{}
+	for _, s := range g.sealers {
+		here[s.ID()] = s
+	}
+	wraps := map[string][]byte{}
+	for _, id := range slices.Sorted(maps.Keys(r.record.Wraps)) {
+		s := here[id]
+		if s == nil {
+			return nil, fault.New(fault.Unavailable, "sealer "+id).WithHint("it is in the wrap set and not configured at this server")
+		}
+		blob, err := s.Wrap(ctx, root, generation)
+		if err != nil {
+			return nil, fault.Wrap(fault.Unavailable, "sealer "+id, err)
+		}
+		back, err := s.Unwrap(ctx, blob)
+		if err != nil {
+			return nil, fault.Wrap(fault.Unavailable, "sealer "+id, fmt.Errorf("test unwrap: %w", err))
+		}
+		same := back.Equal(root)
+		back.Destroy()
+		if !same {
+			return nil, fault.New(fault.SealWrong, "sealer "+id).WithHint("what it unwrapped is not what it wrapped")
+		}
+		wraps[id] = blob
+	}
+	return wraps, nil
+}
+
+// forgetting reads what is not forgotten yet; the revision 0 when there is nothing.
+func (g *Guard) forgetting(ctx context.Context) (forgetting, store.Rev, error) {
+	f := forgetting{Wraps: map[uint64]map[string][]byte{}}
+	rec, err := g.Get(ctx, forgetPath)
+	if fault.CodeOf(err) == fault.NotFound {
+		return f, 0, nil
+	}
+	if err != nil {
+		return f, 0, err
+	}
+	if err := json.Unmarshal(rec.Value, &f); err != nil {
+		return f, 0, fault.Wrap(fault.RecordTampered, forgetPath, err)
+	}
+	return f, rec.Rev, nil
+}
+
+// putRoot replaces the root record r by rec, together with the record of what is to be forgotten, and goes over to it.
+func (g *Guard) putRoot(ctx context.Context, p *Permit, r *roots, rec rootRecord, f forgetting, frev store.Rev, detail map[string]string) error {
+	value, err := json.Marshal(rec)
+	if err != nil {
+		return fmt.Errorf("encode root: %w", err)
+	}
+	rest, err := json.Marshal(f)
+	if err != nil {
+		return fmt.Errorf("encode what to forget: %w", err)
+	}
+	conds := []Cond{{Path: rootPath, Rev: r.rev}, {Path: forgetPath, Rev: frev}}
+	writes := []Write{{Path: rootPath, Value: value, plain: true}, {Path: forgetPath, Value: rest}}
+	_, err = p.Commit(ctx, conds, writes, detail)
+	if err != nil && fault.CodeOf(err) != fault.OutcomeUnknown {
+		return err
+	}
+	_, cerr := g.catchUp(ctx, r)
+	return errors.Join(err, cerr)
+}
+
+// tend takes the turn that is in flight further until ctx ends.
+func (g *Guard) tend(ctx context.Context) error {
+	tick := time.NewTicker(tendEvery)
+	defer tick.Stop()
+	for {
+		err := g.Tend(ctx)
+		if err != nil && ctx.Err() == nil {
+			g.log.WarnContext(ctx, "root keys: not done yet", "error", err)
+		}
+		g.tending.Store(&err)
+		select {
+		case <-tick.C:
+		case <-g.tender:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func (g *Guard) wakeTender() {
+	select {
+	case g.tender <- struct{}{}:
+	default:
+	}
+}
+
+// Tend takes the turn that is in flight as far as it can go now: it seals again, takes the older generation out of the root record, has the
+// sealers forget. Run calls it. nil: nothing is left to do. fault.InUse while backups have to be kept.
+func (g *Guard) Tend(ctx context.Context) error {
+	g.tendMu.Lock()
+	defer g.tendMu.Unlock()
+	if len(g.keys.Load().older()) > 0 {
+		for {
+			left, err := g.reseal(ctx)
+			if err != nil {
+				return err
+			}
+			if left == 0 {
+				break
+			}
+		}
+		if err := g.retire(ctx); err != nil {
+			return err
+		}
+	}
+	return g.forget(ctx)
+}
+
+// reseal makes one pass over everything and seals again what is under an older generation. left is how many records it found so; those
+// that somebody else wrote meanwhile are done already.
+func (g *Guard) reseal(ctx context.Context) (left int, err error) {
+	current := g.keys.Load().current.generation
+	for _, room := range g.index.rooms() {
+		if room == "seal/" {
+			continue
+		}
+		var paths []string
+		_, records := g.store.List(ctx, room)
+		for r, err := range records {
+			if err != nil {
+				return left, storeFault(room, err)
+			}
+			if generationOf(r.Value) < current {
+				paths = append(paths, r.Key)
+			}
+		}
+		left += len(paths)
+		if err := g.resealAll(ctx, paths); err != nil {
+			return left, err
+		}
+	}
+	return left, nil
+}
+
+func (g *Guard) resealAll(ctx context.Context, paths []string) error {
+	p := g.System("roots", actReseal, policy.Resource{})
+	for len(paths) > 0 {
+		var conds []Cond
+		var writes []Write
+		size := 0
+		for len(paths) > 0 && len(writes) < sealBatch && size < sealBytes {
+			rec, err := g.Get(ctx, paths[0])
+			if err != nil && fault.CodeOf(err) != fault.NotFound {
+				return err
+			}
+			if err == nil && size > 0 && size+len(rec.Value) > sealBytes {
+				break
+			}
+			paths = paths[1:]
+			if err != nil {
+				continue // deleted meanwhile
+			}
+			size += len(rec.Value)
+			conds, writes = append(conds, Cond{Path: rec.Path, Rev: rec.Rev}), append(writes, Write{Path: rec.Path, Value: rec.Value})
+		}
+		if len(writes) == 0 {
+			continue
+		}
+		_, err := p.Commit(ctx, conds, writes, map[string]string{"generation": number(g.keys.Load().current.generation)})
+		if err != nil && fault.CodeOf(err) != fault.Conflict { // the next pass finds what somebody else was faster with
+			return err
+		}
+	}
+	return nil
+}
+
+// retire takes the older generations out of the root record: a pass has found nothing under them, nobody writes under them any more, and
+// what they tagged in the log is in order.
+func (g *Guard) retire(ctx context.Context) error {
+	if err := g.audit.Settled(ctx); err != nil {
+		return err
+	}
+	r := g.keys.Load()
+	f, frev, err := g.forgetting(ctx)
+	if err != nil {
+		return err
+	}
+	maps.Copy(f.Wraps, r.record.Older)
+	rec := r.record
+	rec.Older = nil
+	rec.Tag = rec.tag(r.current.root)
+	p := g.System("roots", actRetireRoot, policy.Resource{})
+	return g.putRoot(ctx, p, r, rec, f, frev, map[string]string{"generation": number(rec.root()), "retired": numbers(r.older())})
+}
+
+// forget has every sealer forget the generations that a shred asked for, proves that their wraps do not open, and says so in the log.
+func (g *Guard) forget(ctx context.Context) error {
+	f, frev, err := g.forgetting(ctx)
+	if err != nil || f.Before == 0 {
+		return err
+	}
+	if err := g.backupsExpired(ctx, f.Before); err != nil {
+		return err
+	}
+	r := g.keys.Load()
+	if r.current.generation < f.Before || len(r.record.Older) > 0 {
+		return fault.New(fault.InUse, "root generation "+number(r.current.generation))
+	}
+	here := map[string]seal.Sealer{}
+	for _, s := range g.sealers {
+		here[s.ID()] = s
+	}
+	var failed []error
+	for _, id := range slices.Sorted(maps.Keys(r.record.Wraps)) {
+		failed = append(failed, forgetOne(ctx, id, here[id], f))
+	}
+	if err := errors.Join(failed...); err != nil {
+		return fault.Wrap(fault.GateClosed, "erasure before generation "+number(f.Before), err).WithHint("destroyed versions stay withdrawn, not erased")
+	}
+	detail := map[string]string{"generation": number(f.Before), "sealers": strings.Join(slices.Sorted(maps.Keys(r.record.Wraps)), ", "), "asked_by": f.By}
+	if outside := g.index.outside(r.record.Wraps); len(outside) > 0 {
+		detail["not_asked"] = strings.Join(outside, ", ")
+	}
+	for generation := range f.Wraps {
+		if generation < f.Before {
+			delete(f.Wraps, generation)
+		}
+	}
+	f.Before, f.Seal, f.Asked, f.By = 0, 0, time.Time{}, ""
+	value, err := json.Marshal(f)
+	if err != nil {
+		return fmt.Errorf("encode what to forget: %w", err)
+	}
+	p := g.System("roots", actErase, policy.Resource{})
+	rev, err := p.Commit(ctx, []Cond{{Path: forgetPath, Rev: frev}}, []Write{{Path: forgetPath, Value: value}}, detail)
+	if err != nil {
+		return err
+	}
+	return g.index.wait(ctx, rev)
+}
+
+// forgetOne makes one sealer forget, and tries what it must not open any more.
+func forgetOne(ctx context.Context, id string, s seal.Sealer, f forgetting) error {
+	if s == nil {
+		return fmt.Errorf("%s: not configured at this server", id)
+	}
+	if err := s.Forget(ctx, f.Seal); err != nil {
+		return fmt.Errorf("%s: %w", id, err)
+	}
+	for generation, wraps := range f.Wraps {
+		blob, ok := wraps[id]
+		if !ok || generation >= f.Before {
+			continue
+		}
+		root, err := s.Unwrap(ctx, blob)
+		if err == nil {
+			root.Destroy()
+			return fmt.Errorf("%s: it still opens generation %d", id, generation)
+		}
+		if !errors.Is(err, seal.ErrForgotten) && !errors.Is(err, seal.ErrWrongSealer) {
+			return fmt.Errorf("%s: whether it opens generation %d is not known: %w", id, generation, err)
+		}
+	}
+	return nil
+}
+
+// backupsExpired waits for backups that only an older generation opens. fault.InUse names the last of them.
+func (g *Guard) backupsExpired(ctx context.Context, before uint64) error {
+	all, err := g.Backups(ctx)
+	if err != nil {
+		return err
+	}
+	var last Backup
+	for _, b := range all {
+		if b.Generation < before && b.Expires.After(last.Expires) {
+			last = b
+		}
+	}
+	if last.Expires.After(g.now()) {
+		return fault.New(fault.InUse, "backup "+last.ID).WithHint("it is kept until %s: what it holds is erased after that, or once rotor backup forget says that it is gone", last.Expires.UTC().Format(time.RFC3339))
+	}
+	return nil
+}
+
+// Backup is a backup that was made, as the store records it.
+type Backup struct {
+	ID         string    `json:"id"`
+	Created    time.Time `json:"created"`
+	Expires    time.Time `json:"expires"`    // until then it may be needed, and a shred waits
+	Generation uint64    `json:"generation"` // of the root that opens it
+	By         string    `json:"by"`
+}
+
+// Backups lists the backups that the store knows of.
+func (g *Guard) Backups(ctx context.Context) ([]Backup, error) {
+	records, _, err := g.List(ctx, backupPrefix)
+	if err != nil {
+		return nil, err
+	}
+	var out []Backup
+	for _, r := range records {
+		var b Backup
+		if err := json.Unmarshal(r.Value, &b); err != nil {
+			return nil, fault.Wrap(fault.RecordTampered, r.Path, err)
+		}
+		out = append(out, b)
+	}
+	return out, nil
+}
+
+// Roots says how far the root keys are.
+type Roots struct {
+	Generation uint64
+	Older      []uint64 // that records may still be under
+	Sealers    []string // the wrap set
+	Outside    []string // sealers that were in it: nobody has them forget, and who keeps one opens copies of the store from then
+	Withdrawn  int      // destroyed materials that are not erased yet
+	Erased     time.Time
+	Asked      time.Time // a shred that is not done; zero: none
+	Why        error     // what it waits for; nil: it is at work
+}
+
+// Roots says how far the root keys are.
+func (g *Guard) Roots(ctx context.Context) (Roots, error) {
+	r := g.keys.Load()
+	f, _, err := g.forgetting(ctx)
+	if err != nil {
+		return Roots{}, err
+	}
+	out := Roots{Generation: r.current.generation, Older: r.older(), Sealers: slices.Sorted(maps.Keys(r.record.Wraps)), Asked: f.Asked}
+	out.Outside = g.index.outside(r.record.Wraps)
+	out.Withdrawn, out.Erased = g.index.withdrawn(materialPrefix)
+	if why := g.tending.Load(); why != nil {
+		out.Why = *why
+	}
+	return out, nil
+}
+
+// Erased says when what stood at a path that was deleted was erased: when every sealer had forgotten the root generations that it was
+// ever sealed under. false: it may still open for who has an old copy of the store and the seal.
+func (g *Guard) Erased(path string) (time.Time, bool) { return g.index.erasedAt(path) }
+
+func number(n uint64) string { return strconv.FormatUint(n, 10) }
+
+func numbers(all []uint64) string {
+	var out []string
+	for _, n := range all {
+		out = append(out, number(n))
+	}
+	return strings.Join(out, " ")
+}
+
+// rootEntry reads back what an entry says of the root keys. ok: it is one of them.
+func rootEntry(e audit.Entry) (generation uint64, ok bool) {
+	if e.Outcome != "done" || e.Class != audit.ClassChange {
+		return 0, false
+	}
+	switch policy.Action(e.Action) {
+	case policy.ActRotateRoot, policy.ActShred, actErase:
+	default:
+		return 0, false
+	}
+	generation, err := strconv.ParseUint(e.Detail["generation"], 10, 64)
+	return generation, err == nil
+}
