@@ -154,7 +154,7 @@ func (a *Authority) Session(ctx context.Context, token, address string) (policy.
 		}
 	}
 	now := a.Now()
-	if !now.Before(s.end()) || !a.lives(s.Source, address) {
+	if !now.Before(s.end()) || !a.lives(ctx, s.Source, address) {
 		return policy.Caller{}, time.Time{}, notSession()
 	}
 	a.touch(ctx, slot, s, rev, now)
@@ -170,13 +170,11 @@ func (a *Authority) known(slot string, hash []byte) (session, store.Rev, bool) {
 }
 
 // lives says whether what a session was made of would still be taken.
-func (a *Authority) lives(s source, address string) bool {
+func (a *Authority) lives(ctx context.Context, s source, address string) bool {
 	switch {
 	case s.Credential != "":
-		a.mu.RLock()
-		defer a.mu.RUnlock()
-		r, ok := a.credentials.get(s.Credential)
-		return ok && r.value.Revoked.IsZero() && r.value.admits(address) && a.Now().Before(r.value.Expires)
+		r, ok := a.credential(ctx, s.Credential)
+		return ok && r.Revoked.IsZero() && r.admits(address) && a.Now().Before(r.Expires)
 	case s.Issuer != "":
 		return a.access.Load().issuer(s.Issuer) != nil
 	case s.Certificate != "":
@@ -188,6 +186,21 @@ func (a *Authority) lives(s source, address string) bool {
 		return !a.adminRemoved(s.Admin, s.Generation)
 	}
 	return false
+}
+
+// credential finds a credential, also one that another server made a moment ago.
+func (a *Authority) credential(ctx context.Context, id string) (credential, bool) {
+	known := func() (row[credential], bool, bool) {
+		a.mu.RLock()
+		defer a.mu.RUnlock()
+		r, ok := a.credentials.rows[id]
+		return r, ok, ok && !r.deleted
+	}
+	r, seen, there := known()
+	if !seen && a.refresh(ctx, credentialPrefix+id) == nil {
+		r, _, there = known()
+	}
+	return r.value, there
 }
 
 // touch writes the use of a session, a few times in its idle limit. That it cannot is no reason to refuse: the session ends earlier then.
