@@ -50,7 +50,7 @@ type Guard struct {
 	store    store.Store
 	now      func() time.Time
 	log      *slog.Logger
-	sealers  []seal.Sealer
+	sealers  atomic.Pointer[[]seal.Sealer]
 	rules    atomic.Pointer[Decider]
 	keys     atomic.Pointer[roots]
 	audit    *audit.Log

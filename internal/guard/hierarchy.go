@@ -190,7 +190,7 @@ func Open(ctx context.Context, c Config) (*Guard, error) {
 
 func open(ctx context.Context, c Config, r *roots) (*Guard, error) {
 	g := &Guard{
-		store: c.Store, sealers: c.Sealers, now: c.Now, log: c.Log, index: newIndex(), turn: c.Turn, keks: map[string]secret.Bytes{},
+		store: c.Store, now: c.Now, log: c.Log, index: newIndex(), turn: c.Turn, keks: map[string]secret.Bytes{},
 		tender: make(chan struct{}, 1),
 	}
 	if g.log == nil {
@@ -198,6 +198,7 @@ func open(ctx context.Context, c Config, r *roots) (*Guard, error) {
 	}
 	g.windows.all = map[windowKey]*window{}
 	g.SetRules(c.Rules)
+	g.SetSealers(c.Sealers)
 	var err error
 	g.audit, g.after, err = audit.Load(ctx, c.Store, r.current.log, func(e audit.Entry, rev store.Rev) error {
 		return g.index.add(e, rev)

@@ -86,7 +86,7 @@ func (g *Guard) catchUp(ctx context.Context, r *roots) (moved bool, err error) {
 	if rec.Rev == r.rev {
 		return false, nil
 	}
-	next, err := unseal(ctx, Config{Store: g.store, Sealers: g.sealers}, r.all)
+	next, err := unseal(ctx, Config{Store: g.store, Sealers: *g.sealers.Load()}, r.all)
 	if err != nil {
 		return false, err
 	}

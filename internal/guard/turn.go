@@ -92,7 +92,7 @@ func (g *Guard) Turn(ctx context.Context, p *Permit, shred bool) (uint64, error)
 // wrapForAll wraps a root for every sealer of the wrap set, and proves each wrap by opening it.
 func (g *Guard) wrapForAll(ctx context.Context, r *roots, root secret.Bytes, generation uint64) (map[string][]byte, error) {
 	here := map[string]seal.Sealer{}
-	for _, s := range g.sealers {
+	for _, s := range *g.sealers.Load() {
 		here[s.ID()] = s
 	}
 	wraps := map[string][]byte{}
@@ -294,7 +294,7 @@ func (g *Guard) forget(ctx context.Context) error {
 		return fault.New(fault.InUse, "root generation "+number(r.current.generation))
 	}
 	here := map[string]seal.Sealer{}
-	for _, s := range g.sealers {
+	for _, s := range *g.sealers.Load() {
 		here[s.ID()] = s
 	}
 	var failed []error

@@ -327,10 +327,33 @@ func (g *Guard) changeWraps(ctx context.Context, p *Permit, what, id string, edi
 	if err != nil {
 		return err
 	}
+	if len(rec.Older) > 0 { // a sealer that comes now could not open them, and one that goes would stay in them
+		return fault.New(fault.InUse, "wrap set").WithHint("records are being sealed again under a new root key; wait until that is done")
+	}
 	if err := edit(&rec); err != nil {
 		return err
 	}
 	detail := map[string]string{"change": what, "sealer": id, "set": strings.Join(slices.Sorted(maps.Keys(rec.Wraps)), ", ")}
 	_, err = p.Commit(ctx, []Cond{{rootPath, rev}}, []Write{{Path: rootPath, Value: rec.encode(g.keys.Load().current.root), plain: true}}, detail)
 	return err
+}
+
+// SetSealers follows a change of the wrap set: these are who can be asked from now on.
+func (g *Guard) SetSealers(sealers []seal.Sealer) {
+	all := slices.Clone(sealers)
+	g.sealers.Store(&all)
+}
+
+// Destroy overwrites the root keys and the keys of namespaces, after Run has returned. What was made of them goes with the guard.
+func (g *Guard) Destroy() {
+	g.kekMu.Lock()
+	defer g.kekMu.Unlock()
+	for _, h := range g.keys.Load().all {
+		h.root.Destroy()
+		h.log.Destroy()
+	}
+	for _, k := range g.keks {
+		k.Destroy()
+	}
+	clear(g.keks)
 }

@@ -34,6 +34,8 @@ const (
 	DataServiceName = "rotor.v1.DataService"
 	// AuditServiceName is the fully-qualified name of the AuditService service.
 	AuditServiceName = "rotor.v1.AuditService"
+	// SealServiceName is the fully-qualified name of the SealService service.
+	SealServiceName = "rotor.v1.SealService"
 	// ServerServiceName is the fully-qualified name of the ServerService service.
 	ServerServiceName = "rotor.v1.ServerService"
 	// AuthServiceName is the fully-qualified name of the AuthService service.
@@ -107,6 +109,22 @@ const (
 	AuditServiceTailProcedure = "/rotor.v1.AuditService/Tail"
 	// AuditServiceExportProcedure is the fully-qualified name of the AuditService's Export RPC.
 	AuditServiceExportProcedure = "/rotor.v1.AuditService/Export"
+	// SealServiceStatusProcedure is the fully-qualified name of the SealService's Status RPC.
+	SealServiceStatusProcedure = "/rotor.v1.SealService/Status"
+	// SealServiceUnsealProcedure is the fully-qualified name of the SealService's Unseal RPC.
+	SealServiceUnsealProcedure = "/rotor.v1.SealService/Unseal"
+	// SealServiceResetProcedure is the fully-qualified name of the SealService's Reset RPC.
+	SealServiceResetProcedure = "/rotor.v1.SealService/Reset"
+	// SealServiceSealProcedure is the fully-qualified name of the SealService's Seal RPC.
+	SealServiceSealProcedure = "/rotor.v1.SealService/Seal"
+	// SealServiceChangeProcedure is the fully-qualified name of the SealService's Change RPC.
+	SealServiceChangeProcedure = "/rotor.v1.SealService/Change"
+	// SealServiceStartRekeyProcedure is the fully-qualified name of the SealService's StartRekey RPC.
+	SealServiceStartRekeyProcedure = "/rotor.v1.SealService/StartRekey"
+	// SealServiceRekeyProcedure is the fully-qualified name of the SealService's Rekey RPC.
+	SealServiceRekeyProcedure = "/rotor.v1.SealService/Rekey"
+	// SealServiceAbortRekeyProcedure is the fully-qualified name of the SealService's AbortRekey RPC.
+	SealServiceAbortRekeyProcedure = "/rotor.v1.SealService/AbortRekey"
 	// ServerServiceStatusProcedure is the fully-qualified name of the ServerService's Status RPC.
 	ServerServiceStatusProcedure = "/rotor.v1.ServerService/Status"
 	// AuthServiceLoginProcedure is the fully-qualified name of the AuthService's Login RPC.
@@ -1158,6 +1176,258 @@ func (UnimplementedAuditServiceHandler) Tail(context.Context, *connect.Request[T
 
 func (UnimplementedAuditServiceHandler) Export(context.Context, *connect.Request[ExportRequest], *connect.ServerStream[ExportFile]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.AuditService.Export is not implemented"))
+}
+
+// SealServiceClient is a client for the rotor.v1.SealService service.
+type SealServiceClient interface {
+	Status(context.Context, *connect.Request[SealStatusRequest]) (*connect.Response[SealStatus], error)
+	Unseal(context.Context, *connect.Request[UnsealRequest]) (*connect.Response[SealProgress], error)
+	Reset(context.Context, *connect.Request[UnsealResetRequest]) (*connect.Response[SealProgress], error)
+	Seal(context.Context, *connect.Request[SealRequest]) (*connect.Response[SealStatus], error)
+	Change(context.Context, *connect.Request[SealChangeRequest]) (*connect.Response[SealStatus], error)
+	StartRekey(context.Context, *connect.Request[StartRekeyRequest]) (*connect.Response[RekeyProgress], error)
+	Rekey(context.Context, *connect.Request[RekeyRequest]) (*connect.Response[RekeyProgress], error)
+	AbortRekey(context.Context, *connect.Request[AbortRekeyRequest]) (*connect.Response[RekeyProgress], error)
+}
+
+// NewSealServiceClient constructs a client for the rotor.v1.SealService service. By default, it
+// uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses, and sends
+// uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the connect.WithGRPC() or
+// connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewSealServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) SealServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	sealServiceMethods := File_rotor_v1_rotor_proto.Services().ByName("SealService").Methods()
+	return &sealServiceClient{
+		status: connect.NewClient[SealStatusRequest, SealStatus](
+			httpClient,
+			baseURL+SealServiceStatusProcedure,
+			connect.WithSchema(sealServiceMethods.ByName("Status")),
+			connect.WithClientOptions(opts...),
+		),
+		unseal: connect.NewClient[UnsealRequest, SealProgress](
+			httpClient,
+			baseURL+SealServiceUnsealProcedure,
+			connect.WithSchema(sealServiceMethods.ByName("Unseal")),
+			connect.WithClientOptions(opts...),
+		),
+		reset: connect.NewClient[UnsealResetRequest, SealProgress](
+			httpClient,
+			baseURL+SealServiceResetProcedure,
+			connect.WithSchema(sealServiceMethods.ByName("Reset")),
+			connect.WithClientOptions(opts...),
+		),
+		seal: connect.NewClient[SealRequest, SealStatus](
+			httpClient,
+			baseURL+SealServiceSealProcedure,
+			connect.WithSchema(sealServiceMethods.ByName("Seal")),
+			connect.WithClientOptions(opts...),
+		),
+		change: connect.NewClient[SealChangeRequest, SealStatus](
+			httpClient,
+			baseURL+SealServiceChangeProcedure,
+			connect.WithSchema(sealServiceMethods.ByName("Change")),
+			connect.WithClientOptions(opts...),
+		),
+		startRekey: connect.NewClient[StartRekeyRequest, RekeyProgress](
+			httpClient,
+			baseURL+SealServiceStartRekeyProcedure,
+			connect.WithSchema(sealServiceMethods.ByName("StartRekey")),
+			connect.WithClientOptions(opts...),
+		),
+		rekey: connect.NewClient[RekeyRequest, RekeyProgress](
+			httpClient,
+			baseURL+SealServiceRekeyProcedure,
+			connect.WithSchema(sealServiceMethods.ByName("Rekey")),
+			connect.WithClientOptions(opts...),
+		),
+		abortRekey: connect.NewClient[AbortRekeyRequest, RekeyProgress](
+			httpClient,
+			baseURL+SealServiceAbortRekeyProcedure,
+			connect.WithSchema(sealServiceMethods.ByName("AbortRekey")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// sealServiceClient implements SealServiceClient.
+type sealServiceClient struct {
+	status     *connect.Client[SealStatusRequest, SealStatus]
+	unseal     *connect.Client[UnsealRequest, SealProgress]
+	reset      *connect.Client[UnsealResetRequest, SealProgress]
+	seal       *connect.Client[SealRequest, SealStatus]
+	change     *connect.Client[SealChangeRequest, SealStatus]
+	startRekey *connect.Client[StartRekeyRequest, RekeyProgress]
+	rekey      *connect.Client[RekeyRequest, RekeyProgress]
+	abortRekey *connect.Client[AbortRekeyRequest, RekeyProgress]
+}
+
+// Status calls rotor.v1.SealService.Status.
+func (c *sealServiceClient) Status(ctx context.Context, req *connect.Request[SealStatusRequest]) (*connect.Response[SealStatus], error) {
+	return c.status.CallUnary(ctx, req)
+}
+
+// Unseal calls rotor.v1.SealService.Unseal.
+func (c *sealServiceClient) Unseal(ctx context.Context, req *connect.Request[UnsealRequest]) (*connect.Response[SealProgress], error) {
+	return c.unseal.CallUnary(ctx, req)
+}
+
+// Reset calls rotor.v1.SealService.Reset.
+func (c *sealServiceClient) Reset(ctx context.Context, req *connect.Request[UnsealResetRequest]) (*connect.Response[SealProgress], error) {
+	return c.reset.CallUnary(ctx, req)
+}
+
+// Seal calls rotor.v1.SealService.Seal.
+func (c *sealServiceClient) Seal(ctx context.Context, req *connect.Request[SealRequest]) (*connect.Response[SealStatus], error) {
+	return c.seal.CallUnary(ctx, req)
+}
+
+// Change calls rotor.v1.SealService.Change.
+func (c *sealServiceClient) Change(ctx context.Context, req *connect.Request[SealChangeRequest]) (*connect.Response[SealStatus], error) {
+	return c.change.CallUnary(ctx, req)
+}
+
+// StartRekey calls rotor.v1.SealService.StartRekey.
+func (c *sealServiceClient) StartRekey(ctx context.Context, req *connect.Request[StartRekeyRequest]) (*connect.Response[RekeyProgress], error) {
+	return c.startRekey.CallUnary(ctx, req)
+}
+
+// Rekey calls rotor.v1.SealService.Rekey.
+func (c *sealServiceClient) Rekey(ctx context.Context, req *connect.Request[RekeyRequest]) (*connect.Response[RekeyProgress], error) {
+	return c.rekey.CallUnary(ctx, req)
+}
+
+// AbortRekey calls rotor.v1.SealService.AbortRekey.
+func (c *sealServiceClient) AbortRekey(ctx context.Context, req *connect.Request[AbortRekeyRequest]) (*connect.Response[RekeyProgress], error) {
+	return c.abortRekey.CallUnary(ctx, req)
+}
+
+// SealServiceHandler is an implementation of the rotor.v1.SealService service.
+type SealServiceHandler interface {
+	Status(context.Context, *connect.Request[SealStatusRequest]) (*connect.Response[SealStatus], error)
+	Unseal(context.Context, *connect.Request[UnsealRequest]) (*connect.Response[SealProgress], error)
+	Reset(context.Context, *connect.Request[UnsealResetRequest]) (*connect.Response[SealProgress], error)
+	Seal(context.Context, *connect.Request[SealRequest]) (*connect.Response[SealStatus], error)
+	Change(context.Context, *connect.Request[SealChangeRequest]) (*connect.Response[SealStatus], error)
+	StartRekey(context.Context, *connect.Request[StartRekeyRequest]) (*connect.Response[RekeyProgress], error)
+	Rekey(context.Context, *connect.Request[RekeyRequest]) (*connect.Response[RekeyProgress], error)
+	AbortRekey(context.Context, *connect.Request[AbortRekeyRequest]) (*connect.Response[RekeyProgress], error)
+}
+
+// NewSealServiceHandler builds an HTTP handler from the service implementation. It returns the path
+// on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewSealServiceHandler(svc SealServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	sealServiceMethods := File_rotor_v1_rotor_proto.Services().ByName("SealService").Methods()
+	sealServiceStatusHandler := connect.NewUnaryHandler(
+		SealServiceStatusProcedure,
+		svc.Status,
+		connect.WithSchema(sealServiceMethods.ByName("Status")),
+		connect.WithHandlerOptions(opts...),
+	)
+	sealServiceUnsealHandler := connect.NewUnaryHandler(
+		SealServiceUnsealProcedure,
+		svc.Unseal,
+		connect.WithSchema(sealServiceMethods.ByName("Unseal")),
+		connect.WithHandlerOptions(opts...),
+	)
+	sealServiceResetHandler := connect.NewUnaryHandler(
+		SealServiceResetProcedure,
+		svc.Reset,
+		connect.WithSchema(sealServiceMethods.ByName("Reset")),
+		connect.WithHandlerOptions(opts...),
+	)
+	sealServiceSealHandler := connect.NewUnaryHandler(
+		SealServiceSealProcedure,
+		svc.Seal,
+		connect.WithSchema(sealServiceMethods.ByName("Seal")),
+		connect.WithHandlerOptions(opts...),
+	)
+	sealServiceChangeHandler := connect.NewUnaryHandler(
+		SealServiceChangeProcedure,
+		svc.Change,
+		connect.WithSchema(sealServiceMethods.ByName("Change")),
+		connect.WithHandlerOptions(opts...),
+	)
+	sealServiceStartRekeyHandler := connect.NewUnaryHandler(
+		SealServiceStartRekeyProcedure,
+		svc.StartRekey,
+		connect.WithSchema(sealServiceMethods.ByName("StartRekey")),
+		connect.WithHandlerOptions(opts...),
+	)
+	sealServiceRekeyHandler := connect.NewUnaryHandler(
+		SealServiceRekeyProcedure,
+		svc.Rekey,
+		connect.WithSchema(sealServiceMethods.ByName("Rekey")),
+		connect.WithHandlerOptions(opts...),
+	)
+	sealServiceAbortRekeyHandler := connect.NewUnaryHandler(
+		SealServiceAbortRekeyProcedure,
+		svc.AbortRekey,
+		connect.WithSchema(sealServiceMethods.ByName("AbortRekey")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/rotor.v1.SealService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case SealServiceStatusProcedure:
+			sealServiceStatusHandler.ServeHTTP(w, r)
+		case SealServiceUnsealProcedure:
+			sealServiceUnsealHandler.ServeHTTP(w, r)
+		case SealServiceResetProcedure:
+			sealServiceResetHandler.ServeHTTP(w, r)
+		case SealServiceSealProcedure:
+			sealServiceSealHandler.ServeHTTP(w, r)
+		case SealServiceChangeProcedure:
+			sealServiceChangeHandler.ServeHTTP(w, r)
+		case SealServiceStartRekeyProcedure:
+			sealServiceStartRekeyHandler.ServeHTTP(w, r)
+		case SealServiceRekeyProcedure:
+			sealServiceRekeyHandler.ServeHTTP(w, r)
+		case SealServiceAbortRekeyProcedure:
+			sealServiceAbortRekeyHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedSealServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedSealServiceHandler struct{}
+
+func (UnimplementedSealServiceHandler) Status(context.Context, *connect.Request[SealStatusRequest]) (*connect.Response[SealStatus], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.SealService.Status is not implemented"))
+}
+
+func (UnimplementedSealServiceHandler) Unseal(context.Context, *connect.Request[UnsealRequest]) (*connect.Response[SealProgress], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.SealService.Unseal is not implemented"))
+}
+
+func (UnimplementedSealServiceHandler) Reset(context.Context, *connect.Request[UnsealResetRequest]) (*connect.Response[SealProgress], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.SealService.Reset is not implemented"))
+}
+
+func (UnimplementedSealServiceHandler) Seal(context.Context, *connect.Request[SealRequest]) (*connect.Response[SealStatus], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.SealService.Seal is not implemented"))
+}
+
+func (UnimplementedSealServiceHandler) Change(context.Context, *connect.Request[SealChangeRequest]) (*connect.Response[SealStatus], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.SealService.Change is not implemented"))
+}
+
+func (UnimplementedSealServiceHandler) StartRekey(context.Context, *connect.Request[StartRekeyRequest]) (*connect.Response[RekeyProgress], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.SealService.StartRekey is not implemented"))
+}
+
+func (UnimplementedSealServiceHandler) Rekey(context.Context, *connect.Request[RekeyRequest]) (*connect.Response[RekeyProgress], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.SealService.Rekey is not implemented"))
+}
+
+func (UnimplementedSealServiceHandler) AbortRekey(context.Context, *connect.Request[AbortRekeyRequest]) (*connect.Response[RekeyProgress], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.SealService.AbortRekey is not implemented"))
 }
 
 // ServerServiceClient is a client for the rotor.v1.ServerService service.

@@ -3753,6 +3753,710 @@ func (x *ExportFile) GetData() []byte {
 	return nil
 }
 
+type SealStatusRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SealStatusRequest) Reset() {
+	*x = SealStatusRequest{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SealStatusRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SealStatusRequest) ProtoMessage() {}
+
+func (x *SealStatusRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SealStatusRequest.ProtoReflect.Descriptor instead.
+func (*SealStatusRequest) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{63}
+}
+
+type SealStatus struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sealed        bool                   `protobuf:"varint,1,opt,name=sealed,proto3" json:"sealed,omitempty"`
+	Shares        []*SealProgress        `protobuf:"bytes,2,rep,name=shares,proto3" json:"shares,omitempty"`   // while sealed, or while shares are collected
+	Members       []*SealMember          `protobuf:"bytes,3,rep,name=members,proto3" json:"members,omitempty"` // for who may see the status
+	Weakest       string                 `protobuf:"bytes,4,opt,name=weakest,proto3" json:"weakest,omitempty"` // the member that the set is as weak as
+	Warning       string                 `protobuf:"bytes,5,opt,name=warning,proto3" json:"warning,omitempty"` // what is wrong with the roots of trust now
+	Rekey         *RekeyProgress         `protobuf:"bytes,6,opt,name=rekey,proto3" json:"rekey,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SealStatus) Reset() {
+	*x = SealStatus{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SealStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SealStatus) ProtoMessage() {}
+
+func (x *SealStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SealStatus.ProtoReflect.Descriptor instead.
+func (*SealStatus) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *SealStatus) GetSealed() bool {
+	if x != nil {
+		return x.Sealed
+	}
+	return false
+}
+
+func (x *SealStatus) GetShares() []*SealProgress {
+	if x != nil {
+		return x.Shares
+	}
+	return nil
+}
+
+func (x *SealStatus) GetMembers() []*SealMember {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+func (x *SealStatus) GetWeakest() string {
+	if x != nil {
+		return x.Weakest
+	}
+	return ""
+}
+
+func (x *SealStatus) GetWarning() string {
+	if x != nil {
+		return x.Warning
+	}
+	return ""
+}
+
+func (x *SealStatus) GetRekey() *RekeyProgress {
+	if x != nil {
+		return x.Rekey
+	}
+	return nil
+}
+
+type SealMember struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Kind          string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`            // local, shamir, transit, pkcs11, all
+	Here          bool                   `protobuf:"varint,3,opt,name=here,proto3" json:"here,omitempty"`           // this server can ask it
+	Automatic     bool                   `protobuf:"varint,4,opt,name=automatic,proto3" json:"automatic,omitempty"` // it opens without people
+	Opened        *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=opened,proto3" json:"opened,omitempty"`        // when it last opened the root, by a test unwrap
+	Error         string                 `protobuf:"bytes,6,opt,name=error,proto3" json:"error,omitempty"`          // why it does not open now
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SealMember) Reset() {
+	*x = SealMember{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SealMember) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SealMember) ProtoMessage() {}
+
+func (x *SealMember) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SealMember.ProtoReflect.Descriptor instead.
+func (*SealMember) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *SealMember) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *SealMember) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *SealMember) GetHere() bool {
+	if x != nil {
+		return x.Here
+	}
+	return false
+}
+
+func (x *SealMember) GetAutomatic() bool {
+	if x != nil {
+		return x.Automatic
+	}
+	return false
+}
+
+func (x *SealMember) GetOpened() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Opened
+	}
+	return nil
+}
+
+func (x *SealMember) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+type SealProgress struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Set           string                 `protobuf:"bytes,1,opt,name=set,proto3" json:"set,omitempty"`
+	Have          uint32                 `protobuf:"varint,2,opt,name=have,proto3" json:"have,omitempty"`
+	Threshold     uint32                 `protobuf:"varint,3,opt,name=threshold,proto3" json:"threshold,omitempty"`
+	Total         uint32                 `protobuf:"varint,4,opt,name=total,proto3" json:"total,omitempty"`
+	Attempt       string                 `protobuf:"bytes,5,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	Indexes       []uint32               `protobuf:"varint,6,rep,packed,name=indexes,proto3" json:"indexes,omitempty"`
+	Done          bool                   `protobuf:"varint,7,opt,name=done,proto3" json:"done,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SealProgress) Reset() {
+	*x = SealProgress{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SealProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SealProgress) ProtoMessage() {}
+
+func (x *SealProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SealProgress.ProtoReflect.Descriptor instead.
+func (*SealProgress) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{66}
+}
+
+func (x *SealProgress) GetSet() string {
+	if x != nil {
+		return x.Set
+	}
+	return ""
+}
+
+func (x *SealProgress) GetHave() uint32 {
+	if x != nil {
+		return x.Have
+	}
+	return 0
+}
+
+func (x *SealProgress) GetThreshold() uint32 {
+	if x != nil {
+		return x.Threshold
+	}
+	return 0
+}
+
+func (x *SealProgress) GetTotal() uint32 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+func (x *SealProgress) GetAttempt() string {
+	if x != nil {
+		return x.Attempt
+	}
+	return ""
+}
+
+func (x *SealProgress) GetIndexes() []uint32 {
+	if x != nil {
+		return x.Indexes
+	}
+	return nil
+}
+
+func (x *SealProgress) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
+}
+
+type UnsealRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Share         string                 `protobuf:"bytes,1,opt,name=share,proto3" json:"share,omitempty"`
+	Attempt       string                 `protobuf:"bytes,2,opt,name=attempt,proto3" json:"attempt,omitempty"` // the collection that it is meant for; empty: the one that goes on, or a new one
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnsealRequest) Reset() {
+	*x = UnsealRequest{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnsealRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnsealRequest) ProtoMessage() {}
+
+func (x *UnsealRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnsealRequest.ProtoReflect.Descriptor instead.
+func (*UnsealRequest) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{67}
+}
+
+func (x *UnsealRequest) GetShare() string {
+	if x != nil {
+		return x.Share
+	}
+	return ""
+}
+
+func (x *UnsealRequest) GetAttempt() string {
+	if x != nil {
+		return x.Attempt
+	}
+	return ""
+}
+
+type UnsealResetRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Attempt       string                 `protobuf:"bytes,1,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnsealResetRequest) Reset() {
+	*x = UnsealResetRequest{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnsealResetRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnsealResetRequest) ProtoMessage() {}
+
+func (x *UnsealResetRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnsealResetRequest.ProtoReflect.Descriptor instead.
+func (*UnsealResetRequest) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{68}
+}
+
+func (x *UnsealResetRequest) GetAttempt() string {
+	if x != nil {
+		return x.Attempt
+	}
+	return ""
+}
+
+type SealRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SealRequest) Reset() {
+	*x = SealRequest{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SealRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SealRequest) ProtoMessage() {}
+
+func (x *SealRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SealRequest.ProtoReflect.Descriptor instead.
+func (*SealRequest) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{69}
+}
+
+type SealChangeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Change        string                 `protobuf:"bytes,1,opt,name=change,proto3" json:"change,omitempty"` // add, remove, rotate
+	Sealer        string                 `protobuf:"bytes,2,opt,name=sealer,proto3" json:"sealer,omitempty"` // a name of the configuration, several joined by "+", or an ID
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SealChangeRequest) Reset() {
+	*x = SealChangeRequest{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SealChangeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SealChangeRequest) ProtoMessage() {}
+
+func (x *SealChangeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SealChangeRequest.ProtoReflect.Descriptor instead.
+func (*SealChangeRequest) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{70}
+}
+
+func (x *SealChangeRequest) GetChange() string {
+	if x != nil {
+		return x.Change
+	}
+	return ""
+}
+
+func (x *SealChangeRequest) GetSealer() string {
+	if x != nil {
+		return x.Sealer
+	}
+	return ""
+}
+
+type StartRekeyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Shares        string                 `protobuf:"bytes,1,opt,name=shares,proto3" json:"shares,omitempty"` // THRESHOLD/TOTAL
+	With          string                 `protobuf:"bytes,2,opt,name=with,proto3" json:"with,omitempty"`     // names of sealers that are needed beside the shares, joined by "+"
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StartRekeyRequest) Reset() {
+	*x = StartRekeyRequest{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[71]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StartRekeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StartRekeyRequest) ProtoMessage() {}
+
+func (x *StartRekeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[71]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StartRekeyRequest.ProtoReflect.Descriptor instead.
+func (*StartRekeyRequest) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{71}
+}
+
+func (x *StartRekeyRequest) GetShares() string {
+	if x != nil {
+		return x.Shares
+	}
+	return ""
+}
+
+func (x *StartRekeyRequest) GetWith() string {
+	if x != nil {
+		return x.With
+	}
+	return ""
+}
+
+type RekeyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Share         string                 `protobuf:"bytes,1,opt,name=share,proto3" json:"share,omitempty"`
+	Attempt       string                 `protobuf:"bytes,2,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RekeyRequest) Reset() {
+	*x = RekeyRequest{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[72]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RekeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RekeyRequest) ProtoMessage() {}
+
+func (x *RekeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[72]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RekeyRequest.ProtoReflect.Descriptor instead.
+func (*RekeyRequest) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{72}
+}
+
+func (x *RekeyRequest) GetShare() string {
+	if x != nil {
+		return x.Share
+	}
+	return ""
+}
+
+func (x *RekeyRequest) GetAttempt() string {
+	if x != nil {
+		return x.Attempt
+	}
+	return ""
+}
+
+type AbortRekeyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Attempt       string                 `protobuf:"bytes,1,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AbortRekeyRequest) Reset() {
+	*x = AbortRekeyRequest{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[73]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AbortRekeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AbortRekeyRequest) ProtoMessage() {}
+
+func (x *AbortRekeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[73]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AbortRekeyRequest.ProtoReflect.Descriptor instead.
+func (*AbortRekeyRequest) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{73}
+}
+
+func (x *AbortRekeyRequest) GetAttempt() string {
+	if x != nil {
+		return x.Attempt
+	}
+	return ""
+}
+
+type RekeyProgress struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Phase         string                 `protobuf:"bytes,1,opt,name=phase,proto3" json:"phase,omitempty"` // authorize: old shares are needed; verify: new shares are; done; none
+	Progress      *SealProgress          `protobuf:"bytes,2,opt,name=progress,proto3" json:"progress,omitempty"`
+	Attempt       string                 `protobuf:"bytes,3,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	Shares        []string               `protobuf:"bytes,4,rep,name=shares,proto3" json:"shares,omitempty"` // the new ones, once
+	Sealer        string                 `protobuf:"bytes,5,opt,name=sealer,proto3" json:"sealer,omitempty"` // what the new shares make
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RekeyProgress) Reset() {
+	*x = RekeyProgress{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[74]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RekeyProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RekeyProgress) ProtoMessage() {}
+
+func (x *RekeyProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[74]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RekeyProgress.ProtoReflect.Descriptor instead.
+func (*RekeyProgress) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{74}
+}
+
+func (x *RekeyProgress) GetPhase() string {
+	if x != nil {
+		return x.Phase
+	}
+	return ""
+}
+
+func (x *RekeyProgress) GetProgress() *SealProgress {
+	if x != nil {
+		return x.Progress
+	}
+	return nil
+}
+
+func (x *RekeyProgress) GetAttempt() string {
+	if x != nil {
+		return x.Attempt
+	}
+	return ""
+}
+
+func (x *RekeyProgress) GetShares() []string {
+	if x != nil {
+		return x.Shares
+	}
+	return nil
+}
+
+func (x *RekeyProgress) GetSealer() string {
+	if x != nil {
+		return x.Sealer
+	}
+	return ""
+}
+
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -3761,7 +4465,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[63]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3773,7 +4477,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[63]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3786,7 +4490,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{63}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{75}
 }
 
 type StatusResponse struct {
@@ -3805,7 +4509,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[64]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3817,7 +4521,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[64]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3830,7 +4534,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{64}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -3901,7 +4605,7 @@ type LoginRequest struct {
 
 func (x *LoginRequest) Reset() {
 	*x = LoginRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[65]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3913,7 +4617,7 @@ func (x *LoginRequest) String() string {
 func (*LoginRequest) ProtoMessage() {}
 
 func (x *LoginRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[65]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3926,7 +4630,7 @@ func (x *LoginRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoginRequest.ProtoReflect.Descriptor instead.
 func (*LoginRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{65}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *LoginRequest) GetJwt() string {
@@ -3964,7 +4668,7 @@ type LoginResponse struct {
 
 func (x *LoginResponse) Reset() {
 	*x = LoginResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[66]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3976,7 +4680,7 @@ func (x *LoginResponse) String() string {
 func (*LoginResponse) ProtoMessage() {}
 
 func (x *LoginResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[66]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3989,7 +4693,7 @@ func (x *LoginResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoginResponse.ProtoReflect.Descriptor instead.
 func (*LoginResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{66}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *LoginResponse) GetToken() string {
@@ -4042,7 +4746,7 @@ type LogoutRequest struct {
 
 func (x *LogoutRequest) Reset() {
 	*x = LogoutRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[67]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4054,7 +4758,7 @@ func (x *LogoutRequest) String() string {
 func (*LogoutRequest) ProtoMessage() {}
 
 func (x *LogoutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[67]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4067,7 +4771,7 @@ func (x *LogoutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogoutRequest.ProtoReflect.Descriptor instead.
 func (*LogoutRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{67}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{79}
 }
 
 type LogoutResponse struct {
@@ -4078,7 +4782,7 @@ type LogoutResponse struct {
 
 func (x *LogoutResponse) Reset() {
 	*x = LogoutResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[68]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4090,7 +4794,7 @@ func (x *LogoutResponse) String() string {
 func (*LogoutResponse) ProtoMessage() {}
 
 func (x *LogoutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[68]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4103,7 +4807,7 @@ func (x *LogoutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogoutResponse.ProtoReflect.Descriptor instead.
 func (*LogoutResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{68}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{80}
 }
 
 type WhoamiRequest struct {
@@ -4114,7 +4818,7 @@ type WhoamiRequest struct {
 
 func (x *WhoamiRequest) Reset() {
 	*x = WhoamiRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[69]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4126,7 +4830,7 @@ func (x *WhoamiRequest) String() string {
 func (*WhoamiRequest) ProtoMessage() {}
 
 func (x *WhoamiRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[69]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4139,7 +4843,7 @@ func (x *WhoamiRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoamiRequest.ProtoReflect.Descriptor instead.
 func (*WhoamiRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{69}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{81}
 }
 
 type WhoamiResponse struct {
@@ -4155,7 +4859,7 @@ type WhoamiResponse struct {
 
 func (x *WhoamiResponse) Reset() {
 	*x = WhoamiResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[70]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4167,7 +4871,7 @@ func (x *WhoamiResponse) String() string {
 func (*WhoamiResponse) ProtoMessage() {}
 
 func (x *WhoamiResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[70]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4180,7 +4884,7 @@ func (x *WhoamiResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoamiResponse.ProtoReflect.Descriptor instead.
 func (*WhoamiResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{70}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *WhoamiResponse) GetCaller() string {
@@ -4228,7 +4932,7 @@ type SessionsRequest struct {
 
 func (x *SessionsRequest) Reset() {
 	*x = SessionsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[71]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4240,7 +4944,7 @@ func (x *SessionsRequest) String() string {
 func (*SessionsRequest) ProtoMessage() {}
 
 func (x *SessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[71]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4253,7 +4957,7 @@ func (x *SessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionsRequest.ProtoReflect.Descriptor instead.
 func (*SessionsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{71}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *SessionsRequest) GetCaller() string {
@@ -4285,7 +4989,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[72]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4297,7 +5001,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[72]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4310,7 +5014,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{72}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *Session) GetId() string {
@@ -4371,7 +5075,7 @@ type SessionsResponse struct {
 
 func (x *SessionsResponse) Reset() {
 	*x = SessionsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[73]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4383,7 +5087,7 @@ func (x *SessionsResponse) String() string {
 func (*SessionsResponse) ProtoMessage() {}
 
 func (x *SessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[73]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4396,7 +5100,7 @@ func (x *SessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionsResponse.ProtoReflect.Descriptor instead.
 func (*SessionsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{73}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *SessionsResponse) GetSessions() []*Session {
@@ -4417,7 +5121,7 @@ type RevokeSessionsRequest struct {
 
 func (x *RevokeSessionsRequest) Reset() {
 	*x = RevokeSessionsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[74]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4429,7 +5133,7 @@ func (x *RevokeSessionsRequest) String() string {
 func (*RevokeSessionsRequest) ProtoMessage() {}
 
 func (x *RevokeSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[74]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4442,7 +5146,7 @@ func (x *RevokeSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeSessionsRequest.ProtoReflect.Descriptor instead.
 func (*RevokeSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{74}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *RevokeSessionsRequest) GetId() string {
@@ -4468,7 +5172,7 @@ type RevokeSessionsResponse struct {
 
 func (x *RevokeSessionsResponse) Reset() {
 	*x = RevokeSessionsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[75]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4480,7 +5184,7 @@ func (x *RevokeSessionsResponse) String() string {
 func (*RevokeSessionsResponse) ProtoMessage() {}
 
 func (x *RevokeSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[75]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4493,7 +5197,7 @@ func (x *RevokeSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeSessionsResponse.ProtoReflect.Descriptor instead.
 func (*RevokeSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{75}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *RevokeSessionsResponse) GetRevoked() uint32 {
@@ -4523,7 +5227,7 @@ type Credential struct {
 
 func (x *Credential) Reset() {
 	*x = Credential{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[76]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4535,7 +5239,7 @@ func (x *Credential) String() string {
 func (*Credential) ProtoMessage() {}
 
 func (x *Credential) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[76]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4548,7 +5252,7 @@ func (x *Credential) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Credential.ProtoReflect.Descriptor instead.
 func (*Credential) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{76}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *Credential) GetId() string {
@@ -4648,7 +5352,7 @@ type CreateCredentialRequest struct {
 
 func (x *CreateCredentialRequest) Reset() {
 	*x = CreateCredentialRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[77]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4660,7 +5364,7 @@ func (x *CreateCredentialRequest) String() string {
 func (*CreateCredentialRequest) ProtoMessage() {}
 
 func (x *CreateCredentialRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[77]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4673,7 +5377,7 @@ func (x *CreateCredentialRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateCredentialRequest.ProtoReflect.Descriptor instead.
 func (*CreateCredentialRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{77}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *CreateCredentialRequest) GetName() string {
@@ -4721,7 +5425,7 @@ type CreateCredentialResponse struct {
 
 func (x *CreateCredentialResponse) Reset() {
 	*x = CreateCredentialResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[78]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4733,7 +5437,7 @@ func (x *CreateCredentialResponse) String() string {
 func (*CreateCredentialResponse) ProtoMessage() {}
 
 func (x *CreateCredentialResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[78]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4746,7 +5450,7 @@ func (x *CreateCredentialResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateCredentialResponse.ProtoReflect.Descriptor instead.
 func (*CreateCredentialResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{78}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *CreateCredentialResponse) GetCredential() *Credential {
@@ -4771,7 +5475,7 @@ type CredentialsRequest struct {
 
 func (x *CredentialsRequest) Reset() {
 	*x = CredentialsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[79]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4783,7 +5487,7 @@ func (x *CredentialsRequest) String() string {
 func (*CredentialsRequest) ProtoMessage() {}
 
 func (x *CredentialsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[79]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4796,7 +5500,7 @@ func (x *CredentialsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CredentialsRequest.ProtoReflect.Descriptor instead.
 func (*CredentialsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{79}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{91}
 }
 
 type CredentialsResponse struct {
@@ -4808,7 +5512,7 @@ type CredentialsResponse struct {
 
 func (x *CredentialsResponse) Reset() {
 	*x = CredentialsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[80]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4820,7 +5524,7 @@ func (x *CredentialsResponse) String() string {
 func (*CredentialsResponse) ProtoMessage() {}
 
 func (x *CredentialsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[80]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4833,7 +5537,7 @@ func (x *CredentialsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CredentialsResponse.ProtoReflect.Descriptor instead.
 func (*CredentialsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{80}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *CredentialsResponse) GetCredentials() []*Credential {
@@ -4853,7 +5557,7 @@ type ChangeCredentialRequest struct {
 
 func (x *ChangeCredentialRequest) Reset() {
 	*x = ChangeCredentialRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[81]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4865,7 +5569,7 @@ func (x *ChangeCredentialRequest) String() string {
 func (*ChangeCredentialRequest) ProtoMessage() {}
 
 func (x *ChangeCredentialRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[81]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4878,7 +5582,7 @@ func (x *ChangeCredentialRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeCredentialRequest.ProtoReflect.Descriptor instead.
 func (*ChangeCredentialRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{81}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *ChangeCredentialRequest) GetId() string {
@@ -4913,7 +5617,7 @@ type Grant struct {
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[82]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4925,7 +5629,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[82]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4938,7 +5642,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{82}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *Grant) GetId() string {
@@ -5025,7 +5729,7 @@ type CreateGrantRequest struct {
 
 func (x *CreateGrantRequest) Reset() {
 	*x = CreateGrantRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[83]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5037,7 +5741,7 @@ func (x *CreateGrantRequest) String() string {
 func (*CreateGrantRequest) ProtoMessage() {}
 
 func (x *CreateGrantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[83]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5050,7 +5754,7 @@ func (x *CreateGrantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateGrantRequest.ProtoReflect.Descriptor instead.
 func (*CreateGrantRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{83}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *CreateGrantRequest) GetGrantee() string {
@@ -5103,7 +5807,7 @@ type GrantsRequest struct {
 
 func (x *GrantsRequest) Reset() {
 	*x = GrantsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[84]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5115,7 +5819,7 @@ func (x *GrantsRequest) String() string {
 func (*GrantsRequest) ProtoMessage() {}
 
 func (x *GrantsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[84]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5128,7 +5832,7 @@ func (x *GrantsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantsRequest.ProtoReflect.Descriptor instead.
 func (*GrantsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{84}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{96}
 }
 
 type GrantsResponse struct {
@@ -5140,7 +5844,7 @@ type GrantsResponse struct {
 
 func (x *GrantsResponse) Reset() {
 	*x = GrantsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[85]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5152,7 +5856,7 @@ func (x *GrantsResponse) String() string {
 func (*GrantsResponse) ProtoMessage() {}
 
 func (x *GrantsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[85]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5165,7 +5869,7 @@ func (x *GrantsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantsResponse.ProtoReflect.Descriptor instead.
 func (*GrantsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{85}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *GrantsResponse) GetGrants() []*Grant {
@@ -5184,7 +5888,7 @@ type RevokeGrantRequest struct {
 
 func (x *RevokeGrantRequest) Reset() {
 	*x = RevokeGrantRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[86]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5196,7 +5900,7 @@ func (x *RevokeGrantRequest) String() string {
 func (*RevokeGrantRequest) ProtoMessage() {}
 
 func (x *RevokeGrantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[86]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5209,7 +5913,7 @@ func (x *RevokeGrantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeGrantRequest.ProtoReflect.Descriptor instead.
 func (*RevokeGrantRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{86}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *RevokeGrantRequest) GetId() string {
@@ -5227,7 +5931,7 @@ type RevokeGrantResponse struct {
 
 func (x *RevokeGrantResponse) Reset() {
 	*x = RevokeGrantResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[87]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5239,7 +5943,7 @@ func (x *RevokeGrantResponse) String() string {
 func (*RevokeGrantResponse) ProtoMessage() {}
 
 func (x *RevokeGrantResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[87]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5252,7 +5956,7 @@ func (x *RevokeGrantResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeGrantResponse.ProtoReflect.Descriptor instead.
 func (*RevokeGrantResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{87}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{99}
 }
 
 type InviteAdminRequest struct {
@@ -5265,7 +5969,7 @@ type InviteAdminRequest struct {
 
 func (x *InviteAdminRequest) Reset() {
 	*x = InviteAdminRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[88]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5277,7 +5981,7 @@ func (x *InviteAdminRequest) String() string {
 func (*InviteAdminRequest) ProtoMessage() {}
 
 func (x *InviteAdminRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[88]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5290,7 +5994,7 @@ func (x *InviteAdminRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteAdminRequest.ProtoReflect.Descriptor instead.
 func (*InviteAdminRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{88}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *InviteAdminRequest) GetName() string {
@@ -5316,7 +6020,7 @@ type InviteAdminResponse struct {
 
 func (x *InviteAdminResponse) Reset() {
 	*x = InviteAdminResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[89]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5328,7 +6032,7 @@ func (x *InviteAdminResponse) String() string {
 func (*InviteAdminResponse) ProtoMessage() {}
 
 func (x *InviteAdminResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[89]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5341,7 +6045,7 @@ func (x *InviteAdminResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteAdminResponse.ProtoReflect.Descriptor instead.
 func (*InviteAdminResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{89}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *InviteAdminResponse) GetToken() string {
@@ -5359,7 +6063,7 @@ type AdminsRequest struct {
 
 func (x *AdminsRequest) Reset() {
 	*x = AdminsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[90]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5371,7 +6075,7 @@ func (x *AdminsRequest) String() string {
 func (*AdminsRequest) ProtoMessage() {}
 
 func (x *AdminsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[90]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5384,7 +6088,7 @@ func (x *AdminsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminsRequest.ProtoReflect.Descriptor instead.
 func (*AdminsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{90}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{102}
 }
 
 type Administrator struct {
@@ -5398,7 +6102,7 @@ type Administrator struct {
 
 func (x *Administrator) Reset() {
 	*x = Administrator{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[91]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5410,7 +6114,7 @@ func (x *Administrator) String() string {
 func (*Administrator) ProtoMessage() {}
 
 func (x *Administrator) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[91]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5423,7 +6127,7 @@ func (x *Administrator) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Administrator.ProtoReflect.Descriptor instead.
 func (*Administrator) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{91}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *Administrator) GetName() string {
@@ -5456,7 +6160,7 @@ type AdminsResponse struct {
 
 func (x *AdminsResponse) Reset() {
 	*x = AdminsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[92]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5468,7 +6172,7 @@ func (x *AdminsResponse) String() string {
 func (*AdminsResponse) ProtoMessage() {}
 
 func (x *AdminsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[92]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5481,7 +6185,7 @@ func (x *AdminsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminsResponse.ProtoReflect.Descriptor instead.
 func (*AdminsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{92}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *AdminsResponse) GetAdmins() []*Administrator {
@@ -5500,7 +6204,7 @@ type RemoveAdminRequest struct {
 
 func (x *RemoveAdminRequest) Reset() {
 	*x = RemoveAdminRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[93]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5512,7 +6216,7 @@ func (x *RemoveAdminRequest) String() string {
 func (*RemoveAdminRequest) ProtoMessage() {}
 
 func (x *RemoveAdminRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[93]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5525,7 +6229,7 @@ func (x *RemoveAdminRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveAdminRequest.ProtoReflect.Descriptor instead.
 func (*RemoveAdminRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{93}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *RemoveAdminRequest) GetName() string {
@@ -5543,7 +6247,7 @@ type RemoveAdminResponse struct {
 
 func (x *RemoveAdminResponse) Reset() {
 	*x = RemoveAdminResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[94]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5555,7 +6259,7 @@ func (x *RemoveAdminResponse) String() string {
 func (*RemoveAdminResponse) ProtoMessage() {}
 
 func (x *RemoveAdminResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[94]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5568,7 +6272,7 @@ func (x *RemoveAdminResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveAdminResponse.ProtoReflect.Descriptor instead.
 func (*RemoveAdminResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{94}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{106}
 }
 
 var File_rotor_v1_rotor_proto protoreflect.FileDescriptor
@@ -5836,7 +6540,55 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\n" +
 	"ExportFile\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
-	"\x04data\x18\x02 \x01(\fR\x04data\"\x0f\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"\x13\n" +
+	"\x11SealStatusRequest\"\xe7\x01\n" +
+	"\n" +
+	"SealStatus\x12\x16\n" +
+	"\x06sealed\x18\x01 \x01(\bR\x06sealed\x12.\n" +
+	"\x06shares\x18\x02 \x03(\v2\x16.rotor.v1.SealProgressR\x06shares\x12.\n" +
+	"\amembers\x18\x03 \x03(\v2\x14.rotor.v1.SealMemberR\amembers\x12\x18\n" +
+	"\aweakest\x18\x04 \x01(\tR\aweakest\x12\x18\n" +
+	"\awarning\x18\x05 \x01(\tR\awarning\x12-\n" +
+	"\x05rekey\x18\x06 \x01(\v2\x17.rotor.v1.RekeyProgressR\x05rekey\"\xac\x01\n" +
+	"\n" +
+	"SealMember\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04here\x18\x03 \x01(\bR\x04here\x12\x1c\n" +
+	"\tautomatic\x18\x04 \x01(\bR\tautomatic\x122\n" +
+	"\x06opened\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x06opened\x12\x14\n" +
+	"\x05error\x18\x06 \x01(\tR\x05error\"\xb0\x01\n" +
+	"\fSealProgress\x12\x10\n" +
+	"\x03set\x18\x01 \x01(\tR\x03set\x12\x12\n" +
+	"\x04have\x18\x02 \x01(\rR\x04have\x12\x1c\n" +
+	"\tthreshold\x18\x03 \x01(\rR\tthreshold\x12\x14\n" +
+	"\x05total\x18\x04 \x01(\rR\x05total\x12\x18\n" +
+	"\aattempt\x18\x05 \x01(\tR\aattempt\x12\x18\n" +
+	"\aindexes\x18\x06 \x03(\rR\aindexes\x12\x12\n" +
+	"\x04done\x18\a \x01(\bR\x04done\"?\n" +
+	"\rUnsealRequest\x12\x14\n" +
+	"\x05share\x18\x01 \x01(\tR\x05share\x12\x18\n" +
+	"\aattempt\x18\x02 \x01(\tR\aattempt\".\n" +
+	"\x12UnsealResetRequest\x12\x18\n" +
+	"\aattempt\x18\x01 \x01(\tR\aattempt\"\r\n" +
+	"\vSealRequest\"C\n" +
+	"\x11SealChangeRequest\x12\x16\n" +
+	"\x06change\x18\x01 \x01(\tR\x06change\x12\x16\n" +
+	"\x06sealer\x18\x02 \x01(\tR\x06sealer\"?\n" +
+	"\x11StartRekeyRequest\x12\x16\n" +
+	"\x06shares\x18\x01 \x01(\tR\x06shares\x12\x12\n" +
+	"\x04with\x18\x02 \x01(\tR\x04with\">\n" +
+	"\fRekeyRequest\x12\x14\n" +
+	"\x05share\x18\x01 \x01(\tR\x05share\x12\x18\n" +
+	"\aattempt\x18\x02 \x01(\tR\aattempt\"-\n" +
+	"\x11AbortRekeyRequest\x12\x18\n" +
+	"\aattempt\x18\x01 \x01(\tR\aattempt\"\xa3\x01\n" +
+	"\rRekeyProgress\x12\x14\n" +
+	"\x05phase\x18\x01 \x01(\tR\x05phase\x122\n" +
+	"\bprogress\x18\x02 \x01(\v2\x16.rotor.v1.SealProgressR\bprogress\x12\x18\n" +
+	"\aattempt\x18\x03 \x01(\tR\aattempt\x12\x16\n" +
+	"\x06shares\x18\x04 \x03(\tR\x06shares\x12\x16\n" +
+	"\x06sealer\x18\x05 \x01(\tR\x06sealer\"\x0f\n" +
 	"\rStatusRequest\"\xf6\x01\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x18\n" +
@@ -6015,7 +6767,18 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\vGetCampaign\x12\x15.rotor.v1.CampaignRef\x1a\x12.rotor.v1.Campaign2\x7f\n" +
 	"\fAuditService\x124\n" +
 	"\x04Tail\x12\x15.rotor.v1.TailRequest\x1a\x13.rotor.v1.TailEntry0\x01\x129\n" +
-	"\x06Export\x12\x17.rotor.v1.ExportRequest\x1a\x14.rotor.v1.ExportFile0\x012L\n" +
+	"\x06Export\x12\x17.rotor.v1.ExportRequest\x1a\x14.rotor.v1.ExportFile0\x012\xf8\x03\n" +
+	"\vSealService\x12;\n" +
+	"\x06Status\x12\x1b.rotor.v1.SealStatusRequest\x1a\x14.rotor.v1.SealStatus\x129\n" +
+	"\x06Unseal\x12\x17.rotor.v1.UnsealRequest\x1a\x16.rotor.v1.SealProgress\x12=\n" +
+	"\x05Reset\x12\x1c.rotor.v1.UnsealResetRequest\x1a\x16.rotor.v1.SealProgress\x123\n" +
+	"\x04Seal\x12\x15.rotor.v1.SealRequest\x1a\x14.rotor.v1.SealStatus\x12;\n" +
+	"\x06Change\x12\x1b.rotor.v1.SealChangeRequest\x1a\x14.rotor.v1.SealStatus\x12B\n" +
+	"\n" +
+	"StartRekey\x12\x1b.rotor.v1.StartRekeyRequest\x1a\x17.rotor.v1.RekeyProgress\x128\n" +
+	"\x05Rekey\x12\x16.rotor.v1.RekeyRequest\x1a\x17.rotor.v1.RekeyProgress\x12B\n" +
+	"\n" +
+	"AbortRekey\x12\x1b.rotor.v1.AbortRekeyRequest\x1a\x17.rotor.v1.RekeyProgress2L\n" +
 	"\rServerService\x12;\n" +
 	"\x06Status\x12\x17.rotor.v1.StatusRequest\x1a\x18.rotor.v1.StatusResponse2\xe9\a\n" +
 	"\vAuthService\x128\n" +
@@ -6046,7 +6809,7 @@ func file_rotor_v1_rotor_proto_rawDescGZIP() []byte {
 	return file_rotor_v1_rotor_proto_rawDescData
 }
 
-var file_rotor_v1_rotor_proto_msgTypes = make([]protoimpl.MessageInfo, 101)
+var file_rotor_v1_rotor_proto_msgTypes = make([]protoimpl.MessageInfo, 113)
 var file_rotor_v1_rotor_proto_goTypes = []any{
 	(*Fault)(nil),                    // 0: rotor.v1.Fault
 	(*Part)(nil),                     // 1: rotor.v1.Part
@@ -6111,54 +6874,66 @@ var file_rotor_v1_rotor_proto_goTypes = []any{
 	(*TailEntry)(nil),                // 60: rotor.v1.TailEntry
 	(*ExportRequest)(nil),            // 61: rotor.v1.ExportRequest
 	(*ExportFile)(nil),               // 62: rotor.v1.ExportFile
-	(*StatusRequest)(nil),            // 63: rotor.v1.StatusRequest
-	(*StatusResponse)(nil),           // 64: rotor.v1.StatusResponse
-	(*LoginRequest)(nil),             // 65: rotor.v1.LoginRequest
-	(*LoginResponse)(nil),            // 66: rotor.v1.LoginResponse
-	(*LogoutRequest)(nil),            // 67: rotor.v1.LogoutRequest
-	(*LogoutResponse)(nil),           // 68: rotor.v1.LogoutResponse
-	(*WhoamiRequest)(nil),            // 69: rotor.v1.WhoamiRequest
-	(*WhoamiResponse)(nil),           // 70: rotor.v1.WhoamiResponse
-	(*SessionsRequest)(nil),          // 71: rotor.v1.SessionsRequest
-	(*Session)(nil),                  // 72: rotor.v1.Session
-	(*SessionsResponse)(nil),         // 73: rotor.v1.SessionsResponse
-	(*RevokeSessionsRequest)(nil),    // 74: rotor.v1.RevokeSessionsRequest
-	(*RevokeSessionsResponse)(nil),   // 75: rotor.v1.RevokeSessionsResponse
-	(*Credential)(nil),               // 76: rotor.v1.Credential
-	(*CreateCredentialRequest)(nil),  // 77: rotor.v1.CreateCredentialRequest
-	(*CreateCredentialResponse)(nil), // 78: rotor.v1.CreateCredentialResponse
-	(*CredentialsRequest)(nil),       // 79: rotor.v1.CredentialsRequest
-	(*CredentialsResponse)(nil),      // 80: rotor.v1.CredentialsResponse
-	(*ChangeCredentialRequest)(nil),  // 81: rotor.v1.ChangeCredentialRequest
-	(*Grant)(nil),                    // 82: rotor.v1.Grant
-	(*CreateGrantRequest)(nil),       // 83: rotor.v1.CreateGrantRequest
-	(*GrantsRequest)(nil),            // 84: rotor.v1.GrantsRequest
-	(*GrantsResponse)(nil),           // 85: rotor.v1.GrantsResponse
-	(*RevokeGrantRequest)(nil),       // 86: rotor.v1.RevokeGrantRequest
-	(*RevokeGrantResponse)(nil),      // 87: rotor.v1.RevokeGrantResponse
-	(*InviteAdminRequest)(nil),       // 88: rotor.v1.InviteAdminRequest
-	(*InviteAdminResponse)(nil),      // 89: rotor.v1.InviteAdminResponse
-	(*AdminsRequest)(nil),            // 90: rotor.v1.AdminsRequest
-	(*Administrator)(nil),            // 91: rotor.v1.Administrator
-	(*AdminsResponse)(nil),           // 92: rotor.v1.AdminsResponse
-	(*RemoveAdminRequest)(nil),       // 93: rotor.v1.RemoveAdminRequest
-	(*RemoveAdminResponse)(nil),      // 94: rotor.v1.RemoveAdminResponse
-	nil,                              // 95: rotor.v1.Key.LabelsEntry
-	nil,                              // 96: rotor.v1.WhoamiResponse.AttributesEntry
-	nil,                              // 97: rotor.v1.Credential.AttributesEntry
-	nil,                              // 98: rotor.v1.CreateCredentialRequest.AttributesEntry
-	nil,                              // 99: rotor.v1.Grant.ContextEntry
-	nil,                              // 100: rotor.v1.CreateGrantRequest.ContextEntry
-	(*timestamppb.Timestamp)(nil),    // 101: google.protobuf.Timestamp
+	(*SealStatusRequest)(nil),        // 63: rotor.v1.SealStatusRequest
+	(*SealStatus)(nil),               // 64: rotor.v1.SealStatus
+	(*SealMember)(nil),               // 65: rotor.v1.SealMember
+	(*SealProgress)(nil),             // 66: rotor.v1.SealProgress
+	(*UnsealRequest)(nil),            // 67: rotor.v1.UnsealRequest
+	(*UnsealResetRequest)(nil),       // 68: rotor.v1.UnsealResetRequest
+	(*SealRequest)(nil),              // 69: rotor.v1.SealRequest
+	(*SealChangeRequest)(nil),        // 70: rotor.v1.SealChangeRequest
+	(*StartRekeyRequest)(nil),        // 71: rotor.v1.StartRekeyRequest
+	(*RekeyRequest)(nil),             // 72: rotor.v1.RekeyRequest
+	(*AbortRekeyRequest)(nil),        // 73: rotor.v1.AbortRekeyRequest
+	(*RekeyProgress)(nil),            // 74: rotor.v1.RekeyProgress
+	(*StatusRequest)(nil),            // 75: rotor.v1.StatusRequest
+	(*StatusResponse)(nil),           // 76: rotor.v1.StatusResponse
+	(*LoginRequest)(nil),             // 77: rotor.v1.LoginRequest
+	(*LoginResponse)(nil),            // 78: rotor.v1.LoginResponse
+	(*LogoutRequest)(nil),            // 79: rotor.v1.LogoutRequest
+	(*LogoutResponse)(nil),           // 80: rotor.v1.LogoutResponse
+	(*WhoamiRequest)(nil),            // 81: rotor.v1.WhoamiRequest
+	(*WhoamiResponse)(nil),           // 82: rotor.v1.WhoamiResponse
+	(*SessionsRequest)(nil),          // 83: rotor.v1.SessionsRequest
+	(*Session)(nil),                  // 84: rotor.v1.Session
+	(*SessionsResponse)(nil),         // 85: rotor.v1.SessionsResponse
+	(*RevokeSessionsRequest)(nil),    // 86: rotor.v1.RevokeSessionsRequest
+	(*RevokeSessionsResponse)(nil),   // 87: rotor.v1.RevokeSessionsResponse
+	(*Credential)(nil),               // 88: rotor.v1.Credential
+	(*CreateCredentialRequest)(nil),  // 89: rotor.v1.CreateCredentialRequest
+	(*CreateCredentialResponse)(nil), // 90: rotor.v1.CreateCredentialResponse
+	(*CredentialsRequest)(nil),       // 91: rotor.v1.CredentialsRequest
+	(*CredentialsResponse)(nil),      // 92: rotor.v1.CredentialsResponse
+	(*ChangeCredentialRequest)(nil),  // 93: rotor.v1.ChangeCredentialRequest
+	(*Grant)(nil),                    // 94: rotor.v1.Grant
+	(*CreateGrantRequest)(nil),       // 95: rotor.v1.CreateGrantRequest
+	(*GrantsRequest)(nil),            // 96: rotor.v1.GrantsRequest
+	(*GrantsResponse)(nil),           // 97: rotor.v1.GrantsResponse
+	(*RevokeGrantRequest)(nil),       // 98: rotor.v1.RevokeGrantRequest
+	(*RevokeGrantResponse)(nil),      // 99: rotor.v1.RevokeGrantResponse
+	(*InviteAdminRequest)(nil),       // 100: rotor.v1.InviteAdminRequest
+	(*InviteAdminResponse)(nil),      // 101: rotor.v1.InviteAdminResponse
+	(*AdminsRequest)(nil),            // 102: rotor.v1.AdminsRequest
+	(*Administrator)(nil),            // 103: rotor.v1.Administrator
+	(*AdminsResponse)(nil),           // 104: rotor.v1.AdminsResponse
+	(*RemoveAdminRequest)(nil),       // 105: rotor.v1.RemoveAdminRequest
+	(*RemoveAdminResponse)(nil),      // 106: rotor.v1.RemoveAdminResponse
+	nil,                              // 107: rotor.v1.Key.LabelsEntry
+	nil,                              // 108: rotor.v1.WhoamiResponse.AttributesEntry
+	nil,                              // 109: rotor.v1.Credential.AttributesEntry
+	nil,                              // 110: rotor.v1.CreateCredentialRequest.AttributesEntry
+	nil,                              // 111: rotor.v1.Grant.ContextEntry
+	nil,                              // 112: rotor.v1.CreateGrantRequest.ContextEntry
+	(*timestamppb.Timestamp)(nil),    // 113: google.protobuf.Timestamp
 }
 var file_rotor_v1_rotor_proto_depIdxs = []int32{
-	101, // 0: rotor.v1.Version.created:type_name -> google.protobuf.Timestamp
-	101, // 1: rotor.v1.Version.activated:type_name -> google.protobuf.Timestamp
-	101, // 2: rotor.v1.Version.retired:type_name -> google.protobuf.Timestamp
-	95,  // 3: rotor.v1.Key.labels:type_name -> rotor.v1.Key.LabelsEntry
+	113, // 0: rotor.v1.Version.created:type_name -> google.protobuf.Timestamp
+	113, // 1: rotor.v1.Version.activated:type_name -> google.protobuf.Timestamp
+	113, // 2: rotor.v1.Version.retired:type_name -> google.protobuf.Timestamp
+	107, // 3: rotor.v1.Key.labels:type_name -> rotor.v1.Key.LabelsEntry
 	3,   // 4: rotor.v1.Key.rotation:type_name -> rotor.v1.Rotation
 	2,   // 5: rotor.v1.Key.versions:type_name -> rotor.v1.Version
-	101, // 6: rotor.v1.Key.created:type_name -> google.protobuf.Timestamp
+	113, // 6: rotor.v1.Key.created:type_name -> google.protobuf.Timestamp
 	4,   // 7: rotor.v1.CreateRequest.key:type_name -> rotor.v1.Key
 	4,   // 8: rotor.v1.ListResponse.keys:type_name -> rotor.v1.Key
 	5,   // 9: rotor.v1.ChangeRequest.key:type_name -> rotor.v1.KeyRef
@@ -6184,7 +6959,7 @@ var file_rotor_v1_rotor_proto_depIdxs = []int32{
 	38,  // 29: rotor.v1.HoldDown.parcel:type_name -> rotor.v1.Parcel
 	39,  // 30: rotor.v1.HoldDown.refusal:type_name -> rotor.v1.KeyRefusal
 	0,   // 31: rotor.v1.KeyRefusal.fault:type_name -> rotor.v1.Fault
-	101, // 32: rotor.v1.Instance.heard:type_name -> google.protobuf.Timestamp
+	113, // 32: rotor.v1.Instance.heard:type_name -> google.protobuf.Timestamp
 	43,  // 33: rotor.v1.InstancesResponse.instances:type_name -> rotor.v1.Instance
 	5,   // 34: rotor.v1.IssueRequest.key:type_name -> rotor.v1.KeyRef
 	50,  // 35: rotor.v1.RegisterRequest.data_set:type_name -> rotor.v1.DataSet
@@ -6193,123 +6968,144 @@ var file_rotor_v1_rotor_proto_depIdxs = []int32{
 	5,   // 38: rotor.v1.CensusRequest.key:type_name -> rotor.v1.KeyRef
 	54,  // 39: rotor.v1.CensusResponse.counts:type_name -> rotor.v1.CensusCount
 	5,   // 40: rotor.v1.CampaignRequest.key:type_name -> rotor.v1.KeyRef
-	101, // 41: rotor.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
-	101, // 42: rotor.v1.LoginResponse.expires:type_name -> google.protobuf.Timestamp
-	96,  // 43: rotor.v1.WhoamiResponse.attributes:type_name -> rotor.v1.WhoamiResponse.AttributesEntry
-	101, // 44: rotor.v1.WhoamiResponse.expires:type_name -> google.protobuf.Timestamp
-	101, // 45: rotor.v1.Session.created:type_name -> google.protobuf.Timestamp
-	101, // 46: rotor.v1.Session.used:type_name -> google.protobuf.Timestamp
-	101, // 47: rotor.v1.Session.expires:type_name -> google.protobuf.Timestamp
-	72,  // 48: rotor.v1.SessionsResponse.sessions:type_name -> rotor.v1.Session
-	101, // 49: rotor.v1.Credential.expires:type_name -> google.protobuf.Timestamp
-	101, // 50: rotor.v1.Credential.created:type_name -> google.protobuf.Timestamp
-	97,  // 51: rotor.v1.Credential.attributes:type_name -> rotor.v1.Credential.AttributesEntry
-	98,  // 52: rotor.v1.CreateCredentialRequest.attributes:type_name -> rotor.v1.CreateCredentialRequest.AttributesEntry
-	76,  // 53: rotor.v1.CreateCredentialResponse.credential:type_name -> rotor.v1.Credential
-	76,  // 54: rotor.v1.CredentialsResponse.credentials:type_name -> rotor.v1.Credential
-	5,   // 55: rotor.v1.Grant.key:type_name -> rotor.v1.KeyRef
-	99,  // 56: rotor.v1.Grant.context:type_name -> rotor.v1.Grant.ContextEntry
-	101, // 57: rotor.v1.Grant.expires:type_name -> google.protobuf.Timestamp
-	101, // 58: rotor.v1.Grant.created:type_name -> google.protobuf.Timestamp
-	5,   // 59: rotor.v1.CreateGrantRequest.key:type_name -> rotor.v1.KeyRef
-	100, // 60: rotor.v1.CreateGrantRequest.context:type_name -> rotor.v1.CreateGrantRequest.ContextEntry
-	82,  // 61: rotor.v1.GrantsResponse.grants:type_name -> rotor.v1.Grant
-	101, // 62: rotor.v1.Administrator.created:type_name -> google.protobuf.Timestamp
-	101, // 63: rotor.v1.Administrator.removed:type_name -> google.protobuf.Timestamp
-	91,  // 64: rotor.v1.AdminsResponse.admins:type_name -> rotor.v1.Administrator
-	6,   // 65: rotor.v1.KeyService.Create:input_type -> rotor.v1.CreateRequest
-	5,   // 66: rotor.v1.KeyService.Get:input_type -> rotor.v1.KeyRef
-	7,   // 67: rotor.v1.KeyService.List:input_type -> rotor.v1.ListRequest
-	9,   // 68: rotor.v1.KeyService.Change:input_type -> rotor.v1.ChangeRequest
-	10,  // 69: rotor.v1.KeyService.Rotate:input_type -> rotor.v1.RotateRequest
-	5,   // 70: rotor.v1.KeyService.Progress:input_type -> rotor.v1.KeyRef
-	12,  // 71: rotor.v1.KeyService.Retire:input_type -> rotor.v1.RetireRequest
-	13,  // 72: rotor.v1.KeyService.Destroy:input_type -> rotor.v1.DestroyRequest
-	15,  // 73: rotor.v1.KeyService.Encrypt:input_type -> rotor.v1.EncryptRequest
-	17,  // 74: rotor.v1.KeyService.Decrypt:input_type -> rotor.v1.DecryptRequest
-	20,  // 75: rotor.v1.KeyService.Wrap:input_type -> rotor.v1.WrapRequest
-	22,  // 76: rotor.v1.KeyService.Unwrap:input_type -> rotor.v1.UnwrapRequest
-	24,  // 77: rotor.v1.KeyService.Rewrap:input_type -> rotor.v1.RewrapRequest
-	26,  // 78: rotor.v1.KeyService.Sign:input_type -> rotor.v1.SignRequest
-	28,  // 79: rotor.v1.KeyService.Verify:input_type -> rotor.v1.VerifyRequest
-	30,  // 80: rotor.v1.JoinService.Join:input_type -> rotor.v1.JoinRequest
-	31,  // 81: rotor.v1.JoinService.Renew:input_type -> rotor.v1.RenewRequest
-	33,  // 82: rotor.v1.FleetService.Hold:input_type -> rotor.v1.HoldUp
-	40,  // 83: rotor.v1.FleetService.Invite:input_type -> rotor.v1.InviteRequest
-	42,  // 84: rotor.v1.FleetService.Instances:input_type -> rotor.v1.InstancesRequest
-	45,  // 85: rotor.v1.FleetService.Remove:input_type -> rotor.v1.RemoveRequest
-	47,  // 86: rotor.v1.TokenService.Issue:input_type -> rotor.v1.IssueRequest
-	49,  // 87: rotor.v1.DataService.Register:input_type -> rotor.v1.RegisterRequest
-	51,  // 88: rotor.v1.DataService.DataSets:input_type -> rotor.v1.DataSetsRequest
-	53,  // 89: rotor.v1.DataService.Census:input_type -> rotor.v1.CensusRequest
-	56,  // 90: rotor.v1.DataService.StartCampaign:input_type -> rotor.v1.CampaignRequest
-	57,  // 91: rotor.v1.DataService.GetCampaign:input_type -> rotor.v1.CampaignRef
-	59,  // 92: rotor.v1.AuditService.Tail:input_type -> rotor.v1.TailRequest
-	61,  // 93: rotor.v1.AuditService.Export:input_type -> rotor.v1.ExportRequest
-	63,  // 94: rotor.v1.ServerService.Status:input_type -> rotor.v1.StatusRequest
-	65,  // 95: rotor.v1.AuthService.Login:input_type -> rotor.v1.LoginRequest
-	67,  // 96: rotor.v1.AuthService.Logout:input_type -> rotor.v1.LogoutRequest
-	69,  // 97: rotor.v1.AuthService.Whoami:input_type -> rotor.v1.WhoamiRequest
-	71,  // 98: rotor.v1.AuthService.Sessions:input_type -> rotor.v1.SessionsRequest
-	74,  // 99: rotor.v1.AuthService.RevokeSessions:input_type -> rotor.v1.RevokeSessionsRequest
-	77,  // 100: rotor.v1.AuthService.CreateCredential:input_type -> rotor.v1.CreateCredentialRequest
-	79,  // 101: rotor.v1.AuthService.Credentials:input_type -> rotor.v1.CredentialsRequest
-	81,  // 102: rotor.v1.AuthService.ChangeCredential:input_type -> rotor.v1.ChangeCredentialRequest
-	83,  // 103: rotor.v1.AuthService.CreateGrant:input_type -> rotor.v1.CreateGrantRequest
-	84,  // 104: rotor.v1.AuthService.Grants:input_type -> rotor.v1.GrantsRequest
-	86,  // 105: rotor.v1.AuthService.RevokeGrant:input_type -> rotor.v1.RevokeGrantRequest
-	88,  // 106: rotor.v1.AuthService.InviteAdmin:input_type -> rotor.v1.InviteAdminRequest
-	90,  // 107: rotor.v1.AuthService.Admins:input_type -> rotor.v1.AdminsRequest
-	93,  // 108: rotor.v1.AuthService.RemoveAdmin:input_type -> rotor.v1.RemoveAdminRequest
-	4,   // 109: rotor.v1.KeyService.Create:output_type -> rotor.v1.Key
-	4,   // 110: rotor.v1.KeyService.Get:output_type -> rotor.v1.Key
-	8,   // 111: rotor.v1.KeyService.List:output_type -> rotor.v1.ListResponse
-	4,   // 112: rotor.v1.KeyService.Change:output_type -> rotor.v1.Key
-	4,   // 113: rotor.v1.KeyService.Rotate:output_type -> rotor.v1.Key
-	11,  // 114: rotor.v1.KeyService.Progress:output_type -> rotor.v1.ProgressResponse
-	4,   // 115: rotor.v1.KeyService.Retire:output_type -> rotor.v1.Key
-	14,  // 116: rotor.v1.KeyService.Destroy:output_type -> rotor.v1.DestroyResponse
-	16,  // 117: rotor.v1.KeyService.Encrypt:output_type -> rotor.v1.EncryptResponse
-	18,  // 118: rotor.v1.KeyService.Decrypt:output_type -> rotor.v1.DecryptResponse
-	21,  // 119: rotor.v1.KeyService.Wrap:output_type -> rotor.v1.WrapResponse
-	23,  // 120: rotor.v1.KeyService.Unwrap:output_type -> rotor.v1.UnwrapResponse
-	25,  // 121: rotor.v1.KeyService.Rewrap:output_type -> rotor.v1.RewrapResponse
-	27,  // 122: rotor.v1.KeyService.Sign:output_type -> rotor.v1.SignResponse
-	29,  // 123: rotor.v1.KeyService.Verify:output_type -> rotor.v1.VerifyResponse
-	32,  // 124: rotor.v1.JoinService.Join:output_type -> rotor.v1.JoinResponse
-	32,  // 125: rotor.v1.JoinService.Renew:output_type -> rotor.v1.JoinResponse
-	36,  // 126: rotor.v1.FleetService.Hold:output_type -> rotor.v1.HoldDown
-	41,  // 127: rotor.v1.FleetService.Invite:output_type -> rotor.v1.InviteResponse
-	44,  // 128: rotor.v1.FleetService.Instances:output_type -> rotor.v1.InstancesResponse
-	46,  // 129: rotor.v1.FleetService.Remove:output_type -> rotor.v1.RemoveResponse
-	48,  // 130: rotor.v1.TokenService.Issue:output_type -> rotor.v1.IssueResponse
-	50,  // 131: rotor.v1.DataService.Register:output_type -> rotor.v1.DataSet
-	52,  // 132: rotor.v1.DataService.DataSets:output_type -> rotor.v1.DataSetsResponse
-	55,  // 133: rotor.v1.DataService.Census:output_type -> rotor.v1.CensusResponse
-	58,  // 134: rotor.v1.DataService.StartCampaign:output_type -> rotor.v1.Campaign
-	58,  // 135: rotor.v1.DataService.GetCampaign:output_type -> rotor.v1.Campaign
-	60,  // 136: rotor.v1.AuditService.Tail:output_type -> rotor.v1.TailEntry
-	62,  // 137: rotor.v1.AuditService.Export:output_type -> rotor.v1.ExportFile
-	64,  // 138: rotor.v1.ServerService.Status:output_type -> rotor.v1.StatusResponse
-	66,  // 139: rotor.v1.AuthService.Login:output_type -> rotor.v1.LoginResponse
-	68,  // 140: rotor.v1.AuthService.Logout:output_type -> rotor.v1.LogoutResponse
-	70,  // 141: rotor.v1.AuthService.Whoami:output_type -> rotor.v1.WhoamiResponse
-	73,  // 142: rotor.v1.AuthService.Sessions:output_type -> rotor.v1.SessionsResponse
-	75,  // 143: rotor.v1.AuthService.RevokeSessions:output_type -> rotor.v1.RevokeSessionsResponse
-	78,  // 144: rotor.v1.AuthService.CreateCredential:output_type -> rotor.v1.CreateCredentialResponse
-	80,  // 145: rotor.v1.AuthService.Credentials:output_type -> rotor.v1.CredentialsResponse
-	76,  // 146: rotor.v1.AuthService.ChangeCredential:output_type -> rotor.v1.Credential
-	82,  // 147: rotor.v1.AuthService.CreateGrant:output_type -> rotor.v1.Grant
-	85,  // 148: rotor.v1.AuthService.Grants:output_type -> rotor.v1.GrantsResponse
-	87,  // 149: rotor.v1.AuthService.RevokeGrant:output_type -> rotor.v1.RevokeGrantResponse
-	89,  // 150: rotor.v1.AuthService.InviteAdmin:output_type -> rotor.v1.InviteAdminResponse
-	92,  // 151: rotor.v1.AuthService.Admins:output_type -> rotor.v1.AdminsResponse
-	94,  // 152: rotor.v1.AuthService.RemoveAdmin:output_type -> rotor.v1.RemoveAdminResponse
-	109, // [109:153] is the sub-list for method output_type
-	65,  // [65:109] is the sub-list for method input_type
-	65,  // [65:65] is the sub-list for extension type_name
-	65,  // [65:65] is the sub-list for extension extendee
-	0,   // [0:65] is the sub-list for field type_name
+	66,  // 41: rotor.v1.SealStatus.shares:type_name -> rotor.v1.SealProgress
+	65,  // 42: rotor.v1.SealStatus.members:type_name -> rotor.v1.SealMember
+	74,  // 43: rotor.v1.SealStatus.rekey:type_name -> rotor.v1.RekeyProgress
+	113, // 44: rotor.v1.SealMember.opened:type_name -> google.protobuf.Timestamp
+	66,  // 45: rotor.v1.RekeyProgress.progress:type_name -> rotor.v1.SealProgress
+	113, // 46: rotor.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	113, // 47: rotor.v1.LoginResponse.expires:type_name -> google.protobuf.Timestamp
+	108, // 48: rotor.v1.WhoamiResponse.attributes:type_name -> rotor.v1.WhoamiResponse.AttributesEntry
+	113, // 49: rotor.v1.WhoamiResponse.expires:type_name -> google.protobuf.Timestamp
+	113, // 50: rotor.v1.Session.created:type_name -> google.protobuf.Timestamp
+	113, // 51: rotor.v1.Session.used:type_name -> google.protobuf.Timestamp
+	113, // 52: rotor.v1.Session.expires:type_name -> google.protobuf.Timestamp
+	84,  // 53: rotor.v1.SessionsResponse.sessions:type_name -> rotor.v1.Session
+	113, // 54: rotor.v1.Credential.expires:type_name -> google.protobuf.Timestamp
+	113, // 55: rotor.v1.Credential.created:type_name -> google.protobuf.Timestamp
+	109, // 56: rotor.v1.Credential.attributes:type_name -> rotor.v1.Credential.AttributesEntry
+	110, // 57: rotor.v1.CreateCredentialRequest.attributes:type_name -> rotor.v1.CreateCredentialRequest.AttributesEntry
+	88,  // 58: rotor.v1.CreateCredentialResponse.credential:type_name -> rotor.v1.Credential
+	88,  // 59: rotor.v1.CredentialsResponse.credentials:type_name -> rotor.v1.Credential
+	5,   // 60: rotor.v1.Grant.key:type_name -> rotor.v1.KeyRef
+	111, // 61: rotor.v1.Grant.context:type_name -> rotor.v1.Grant.ContextEntry
+	113, // 62: rotor.v1.Grant.expires:type_name -> google.protobuf.Timestamp
+	113, // 63: rotor.v1.Grant.created:type_name -> google.protobuf.Timestamp
+	5,   // 64: rotor.v1.CreateGrantRequest.key:type_name -> rotor.v1.KeyRef
+	112, // 65: rotor.v1.CreateGrantRequest.context:type_name -> rotor.v1.CreateGrantRequest.ContextEntry
+	94,  // 66: rotor.v1.GrantsResponse.grants:type_name -> rotor.v1.Grant
+	113, // 67: rotor.v1.Administrator.created:type_name -> google.protobuf.Timestamp
+	113, // 68: rotor.v1.Administrator.removed:type_name -> google.protobuf.Timestamp
+	103, // 69: rotor.v1.AdminsResponse.admins:type_name -> rotor.v1.Administrator
+	6,   // 70: rotor.v1.KeyService.Create:input_type -> rotor.v1.CreateRequest
+	5,   // 71: rotor.v1.KeyService.Get:input_type -> rotor.v1.KeyRef
+	7,   // 72: rotor.v1.KeyService.List:input_type -> rotor.v1.ListRequest
+	9,   // 73: rotor.v1.KeyService.Change:input_type -> rotor.v1.ChangeRequest
+	10,  // 74: rotor.v1.KeyService.Rotate:input_type -> rotor.v1.RotateRequest
+	5,   // 75: rotor.v1.KeyService.Progress:input_type -> rotor.v1.KeyRef
+	12,  // 76: rotor.v1.KeyService.Retire:input_type -> rotor.v1.RetireRequest
+	13,  // 77: rotor.v1.KeyService.Destroy:input_type -> rotor.v1.DestroyRequest
+	15,  // 78: rotor.v1.KeyService.Encrypt:input_type -> rotor.v1.EncryptRequest
+	17,  // 79: rotor.v1.KeyService.Decrypt:input_type -> rotor.v1.DecryptRequest
+	20,  // 80: rotor.v1.KeyService.Wrap:input_type -> rotor.v1.WrapRequest
+	22,  // 81: rotor.v1.KeyService.Unwrap:input_type -> rotor.v1.UnwrapRequest
+	24,  // 82: rotor.v1.KeyService.Rewrap:input_type -> rotor.v1.RewrapRequest
+	26,  // 83: rotor.v1.KeyService.Sign:input_type -> rotor.v1.SignRequest
+	28,  // 84: rotor.v1.KeyService.Verify:input_type -> rotor.v1.VerifyRequest
+	30,  // 85: rotor.v1.JoinService.Join:input_type -> rotor.v1.JoinRequest
+	31,  // 86: rotor.v1.JoinService.Renew:input_type -> rotor.v1.RenewRequest
+	33,  // 87: rotor.v1.FleetService.Hold:input_type -> rotor.v1.HoldUp
+	40,  // 88: rotor.v1.FleetService.Invite:input_type -> rotor.v1.InviteRequest
+	42,  // 89: rotor.v1.FleetService.Instances:input_type -> rotor.v1.InstancesRequest
+	45,  // 90: rotor.v1.FleetService.Remove:input_type -> rotor.v1.RemoveRequest
+	47,  // 91: rotor.v1.TokenService.Issue:input_type -> rotor.v1.IssueRequest
+	49,  // 92: rotor.v1.DataService.Register:input_type -> rotor.v1.RegisterRequest
+	51,  // 93: rotor.v1.DataService.DataSets:input_type -> rotor.v1.DataSetsRequest
+	53,  // 94: rotor.v1.DataService.Census:input_type -> rotor.v1.CensusRequest
+	56,  // 95: rotor.v1.DataService.StartCampaign:input_type -> rotor.v1.CampaignRequest
+	57,  // 96: rotor.v1.DataService.GetCampaign:input_type -> rotor.v1.CampaignRef
+	59,  // 97: rotor.v1.AuditService.Tail:input_type -> rotor.v1.TailRequest
+	61,  // 98: rotor.v1.AuditService.Export:input_type -> rotor.v1.ExportRequest
+	63,  // 99: rotor.v1.SealService.Status:input_type -> rotor.v1.SealStatusRequest
+	67,  // 100: rotor.v1.SealService.Unseal:input_type -> rotor.v1.UnsealRequest
+	68,  // 101: rotor.v1.SealService.Reset:input_type -> rotor.v1.UnsealResetRequest
+	69,  // 102: rotor.v1.SealService.Seal:input_type -> rotor.v1.SealRequest
+	70,  // 103: rotor.v1.SealService.Change:input_type -> rotor.v1.SealChangeRequest
+	71,  // 104: rotor.v1.SealService.StartRekey:input_type -> rotor.v1.StartRekeyRequest
+	72,  // 105: rotor.v1.SealService.Rekey:input_type -> rotor.v1.RekeyRequest
+	73,  // 106: rotor.v1.SealService.AbortRekey:input_type -> rotor.v1.AbortRekeyRequest
+	75,  // 107: rotor.v1.ServerService.Status:input_type -> rotor.v1.StatusRequest
+	77,  // 108: rotor.v1.AuthService.Login:input_type -> rotor.v1.LoginRequest
+	79,  // 109: rotor.v1.AuthService.Logout:input_type -> rotor.v1.LogoutRequest
+	81,  // 110: rotor.v1.AuthService.Whoami:input_type -> rotor.v1.WhoamiRequest
+	83,  // 111: rotor.v1.AuthService.Sessions:input_type -> rotor.v1.SessionsRequest
+	86,  // 112: rotor.v1.AuthService.RevokeSessions:input_type -> rotor.v1.RevokeSessionsRequest
+	89,  // 113: rotor.v1.AuthService.CreateCredential:input_type -> rotor.v1.CreateCredentialRequest
+	91,  // 114: rotor.v1.AuthService.Credentials:input_type -> rotor.v1.CredentialsRequest
+	93,  // 115: rotor.v1.AuthService.ChangeCredential:input_type -> rotor.v1.ChangeCredentialRequest
+	95,  // 116: rotor.v1.AuthService.CreateGrant:input_type -> rotor.v1.CreateGrantRequest
+	96,  // 117: rotor.v1.AuthService.Grants:input_type -> rotor.v1.GrantsRequest
+	98,  // 118: rotor.v1.AuthService.RevokeGrant:input_type -> rotor.v1.RevokeGrantRequest
+	100, // 119: rotor.v1.AuthService.InviteAdmin:input_type -> rotor.v1.InviteAdminRequest
+	102, // 120: rotor.v1.AuthService.Admins:input_type -> rotor.v1.AdminsRequest
+	105, // 121: rotor.v1.AuthService.RemoveAdmin:input_type -> rotor.v1.RemoveAdminRequest
+	4,   // 122: rotor.v1.KeyService.Create:output_type -> rotor.v1.Key
+	4,   // 123: rotor.v1.KeyService.Get:output_type -> rotor.v1.Key
+	8,   // 124: rotor.v1.KeyService.List:output_type -> rotor.v1.ListResponse
+	4,   // 125: rotor.v1.KeyService.Change:output_type -> rotor.v1.Key
+	4,   // 126: rotor.v1.KeyService.Rotate:output_type -> rotor.v1.Key
+	11,  // 127: rotor.v1.KeyService.Progress:output_type -> rotor.v1.ProgressResponse
+	4,   // 128: rotor.v1.KeyService.Retire:output_type -> rotor.v1.Key
+	14,  // 129: rotor.v1.KeyService.Destroy:output_type -> rotor.v1.DestroyResponse
+	16,  // 130: rotor.v1.KeyService.Encrypt:output_type -> rotor.v1.EncryptResponse
+	18,  // 131: rotor.v1.KeyService.Decrypt:output_type -> rotor.v1.DecryptResponse
+	21,  // 132: rotor.v1.KeyService.Wrap:output_type -> rotor.v1.WrapResponse
+	23,  // 133: rotor.v1.KeyService.Unwrap:output_type -> rotor.v1.UnwrapResponse
+	25,  // 134: rotor.v1.KeyService.Rewrap:output_type -> rotor.v1.RewrapResponse
+	27,  // 135: rotor.v1.KeyService.Sign:output_type -> rotor.v1.SignResponse
+	29,  // 136: rotor.v1.KeyService.Verify:output_type -> rotor.v1.VerifyResponse
+	32,  // 137: rotor.v1.JoinService.Join:output_type -> rotor.v1.JoinResponse
+	32,  // 138: rotor.v1.JoinService.Renew:output_type -> rotor.v1.JoinResponse
+	36,  // 139: rotor.v1.FleetService.Hold:output_type -> rotor.v1.HoldDown
+	41,  // 140: rotor.v1.FleetService.Invite:output_type -> rotor.v1.InviteResponse
+	44,  // 141: rotor.v1.FleetService.Instances:output_type -> rotor.v1.InstancesResponse
+	46,  // 142: rotor.v1.FleetService.Remove:output_type -> rotor.v1.RemoveResponse
+	48,  // 143: rotor.v1.TokenService.Issue:output_type -> rotor.v1.IssueResponse
+	50,  // 144: rotor.v1.DataService.Register:output_type -> rotor.v1.DataSet
+	52,  // 145: rotor.v1.DataService.DataSets:output_type -> rotor.v1.DataSetsResponse
+	55,  // 146: rotor.v1.DataService.Census:output_type -> rotor.v1.CensusResponse
+	58,  // 147: rotor.v1.DataService.StartCampaign:output_type -> rotor.v1.Campaign
+	58,  // 148: rotor.v1.DataService.GetCampaign:output_type -> rotor.v1.Campaign
+	60,  // 149: rotor.v1.AuditService.Tail:output_type -> rotor.v1.TailEntry
+	62,  // 150: rotor.v1.AuditService.Export:output_type -> rotor.v1.ExportFile
+	64,  // 151: rotor.v1.SealService.Status:output_type -> rotor.v1.SealStatus
+	66,  // 152: rotor.v1.SealService.Unseal:output_type -> rotor.v1.SealProgress
+	66,  // 153: rotor.v1.SealService.Reset:output_type -> rotor.v1.SealProgress
+	64,  // 154: rotor.v1.SealService.Seal:output_type -> rotor.v1.SealStatus
+	64,  // 155: rotor.v1.SealService.Change:output_type -> rotor.v1.SealStatus
+	74,  // 156: rotor.v1.SealService.StartRekey:output_type -> rotor.v1.RekeyProgress
+	74,  // 157: rotor.v1.SealService.Rekey:output_type -> rotor.v1.RekeyProgress
+	74,  // 158: rotor.v1.SealService.AbortRekey:output_type -> rotor.v1.RekeyProgress
+	76,  // 159: rotor.v1.ServerService.Status:output_type -> rotor.v1.StatusResponse
+	78,  // 160: rotor.v1.AuthService.Login:output_type -> rotor.v1.LoginResponse
+	80,  // 161: rotor.v1.AuthService.Logout:output_type -> rotor.v1.LogoutResponse
+	82,  // 162: rotor.v1.AuthService.Whoami:output_type -> rotor.v1.WhoamiResponse
+	85,  // 163: rotor.v1.AuthService.Sessions:output_type -> rotor.v1.SessionsResponse
+	87,  // 164: rotor.v1.AuthService.RevokeSessions:output_type -> rotor.v1.RevokeSessionsResponse
+	90,  // 165: rotor.v1.AuthService.CreateCredential:output_type -> rotor.v1.CreateCredentialResponse
+	92,  // 166: rotor.v1.AuthService.Credentials:output_type -> rotor.v1.CredentialsResponse
+	88,  // 167: rotor.v1.AuthService.ChangeCredential:output_type -> rotor.v1.Credential
+	94,  // 168: rotor.v1.AuthService.CreateGrant:output_type -> rotor.v1.Grant
+	97,  // 169: rotor.v1.AuthService.Grants:output_type -> rotor.v1.GrantsResponse
+	99,  // 170: rotor.v1.AuthService.RevokeGrant:output_type -> rotor.v1.RevokeGrantResponse
+	101, // 171: rotor.v1.AuthService.InviteAdmin:output_type -> rotor.v1.InviteAdminResponse
+	104, // 172: rotor.v1.AuthService.Admins:output_type -> rotor.v1.AdminsResponse
+	106, // 173: rotor.v1.AuthService.RemoveAdmin:output_type -> rotor.v1.RemoveAdminResponse
+	122, // [122:174] is the sub-list for method output_type
+	70,  // [70:122] is the sub-list for method input_type
+	70,  // [70:70] is the sub-list for extension type_name
+	70,  // [70:70] is the sub-list for extension extendee
+	0,   // [0:70] is the sub-list for field type_name
 }
 
 func init() { file_rotor_v1_rotor_proto_init() }
@@ -6323,9 +7119,9 @@ func file_rotor_v1_rotor_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_rotor_v1_rotor_proto_rawDesc), len(file_rotor_v1_rotor_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   101,
+			NumMessages:   113,
 			NumExtensions: 0,
-			NumServices:   8,
+			NumServices:   9,
 		},
 		GoTypes:           file_rotor_v1_rotor_proto_goTypes,
 		DependencyIndexes: file_rotor_v1_rotor_proto_depIdxs,

@@ -1,0 +1,449 @@
+package sealing
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/guard"
+	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/seal"
+	"github.com/rotorkms/rotor/internal/seal/shamir"
+	"github.com/rotorkms/rotor/internal/secret"
+)
+
+// Bounds of a keeper.
+const (
+	AttemptLife = 15 * time.Minute // after its last share a collection is forgotten
+	maxWrong    = 20               // shares that are refused in a minute; then all are, until it is over
+	askTime     = 10 * time.Second // that a root of trust has to answer the watch
+	watchEvery  = time.Minute
+)
+
+// Config is what a Keeper needs.
+type Config struct {
+	Named map[string]seal.Sealer // those of the configuration, by name
+	Wraps map[string][]byte      // the wrap set as the store had it at the start
+	Hold  time.Duration          // how long the server goes on when no root that opens by itself can be reached; 0: for ever
+	Seal  func(reason error)     // seals the server; it is not waited for
+	Every time.Duration          // between two looks of the watch; default 1 min
+	Now   func() time.Time
+	Log   *slog.Logger
+}
+
+// Keeper keeps the root of trust of one server. Safe for concurrent use.
+type Keeper struct {
+	Config
+	enough chan struct{} // has one when shares suffice
+
+	changing sync.Mutex // held over a change of the set, so that there is one at a time
+
+	mu     sync.Mutex // guards what follows
+	guard  *guard.Guard
+	set    Set
+	seen   time.Time // of the last share
+	wrong  []time.Time
+	health map[string]health
+	since  time.Time // when the last root that opens by itself was reached
+	rekey  *rekey
+}
+
+// health is what the watch found of a member.
+type health struct {
+	opened time.Time
+	err    string
+}
+
+// NewKeeper makes the keeper of a server that is still sealed.
+func NewKeeper(c Config) *Keeper {
+	if c.Every == 0 {
+		c.Every = watchEvery
+	}
+	return &Keeper{Config: c, enough: make(chan struct{}, 1), set: Members(c.Wraps, c.Named), health: map[string]health{}}
+}
+
+// Sealers are what the store may open with now.
+func (k *Keeper) Sealers() []seal.Sealer {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.set.Sealers()
+}
+
+// Enough has a value each time that shares suffice.
+func (k *Keeper) Enough() <-chan struct{} { return k.enough }
+
+// Opened tells the keeper that the store is open. The shares are forgotten.
+func (k *Keeper) Opened(g *guard.Guard) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.guard, k.since = g, k.Now()
+	k.clear()
+}
+
+// expire forgets shares that have been there for too long. Call with mu held.
+func (k *Keeper) expire() {
+	if k.Now().Sub(k.seen) > AttemptLife {
+		k.clear()
+	}
+}
+
+// clear forgets all shares that are there. Call with mu held.
+func (k *Keeper) clear() {
+	for _, p := range k.set.People {
+		p.Clear()
+	}
+}
+
+// Sealed says whether the store is still closed.
+func (k *Keeper) Sealed() bool { return k.opened() == nil }
+
+func (k *Keeper) opened() *guard.Guard {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.guard
+}
+
+// Unseal takes a share. While the server is sealed enough of them open it; afterwards enough of them prove that they would, and count for a
+// removal until AttemptLife is over. Whoever has a genuine share may bring it. fault.ShareWrong, ShareForeign, ShareDuplicate, Conflict, Unavailable after too many wrong ones.
+func (k *Keeper) Unseal(ctx context.Context, attempt string, text secret.Bytes) (shamir.Progress, error) {
+	p, set, err := k.take(attempt, text)
+	if err != nil || !p.Done() {
+		return p, err
+	}
+	g := k.opened()
+	if g == nil {
+		select {
+		case k.enough <- struct{}{}:
+		default: // it is known already
+		}
+		return p, nil
+	}
+	return p, k.prove(ctx, g, set)
+}
+
+// prove opens the wrap of the member that a set of shares belongs to.
+func (k *Keeper) prove(ctx context.Context, g *guard.Guard, people *shamir.Sealer) error {
+	s := k.memberOf(people)
+	err := g.ProveSealer(ctx, s)
+	k.note(s.ID(), err)
+	return err
+}
+
+// memberOf is the member of the wrap set that a set of shares opens, itself or in a composition.
+func (k *Keeper) memberOf(people *shamir.Sealer) seal.Sealer {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, c := range k.set.Composed {
+		if slices.Contains(c.Parts(), seal.Sealer(people)) {
+			return c
+		}
+	}
+	return people
+}
+
+// take adds a share to the set that it is of.
+func (k *Keeper) take(attempt string, text secret.Bytes) (shamir.Progress, *shamir.Sealer, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	now := k.Now()
+	k.expire()
+	k.wrong = slices.DeleteFunc(k.wrong, func(t time.Time) bool { return now.Sub(t) >= time.Minute })
+	if len(k.wrong) >= maxWrong {
+		return shamir.Progress{}, nil, fault.New(fault.Unavailable, "shares").WithHint("%d wrong ones within a minute; wait for one", maxWrong)
+	}
+	share, err := shamir.ParseShare(text)
+	if err != nil {
+		k.wrong = append(k.wrong, now)
+		return shamir.Progress{}, nil, err
+	}
+	for _, s := range k.set.People {
+		if s.Set() != share.Set {
+			continue
+		}
+		p, err := s.Add(attempt, share)
+		if err == nil {
+			k.seen = now
+		} else if fault.CodeOf(err) == fault.ShareWrong {
+			k.wrong = append(k.wrong, now)
+		}
+		return p, s, err
+	}
+	k.wrong = append(k.wrong, now)
+	return shamir.Progress{}, nil, fault.New(fault.ShareForeign, share.Name()).WithHint("%s", k.sets())
+}
+
+// sets says whose shares are taken. Call with mu held.
+func (k *Keeper) sets() string {
+	if len(k.set.People) == 0 {
+		return "no set of shares opens this server"
+	}
+	var names []string
+	for _, s := range k.set.People {
+		names = append(names, s.Set())
+	}
+	return "this server takes shares of set " + strings.Join(names, ", ")
+}
+
+// Reset forgets the shares of a collection. fault.Conflict.
+func (k *Keeper) Reset(attempt string) (shamir.Progress, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	err := error(fault.New(fault.Conflict, "attempt "+attempt).WithHint("it was reset or has ended"))
+	for _, s := range k.set.People {
+		if e := s.Reset(attempt); e == nil {
+			return s.Progress(), nil
+		}
+	}
+	return shamir.Progress{}, err
+}
+
+// Member is one member of the wrap set as the status shows it.
+type Member struct {
+	ID, Kind        string
+	Here, Automatic bool
+	Opened          time.Time // zero: not since the start
+	Error           string
+}
+
+// State is the root of trust as the status shows it.
+type State struct {
+	Sealed  bool
+	Shares  []shamir.Progress
+	Members []Member
+	Weakest string
+	Warning string
+	Rekey   Rekey
+}
+
+// State says how the root of trust is: to anybody whether the server is sealed and how many shares are there, to who may see the status
+// the members as well.
+func (k *Keeper) State(ctx context.Context, c policy.Caller) (State, error) {
+	g := k.opened()
+	k.mu.Lock()
+	out := State{Sealed: g == nil}
+	for _, s := range k.set.People {
+		if p := s.Progress(); g == nil || p.Have > 0 {
+			p.Attempt = "" // whoever brought the first share was told
+			out.Shares = append(out.Shares, p)
+		}
+	}
+	k.mu.Unlock()
+	if g == nil || !g.Allows(c, policy.ActStatus, policy.Resource{}) {
+		return out, nil
+	}
+	now, err := g.Wraps(ctx)
+	if err != nil {
+		return out, err
+	}
+	set := k.refresh(now.Wraps)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	out.Weakest, out.Warning, out.Rekey = Weakest(now.Wraps), k.warning(), k.rekey.view()
+	for _, id := range slices.Sorted(maps.Keys(now.Wraps)) {
+		_, here := set.find(id)
+		h := k.health[id]
+		m := Member{ID: id, Kind: kind(id), Here: here, Automatic: slices.ContainsFunc(set.Automatic, func(s seal.Sealer) bool { return s.ID() == id }), Opened: h.opened, Error: h.err}
+		if !here {
+			m.Error = set.Missing[id]
+		}
+		out.Members = append(out.Members, m)
+	}
+	return out, nil
+}
+
+// refresh follows the wrap set of an open store, which another server may have changed. While it is the same what collects shares stays.
+func (k *Keeper) refresh(wraps map[string][]byte) Set {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !maps.EqualFunc(wraps, k.Wraps, func(a, b []byte) bool { return string(a) == string(b) }) {
+		k.clear()
+		k.Wraps, k.set = wraps, Members(wraps, k.Named)
+		k.guard.SetSealers(k.set.Sealers())
+	}
+	return k.set
+}
+
+// warning says what is wrong with the roots now. Call with mu held.
+func (k *Keeper) warning() string {
+	var bad []string
+	for _, s := range k.set.Automatic {
+		if h := k.health[s.ID()]; h.err != "" {
+			bad = append(bad, s.ID())
+		}
+	}
+	switch {
+	case len(bad) == 0:
+		return ""
+	case len(bad) < len(k.set.Automatic):
+		return "does not open now: " + strings.Join(bad, ", ")
+	case k.Hold == 0:
+		return "no root of trust that opens by itself can be reached: the server goes on, and does not start again"
+	}
+	return "no root of trust that opens by itself can be reached: the server seals itself at " + k.since.Add(k.Hold).UTC().Format(time.RFC3339)
+}
+
+// Down counts the members that open by themselves and do not now, and all of them; for metrics.
+func (k *Keeper) Down() (down, all int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, s := range k.set.Automatic {
+		if k.health[s.ID()].err != "" {
+			down++
+		}
+	}
+	return down, len(k.set.Automatic)
+}
+
+// Run watches the roots until ctx ends: each member that opens by itself is made to, by a test unwrap. When none has for the hold time, the
+// server is sealed.
+func (k *Keeper) Run(ctx context.Context) error {
+	for {
+		if err := k.Watch(ctx); err != nil && ctx.Err() == nil {
+			k.Log.WarnContext(ctx, "wrap set not read", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(k.Every):
+		}
+	}
+}
+
+// Watch looks once.
+func (k *Keeper) Watch(ctx context.Context) error {
+	g := k.opened()
+	now, err := g.Wraps(ctx)
+	if err != nil {
+		return err
+	}
+	set := k.refresh(now.Wraps)
+	up := 0
+	for _, s := range set.Automatic {
+		limited, cancel := context.WithTimeout(ctx, askTime)
+		err := g.ProveSealer(limited, s)
+		cancel()
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if k.note(s.ID(), err); err == nil {
+			up++
+		} else {
+			k.Log.WarnContext(ctx, "a root of trust does not open", "sealer", s.ID(), "error", err)
+		}
+	}
+	k.mu.Lock()
+	k.expire()
+	if up > 0 || len(set.Automatic) == 0 { // people are not asked every minute
+		k.since = k.Now()
+	}
+	away := k.Now().Sub(k.since)
+	k.mu.Unlock()
+	if k.Hold > 0 && away >= k.Hold {
+		k.Log.ErrorContext(ctx, "no root of trust for the hold time, the server seals itself", "hold", k.Hold)
+		k.Seal(fault.New(fault.Sealed, "server").WithHint("no root of trust answered for %s; it opens by itself when one does", k.Hold))
+	}
+	return nil
+}
+
+func (k *Keeper) note(id string, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	h := k.health[id]
+	if h.err = ""; err == nil {
+		h.opened = k.Now()
+	} else {
+		h.err = reason(err)
+	}
+	k.health[id] = h
+}
+
+func reason(err error) string {
+	var f *fault.Error
+	if errors.As(err, &f) {
+		return string(f.Code)
+	}
+	return string(fault.Internal)
+}
+
+// Change adds, removes or rotates a member of the wrap set. sealer is a specification of New without shares, or an ID. fault.Invalid,
+// NotFound, Exists, InUse, Unavailable, Conflict, Denied.
+func (k *Keeper) Change(ctx context.Context, c policy.Caller, change, sealer string) error {
+	g := k.opened()
+	if g == nil {
+		return fault.New(fault.Sealed, "server")
+	}
+	permit, err := g.Admit(ctx, c, policy.ActSeal, policy.Resource{})
+	if err != nil {
+		return err
+	}
+	k.changing.Lock()
+	defer k.changing.Unlock()
+	now, err := g.Wraps(ctx)
+	if err != nil {
+		return err
+	}
+	set := k.refresh(now.Wraps)
+	if change == "remove" {
+		id := sealer
+		if s := k.Named[sealer]; s != nil {
+			id = s.ID()
+		}
+		return k.changed(ctx, g, g.RemoveSealer(ctx, permit, id, set.Sealers()))
+	}
+	s, there := set.find(sealer)
+	if !there {
+		if strings.Contains(sealer, shamir.Prefix) {
+			return fault.New(fault.Invalid, "sealer "+sealer).WithHint("new shares are made by a rekey, which proves that they open before they count")
+		}
+		if s, _, _, err = New(sealer, k.Named); err != nil {
+			return err
+		}
+	}
+	switch change {
+	case "add":
+		return k.changed(ctx, g, g.AddSealer(ctx, permit, s))
+	case "rotate":
+		return k.changed(ctx, g, g.RotateSealer(ctx, permit, s))
+	}
+	return fault.New(fault.Invalid, "change").WithHint("add, remove or rotate")
+}
+
+// changed follows a change that came through.
+func (k *Keeper) changed(ctx context.Context, g *guard.Guard, err error) error {
+	if err != nil {
+		return err
+	}
+	now, err := g.Wraps(ctx)
+	if err != nil {
+		return err
+	}
+	k.refresh(now.Wraps)
+	return nil
+}
+
+// Close seals the server because somebody with the right says so. fault.Denied, Sealed.
+func (k *Keeper) Close(ctx context.Context, c policy.Caller) error {
+	g := k.opened()
+	if g == nil {
+		return fault.New(fault.Sealed, "server")
+	}
+	permit, err := g.Admit(ctx, c, policy.ActSeal, policy.Resource{})
+	if err != nil {
+		return err
+	}
+	if err := permit.Release(ctx, map[string]string{"change": "seal"}); err != nil {
+		return err
+	}
+	k.Log.WarnContext(ctx, "the server is sealed", "by", c.Name)
+	k.Seal(Told)
+	return nil
+}
+
+// Told is why a server was sealed that somebody told to: it does not open by itself again.
+var Told = fault.New(fault.Sealed, "server").WithHint("somebody sealed it; bring shares, or start it again")
