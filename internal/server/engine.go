@@ -10,6 +10,7 @@ import (
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/store"
 	"github.com/rotorkms/rotor/internal/store/bolt"
+	"github.com/rotorkms/rotor/internal/store/etcd"
 )
 
 // openStore opens the store that the configuration names and makes an empty one where there is none. The caller closes it.
@@ -23,11 +24,25 @@ func openStore(ctx context.Context, c Config) (store.Store, error) {
 	switch engine {
 	case engineBolt:
 		db, err = bolt.Open(filepath.Join(c.Dir, storeFile), bolt.Options{})
+	case engineEtcd:
+		db, err = openEtcd(ctx, c.Store)
 	}
 	if err != nil {
 		return nil, openFault(err)
 	}
 	return db, nil
+}
+
+func openEtcd(ctx context.Context, url string) (store.Store, error) {
+	c, err := etcd.ParseURL(url)
+	if err != nil {
+		return nil, fault.New(fault.Invalid, "store").WithHint("%s", err)
+	}
+	s, err := etcd.Open(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
 }
 
 // openExisting opens a store that an Init has made. fault.NotFound when there is none.
@@ -42,7 +57,10 @@ func openExisting(ctx context.Context, c Config) (store.Store, error) {
 }
 
 // The engines, as status and the URL's scheme name them.
-const engineBolt = "bolt"
+const (
+	engineBolt = "bolt"
+	engineEtcd = "etcd"
+)
 
 // engineOf names the engine that a URL asks for. fault.Invalid; its text never holds more of the URL than the scheme, for the rest may be
 // a password.
@@ -51,8 +69,13 @@ func engineOf(url string) (string, error) {
 	switch {
 	case ok && scheme == engineBolt && rest == "":
 		return engineBolt, nil
+	case ok && scheme == engineEtcd:
+		if _, err := etcd.ParseURL(url); err != nil {
+			return "", fault.New(fault.Invalid, "store").WithHint("%s", err)
+		}
+		return engineEtcd, nil
 	}
-	return "", fault.New(fault.Invalid, "store").WithHint("bolt: for the file %s in the server's directory", storeFile)
+	return "", fault.New(fault.Invalid, "store").WithHint("bolt: for the file %s in the server's directory, or etcd://…", storeFile)
 }
 
 // storeName names the store in errors, without what may be a secret in its URL.
@@ -69,6 +92,8 @@ func openFault(err error) error {
 		return fault.Wrap(fault.StoreLocked, "store", err)
 	case errors.Is(err, store.ErrCorrupt):
 		return fault.Wrap(fault.StoreCorrupt, "store", err)
+	case errors.Is(err, store.ErrUnavailable):
+		return fault.Wrap(fault.Unavailable, "store", err)
 	}
 	return err
 }
