@@ -49,7 +49,7 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits, "startserver": startServer, "stopserver": stopServer, "sighup": sighup, "interrupt": interrupt, "interruptfed": interruptFed,
+			"exits": exits, "startserver": startServer, "stopserver": stopServer, "sighup": sighup, "procstatus": procStatus, "interrupt": interrupt, "interruptfed": interruptFed,
 			"flip": flip, "startboard": startBoard, "truncate": truncate, "capture": capture, "empty": empty, "reorder": reorder, "forms": forms,
 		},
 	})
@@ -197,6 +197,15 @@ func sighup(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(cmd.Process.Signal(syscall.SIGHUP))
 	if log, _ := cmd.Stderr.(*logged); !log.wait(args[0]) {
 		ts.Fatalf("the log does not say %q: %s", args[0], log)
+	}
+}
+
+// procStatus PATTERN looks into what the kernel says of the server's process.
+func procStatus(ts *testscript.TestScript, neg bool, args []string) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", serverOf(ts).Process.Pid))
+	ts.Check(err)
+	if regexp.MustCompile(strings.ReplaceAll(args[0], `\t`, "\t")).Match(b) == neg {
+		ts.Fatalf("%s: %s", args[0], b)
 	}
 }
 

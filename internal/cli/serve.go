@@ -11,9 +11,9 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-	linux "golang.org/x/sys/unix"
 
 	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/sandbox"
 	"github.com/rotorkms/rotor/internal/server"
 )
 
@@ -68,6 +68,7 @@ func configFlag(c *cobra.Command, f *server.Config) (load func() error) {
 func runFlags(c *cobra.Command, f *server.Config) {
 	flags := c.Flags()
 	flags.StringVar(&f.Sandbox, "sandbox", f.Sandbox, "on, off or require: whether the process shuts itself in (default by profile)")
+	flags.StringVar(&f.User, "user", "", "user that a server started as root goes on as")
 	flags.StringVar(&f.Logging.Format, "log-format", "", "text or json (default by profile)")
 	flags.StringVar(&f.Logging.Level, "log-level", "", "debug, info, warn or error (default info)")
 	flags.StringSliceVar(&f.Hosts, "host", nil, "name or address in the server's certificate, for strangers that check it; may be repeated (default: the listener's host)")
@@ -81,8 +82,17 @@ func (a *app) serve(ctx context.Context, c server.Config, ready func(address str
 	if c.Log, c.LogLevel, err = c.Logger(a.err); err != nil {
 		return err
 	}
-	if err := linux.Setrlimit(linux.RLIMIT_CORE, &linux.Rlimit{}); err != nil { // a dump would hold every key in use
-		return fmt.Errorf("turn core dumps off: %w", err)
+	locked, err := sandbox.Harden() // a dump would hold every key in use
+	if err != nil {
+		return err
+	}
+	if c.User != "" {
+		if err := sandbox.Become(c.User); err != nil {
+			return err
+		}
+	}
+	if !locked {
+		c.Log.Debug("memory is not locked: its limit is too low")
 	}
 	s, err := server.Start(ctx, c)
 	if err != nil {
@@ -93,6 +103,9 @@ func (a *app) serve(ctx context.Context, c server.Config, ready func(address str
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
+	if err := s.ShutIn(); err != nil {
+		return errors.Join(err, s.CloseNow())
+	}
 	ready(s.Address())
 	for {
 		select {

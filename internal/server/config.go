@@ -51,8 +51,12 @@ type Config struct {
 	Log         *slog.Logger     `yaml:"-"`            // default: slog.Default
 	Now         func() time.Time `yaml:"-"`            // default: time.Now
 
+	SandboxPaths []string `yaml:"sandbox_paths"` // more directories that the process may read and write when it has shut itself in
+	User         string   `yaml:"user"`          // that a server started as root goes on as; default: it stays who it is
+
 	// Source reads the configuration again for a reload; nil: it stays, and a reload reads the rules alone.
 	Source   func() (Config, error) `yaml:"-"`
+	File     string                 `yaml:"-"` // that it was read from; empty: none
 	LogLevel *slog.LevelVar         `yaml:"-"` // of Log, for a reload to change; nil: it stays
 }
 

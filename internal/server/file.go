@@ -41,6 +41,7 @@ func ReadFile(path string) (Config, error) {
 			*p = filepath.Join(filepath.Dir(path), *p)
 		}
 	}
+	c.File = path
 	return c, nil
 }
 

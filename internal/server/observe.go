@@ -102,7 +102,7 @@ func (s *Server) view(r rooms, certificates *tls.Config) telemetry.View {
 	now, ready, load := s.config.Now(), s.health.look(context.Background()), s.http.Load()
 	v := telemetry.View{
 		Ready: ready.Ready, Draining: s.health.draining.Load(), Checks: map[string]bool{}, Connections: load.Connections, InFlight: load.Requests,
-		Streams: load.Streams, MaxKeys: s.live.Load().config.Metrics.MaxKeys, CertificateDays: map[string]float64{"authority": r.authority.CA().NotAfter.Sub(now).Hours() / 24},
+		Streams: load.Streams, Sandbox: s.sandboxed.Load(), MaxKeys: s.live.Load().config.Metrics.MaxKeys, CertificateDays: map[string]float64{"authority": r.authority.CA().NotAfter.Sub(now).Hours() / 24},
 	}
 	for _, c := range ready.Checks {
 		v.Checks[c.Name] = c.OK

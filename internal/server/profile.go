@@ -4,9 +4,11 @@ import (
 	"cmp"
 	"io"
 	"log/slog"
+	"path/filepath"
 	"time"
 
 	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/sandbox"
 )
 
 // The profiles: what a server is for decides its defaults, and what it refuses to do without.
@@ -120,4 +122,28 @@ func (c Config) validateProfile() error {
 		}
 	}
 	return c.Logging.validate()
+}
+
+// ShutIn shuts the process in as the configuration says (package sandbox), for good; call it once the server serves. fault.Unavailable when
+// it is required and the kernel cannot do all of it.
+func (s *Server) ShutIn() error {
+	c := s.config
+	if c.Sandbox == SandboxOff {
+		return nil
+	}
+	box := sandbox.Config{Read: []string{filepath.Dir(c.Rules), filepath.Dir(c.SealKey)}, Write: append([]string{c.Dir}, c.SandboxPaths...)}
+	if c.File != "" {
+		box.Read = append(box.Read, filepath.Dir(c.File))
+	}
+	box.Require = c.Sandbox == SandboxRequire
+	r, err := sandbox.Enter(box)
+	if err != nil {
+		return err
+	}
+	if len(r.Missing) > 0 {
+		c.Log.Warn("the kernel cannot shut the process in as far as rotor would", "missing", r.Missing)
+	}
+	s.sandboxed.Store(len(r.Missing) == 0)
+	c.Log.Info("shut in", "landlock", r.Landlock, "missing", r.Missing)
+	return nil
 }

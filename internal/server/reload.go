@@ -43,7 +43,7 @@ func (s *Server) reload(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		fresh.Source, fresh.Log, fresh.LogLevel, fresh.Now = next.Source, next.Log, next.LogLevel, next.Now
+		fresh.Source, fresh.File, fresh.Log, fresh.LogLevel, fresh.Now = next.Source, next.File, next.Log, next.LogLevel, next.Now
 		next = fresh.defaults()
 		if err := next.validate(); err != nil {
 			return err

@@ -44,7 +44,8 @@ type Server struct {
 	metrics   *telemetry.Metrics
 	live      atomic.Pointer[settings]
 	authority *authn.Authority
-	reloading sync.Mutex // held over a reload, so that there is one at a time
+	sandboxed atomic.Bool // all of it
+	reloading sync.Mutex  // held over a reload, so that there is one at a time
 	stop      context.CancelFunc
 	ended     chan struct{} // closed when everything has stopped
 	err       error         // why; read after ended

@@ -1,0 +1,4 @@
+package sandbox
+
+// Filter is the program of the filter.
+var Filter = filter
