@@ -131,11 +131,12 @@ func (s *Server) ShutIn() error {
 	if c.Sandbox == SandboxOff {
 		return nil
 	}
-	box := sandbox.Config{Read: []string{filepath.Dir(c.Rules), filepath.Dir(c.SealKey)}, Write: append([]string{c.Dir}, c.SandboxPaths...)}
-	if c.File != "" {
-		box.Read = append(box.Read, filepath.Dir(c.File))
+	box := sandbox.Config{Write: append([]string{c.Dir}, c.SandboxPaths...), Require: c.Sandbox == SandboxRequire}
+	for _, path := range append(c.paths(), &c.File) { // what is read again, by its directory: editors put new files in the place of old ones
+		if *path != "" && path != &c.Dir {
+			box.Read = append(box.Read, filepath.Dir(*path))
+		}
 	}
-	box.Require = c.Sandbox == SandboxRequire
 	r, err := sandbox.Enter(box)
 	if err != nil {
 		return err
