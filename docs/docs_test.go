@@ -24,7 +24,7 @@ func pages(t *testing.T) []string {
 	if err != nil || len(found) == 0 {
 		t.Fatalf("no page in docs/start: %v", err)
 	}
-	return append([]string{filepath.Join(root, "README.md")}, found...)
+	return append([]string{filepath.Join(root, "README.md"), filepath.Join(root, "docs/howto/bring-your-own-key.md")}, found...)
 }
 
 func read(t *testing.T, path string) string {

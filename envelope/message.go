@@ -187,6 +187,9 @@ func minMessage(b byte) int {
 	if !ok {
 		return math.MaxInt
 	}
+	if spec.Nonce == 0 { // to a public key: its decrypter knows the lengths
+		return messageFront + 1
+	}
 	return messageFront + spec.Nonce + messageTag
 }
 

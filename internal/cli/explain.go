@@ -2,12 +2,10 @@ package cli
 
 import (
 	"slices"
-	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/rotorkms/rotor/internal/fault"
-	"github.com/rotorkms/rotor/internal/suite"
 )
 
 func newExplain(a *app) *cobra.Command {
@@ -21,7 +19,7 @@ func newExplain(a *app) *cobra.Command {
 				return a.explainAll()
 			}
 			if args[0] == "algorithms" {
-				return a.explainAlgorithms()
+				return a.algorithms(false)
 			}
 			code := fault.Code(args[0])
 			if !slices.Contains(fault.Codes(), code) {
@@ -61,27 +59,4 @@ func (a *app) explainAll() error {
 		t.add(v.Code, number(v.Exit), v.Meaning)
 	}
 	return a.show(allCodes(), t)
-}
-
-// algorithmView is a row of the algorithm table as programs see it.
-type algorithmView struct {
-	ID       string   `json:"id"`
-	Purposes []string `json:"purposes"`
-	Status   string   `json:"status"`
-	Bits     int      `json:"security_bits"`
-	JWA      string   `json:"jws_alg,omitempty"`
-}
-
-func (a *app) explainAlgorithms() error {
-	var views []algorithmView
-	t := table{header: []string{"algorithm", "purposes", "status", "bits", "jws alg"}}
-	for _, s := range suite.All() {
-		v := algorithmView{ID: string(s.ID), Status: string(s.Status), Bits: s.Bits, JWA: s.JWA}
-		for _, p := range s.Purposes {
-			v.Purposes = append(v.Purposes, string(p))
-		}
-		views = append(views, v)
-		t.add(v.ID, strings.Join(v.Purposes, " "), v.Status, number(v.Bits), v.JWA)
-	}
-	return a.show(views, t)
 }

@@ -13,7 +13,8 @@ import (
 
 func newKey(a *app) *cobra.Command {
 	return newNoun("key", "Make keys, see them, and change the state of their versions",
-		newKeyCreate(a), newKeyList(a), newKeyShow(a), newKeySuspend(a), newKeyResume(a), newKeyCompromise(a), newKeyRetire(a), newKeyDestroy(a))
+		newKeyCreate(a), newKeyList(a), newKeyShow(a), newKeySuspend(a), newKeyResume(a), newKeyCompromise(a), newKeyRetire(a), newKeyDestroy(a),
+		newKeyAlgorithms(a), newKeyPublic(a), newKeyImportParams(a), newKeyImport(a), newKeyExport(a))
 }
 
 // keySpec is what a caller chooses about a new key.
@@ -23,6 +24,7 @@ type keySpec struct {
 	originator, recipient                          time.Duration
 	maxStale, maxWait, window, destroyWait, margin time.Duration
 	approvals                                      uint32
+	exportable                                     bool
 }
 
 func newKeyCreate(a *app) *cobra.Command {
@@ -39,9 +41,10 @@ without the network.`,
 		RunE: func(c *cobra.Command, args []string) error { return a.createKey(c, args[0], s) },
 	}
 	f := c.Flags()
-	f.StringVar(&s.purpose, "purpose", "", "encrypt (data), wrap (the data keys of files), sign (tokens) or mac")
+	f.StringVar(&s.purpose, "purpose", "", "encrypt (data), wrap (the data keys of files), sign (tokens, messages), mac; of key pairs decrypt (what others encrypt) or decapsulate (shared secrets)")
+	f.BoolVar(&s.exportable, "exportable", false, "versions may leave sealed to a recipient, where rules allow it; never changes")
 	f.StringVar(&s.custody, "custody", "", "server or fleet (default server)")
-	f.StringVar(&s.algorithm, "algorithm", "", "algorithm (default: the purpose's; rotor explain algorithms)")
+	f.StringVar(&s.algorithm, "algorithm", "", "algorithm (default: the purpose's; rotor key algorithms)")
 	f.StringVar(&s.owner, "owner", "", "who answers for it (default: the caller)")
 	f.StringArrayVar(&s.labels, "label", nil, "name=value, which rules may select by; may be repeated")
 	f.StringVar(&s.silence, "silence", "", "what a rotation does about a silent instance: block waits for it, fence goes on at the end of its lease (default block)")
@@ -58,11 +61,11 @@ without the network.`,
 
 func (s keySpec) message(ns, name string) (*rotorv1.Key, error) {
 	if s.purpose == "" {
-		return nil, usage("--purpose", "one of encrypt, wrap, sign, mac")
+		return nil, usage("--purpose", "one of encrypt, wrap, sign, mac, decrypt, decapsulate")
 	}
 	labels, err := parsePairs("label", s.labels)
 	return &rotorv1.Key{
-		Namespace: ns, Name: name, Purpose: s.purpose, Custody: s.custody, Algorithm: s.algorithm, Owner: s.owner, Labels: labels,
+		Namespace: ns, Name: name, Purpose: s.purpose, Custody: s.custody, Algorithm: s.algorithm, Owner: s.owner, Labels: labels, Exportable: s.exportable,
 		OriginatorNs: int64(s.originator), RecipientNs: int64(s.recipient),
 		Rotation: &rotorv1.Rotation{
 			Silence: s.silence, MaxStaleNs: int64(s.maxStale), MaxWaitNs: int64(s.maxWait), WindowNs: int64(s.window),
@@ -297,6 +300,7 @@ type keyView struct {
 	Custody    string            `json:"custody"`
 	Algorithm  string            `json:"algorithm"`
 	Owner      string            `json:"owner,omitempty"`
+	Exportable bool              `json:"exportable,omitempty"`
 	Labels     map[string]string `json:"labels,omitempty"`
 	Epoch      string            `json:"epoch"`
 	Primary    uint32            `json:"primary"`
@@ -327,6 +331,8 @@ type versionView struct {
 	Created   string `json:"created"`
 	Activated string `json:"activated,omitempty"`
 	Retired   string `json:"retired,omitempty"`
+	Origin    string `json:"origin,omitempty"`
+	Since     string `json:"originated,omitempty"`
 	Reason    string `json:"reason,omitempty"`
 	Approvals uint32 `json:"destroy_approvals,omitempty"`
 	Public    []byte `json:"public,omitempty"`
@@ -336,7 +342,7 @@ func viewKey(k *rotorv1.Key) keyView {
 	r := k.GetRotation()
 	v := keyView{
 		ID: k.GetId(), Namespace: k.GetNamespace(), Name: k.GetName(), Purpose: k.GetPurpose(), Custody: k.GetCustody(), Algorithm: k.GetAlgorithm(),
-		Owner: k.GetOwner(), Labels: k.GetLabels(), Epoch: fmt.Sprintf("%d.%d", k.GetIncarnation(), k.GetEpoch()), Primary: k.GetPrimary(),
+		Owner: k.GetOwner(), Exportable: k.GetExportable(), Labels: k.GetLabels(), Epoch: fmt.Sprintf("%d.%d", k.GetIncarnation(), k.GetEpoch()), Primary: k.GetPrimary(),
 		Target: k.GetTarget(), Versions: []versionView{}, ProtectFor: limited(k.GetOriginatorNs()), ProcessFor: limited(k.GetRecipientNs()), Created: moment(k.GetCreated()),
 		Rotation: rotationView{
 			r.GetSilence(), nanos(r.GetMaxStaleNs()), nanos(r.GetMaxWaitNs()), nanos(r.GetWindowNs()), nanos(r.GetDestroyWaitNs()),
@@ -346,7 +352,7 @@ func viewKey(k *rotorv1.Key) keyView {
 	for _, n := range k.GetVersions() {
 		v.Versions = append(v.Versions, versionView{
 			n.GetNumber(), fmt.Sprintf("%08x", n.GetHandle()), n.GetAlgorithm(), n.GetState(), n.GetPhase(), moment(n.GetCreated()),
-			moment(n.GetActivated()), moment(n.GetRetired()), n.GetReason(), n.GetApprovals(), n.GetPublic(),
+			moment(n.GetActivated()), moment(n.GetRetired()), n.GetOrigin(), moment(n.GetOriginated()), n.GetReason(), n.GetApprovals(), n.GetPublic(),
 		})
 	}
 	return v

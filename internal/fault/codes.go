@@ -56,6 +56,7 @@ const (
 	AuditBroken        Code = "audit_broken"
 	AlgorithmForbidden Code = "algorithm_forbidden"
 	DiskFull           Code = "disk_full"
+	NotExportable      Code = "not_exportable"
 )
 
 // Text explains a code: what it means, what to do, and the exit status of the command line (conventions: 1 failed, 2 usage,
@@ -128,6 +129,7 @@ var texts = map[Code]Text{
 	ShareDuplicate:     {"this share is there already", "another custodian's share is needed", 2},
 	SnapshotRefused:    {"the snapshot is not newer, not signed by the server or drops a version", "an intermediary tampers, or the server was set back", 5},
 	AuditBroken:        {"the audit log does not verify", "keep it as evidence and compare with another copy", 5},
-	AlgorithmForbidden: {"the algorithm is not allowed", "see rotor explain algorithms", 2},
+	AlgorithmForbidden: {"the algorithm is not allowed", "see rotor key algorithms", 2},
+	NotExportable:      {"the key was not made to be exported", "only a new key made with --exportable can be", 1},
 	DiskFull:           {"the disk is full", "free space and repeat; the old file is unchanged", 1},
 }

@@ -36,6 +36,9 @@ const (
 	Fence Silence = "fence" // it stops using the key at the end of its lease, and rotation goes on
 )
 
+// OriginImported is the origin of versions whose material came from outside.
+const OriginImported = "imported"
+
 // Epoch orders the states of one key: (incarnation of the cluster, counter in the key's record).
 type Epoch struct {
 	Incarnation uint32 `json:"i"`
@@ -102,8 +105,10 @@ type Version struct {
 	Algorithm   suite.Algorithm `json:"algorithm"`
 	State       State           `json:"state"`
 	Phase       Phase           `json:"phase"`
-	Public      []byte          `json:"public,omitempty"` // PKIX public key of a pair
-	Reason      string          `json:"reason,omitempty"` // of the last suspension, compromise or destruction
+	Public      []byte          `json:"public,omitempty"`    // public key of a pair: PKIX, or the encoding of HPKE for hybrids
+	Origin      string          `json:"origin,omitempty"`    // empty: made here; OriginImported
+	Originated  time.Time       `json:"originated,omitzero"` // imported: since when its originator has used it; its cryptoperiod counts from then
+	Reason      string          `json:"reason,omitempty"`    // of the last suspension, compromise or destruction
 	Created     time.Time       `json:"created"`
 	Published   time.Time       `json:"published,omitzero"` // distributed for the first time
 	Activated   time.Time       `json:"activated,omitzero"`
@@ -121,22 +126,23 @@ type Version struct {
 
 // Key is a named key with all its versions, in the order of their numbers.
 type Key struct {
-	ID        KeyID             `json:"id"`
-	Namespace Namespace         `json:"namespace"`
-	Name      string            `json:"name"`
-	Purpose   suite.Purpose     `json:"purpose"`
-	Custody   Custody           `json:"custody"`
-	Algorithm suite.Algorithm   `json:"algorithm"` // of the next version
-	Labels    map[string]string `json:"labels,omitempty"`
-	Owner     string            `json:"owner,omitempty"`
-	Periods   Periods           `json:"periods,omitzero"`
-	Rotation  Rotation          `json:"rotation,omitzero"`
-	Created   time.Time         `json:"created"`
-	Epoch     Epoch             `json:"epoch"`
-	Primary   uint32            `json:"primary"`          // 0 while the first version is being distributed
-	Target    uint32            `json:"target,omitempty"` // the version that a rotation in flight will promote; 0: none
-	Since     time.Time         `json:"since,omitzero"`   // start of the rotation in flight
-	Versions  []Version         `json:"versions"`
+	ID         KeyID             `json:"id"`
+	Namespace  Namespace         `json:"namespace"`
+	Name       string            `json:"name"`
+	Purpose    suite.Purpose     `json:"purpose"`
+	Custody    Custody           `json:"custody"`
+	Algorithm  suite.Algorithm   `json:"algorithm"` // of the next version
+	Labels     map[string]string `json:"labels,omitempty"`
+	Owner      string            `json:"owner,omitempty"`
+	Exportable bool              `json:"exportable,omitempty"` // versions may leave sealed to a recipient, where policy allows it
+	Periods    Periods           `json:"periods,omitzero"`
+	Rotation   Rotation          `json:"rotation,omitzero"`
+	Created    time.Time         `json:"created"`
+	Epoch      Epoch             `json:"epoch"`
+	Primary    uint32            `json:"primary"`          // 0 while the first version is being distributed
+	Target     uint32            `json:"target,omitempty"` // the version that a rotation in flight will promote; 0: none
+	Since      time.Time         `json:"since,omitzero"`   // start of the rotation in flight
+	Versions   []Version         `json:"versions"`
 }
 
 // Clone copies the key so that the copy can be changed.
@@ -176,6 +182,10 @@ func (k Key) Type() KeyType {
 		return TypePrivateSignature
 	case suite.MAC:
 		return TypeAuthentication
+	case suite.Decrypt:
+		return TypePrivateTransport
+	case suite.Decapsulate:
+		return TypePrivateDecapsulation
 	default:
 		return TypeDataEncryption
 	}

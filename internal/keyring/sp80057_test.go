@@ -48,7 +48,7 @@ func readStandard(t *testing.T) standard {
 
 var (
 	t0       = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
-	purposes = []suite.Purpose{suite.Encrypt, suite.Wrap, suite.Sign, suite.MAC}
+	purposes = suite.Purposes()
 )
 
 // keyIn is a key whose one version is in a state and phase, activated at t0.
@@ -116,8 +116,8 @@ func TestEveryStateEventAndKeyType(t *testing.T) {
 			}
 		}
 	}
-	if cases != 4*6*6 || moves != 4*14 {
-		t.Errorf("%d cases, %d allowed: transitions 2 to 15 for each of four types are 56", cases, moves)
+	if cases != 6*6*6 || moves != 6*14 {
+		t.Errorf("%d cases, %d allowed: transitions 2 to 15 for each of six types are 84", cases, moves)
 	}
 }
 
@@ -170,6 +170,7 @@ func TestKeyTypes(t *testing.T) {
 	deviates := map[keyring.KeyType]string{keyring.TypeKeyWrapping: "may_process_under_risk_acceptance"}
 	types := map[suite.Purpose]keyring.KeyType{
 		suite.Encrypt: keyring.TypeDataEncryption, suite.Wrap: keyring.TypeKeyWrapping, suite.Sign: keyring.TypePrivateSignature, suite.MAC: keyring.TypeAuthentication,
+		suite.Decrypt: keyring.TypePrivateTransport, suite.Decapsulate: keyring.TypePrivateDecapsulation,
 	}
 	for _, p := range purposes {
 		k := keyIn(p, keyring.Active, keyring.PhasePrimary)
@@ -182,7 +183,8 @@ func TestKeyTypes(t *testing.T) {
 				continue
 			}
 			found = true
-			if !row.Suspendable || !row.Protects {
+			private := p == suite.Decrypt || p == suite.Decapsulate // what protects is the public half
+			if !row.Suspendable || row.Protects == private {
 				t.Errorf("%s: rotor suspends and protects with it", row.ID)
 			}
 			compromise := row.Compromise

@@ -20,6 +20,9 @@ const (
 	TypeAuthentication   KeyType = "symmetric_authentication"
 	TypeDataEncryption   KeyType = "symmetric_data_encryption_rest"
 	TypeKeyWrapping      KeyType = "symmetric_key_wrapping_storage"
+
+	TypePrivateTransport     KeyType = "private_key_transport" // also of data: what is sent to a public key
+	TypePrivateDecapsulation KeyType = "private_static_decapsulation"
 )
 
 // State is a key state of SP 800-57 Part 1 rev. 5, section 7.
@@ -186,11 +189,15 @@ func (k Key) periodsOf(v Version) (originator, recipient time.Time) {
 	if v.Activated.IsZero() {
 		return
 	}
+	from := v.Activated
+	if !v.Originated.IsZero() && v.Originated.Before(from) {
+		from = v.Originated
+	}
 	if p := k.Periods.Originator; p > 0 {
-		originator = v.Activated.Add(p)
+		originator = from.Add(p)
 	}
 	if p := k.Periods.Recipient; p > 0 {
-		recipient = v.Activated.Add(p)
+		recipient = from.Add(p)
 	}
 	return
 }

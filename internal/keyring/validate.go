@@ -2,6 +2,7 @@ package keyring
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -58,10 +59,8 @@ func (k Key) Validate() error {
 			return invalid("labels", "keys and values have at most %d bytes of printable text", MaxLabel)
 		}
 	}
-	switch k.Purpose {
-	case suite.Encrypt, suite.Wrap, suite.Sign, suite.MAC:
-	default:
-		return invalid("purpose", "one of encrypt, wrap, sign, mac")
+	if !slices.Contains(suite.Purposes(), k.Purpose) {
+		return invalid("purpose", "one of %v", suite.Purposes())
 	}
 	spec, err := suite.ForPurpose(k.Algorithm, k.Purpose)
 	if err != nil {

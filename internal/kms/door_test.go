@@ -107,6 +107,31 @@ func doors() map[string]call {
 			dek, err := s.Unwrap(ctx, c, wrap(k), nil)
 			return dek.Len(), err
 		},
+		"DecryptForeign": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			return s.DecryptForeign(ctx, c, k.Ref, 9, nil)
+		},
+		"Encapsulate": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			shared, ct, n, err := s.Encapsulate(ctx, c, k.Ref)
+			return [3]any{shared.Len(), ct, n}, err
+		},
+		"Decapsulate": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			shared, err := s.Decapsulate(ctx, c, k.Ref, 9, nil)
+			return shared.Len(), err
+		},
+		"PrepareImport": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			w, err := s.PrepareImport(ctx, c, k.Ref, "none")
+			return w.Public, err
+		},
+		"Import": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			_, err := s.Import(ctx, c, keyring.Key{Namespace: k.Namespace, Name: k.Name, Purpose: "none"}, kms.Imported{})
+			return nil, err
+		},
+		"ImportVersion": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			return s.ImportVersion(ctx, c, k.Ref, kms.Imported{})
+		},
+		"Export": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			return s.Export(ctx, c, k.Ref, 9, "none", nil)
+		},
 		"Rewrap": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
 			_, changed, err := s.Rewrap(ctx, c, wrap(k), nil)
 			return changed, err

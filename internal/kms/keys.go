@@ -16,12 +16,20 @@ import (
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/rotation"
+	"github.com/rotorkms/rotor/internal/secret"
 	"github.com/rotorkms/rotor/internal/suite"
 )
 
 // Create makes a key with its first version, primary at once because nobody can hold it yet. spec carries what the caller
 // chooses; empty algorithm and custody take the default. fault.Invalid, Exists, Denied.
 func (s *Service) Create(ctx context.Context, c policy.Caller, spec keyring.Key) (keyring.Key, error) {
+	return s.make(ctx, c, spec, func(ctx context.Context, k keyring.Key, now time.Time) (keyring.Version, change, error) {
+		return s.newVersion(ctx, k, 1, now)
+	})
+}
+
+// make makes a key whose first version comes from first.
+func (s *Service) make(ctx context.Context, c policy.Caller, spec keyring.Key, first func(context.Context, keyring.Key, time.Time) (keyring.Version, change, error)) (keyring.Key, error) {
 	p, err := s.guard.Admit(ctx, c, policy.ActCreate, policy.Resource{Namespace: string(spec.Namespace), Key: spec.Name, Labels: spec.Labels})
 	if err != nil {
 		return spec, err
@@ -29,16 +37,21 @@ func (s *Service) Create(ctx context.Context, c policy.Caller, spec keyring.Key)
 	now := s.now().UTC()
 	k := keyring.Key{
 		ID: newKeyID(), Namespace: spec.Namespace, Name: spec.Name, Purpose: spec.Purpose,
-		Custody: cmp.Or(spec.Custody, keyring.CustodyServer), Algorithm: cmp.Or(spec.Algorithm, suite.Default(spec.Purpose)),
+		Custody: cmp.Or(spec.Custody, keyring.CustodyServer), Algorithm: cmp.Or(spec.Algorithm, s.suites.Default(spec.Purpose)), Exportable: spec.Exportable,
 		Labels: spec.Labels, Owner: cmp.Or(spec.Owner, c.Name), Periods: spec.Periods, Rotation: spec.Rotation, Created: now,
 	}
 	if err := k.Validate(); err != nil {
 		return k, err
 	}
-	v, made, err := s.newVersion(ctx, k, 1, now)
+	if err := s.suites.Allows(k.Algorithm, k.Purpose); err != nil {
+		return k, err
+	}
+	v, made, err := first(ctx, k, now)
 	if err != nil {
 		return k, err
 	}
+	detail := map[string]string{}
+	describe(detail, v)
 	if k, err = rotation.First(k, v, now); err != nil {
 		return k, err
 	}
@@ -49,7 +62,7 @@ func (s *Service) Create(ctx context.Context, c policy.Caller, spec keyring.Key)
 	name := "name/" + nameOf(k.Namespace, k.Name)
 	conds := append(made.conds, guard.Cond{Path: name}, guard.Cond{Path: keyPath(k)})
 	writes := append(made.writes, guard.Write{Path: name, Value: []byte(k.ID)}, guard.Write{Path: keyPath(k), Value: value})
-	rev, err := s.settle(ctx, keyPath(k), value)(p.Commit(ctx, conds, writes, versionDetail(v.Number)))
+	rev, err := s.settle(ctx, keyPath(k), value)(p.Commit(ctx, conds, writes, detail))
 	if fault.CodeOf(err) == fault.Conflict {
 		return k, fault.New(fault.Exists, "key "+k.Name)
 	}
@@ -112,19 +125,30 @@ func (s *Service) Change(ctx context.Context, c policy.Caller, ref Ref, n uint32
 	})
 }
 
-// newVersion makes the material of version n and the writes that keep it: material, handle. It tries again in the unlikely
-// case that the random handle is taken.
+// newVersion makes the material of version n and the writes that keep it. fault.AlgorithmForbidden.
 func (s *Service) newVersion(ctx context.Context, k keyring.Key, n uint32, now time.Time) (keyring.Version, change, error) {
-	material, public, err := suite.Generate(k.Algorithm)
+	if err := s.suites.Allows(k.Algorithm, k.Purpose); err != nil {
+		return keyring.Version{}, change{}, err
+	}
+	material, _, err := suite.Generate(k.Algorithm)
 	if err != nil {
 		return keyring.Version{}, change{}, err
 	}
 	defer material.Destroy()
-	handle, err := s.freeHandle(ctx, k.Namespace)
-	if err != nil {
-		return keyring.Version{}, change{}, err
+	return s.keep(ctx, k, keyring.Version{Number: n, Algorithm: k.Algorithm, Created: now}, material)
+}
+
+// keep gives a version a handle and its public half, and returns the writes that keep its material. It tries again in the unlikely case that the
+// random handle is taken.
+func (s *Service) keep(ctx context.Context, k keyring.Key, v keyring.Version, material secret.Bytes) (keyring.Version, change, error) {
+	var err error
+	if v.Public, err = suite.PublicOf(k.Algorithm, material); err != nil {
+		return v, change{}, err
 	}
-	v := keyring.Version{Number: n, Handle: handle, Algorithm: k.Algorithm, Public: public, Created: now}
+	if v.Handle, err = s.freeHandle(ctx, k.Namespace); err != nil {
+		return v, change{}, err
+	}
+	n, handle := v.Number, v.Handle
 	f, err := s.facts(k, v)
 	if err != nil {
 		return v, change{}, fmt.Errorf("encode facts: %w", err)

@@ -19,6 +19,7 @@ import (
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/store"
+	"github.com/rotorkms/rotor/internal/suite"
 )
 
 const (
@@ -32,7 +33,9 @@ type Config struct {
 	Now   func() time.Time
 	// Fresh says whether this server may still act on its memory: no other server takes it for dead. Nothing is protected without. nil: always.
 	Fresh func() bool
-	Block uint64 // uses of a version with a volume limit that are taken at a time; 0: DefaultBlock. A crash forfeits what is left of it
+	// Suites narrows which algorithms new versions may have.
+	Suites suite.Policy
+	Block  uint64 // uses of a version with a volume limit that are taken at a time; 0: DefaultBlock. A crash forfeits what is left of it
 }
 
 // Service serves the use cases on keys. It is safe for concurrent use once Run has started.
@@ -44,6 +47,7 @@ type Service struct {
 	vault materials
 
 	volumes volumes
+	suites  suite.Policy
 
 	mu      sync.Mutex    // guards swap
 	swap    chan struct{} // closed and replaced at each change of the ring
@@ -60,7 +64,7 @@ type ring struct {
 // New reads all keys. Run must follow to see changes.
 func New(ctx context.Context, c Config) (*Service, error) {
 	s := &Service{guard: c.Guard, now: c.Now, fresh: c.Fresh, swap: make(chan struct{})}
-	s.vault.cache, s.volumes.block = map[materialID]opened{}, c.Block
+	s.vault.cache, s.volumes.block, s.suites = map[materialID]opened{}, c.Block, c.Suites
 	records, rev, err := c.Guard.List(ctx, keyPrefix)
 	if err != nil {
 		return nil, fmt.Errorf("read keys: %w", err)

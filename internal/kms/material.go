@@ -26,10 +26,13 @@ type facts struct {
 	Purpose   suite.Purpose     `json:"purpose"`
 	Custody   keyring.Custody   `json:"custody"`
 	Created   time.Time         `json:"created"`
+
+	Exportable bool   `json:"exportable,omitempty"`
+	Origin     string `json:"origin,omitempty"`
 }
 
 func (s *Service) facts(k keyring.Key, v keyring.Version) ([]byte, error) {
-	return json.Marshal(facts{s.guard.ClusterID(), k.Namespace, k.ID, v.Number, v.Handle, v.Algorithm, k.Purpose, k.Custody, v.Created.UTC()})
+	return json.Marshal(facts{s.guard.ClusterID(), k.Namespace, k.ID, v.Number, v.Handle, v.Algorithm, k.Purpose, k.Custody, v.Created.UTC(), k.Exportable, v.Origin})
 }
 
 func materialPath(k keyring.Key, n uint32) string {
@@ -50,6 +53,9 @@ type opened struct {
 	material secret.Bytes
 	message  *envelope.MessageKey
 	signer   *suite.Signer
+
+	decrypter    *suite.Decrypter
+	decapsulator *suite.Decapsulator
 }
 
 // materials caches opened material. Guarded by mu.
@@ -161,6 +167,10 @@ func ready(k keyring.Key, v keyring.Version, m secret.Bytes) (opened, error) {
 		o.message, err = envelope.NewMessageKeyOf(v.Algorithm, m, v.Handle, string(k.Namespace), string(k.ID))
 	case suite.Sign:
 		o.signer, err = suite.NewSigner(v.Algorithm, m)
+	case suite.Decrypt:
+		o.decrypter, err = suite.NewDecrypter(v.Algorithm, m)
+	case suite.Decapsulate:
+		o.decapsulator, err = suite.NewDecapsulator(v.Algorithm, m)
 	}
 	return o, err
 }

@@ -2,8 +2,6 @@ package kms
 
 import (
 	"context"
-	"encoding/json"
-	"fmt"
 	"time"
 
 	"github.com/rotorkms/rotor/internal/fault"
@@ -16,30 +14,7 @@ import (
 // Rotate stages a new version and leaves the gated steps to rollout. expected is the epoch counter that the caller's plan was
 // made for, 0 for any. fault.RotationInFlight, Conflict.
 func (s *Service) Rotate(ctx context.Context, c policy.Caller, ref Ref, expected uint64) (keyring.Key, error) {
-	k, p, err := s.admit(ctx, c, policy.ActRotate, ref)
-	if err != nil {
-		return k, err
-	}
-	now, detail := s.now().UTC(), map[string]string{}
-	return s.update(ctx, p, k.ID, detail, func(k keyring.Key) (keyring.Key, change, error) {
-		if err := planned(k, expected); err != nil {
-			return k, change{}, err
-		}
-		if k.Target != 0 {
-			return k, change{}, fault.New(fault.RotationInFlight, "key "+k.Name)
-		}
-		n := uint32(len(k.Versions) + 1)
-		detail["version"] = fmt.Sprint(n)
-		if record, err := json.Marshal(k); err != nil || len(record) > maxRecord {
-			return k, change{}, fault.New(fault.TooLarge, "key "+k.Name).WithHint("it has %d versions, which is all that its record takes; make a new key", len(k.Versions))
-		}
-		v, made, err := s.newVersion(ctx, k, n, now)
-		if err != nil {
-			return k, change{}, err
-		}
-		next, err := rotation.Stage(k, v, now)
-		return next, made, err
-	})
+	return s.stage(ctx, c, ref, expected, s.newVersion)
 }
 
 // Replace stages a new version in place of a compromised primary, for rollout; somebody else's rotation in flight will do as well.

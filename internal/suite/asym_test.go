@@ -221,3 +221,23 @@ func FuzzDecrypt(f *testing.F) {
 		}
 	})
 }
+
+// FuzzOpenKey: no sealed key that somebody makes up opens; of those that are real the material comes back.
+func FuzzOpenKey(f *testing.F) {
+	privates := map[suite.Transport]secret.Bytes{}
+	for _, tr := range []suite.Transport{suite.Transport(suite.HPKEXWing), suite.TransportRSA} {
+		m, public, err := suite.GenerateTransport(tr)
+		if err != nil {
+			f.Fatal(err)
+		}
+		privates[tr] = m
+		f.Add(must(suite.SealKey(tr, public, "other label", secret.Random(32)))[:40])
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for tr, m := range privates {
+			if _, err := suite.OpenKey(tr, m, "label", b); fault.CodeOf(err) != fault.DecryptFailed {
+				t.Errorf("%s: %v", tr, err)
+			}
+		}
+	})
+}

@@ -247,6 +247,24 @@ func EncodeSet(s Set) ([]byte, error) {
 	return json.Marshal(out)
 }
 
+// EncodeKey makes the JWK (RFC 7517) of a public key that RSA, ECDSA or Ed25519 is for. fault.AlgorithmForbidden for the others, whose form
+// is not settled.
+func EncodeKey(k Key) ([]byte, error) {
+	spec, err := suite.Lookup(k.Algorithm)
+	if err != nil {
+		return nil, err
+	}
+	public, err := suite.ParsePublic(k.Algorithm, k.Public)
+	if err != nil {
+		return nil, err
+	}
+	b, err := json.Marshal(jose.JSONWebKey{Key: public, KeyID: k.ID, Algorithm: spec.JWA})
+	if err != nil {
+		return nil, fault.New(fault.AlgorithmForbidden, "JWK of "+string(k.Algorithm)).WithHint("use its PEM form")
+	}
+	return b, nil
+}
+
 // ParseSet reads a JWKS document; keys that are not for tokens of a known algorithm are left out (RFC 7517, 5). fault.Invalid, also when
 // two keys have one kid; TooLarge.
 func ParseSet(b []byte) (Set, error) {

@@ -79,6 +79,10 @@ func (s keys) Encrypt(ctx context.Context, r *connect.Request[rotorv1.EncryptReq
 
 // Decrypt opens a message.
 func (s keys) Decrypt(ctx context.Context, r *connect.Request[rotorv1.DecryptRequest]) (*connect.Response[rotorv1.DecryptResponse], error) {
+	if n := r.Msg.GetForeignVersion(); n != 0 {
+		out, err := s.KMS.DecryptForeign(ctx, wire.Caller(ctx), s.ref(r.Msg.GetKey()), n, r.Msg.GetCiphertext())
+		return answer(&rotorv1.DecryptResponse{Plaintext: out, Version: n}, err)
+	}
 	out, n, err := s.KMS.Decrypt(ctx, wire.Caller(ctx), s.ref(r.Msg.GetKey()), r.Msg.GetCiphertext(), parts(r.Msg.GetParts()))
 	return answer(&rotorv1.DecryptResponse{Plaintext: out, Version: n}, err)
 }
@@ -130,7 +134,7 @@ func keySpec(m *rotorv1.Key) keyring.Key {
 	r := m.GetRotation()
 	return keyring.Key{
 		Name: clip(m.GetName()), Purpose: suite.Purpose(m.GetPurpose()), Custody: keyring.Custody(m.GetCustody()),
-		Algorithm: suite.Algorithm(m.GetAlgorithm()), Labels: m.GetLabels(), Owner: m.GetOwner(),
+		Algorithm: suite.Algorithm(m.GetAlgorithm()), Labels: m.GetLabels(), Owner: m.GetOwner(), Exportable: m.GetExportable(),
 		Periods: keyring.Periods{Originator: time.Duration(m.GetOriginatorNs()), Recipient: time.Duration(m.GetRecipientNs())},
 		Rotation: keyring.Rotation{
 			Silence: keyring.Silence(r.GetSilence()), MaxStale: time.Duration(r.GetMaxStaleNs()), MaxWait: time.Duration(r.GetMaxWaitNs()),

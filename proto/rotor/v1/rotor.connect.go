@@ -80,6 +80,17 @@ const (
 	KeyServiceSignProcedure = "/rotor.v1.KeyService/Sign"
 	// KeyServiceVerifyProcedure is the fully-qualified name of the KeyService's Verify RPC.
 	KeyServiceVerifyProcedure = "/rotor.v1.KeyService/Verify"
+	// KeyServiceEncapsulateProcedure is the fully-qualified name of the KeyService's Encapsulate RPC.
+	KeyServiceEncapsulateProcedure = "/rotor.v1.KeyService/Encapsulate"
+	// KeyServiceDecapsulateProcedure is the fully-qualified name of the KeyService's Decapsulate RPC.
+	KeyServiceDecapsulateProcedure = "/rotor.v1.KeyService/Decapsulate"
+	// KeyServicePrepareImportProcedure is the fully-qualified name of the KeyService's PrepareImport
+	// RPC.
+	KeyServicePrepareImportProcedure = "/rotor.v1.KeyService/PrepareImport"
+	// KeyServiceImportProcedure is the fully-qualified name of the KeyService's Import RPC.
+	KeyServiceImportProcedure = "/rotor.v1.KeyService/Import"
+	// KeyServiceExportProcedure is the fully-qualified name of the KeyService's Export RPC.
+	KeyServiceExportProcedure = "/rotor.v1.KeyService/Export"
 	// JoinServiceJoinProcedure is the fully-qualified name of the JoinService's Join RPC.
 	JoinServiceJoinProcedure = "/rotor.v1.JoinService/Join"
 	// JoinServiceRenewProcedure is the fully-qualified name of the JoinService's Renew RPC.
@@ -177,6 +188,11 @@ type KeyServiceClient interface {
 	Rewrap(context.Context, *connect.Request[RewrapRequest]) (*connect.Response[RewrapResponse], error)
 	Sign(context.Context, *connect.Request[SignRequest]) (*connect.Response[SignResponse], error)
 	Verify(context.Context, *connect.Request[VerifyRequest]) (*connect.Response[VerifyResponse], error)
+	Encapsulate(context.Context, *connect.Request[EncapsulateRequest]) (*connect.Response[EncapsulateResponse], error)
+	Decapsulate(context.Context, *connect.Request[DecapsulateRequest]) (*connect.Response[DecapsulateResponse], error)
+	PrepareImport(context.Context, *connect.Request[PrepareImportRequest]) (*connect.Response[PrepareImportResponse], error)
+	Import(context.Context, *connect.Request[ImportRequest]) (*connect.Response[Key], error)
+	Export(context.Context, *connect.Request[ExportKeyRequest]) (*connect.Response[ExportKeyResponse], error)
 }
 
 // NewKeyServiceClient constructs a client for the rotor.v1.KeyService service. By default, it uses
@@ -280,26 +296,61 @@ func NewKeyServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...
 			connect.WithSchema(keyServiceMethods.ByName("Verify")),
 			connect.WithClientOptions(opts...),
 		),
+		encapsulate: connect.NewClient[EncapsulateRequest, EncapsulateResponse](
+			httpClient,
+			baseURL+KeyServiceEncapsulateProcedure,
+			connect.WithSchema(keyServiceMethods.ByName("Encapsulate")),
+			connect.WithClientOptions(opts...),
+		),
+		decapsulate: connect.NewClient[DecapsulateRequest, DecapsulateResponse](
+			httpClient,
+			baseURL+KeyServiceDecapsulateProcedure,
+			connect.WithSchema(keyServiceMethods.ByName("Decapsulate")),
+			connect.WithClientOptions(opts...),
+		),
+		prepareImport: connect.NewClient[PrepareImportRequest, PrepareImportResponse](
+			httpClient,
+			baseURL+KeyServicePrepareImportProcedure,
+			connect.WithSchema(keyServiceMethods.ByName("PrepareImport")),
+			connect.WithClientOptions(opts...),
+		),
+		_import: connect.NewClient[ImportRequest, Key](
+			httpClient,
+			baseURL+KeyServiceImportProcedure,
+			connect.WithSchema(keyServiceMethods.ByName("Import")),
+			connect.WithClientOptions(opts...),
+		),
+		export: connect.NewClient[ExportKeyRequest, ExportKeyResponse](
+			httpClient,
+			baseURL+KeyServiceExportProcedure,
+			connect.WithSchema(keyServiceMethods.ByName("Export")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // keyServiceClient implements KeyServiceClient.
 type keyServiceClient struct {
-	create   *connect.Client[CreateRequest, Key]
-	get      *connect.Client[KeyRef, Key]
-	list     *connect.Client[ListRequest, ListResponse]
-	change   *connect.Client[ChangeRequest, Key]
-	rotate   *connect.Client[RotateRequest, Key]
-	progress *connect.Client[KeyRef, ProgressResponse]
-	retire   *connect.Client[RetireRequest, Key]
-	destroy  *connect.Client[DestroyRequest, DestroyResponse]
-	encrypt  *connect.Client[EncryptRequest, EncryptResponse]
-	decrypt  *connect.Client[DecryptRequest, DecryptResponse]
-	wrap     *connect.Client[WrapRequest, WrapResponse]
-	unwrap   *connect.Client[UnwrapRequest, UnwrapResponse]
-	rewrap   *connect.Client[RewrapRequest, RewrapResponse]
-	sign     *connect.Client[SignRequest, SignResponse]
-	verify   *connect.Client[VerifyRequest, VerifyResponse]
+	create        *connect.Client[CreateRequest, Key]
+	get           *connect.Client[KeyRef, Key]
+	list          *connect.Client[ListRequest, ListResponse]
+	change        *connect.Client[ChangeRequest, Key]
+	rotate        *connect.Client[RotateRequest, Key]
+	progress      *connect.Client[KeyRef, ProgressResponse]
+	retire        *connect.Client[RetireRequest, Key]
+	destroy       *connect.Client[DestroyRequest, DestroyResponse]
+	encrypt       *connect.Client[EncryptRequest, EncryptResponse]
+	decrypt       *connect.Client[DecryptRequest, DecryptResponse]
+	wrap          *connect.Client[WrapRequest, WrapResponse]
+	unwrap        *connect.Client[UnwrapRequest, UnwrapResponse]
+	rewrap        *connect.Client[RewrapRequest, RewrapResponse]
+	sign          *connect.Client[SignRequest, SignResponse]
+	verify        *connect.Client[VerifyRequest, VerifyResponse]
+	encapsulate   *connect.Client[EncapsulateRequest, EncapsulateResponse]
+	decapsulate   *connect.Client[DecapsulateRequest, DecapsulateResponse]
+	prepareImport *connect.Client[PrepareImportRequest, PrepareImportResponse]
+	_import       *connect.Client[ImportRequest, Key]
+	export        *connect.Client[ExportKeyRequest, ExportKeyResponse]
 }
 
 // Create calls rotor.v1.KeyService.Create.
@@ -377,6 +428,31 @@ func (c *keyServiceClient) Verify(ctx context.Context, req *connect.Request[Veri
 	return c.verify.CallUnary(ctx, req)
 }
 
+// Encapsulate calls rotor.v1.KeyService.Encapsulate.
+func (c *keyServiceClient) Encapsulate(ctx context.Context, req *connect.Request[EncapsulateRequest]) (*connect.Response[EncapsulateResponse], error) {
+	return c.encapsulate.CallUnary(ctx, req)
+}
+
+// Decapsulate calls rotor.v1.KeyService.Decapsulate.
+func (c *keyServiceClient) Decapsulate(ctx context.Context, req *connect.Request[DecapsulateRequest]) (*connect.Response[DecapsulateResponse], error) {
+	return c.decapsulate.CallUnary(ctx, req)
+}
+
+// PrepareImport calls rotor.v1.KeyService.PrepareImport.
+func (c *keyServiceClient) PrepareImport(ctx context.Context, req *connect.Request[PrepareImportRequest]) (*connect.Response[PrepareImportResponse], error) {
+	return c.prepareImport.CallUnary(ctx, req)
+}
+
+// Import calls rotor.v1.KeyService.Import.
+func (c *keyServiceClient) Import(ctx context.Context, req *connect.Request[ImportRequest]) (*connect.Response[Key], error) {
+	return c._import.CallUnary(ctx, req)
+}
+
+// Export calls rotor.v1.KeyService.Export.
+func (c *keyServiceClient) Export(ctx context.Context, req *connect.Request[ExportKeyRequest]) (*connect.Response[ExportKeyResponse], error) {
+	return c.export.CallUnary(ctx, req)
+}
+
 // KeyServiceHandler is an implementation of the rotor.v1.KeyService service.
 type KeyServiceHandler interface {
 	Create(context.Context, *connect.Request[CreateRequest]) (*connect.Response[Key], error)
@@ -394,6 +470,11 @@ type KeyServiceHandler interface {
 	Rewrap(context.Context, *connect.Request[RewrapRequest]) (*connect.Response[RewrapResponse], error)
 	Sign(context.Context, *connect.Request[SignRequest]) (*connect.Response[SignResponse], error)
 	Verify(context.Context, *connect.Request[VerifyRequest]) (*connect.Response[VerifyResponse], error)
+	Encapsulate(context.Context, *connect.Request[EncapsulateRequest]) (*connect.Response[EncapsulateResponse], error)
+	Decapsulate(context.Context, *connect.Request[DecapsulateRequest]) (*connect.Response[DecapsulateResponse], error)
+	PrepareImport(context.Context, *connect.Request[PrepareImportRequest]) (*connect.Response[PrepareImportResponse], error)
+	Import(context.Context, *connect.Request[ImportRequest]) (*connect.Response[Key], error)
+	Export(context.Context, *connect.Request[ExportKeyRequest]) (*connect.Response[ExportKeyResponse], error)
 }
 
 // NewKeyServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -493,6 +574,36 @@ func NewKeyServiceHandler(svc KeyServiceHandler, opts ...connect.HandlerOption) 
 		connect.WithSchema(keyServiceMethods.ByName("Verify")),
 		connect.WithHandlerOptions(opts...),
 	)
+	keyServiceEncapsulateHandler := connect.NewUnaryHandler(
+		KeyServiceEncapsulateProcedure,
+		svc.Encapsulate,
+		connect.WithSchema(keyServiceMethods.ByName("Encapsulate")),
+		connect.WithHandlerOptions(opts...),
+	)
+	keyServiceDecapsulateHandler := connect.NewUnaryHandler(
+		KeyServiceDecapsulateProcedure,
+		svc.Decapsulate,
+		connect.WithSchema(keyServiceMethods.ByName("Decapsulate")),
+		connect.WithHandlerOptions(opts...),
+	)
+	keyServicePrepareImportHandler := connect.NewUnaryHandler(
+		KeyServicePrepareImportProcedure,
+		svc.PrepareImport,
+		connect.WithSchema(keyServiceMethods.ByName("PrepareImport")),
+		connect.WithHandlerOptions(opts...),
+	)
+	keyServiceImportHandler := connect.NewUnaryHandler(
+		KeyServiceImportProcedure,
+		svc.Import,
+		connect.WithSchema(keyServiceMethods.ByName("Import")),
+		connect.WithHandlerOptions(opts...),
+	)
+	keyServiceExportHandler := connect.NewUnaryHandler(
+		KeyServiceExportProcedure,
+		svc.Export,
+		connect.WithSchema(keyServiceMethods.ByName("Export")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/rotor.v1.KeyService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case KeyServiceCreateProcedure:
@@ -525,6 +636,16 @@ func NewKeyServiceHandler(svc KeyServiceHandler, opts ...connect.HandlerOption) 
 			keyServiceSignHandler.ServeHTTP(w, r)
 		case KeyServiceVerifyProcedure:
 			keyServiceVerifyHandler.ServeHTTP(w, r)
+		case KeyServiceEncapsulateProcedure:
+			keyServiceEncapsulateHandler.ServeHTTP(w, r)
+		case KeyServiceDecapsulateProcedure:
+			keyServiceDecapsulateHandler.ServeHTTP(w, r)
+		case KeyServicePrepareImportProcedure:
+			keyServicePrepareImportHandler.ServeHTTP(w, r)
+		case KeyServiceImportProcedure:
+			keyServiceImportHandler.ServeHTTP(w, r)
+		case KeyServiceExportProcedure:
+			keyServiceExportHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -592,6 +713,26 @@ func (UnimplementedKeyServiceHandler) Sign(context.Context, *connect.Request[Sig
 
 func (UnimplementedKeyServiceHandler) Verify(context.Context, *connect.Request[VerifyRequest]) (*connect.Response[VerifyResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.KeyService.Verify is not implemented"))
+}
+
+func (UnimplementedKeyServiceHandler) Encapsulate(context.Context, *connect.Request[EncapsulateRequest]) (*connect.Response[EncapsulateResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.KeyService.Encapsulate is not implemented"))
+}
+
+func (UnimplementedKeyServiceHandler) Decapsulate(context.Context, *connect.Request[DecapsulateRequest]) (*connect.Response[DecapsulateResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.KeyService.Decapsulate is not implemented"))
+}
+
+func (UnimplementedKeyServiceHandler) PrepareImport(context.Context, *connect.Request[PrepareImportRequest]) (*connect.Response[PrepareImportResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.KeyService.PrepareImport is not implemented"))
+}
+
+func (UnimplementedKeyServiceHandler) Import(context.Context, *connect.Request[ImportRequest]) (*connect.Response[Key], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.KeyService.Import is not implemented"))
+}
+
+func (UnimplementedKeyServiceHandler) Export(context.Context, *connect.Request[ExportKeyRequest]) (*connect.Response[ExportKeyResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.KeyService.Export is not implemented"))
 }
 
 // JoinServiceClient is a client for the rotor.v1.JoinService service.

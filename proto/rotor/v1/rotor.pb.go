@@ -151,6 +151,8 @@ type Version struct {
 	Retired       *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=retired,proto3" json:"retired,omitempty"`
 	Reason        string                 `protobuf:"bytes,10,opt,name=reason,proto3" json:"reason,omitempty"`
 	Approvals     uint32                 `protobuf:"varint,11,opt,name=approvals,proto3" json:"approvals,omitempty"`
+	Origin        string                 `protobuf:"bytes,12,opt,name=origin,proto3" json:"origin,omitempty"`         // empty: made here; imported
+	Originated    *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=originated,proto3" json:"originated,omitempty"` // imported: since when its originator has used it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -260,6 +262,20 @@ func (x *Version) GetApprovals() uint32 {
 		return x.Approvals
 	}
 	return 0
+}
+
+func (x *Version) GetOrigin() string {
+	if x != nil {
+		return x.Origin
+	}
+	return ""
+}
+
+func (x *Version) GetOriginated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Originated
+	}
+	return nil
 }
 
 type Rotation struct {
@@ -373,6 +389,7 @@ type Key struct {
 	Target        uint32                 `protobuf:"varint,15,opt,name=target,proto3" json:"target,omitempty"`
 	Versions      []*Version             `protobuf:"bytes,16,rep,name=versions,proto3" json:"versions,omitempty"`
 	Created       *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=created,proto3" json:"created,omitempty"`
+	Exportable    bool                   `protobuf:"varint,18,opt,name=exportable,proto3" json:"exportable,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -524,6 +541,13 @@ func (x *Key) GetCreated() *timestamppb.Timestamp {
 		return x.Created
 	}
 	return nil
+}
+
+func (x *Key) GetExportable() bool {
+	if x != nil {
+		return x.Exportable
+	}
+	return false
 }
 
 type KeyRef struct {
@@ -1208,12 +1232,14 @@ func (x *EncryptResponse) GetVersion() uint32 {
 }
 
 type DecryptRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Key           *KeyRef                `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
-	Ciphertext    []byte                 `protobuf:"bytes,2,opt,name=ciphertext,proto3" json:"ciphertext,omitempty"`
-	Parts         []*Part                `protobuf:"bytes,3,rep,name=parts,proto3" json:"parts,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Key        *KeyRef                `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Ciphertext []byte                 `protobuf:"bytes,2,opt,name=ciphertext,proto3" json:"ciphertext,omitempty"`
+	Parts      []*Part                `protobuf:"bytes,3,rep,name=parts,proto3" json:"parts,omitempty"`
+	// Not 0: the ciphertext was made elsewhere for the public half of this version (RSA-OAEP without a label, HPKE without an info).
+	ForeignVersion uint32 `protobuf:"varint,4,opt,name=foreign_version,json=foreignVersion,proto3" json:"foreign_version,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *DecryptRequest) Reset() {
@@ -1265,6 +1291,13 @@ func (x *DecryptRequest) GetParts() []*Part {
 		return x.Parts
 	}
 	return nil
+}
+
+func (x *DecryptRequest) GetForeignVersion() uint32 {
+	if x != nil {
+		return x.ForeignVersion
+	}
+	return 0
 }
 
 type DecryptResponse struct {
@@ -1916,6 +1949,522 @@ func (*VerifyResponse) Descriptor() ([]byte, []int) {
 	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{29}
 }
 
+type EncapsulateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           *KeyRef                `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EncapsulateRequest) Reset() {
+	*x = EncapsulateRequest{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EncapsulateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EncapsulateRequest) ProtoMessage() {}
+
+func (x *EncapsulateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EncapsulateRequest.ProtoReflect.Descriptor instead.
+func (*EncapsulateRequest) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *EncapsulateRequest) GetKey() *KeyRef {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+type EncapsulateResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SharedSecret  []byte                 `protobuf:"bytes,1,opt,name=shared_secret,json=sharedSecret,proto3" json:"shared_secret,omitempty"`
+	Ciphertext    []byte                 `protobuf:"bytes,2,opt,name=ciphertext,proto3" json:"ciphertext,omitempty"`
+	Version       uint32                 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EncapsulateResponse) Reset() {
+	*x = EncapsulateResponse{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EncapsulateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EncapsulateResponse) ProtoMessage() {}
+
+func (x *EncapsulateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EncapsulateResponse.ProtoReflect.Descriptor instead.
+func (*EncapsulateResponse) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *EncapsulateResponse) GetSharedSecret() []byte {
+	if x != nil {
+		return x.SharedSecret
+	}
+	return nil
+}
+
+func (x *EncapsulateResponse) GetCiphertext() []byte {
+	if x != nil {
+		return x.Ciphertext
+	}
+	return nil
+}
+
+func (x *EncapsulateResponse) GetVersion() uint32 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+type DecapsulateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           *KeyRef                `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Ciphertext    []byte                 `protobuf:"bytes,2,opt,name=ciphertext,proto3" json:"ciphertext,omitempty"`
+	Version       uint32                 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DecapsulateRequest) Reset() {
+	*x = DecapsulateRequest{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DecapsulateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DecapsulateRequest) ProtoMessage() {}
+
+func (x *DecapsulateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DecapsulateRequest.ProtoReflect.Descriptor instead.
+func (*DecapsulateRequest) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *DecapsulateRequest) GetKey() *KeyRef {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *DecapsulateRequest) GetCiphertext() []byte {
+	if x != nil {
+		return x.Ciphertext
+	}
+	return nil
+}
+
+func (x *DecapsulateRequest) GetVersion() uint32 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+type DecapsulateResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SharedSecret  []byte                 `protobuf:"bytes,1,opt,name=shared_secret,json=sharedSecret,proto3" json:"shared_secret,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DecapsulateResponse) Reset() {
+	*x = DecapsulateResponse{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DecapsulateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DecapsulateResponse) ProtoMessage() {}
+
+func (x *DecapsulateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DecapsulateResponse.ProtoReflect.Descriptor instead.
+func (*DecapsulateResponse) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *DecapsulateResponse) GetSharedSecret() []byte {
+	if x != nil {
+		return x.SharedSecret
+	}
+	return nil
+}
+
+type PrepareImportRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           *KeyRef                `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Transport     string                 `protobuf:"bytes,2,opt,name=transport,proto3" json:"transport,omitempty"` // empty: the default
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PrepareImportRequest) Reset() {
+	*x = PrepareImportRequest{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PrepareImportRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PrepareImportRequest) ProtoMessage() {}
+
+func (x *PrepareImportRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PrepareImportRequest.ProtoReflect.Descriptor instead.
+func (*PrepareImportRequest) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *PrepareImportRequest) GetKey() *KeyRef {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *PrepareImportRequest) GetTransport() string {
+	if x != nil {
+		return x.Transport
+	}
+	return ""
+}
+
+type PrepareImportResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Transport     string                 `protobuf:"bytes,2,opt,name=transport,proto3" json:"transport,omitempty"`
+	Public        []byte                 `protobuf:"bytes,3,opt,name=public,proto3" json:"public,omitempty"` // PKIX, or the encoding of HPKE for hybrids
+	Expires       *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expires,proto3" json:"expires,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PrepareImportResponse) Reset() {
+	*x = PrepareImportResponse{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PrepareImportResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PrepareImportResponse) ProtoMessage() {}
+
+func (x *PrepareImportResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PrepareImportResponse.ProtoReflect.Descriptor instead.
+func (*PrepareImportResponse) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *PrepareImportResponse) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *PrepareImportResponse) GetTransport() string {
+	if x != nil {
+		return x.Transport
+	}
+	return ""
+}
+
+func (x *PrepareImportResponse) GetPublic() []byte {
+	if x != nil {
+		return x.Public
+	}
+	return nil
+}
+
+func (x *PrepareImportResponse) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
+type ImportRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           *Key                   `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`                                    // as in CreateRequest; of a key that exists its name alone
+	WrappingKey   string                 `protobuf:"bytes,2,opt,name=wrapping_key,json=wrappingKey,proto3" json:"wrapping_key,omitempty"` // ID of PrepareImportResponse
+	Sealed        []byte                 `protobuf:"bytes,3,opt,name=sealed,proto3" json:"sealed,omitempty"`
+	Originated    *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=originated,proto3" json:"originated,omitempty"`
+	NextVersion   bool                   `protobuf:"varint,5,opt,name=next_version,json=nextVersion,proto3" json:"next_version,omitempty"` // of a key that exists
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportRequest) Reset() {
+	*x = ImportRequest{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportRequest) ProtoMessage() {}
+
+func (x *ImportRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportRequest.ProtoReflect.Descriptor instead.
+func (*ImportRequest) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *ImportRequest) GetKey() *Key {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *ImportRequest) GetWrappingKey() string {
+	if x != nil {
+		return x.WrappingKey
+	}
+	return ""
+}
+
+func (x *ImportRequest) GetSealed() []byte {
+	if x != nil {
+		return x.Sealed
+	}
+	return nil
+}
+
+func (x *ImportRequest) GetOriginated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Originated
+	}
+	return nil
+}
+
+func (x *ImportRequest) GetNextVersion() bool {
+	if x != nil {
+		return x.NextVersion
+	}
+	return false
+}
+
+type ExportKeyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           *KeyRef                `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Version       uint32                 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	Transport     string                 `protobuf:"bytes,3,opt,name=transport,proto3" json:"transport,omitempty"`
+	Recipient     []byte                 `protobuf:"bytes,4,opt,name=recipient,proto3" json:"recipient,omitempty"` // public key
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportKeyRequest) Reset() {
+	*x = ExportKeyRequest{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportKeyRequest) ProtoMessage() {}
+
+func (x *ExportKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportKeyRequest.ProtoReflect.Descriptor instead.
+func (*ExportKeyRequest) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *ExportKeyRequest) GetKey() *KeyRef {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *ExportKeyRequest) GetVersion() uint32 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *ExportKeyRequest) GetTransport() string {
+	if x != nil {
+		return x.Transport
+	}
+	return ""
+}
+
+func (x *ExportKeyRequest) GetRecipient() []byte {
+	if x != nil {
+		return x.Recipient
+	}
+	return nil
+}
+
+type ExportKeyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sealed        []byte                 `protobuf:"bytes,1,opt,name=sealed,proto3" json:"sealed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportKeyResponse) Reset() {
+	*x = ExportKeyResponse{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportKeyResponse) ProtoMessage() {}
+
+func (x *ExportKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportKeyResponse.ProtoReflect.Descriptor instead.
+func (*ExportKeyResponse) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *ExportKeyResponse) GetSealed() []byte {
+	if x != nil {
+		return x.Sealed
+	}
+	return nil
+}
+
 type JoinRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
@@ -1926,7 +2475,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[30]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1938,7 +2487,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[30]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1951,7 +2500,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{30}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *JoinRequest) GetToken() string {
@@ -1977,7 +2526,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[31]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1989,7 +2538,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[31]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2002,7 +2551,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{31}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *RenewRequest) GetCsr() []byte {
@@ -2025,7 +2574,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[32]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2037,7 +2586,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[32]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2050,7 +2599,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{32}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *JoinResponse) GetChain() [][]byte {
@@ -2101,7 +2650,7 @@ type HoldUp struct {
 
 func (x *HoldUp) Reset() {
 	*x = HoldUp{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[33]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2113,7 +2662,7 @@ func (x *HoldUp) String() string {
 func (*HoldUp) ProtoMessage() {}
 
 func (x *HoldUp) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[33]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2126,7 +2675,7 @@ func (x *HoldUp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldUp.ProtoReflect.Descriptor instead.
 func (*HoldUp) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{33}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *HoldUp) GetHello() *Hello {
@@ -2177,7 +2726,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[34]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2189,7 +2738,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[34]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2202,7 +2751,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{34}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Hello) GetIncarnation() []byte {
@@ -2252,7 +2801,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[35]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2264,7 +2813,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[35]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2277,7 +2826,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{35}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Ack) GetKeyId() string {
@@ -2319,7 +2868,7 @@ type HoldDown struct {
 
 func (x *HoldDown) Reset() {
 	*x = HoldDown{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[36]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2331,7 +2880,7 @@ func (x *HoldDown) String() string {
 func (*HoldDown) ProtoMessage() {}
 
 func (x *HoldDown) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[36]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2344,7 +2893,7 @@ func (x *HoldDown) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldDown.ProtoReflect.Descriptor instead.
 func (*HoldDown) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{36}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *HoldDown) GetLease() *Lease {
@@ -2379,7 +2928,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[37]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2391,7 +2940,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[37]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2404,7 +2953,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{37}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Lease) GetBeat() uint64 {
@@ -2440,7 +2989,7 @@ type Parcel struct {
 
 func (x *Parcel) Reset() {
 	*x = Parcel{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[38]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2452,7 +3001,7 @@ func (x *Parcel) String() string {
 func (*Parcel) ProtoMessage() {}
 
 func (x *Parcel) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[38]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2465,7 +3014,7 @@ func (x *Parcel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Parcel.ProtoReflect.Descriptor instead.
 func (*Parcel) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{38}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Parcel) GetBody() []byte {
@@ -2499,7 +3048,7 @@ type KeyRefusal struct {
 
 func (x *KeyRefusal) Reset() {
 	*x = KeyRefusal{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[39]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2511,7 +3060,7 @@ func (x *KeyRefusal) String() string {
 func (*KeyRefusal) ProtoMessage() {}
 
 func (x *KeyRefusal) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[39]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2524,7 +3073,7 @@ func (x *KeyRefusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyRefusal.ProtoReflect.Descriptor instead.
 func (*KeyRefusal) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{39}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *KeyRefusal) GetName() string {
@@ -2551,7 +3100,7 @@ type InviteRequest struct {
 
 func (x *InviteRequest) Reset() {
 	*x = InviteRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[40]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2563,7 +3112,7 @@ func (x *InviteRequest) String() string {
 func (*InviteRequest) ProtoMessage() {}
 
 func (x *InviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[40]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2576,7 +3125,7 @@ func (x *InviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteRequest.ProtoReflect.Descriptor instead.
 func (*InviteRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{40}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *InviteRequest) GetName() string {
@@ -2602,7 +3151,7 @@ type InviteResponse struct {
 
 func (x *InviteResponse) Reset() {
 	*x = InviteResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[41]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2614,7 +3163,7 @@ func (x *InviteResponse) String() string {
 func (*InviteResponse) ProtoMessage() {}
 
 func (x *InviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[41]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2627,7 +3176,7 @@ func (x *InviteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteResponse.ProtoReflect.Descriptor instead.
 func (*InviteResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{41}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *InviteResponse) GetToken() string {
@@ -2645,7 +3194,7 @@ type InstancesRequest struct {
 
 func (x *InstancesRequest) Reset() {
 	*x = InstancesRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[42]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2657,7 +3206,7 @@ func (x *InstancesRequest) String() string {
 func (*InstancesRequest) ProtoMessage() {}
 
 func (x *InstancesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[42]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2670,7 +3219,7 @@ func (x *InstancesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstancesRequest.ProtoReflect.Descriptor instead.
 func (*InstancesRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{42}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{51}
 }
 
 type Instance struct {
@@ -2686,7 +3235,7 @@ type Instance struct {
 
 func (x *Instance) Reset() {
 	*x = Instance{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[43]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2698,7 +3247,7 @@ func (x *Instance) String() string {
 func (*Instance) ProtoMessage() {}
 
 func (x *Instance) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[43]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2711,7 +3260,7 @@ func (x *Instance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Instance.ProtoReflect.Descriptor instead.
 func (*Instance) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{43}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Instance) GetName() string {
@@ -2758,7 +3307,7 @@ type InstancesResponse struct {
 
 func (x *InstancesResponse) Reset() {
 	*x = InstancesResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[44]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2770,7 +3319,7 @@ func (x *InstancesResponse) String() string {
 func (*InstancesResponse) ProtoMessage() {}
 
 func (x *InstancesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[44]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2783,7 +3332,7 @@ func (x *InstancesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstancesResponse.ProtoReflect.Descriptor instead.
 func (*InstancesResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{44}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *InstancesResponse) GetInstances() []*Instance {
@@ -2802,7 +3351,7 @@ type RemoveRequest struct {
 
 func (x *RemoveRequest) Reset() {
 	*x = RemoveRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[45]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2814,7 +3363,7 @@ func (x *RemoveRequest) String() string {
 func (*RemoveRequest) ProtoMessage() {}
 
 func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[45]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2827,7 +3376,7 @@ func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{45}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *RemoveRequest) GetName() string {
@@ -2845,7 +3394,7 @@ type RemoveResponse struct {
 
 func (x *RemoveResponse) Reset() {
 	*x = RemoveResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[46]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2857,7 +3406,7 @@ func (x *RemoveResponse) String() string {
 func (*RemoveResponse) ProtoMessage() {}
 
 func (x *RemoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[46]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2870,7 +3419,7 @@ func (x *RemoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveResponse.ProtoReflect.Descriptor instead.
 func (*RemoveResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{46}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{55}
 }
 
 type IssueRequest struct {
@@ -2885,7 +3434,7 @@ type IssueRequest struct {
 
 func (x *IssueRequest) Reset() {
 	*x = IssueRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[47]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2897,7 +3446,7 @@ func (x *IssueRequest) String() string {
 func (*IssueRequest) ProtoMessage() {}
 
 func (x *IssueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[47]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2910,7 +3459,7 @@ func (x *IssueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueRequest.ProtoReflect.Descriptor instead.
 func (*IssueRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{47}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *IssueRequest) GetKey() *KeyRef {
@@ -2950,7 +3499,7 @@ type IssueResponse struct {
 
 func (x *IssueResponse) Reset() {
 	*x = IssueResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[48]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2962,7 +3511,7 @@ func (x *IssueResponse) String() string {
 func (*IssueResponse) ProtoMessage() {}
 
 func (x *IssueResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[48]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2975,7 +3524,7 @@ func (x *IssueResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueResponse.ProtoReflect.Descriptor instead.
 func (*IssueResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{48}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *IssueResponse) GetToken() string {
@@ -2994,7 +3543,7 @@ type RegisterRequest struct {
 
 func (x *RegisterRequest) Reset() {
 	*x = RegisterRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[49]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3006,7 +3555,7 @@ func (x *RegisterRequest) String() string {
 func (*RegisterRequest) ProtoMessage() {}
 
 func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[49]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3019,7 +3568,7 @@ func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterRequest.ProtoReflect.Descriptor instead.
 func (*RegisterRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{49}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *RegisterRequest) GetDataSet() *DataSet {
@@ -3041,7 +3590,7 @@ type DataSet struct {
 
 func (x *DataSet) Reset() {
 	*x = DataSet{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[50]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3053,7 +3602,7 @@ func (x *DataSet) String() string {
 func (*DataSet) ProtoMessage() {}
 
 func (x *DataSet) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[50]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3066,7 +3615,7 @@ func (x *DataSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataSet.ProtoReflect.Descriptor instead.
 func (*DataSet) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{50}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *DataSet) GetName() string {
@@ -3105,7 +3654,7 @@ type DataSetsRequest struct {
 
 func (x *DataSetsRequest) Reset() {
 	*x = DataSetsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[51]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3117,7 +3666,7 @@ func (x *DataSetsRequest) String() string {
 func (*DataSetsRequest) ProtoMessage() {}
 
 func (x *DataSetsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[51]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3130,7 +3679,7 @@ func (x *DataSetsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataSetsRequest.ProtoReflect.Descriptor instead.
 func (*DataSetsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{51}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{60}
 }
 
 type DataSetsResponse struct {
@@ -3142,7 +3691,7 @@ type DataSetsResponse struct {
 
 func (x *DataSetsResponse) Reset() {
 	*x = DataSetsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[52]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3154,7 +3703,7 @@ func (x *DataSetsResponse) String() string {
 func (*DataSetsResponse) ProtoMessage() {}
 
 func (x *DataSetsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[52]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3167,7 +3716,7 @@ func (x *DataSetsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataSetsResponse.ProtoReflect.Descriptor instead.
 func (*DataSetsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{52}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *DataSetsResponse) GetDataSets() []*DataSet {
@@ -3186,7 +3735,7 @@ type CensusRequest struct {
 
 func (x *CensusRequest) Reset() {
 	*x = CensusRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[53]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3198,7 +3747,7 @@ func (x *CensusRequest) String() string {
 func (*CensusRequest) ProtoMessage() {}
 
 func (x *CensusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[53]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3211,7 +3760,7 @@ func (x *CensusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CensusRequest.ProtoReflect.Descriptor instead.
 func (*CensusRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{53}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *CensusRequest) GetKey() *KeyRef {
@@ -3231,7 +3780,7 @@ type CensusCount struct {
 
 func (x *CensusCount) Reset() {
 	*x = CensusCount{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[54]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3243,7 +3792,7 @@ func (x *CensusCount) String() string {
 func (*CensusCount) ProtoMessage() {}
 
 func (x *CensusCount) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[54]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3256,7 +3805,7 @@ func (x *CensusCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CensusCount.ProtoReflect.Descriptor instead.
 func (*CensusCount) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{54}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *CensusCount) GetVersion() uint32 {
@@ -3285,7 +3834,7 @@ type CensusResponse struct {
 
 func (x *CensusResponse) Reset() {
 	*x = CensusResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[55]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3297,7 +3846,7 @@ func (x *CensusResponse) String() string {
 func (*CensusResponse) ProtoMessage() {}
 
 func (x *CensusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[55]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3310,7 +3859,7 @@ func (x *CensusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CensusResponse.ProtoReflect.Descriptor instead.
 func (*CensusResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{55}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *CensusResponse) GetCounts() []*CensusCount {
@@ -3352,7 +3901,7 @@ type CampaignRequest struct {
 
 func (x *CampaignRequest) Reset() {
 	*x = CampaignRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[56]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3364,7 +3913,7 @@ func (x *CampaignRequest) String() string {
 func (*CampaignRequest) ProtoMessage() {}
 
 func (x *CampaignRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[56]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3377,7 +3926,7 @@ func (x *CampaignRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CampaignRequest.ProtoReflect.Descriptor instead.
 func (*CampaignRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{56}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *CampaignRequest) GetKey() *KeyRef {
@@ -3410,7 +3959,7 @@ type CampaignRef struct {
 
 func (x *CampaignRef) Reset() {
 	*x = CampaignRef{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[57]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3422,7 +3971,7 @@ func (x *CampaignRef) String() string {
 func (*CampaignRef) ProtoMessage() {}
 
 func (x *CampaignRef) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[57]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3435,7 +3984,7 @@ func (x *CampaignRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CampaignRef.ProtoReflect.Descriptor instead.
 func (*CampaignRef) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{57}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *CampaignRef) GetId() string {
@@ -3463,7 +4012,7 @@ type Campaign struct {
 
 func (x *Campaign) Reset() {
 	*x = Campaign{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[58]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3475,7 +4024,7 @@ func (x *Campaign) String() string {
 func (*Campaign) ProtoMessage() {}
 
 func (x *Campaign) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[58]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3488,7 +4037,7 @@ func (x *Campaign) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Campaign.ProtoReflect.Descriptor instead.
 func (*Campaign) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{58}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *Campaign) GetId() string {
@@ -3571,7 +4120,7 @@ type TailRequest struct {
 
 func (x *TailRequest) Reset() {
 	*x = TailRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[59]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3583,7 +4132,7 @@ func (x *TailRequest) String() string {
 func (*TailRequest) ProtoMessage() {}
 
 func (x *TailRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[59]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3596,7 +4145,7 @@ func (x *TailRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailRequest.ProtoReflect.Descriptor instead.
 func (*TailRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{59}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *TailRequest) GetFrom() uint64 {
@@ -3623,7 +4172,7 @@ type TailEntry struct {
 
 func (x *TailEntry) Reset() {
 	*x = TailEntry{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[60]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3635,7 +4184,7 @@ func (x *TailEntry) String() string {
 func (*TailEntry) ProtoMessage() {}
 
 func (x *TailEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[60]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3648,7 +4197,7 @@ func (x *TailEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailEntry.ProtoReflect.Descriptor instead.
 func (*TailEntry) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{60}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *TailEntry) GetIndex() uint64 {
@@ -3673,7 +4222,7 @@ type ExportRequest struct {
 
 func (x *ExportRequest) Reset() {
 	*x = ExportRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[61]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3685,7 +4234,7 @@ func (x *ExportRequest) String() string {
 func (*ExportRequest) ProtoMessage() {}
 
 func (x *ExportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[61]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3698,7 +4247,7 @@ func (x *ExportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRequest.ProtoReflect.Descriptor instead.
 func (*ExportRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{61}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{70}
 }
 
 type ExportFile struct {
@@ -3711,7 +4260,7 @@ type ExportFile struct {
 
 func (x *ExportFile) Reset() {
 	*x = ExportFile{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[62]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3723,7 +4272,7 @@ func (x *ExportFile) String() string {
 func (*ExportFile) ProtoMessage() {}
 
 func (x *ExportFile) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[62]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3736,7 +4285,7 @@ func (x *ExportFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportFile.ProtoReflect.Descriptor instead.
 func (*ExportFile) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{62}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ExportFile) GetPath() string {
@@ -3761,7 +4310,7 @@ type SealStatusRequest struct {
 
 func (x *SealStatusRequest) Reset() {
 	*x = SealStatusRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[63]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3773,7 +4322,7 @@ func (x *SealStatusRequest) String() string {
 func (*SealStatusRequest) ProtoMessage() {}
 
 func (x *SealStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[63]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3786,7 +4335,7 @@ func (x *SealStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealStatusRequest.ProtoReflect.Descriptor instead.
 func (*SealStatusRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{63}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{72}
 }
 
 type SealStatus struct {
@@ -3803,7 +4352,7 @@ type SealStatus struct {
 
 func (x *SealStatus) Reset() {
 	*x = SealStatus{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[64]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3815,7 +4364,7 @@ func (x *SealStatus) String() string {
 func (*SealStatus) ProtoMessage() {}
 
 func (x *SealStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[64]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3828,7 +4377,7 @@ func (x *SealStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealStatus.ProtoReflect.Descriptor instead.
 func (*SealStatus) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{64}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *SealStatus) GetSealed() bool {
@@ -3887,7 +4436,7 @@ type SealMember struct {
 
 func (x *SealMember) Reset() {
 	*x = SealMember{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[65]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3899,7 +4448,7 @@ func (x *SealMember) String() string {
 func (*SealMember) ProtoMessage() {}
 
 func (x *SealMember) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[65]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3912,7 +4461,7 @@ func (x *SealMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealMember.ProtoReflect.Descriptor instead.
 func (*SealMember) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{65}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *SealMember) GetId() string {
@@ -3972,7 +4521,7 @@ type SealProgress struct {
 
 func (x *SealProgress) Reset() {
 	*x = SealProgress{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[66]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3984,7 +4533,7 @@ func (x *SealProgress) String() string {
 func (*SealProgress) ProtoMessage() {}
 
 func (x *SealProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[66]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3997,7 +4546,7 @@ func (x *SealProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealProgress.ProtoReflect.Descriptor instead.
 func (*SealProgress) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{66}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *SealProgress) GetSet() string {
@@ -4059,7 +4608,7 @@ type UnsealRequest struct {
 
 func (x *UnsealRequest) Reset() {
 	*x = UnsealRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[67]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4071,7 +4620,7 @@ func (x *UnsealRequest) String() string {
 func (*UnsealRequest) ProtoMessage() {}
 
 func (x *UnsealRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[67]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4084,7 +4633,7 @@ func (x *UnsealRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsealRequest.ProtoReflect.Descriptor instead.
 func (*UnsealRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{67}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *UnsealRequest) GetShare() string {
@@ -4110,7 +4659,7 @@ type UnsealResetRequest struct {
 
 func (x *UnsealResetRequest) Reset() {
 	*x = UnsealResetRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[68]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4122,7 +4671,7 @@ func (x *UnsealResetRequest) String() string {
 func (*UnsealResetRequest) ProtoMessage() {}
 
 func (x *UnsealResetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[68]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4135,7 +4684,7 @@ func (x *UnsealResetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsealResetRequest.ProtoReflect.Descriptor instead.
 func (*UnsealResetRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{68}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *UnsealResetRequest) GetAttempt() string {
@@ -4153,7 +4702,7 @@ type SealRequest struct {
 
 func (x *SealRequest) Reset() {
 	*x = SealRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[69]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4165,7 +4714,7 @@ func (x *SealRequest) String() string {
 func (*SealRequest) ProtoMessage() {}
 
 func (x *SealRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[69]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4178,7 +4727,7 @@ func (x *SealRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealRequest.ProtoReflect.Descriptor instead.
 func (*SealRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{69}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{78}
 }
 
 type SealChangeRequest struct {
@@ -4191,7 +4740,7 @@ type SealChangeRequest struct {
 
 func (x *SealChangeRequest) Reset() {
 	*x = SealChangeRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[70]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4203,7 +4752,7 @@ func (x *SealChangeRequest) String() string {
 func (*SealChangeRequest) ProtoMessage() {}
 
 func (x *SealChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[70]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4216,7 +4765,7 @@ func (x *SealChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealChangeRequest.ProtoReflect.Descriptor instead.
 func (*SealChangeRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{70}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *SealChangeRequest) GetChange() string {
@@ -4243,7 +4792,7 @@ type StartRekeyRequest struct {
 
 func (x *StartRekeyRequest) Reset() {
 	*x = StartRekeyRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[71]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4255,7 +4804,7 @@ func (x *StartRekeyRequest) String() string {
 func (*StartRekeyRequest) ProtoMessage() {}
 
 func (x *StartRekeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[71]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4268,7 +4817,7 @@ func (x *StartRekeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartRekeyRequest.ProtoReflect.Descriptor instead.
 func (*StartRekeyRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{71}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *StartRekeyRequest) GetShares() string {
@@ -4295,7 +4844,7 @@ type RekeyRequest struct {
 
 func (x *RekeyRequest) Reset() {
 	*x = RekeyRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[72]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4307,7 +4856,7 @@ func (x *RekeyRequest) String() string {
 func (*RekeyRequest) ProtoMessage() {}
 
 func (x *RekeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[72]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4320,7 +4869,7 @@ func (x *RekeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RekeyRequest.ProtoReflect.Descriptor instead.
 func (*RekeyRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{72}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *RekeyRequest) GetShare() string {
@@ -4346,7 +4895,7 @@ type AbortRekeyRequest struct {
 
 func (x *AbortRekeyRequest) Reset() {
 	*x = AbortRekeyRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[73]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4358,7 +4907,7 @@ func (x *AbortRekeyRequest) String() string {
 func (*AbortRekeyRequest) ProtoMessage() {}
 
 func (x *AbortRekeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[73]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4371,7 +4920,7 @@ func (x *AbortRekeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbortRekeyRequest.ProtoReflect.Descriptor instead.
 func (*AbortRekeyRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{73}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *AbortRekeyRequest) GetAttempt() string {
@@ -4394,7 +4943,7 @@ type RekeyProgress struct {
 
 func (x *RekeyProgress) Reset() {
 	*x = RekeyProgress{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[74]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4406,7 +4955,7 @@ func (x *RekeyProgress) String() string {
 func (*RekeyProgress) ProtoMessage() {}
 
 func (x *RekeyProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[74]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4419,7 +4968,7 @@ func (x *RekeyProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RekeyProgress.ProtoReflect.Descriptor instead.
 func (*RekeyProgress) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{74}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *RekeyProgress) GetPhase() string {
@@ -4465,7 +5014,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[75]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4477,7 +5026,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[75]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4490,7 +5039,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{75}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{84}
 }
 
 type StatusResponse struct {
@@ -4509,7 +5058,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[76]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4521,7 +5070,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[76]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4534,7 +5083,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{76}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -4605,7 +5154,7 @@ type LoginRequest struct {
 
 func (x *LoginRequest) Reset() {
 	*x = LoginRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[77]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4617,7 +5166,7 @@ func (x *LoginRequest) String() string {
 func (*LoginRequest) ProtoMessage() {}
 
 func (x *LoginRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[77]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4630,7 +5179,7 @@ func (x *LoginRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoginRequest.ProtoReflect.Descriptor instead.
 func (*LoginRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{77}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *LoginRequest) GetJwt() string {
@@ -4668,7 +5217,7 @@ type LoginResponse struct {
 
 func (x *LoginResponse) Reset() {
 	*x = LoginResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[78]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4680,7 +5229,7 @@ func (x *LoginResponse) String() string {
 func (*LoginResponse) ProtoMessage() {}
 
 func (x *LoginResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[78]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4693,7 +5242,7 @@ func (x *LoginResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoginResponse.ProtoReflect.Descriptor instead.
 func (*LoginResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{78}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *LoginResponse) GetToken() string {
@@ -4746,7 +5295,7 @@ type LogoutRequest struct {
 
 func (x *LogoutRequest) Reset() {
 	*x = LogoutRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[79]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4758,7 +5307,7 @@ func (x *LogoutRequest) String() string {
 func (*LogoutRequest) ProtoMessage() {}
 
 func (x *LogoutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[79]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4771,7 +5320,7 @@ func (x *LogoutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogoutRequest.ProtoReflect.Descriptor instead.
 func (*LogoutRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{79}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{88}
 }
 
 type LogoutResponse struct {
@@ -4782,7 +5331,7 @@ type LogoutResponse struct {
 
 func (x *LogoutResponse) Reset() {
 	*x = LogoutResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[80]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4794,7 +5343,7 @@ func (x *LogoutResponse) String() string {
 func (*LogoutResponse) ProtoMessage() {}
 
 func (x *LogoutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[80]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4807,7 +5356,7 @@ func (x *LogoutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogoutResponse.ProtoReflect.Descriptor instead.
 func (*LogoutResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{80}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{89}
 }
 
 type WhoamiRequest struct {
@@ -4818,7 +5367,7 @@ type WhoamiRequest struct {
 
 func (x *WhoamiRequest) Reset() {
 	*x = WhoamiRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[81]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4830,7 +5379,7 @@ func (x *WhoamiRequest) String() string {
 func (*WhoamiRequest) ProtoMessage() {}
 
 func (x *WhoamiRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[81]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4843,7 +5392,7 @@ func (x *WhoamiRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoamiRequest.ProtoReflect.Descriptor instead.
 func (*WhoamiRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{81}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{90}
 }
 
 type WhoamiResponse struct {
@@ -4859,7 +5408,7 @@ type WhoamiResponse struct {
 
 func (x *WhoamiResponse) Reset() {
 	*x = WhoamiResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[82]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4871,7 +5420,7 @@ func (x *WhoamiResponse) String() string {
 func (*WhoamiResponse) ProtoMessage() {}
 
 func (x *WhoamiResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[82]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4884,7 +5433,7 @@ func (x *WhoamiResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoamiResponse.ProtoReflect.Descriptor instead.
 func (*WhoamiResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{82}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *WhoamiResponse) GetCaller() string {
@@ -4932,7 +5481,7 @@ type SessionsRequest struct {
 
 func (x *SessionsRequest) Reset() {
 	*x = SessionsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[83]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4944,7 +5493,7 @@ func (x *SessionsRequest) String() string {
 func (*SessionsRequest) ProtoMessage() {}
 
 func (x *SessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[83]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4957,7 +5506,7 @@ func (x *SessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionsRequest.ProtoReflect.Descriptor instead.
 func (*SessionsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{83}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *SessionsRequest) GetCaller() string {
@@ -4989,7 +5538,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[84]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5001,7 +5550,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[84]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5014,7 +5563,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{84}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *Session) GetId() string {
@@ -5075,7 +5624,7 @@ type SessionsResponse struct {
 
 func (x *SessionsResponse) Reset() {
 	*x = SessionsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[85]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5087,7 +5636,7 @@ func (x *SessionsResponse) String() string {
 func (*SessionsResponse) ProtoMessage() {}
 
 func (x *SessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[85]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5100,7 +5649,7 @@ func (x *SessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionsResponse.ProtoReflect.Descriptor instead.
 func (*SessionsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{85}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *SessionsResponse) GetSessions() []*Session {
@@ -5121,7 +5670,7 @@ type RevokeSessionsRequest struct {
 
 func (x *RevokeSessionsRequest) Reset() {
 	*x = RevokeSessionsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[86]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5133,7 +5682,7 @@ func (x *RevokeSessionsRequest) String() string {
 func (*RevokeSessionsRequest) ProtoMessage() {}
 
 func (x *RevokeSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[86]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5146,7 +5695,7 @@ func (x *RevokeSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeSessionsRequest.ProtoReflect.Descriptor instead.
 func (*RevokeSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{86}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *RevokeSessionsRequest) GetId() string {
@@ -5172,7 +5721,7 @@ type RevokeSessionsResponse struct {
 
 func (x *RevokeSessionsResponse) Reset() {
 	*x = RevokeSessionsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[87]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5184,7 +5733,7 @@ func (x *RevokeSessionsResponse) String() string {
 func (*RevokeSessionsResponse) ProtoMessage() {}
 
 func (x *RevokeSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[87]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5197,7 +5746,7 @@ func (x *RevokeSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeSessionsResponse.ProtoReflect.Descriptor instead.
 func (*RevokeSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{87}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *RevokeSessionsResponse) GetRevoked() uint32 {
@@ -5227,7 +5776,7 @@ type Credential struct {
 
 func (x *Credential) Reset() {
 	*x = Credential{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[88]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5239,7 +5788,7 @@ func (x *Credential) String() string {
 func (*Credential) ProtoMessage() {}
 
 func (x *Credential) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[88]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5252,7 +5801,7 @@ func (x *Credential) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Credential.ProtoReflect.Descriptor instead.
 func (*Credential) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{88}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *Credential) GetId() string {
@@ -5352,7 +5901,7 @@ type CreateCredentialRequest struct {
 
 func (x *CreateCredentialRequest) Reset() {
 	*x = CreateCredentialRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[89]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5364,7 +5913,7 @@ func (x *CreateCredentialRequest) String() string {
 func (*CreateCredentialRequest) ProtoMessage() {}
 
 func (x *CreateCredentialRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[89]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5377,7 +5926,7 @@ func (x *CreateCredentialRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateCredentialRequest.ProtoReflect.Descriptor instead.
 func (*CreateCredentialRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{89}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *CreateCredentialRequest) GetName() string {
@@ -5425,7 +5974,7 @@ type CreateCredentialResponse struct {
 
 func (x *CreateCredentialResponse) Reset() {
 	*x = CreateCredentialResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[90]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5437,7 +5986,7 @@ func (x *CreateCredentialResponse) String() string {
 func (*CreateCredentialResponse) ProtoMessage() {}
 
 func (x *CreateCredentialResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[90]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5450,7 +5999,7 @@ func (x *CreateCredentialResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateCredentialResponse.ProtoReflect.Descriptor instead.
 func (*CreateCredentialResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{90}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *CreateCredentialResponse) GetCredential() *Credential {
@@ -5475,7 +6024,7 @@ type CredentialsRequest struct {
 
 func (x *CredentialsRequest) Reset() {
 	*x = CredentialsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[91]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5487,7 +6036,7 @@ func (x *CredentialsRequest) String() string {
 func (*CredentialsRequest) ProtoMessage() {}
 
 func (x *CredentialsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[91]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5500,7 +6049,7 @@ func (x *CredentialsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CredentialsRequest.ProtoReflect.Descriptor instead.
 func (*CredentialsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{91}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{100}
 }
 
 type CredentialsResponse struct {
@@ -5512,7 +6061,7 @@ type CredentialsResponse struct {
 
 func (x *CredentialsResponse) Reset() {
 	*x = CredentialsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[92]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5524,7 +6073,7 @@ func (x *CredentialsResponse) String() string {
 func (*CredentialsResponse) ProtoMessage() {}
 
 func (x *CredentialsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[92]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5537,7 +6086,7 @@ func (x *CredentialsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CredentialsResponse.ProtoReflect.Descriptor instead.
 func (*CredentialsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{92}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *CredentialsResponse) GetCredentials() []*Credential {
@@ -5557,7 +6106,7 @@ type ChangeCredentialRequest struct {
 
 func (x *ChangeCredentialRequest) Reset() {
 	*x = ChangeCredentialRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[93]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5569,7 +6118,7 @@ func (x *ChangeCredentialRequest) String() string {
 func (*ChangeCredentialRequest) ProtoMessage() {}
 
 func (x *ChangeCredentialRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[93]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5582,7 +6131,7 @@ func (x *ChangeCredentialRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeCredentialRequest.ProtoReflect.Descriptor instead.
 func (*ChangeCredentialRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{93}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *ChangeCredentialRequest) GetId() string {
@@ -5617,7 +6166,7 @@ type Grant struct {
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[94]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5629,7 +6178,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[94]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5642,7 +6191,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{94}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *Grant) GetId() string {
@@ -5729,7 +6278,7 @@ type CreateGrantRequest struct {
 
 func (x *CreateGrantRequest) Reset() {
 	*x = CreateGrantRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[95]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5741,7 +6290,7 @@ func (x *CreateGrantRequest) String() string {
 func (*CreateGrantRequest) ProtoMessage() {}
 
 func (x *CreateGrantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[95]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5754,7 +6303,7 @@ func (x *CreateGrantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateGrantRequest.ProtoReflect.Descriptor instead.
 func (*CreateGrantRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{95}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *CreateGrantRequest) GetGrantee() string {
@@ -5807,7 +6356,7 @@ type GrantsRequest struct {
 
 func (x *GrantsRequest) Reset() {
 	*x = GrantsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[96]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5819,7 +6368,7 @@ func (x *GrantsRequest) String() string {
 func (*GrantsRequest) ProtoMessage() {}
 
 func (x *GrantsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[96]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5832,7 +6381,7 @@ func (x *GrantsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantsRequest.ProtoReflect.Descriptor instead.
 func (*GrantsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{96}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{105}
 }
 
 type GrantsResponse struct {
@@ -5844,7 +6393,7 @@ type GrantsResponse struct {
 
 func (x *GrantsResponse) Reset() {
 	*x = GrantsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[97]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5856,7 +6405,7 @@ func (x *GrantsResponse) String() string {
 func (*GrantsResponse) ProtoMessage() {}
 
 func (x *GrantsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[97]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5869,7 +6418,7 @@ func (x *GrantsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantsResponse.ProtoReflect.Descriptor instead.
 func (*GrantsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{97}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *GrantsResponse) GetGrants() []*Grant {
@@ -5888,7 +6437,7 @@ type RevokeGrantRequest struct {
 
 func (x *RevokeGrantRequest) Reset() {
 	*x = RevokeGrantRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[98]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5900,7 +6449,7 @@ func (x *RevokeGrantRequest) String() string {
 func (*RevokeGrantRequest) ProtoMessage() {}
 
 func (x *RevokeGrantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[98]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5913,7 +6462,7 @@ func (x *RevokeGrantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeGrantRequest.ProtoReflect.Descriptor instead.
 func (*RevokeGrantRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{98}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *RevokeGrantRequest) GetId() string {
@@ -5931,7 +6480,7 @@ type RevokeGrantResponse struct {
 
 func (x *RevokeGrantResponse) Reset() {
 	*x = RevokeGrantResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[99]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5943,7 +6492,7 @@ func (x *RevokeGrantResponse) String() string {
 func (*RevokeGrantResponse) ProtoMessage() {}
 
 func (x *RevokeGrantResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[99]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5956,7 +6505,7 @@ func (x *RevokeGrantResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeGrantResponse.ProtoReflect.Descriptor instead.
 func (*RevokeGrantResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{99}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{108}
 }
 
 type InviteAdminRequest struct {
@@ -5969,7 +6518,7 @@ type InviteAdminRequest struct {
 
 func (x *InviteAdminRequest) Reset() {
 	*x = InviteAdminRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[100]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5981,7 +6530,7 @@ func (x *InviteAdminRequest) String() string {
 func (*InviteAdminRequest) ProtoMessage() {}
 
 func (x *InviteAdminRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[100]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5994,7 +6543,7 @@ func (x *InviteAdminRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteAdminRequest.ProtoReflect.Descriptor instead.
 func (*InviteAdminRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{100}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *InviteAdminRequest) GetName() string {
@@ -6020,7 +6569,7 @@ type InviteAdminResponse struct {
 
 func (x *InviteAdminResponse) Reset() {
 	*x = InviteAdminResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[101]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6032,7 +6581,7 @@ func (x *InviteAdminResponse) String() string {
 func (*InviteAdminResponse) ProtoMessage() {}
 
 func (x *InviteAdminResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[101]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6045,7 +6594,7 @@ func (x *InviteAdminResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteAdminResponse.ProtoReflect.Descriptor instead.
 func (*InviteAdminResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{101}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *InviteAdminResponse) GetToken() string {
@@ -6063,7 +6612,7 @@ type AdminsRequest struct {
 
 func (x *AdminsRequest) Reset() {
 	*x = AdminsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[102]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6075,7 +6624,7 @@ func (x *AdminsRequest) String() string {
 func (*AdminsRequest) ProtoMessage() {}
 
 func (x *AdminsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[102]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6088,7 +6637,7 @@ func (x *AdminsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminsRequest.ProtoReflect.Descriptor instead.
 func (*AdminsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{102}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{111}
 }
 
 type Administrator struct {
@@ -6102,7 +6651,7 @@ type Administrator struct {
 
 func (x *Administrator) Reset() {
 	*x = Administrator{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[103]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6114,7 +6663,7 @@ func (x *Administrator) String() string {
 func (*Administrator) ProtoMessage() {}
 
 func (x *Administrator) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[103]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6127,7 +6676,7 @@ func (x *Administrator) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Administrator.ProtoReflect.Descriptor instead.
 func (*Administrator) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{103}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *Administrator) GetName() string {
@@ -6160,7 +6709,7 @@ type AdminsResponse struct {
 
 func (x *AdminsResponse) Reset() {
 	*x = AdminsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[104]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6172,7 +6721,7 @@ func (x *AdminsResponse) String() string {
 func (*AdminsResponse) ProtoMessage() {}
 
 func (x *AdminsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[104]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6185,7 +6734,7 @@ func (x *AdminsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminsResponse.ProtoReflect.Descriptor instead.
 func (*AdminsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{104}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *AdminsResponse) GetAdmins() []*Administrator {
@@ -6204,7 +6753,7 @@ type RemoveAdminRequest struct {
 
 func (x *RemoveAdminRequest) Reset() {
 	*x = RemoveAdminRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[105]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6216,7 +6765,7 @@ func (x *RemoveAdminRequest) String() string {
 func (*RemoveAdminRequest) ProtoMessage() {}
 
 func (x *RemoveAdminRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[105]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6229,7 +6778,7 @@ func (x *RemoveAdminRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveAdminRequest.ProtoReflect.Descriptor instead.
 func (*RemoveAdminRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{105}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *RemoveAdminRequest) GetName() string {
@@ -6247,7 +6796,7 @@ type RemoveAdminResponse struct {
 
 func (x *RemoveAdminResponse) Reset() {
 	*x = RemoveAdminResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[106]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6259,7 +6808,7 @@ func (x *RemoveAdminResponse) String() string {
 func (*RemoveAdminResponse) ProtoMessage() {}
 
 func (x *RemoveAdminResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[106]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6272,7 +6821,7 @@ func (x *RemoveAdminResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveAdminResponse.ProtoReflect.Descriptor instead.
 func (*RemoveAdminResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{106}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{115}
 }
 
 var File_rotor_v1_rotor_proto protoreflect.FileDescriptor
@@ -6286,7 +6835,7 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\x04hint\x18\x03 \x01(\tR\x04hint\"2\n" +
 	"\x04Part\x12\x14\n" +
 	"\x05label\x18\x01 \x01(\tR\x05label\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value\"\xf7\x02\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value\"\xcb\x03\n" +
 	"\aVersion\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12\x16\n" +
 	"\x06handle\x18\x02 \x01(\rR\x06handle\x12\x1c\n" +
@@ -6299,7 +6848,11 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\aretired\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\aretired\x12\x16\n" +
 	"\x06reason\x18\n" +
 	" \x01(\tR\x06reason\x12\x1c\n" +
-	"\tapprovals\x18\v \x01(\rR\tapprovals\"\xf5\x01\n" +
+	"\tapprovals\x18\v \x01(\rR\tapprovals\x12\x16\n" +
+	"\x06origin\x18\f \x01(\tR\x06origin\x12:\n" +
+	"\n" +
+	"originated\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"originated\"\xf5\x01\n" +
 	"\bRotation\x12\x18\n" +
 	"\asilence\x18\x01 \x01(\tR\asilence\x12 \n" +
 	"\fmax_stale_ns\x18\x02 \x01(\x03R\n" +
@@ -6308,7 +6861,7 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\twindow_ns\x18\x04 \x01(\x03R\bwindowNs\x12&\n" +
 	"\x0fdestroy_wait_ns\x18\x05 \x01(\x03R\rdestroyWaitNs\x12\x1b\n" +
 	"\tmargin_ns\x18\x06 \x01(\x03R\bmarginNs\x12+\n" +
-	"\x11destroy_approvals\x18\a \x01(\rR\x10destroyApprovals\"\xe4\x04\n" +
+	"\x11destroy_approvals\x18\a \x01(\rR\x10destroyApprovals\"\x84\x05\n" +
 	"\x03Key\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
@@ -6327,7 +6880,10 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\aprimary\x18\x0e \x01(\rR\aprimary\x12\x16\n" +
 	"\x06target\x18\x0f \x01(\rR\x06target\x12-\n" +
 	"\bversions\x18\x10 \x03(\v2\x11.rotor.v1.VersionR\bversions\x124\n" +
-	"\acreated\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x1a9\n" +
+	"\acreated\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12\x1e\n" +
+	"\n" +
+	"exportable\x18\x12 \x01(\bR\n" +
+	"exportable\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\":\n" +
@@ -6375,13 +6931,14 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\n" +
 	"ciphertext\x18\x01 \x01(\fR\n" +
 	"ciphertext\x12\x18\n" +
-	"\aversion\x18\x02 \x01(\rR\aversion\"z\n" +
+	"\aversion\x18\x02 \x01(\rR\aversion\"\xa3\x01\n" +
 	"\x0eDecryptRequest\x12\"\n" +
 	"\x03key\x18\x01 \x01(\v2\x10.rotor.v1.KeyRefR\x03key\x12\x1e\n" +
 	"\n" +
 	"ciphertext\x18\x02 \x01(\fR\n" +
 	"ciphertext\x12$\n" +
-	"\x05parts\x18\x03 \x03(\v2\x0e.rotor.v1.PartR\x05parts\"I\n" +
+	"\x05parts\x18\x03 \x03(\v2\x0e.rotor.v1.PartR\x05parts\x12'\n" +
+	"\x0fforeign_version\x18\x04 \x01(\rR\x0eforeignVersion\"I\n" +
 	"\x0fDecryptResponse\x12\x1c\n" +
 	"\tplaintext\x18\x01 \x01(\fR\tplaintext\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\rR\aversion\"\xad\x01\n" +
@@ -6420,7 +6977,46 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\amessage\x18\x02 \x01(\fR\amessage\x12\x1c\n" +
 	"\tsignature\x18\x03 \x01(\fR\tsignature\x12\x18\n" +
 	"\aversion\x18\x04 \x01(\rR\aversion\"\x10\n" +
-	"\x0eVerifyResponse\"5\n" +
+	"\x0eVerifyResponse\"8\n" +
+	"\x12EncapsulateRequest\x12\"\n" +
+	"\x03key\x18\x01 \x01(\v2\x10.rotor.v1.KeyRefR\x03key\"t\n" +
+	"\x13EncapsulateResponse\x12#\n" +
+	"\rshared_secret\x18\x01 \x01(\fR\fsharedSecret\x12\x1e\n" +
+	"\n" +
+	"ciphertext\x18\x02 \x01(\fR\n" +
+	"ciphertext\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\rR\aversion\"r\n" +
+	"\x12DecapsulateRequest\x12\"\n" +
+	"\x03key\x18\x01 \x01(\v2\x10.rotor.v1.KeyRefR\x03key\x12\x1e\n" +
+	"\n" +
+	"ciphertext\x18\x02 \x01(\fR\n" +
+	"ciphertext\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\rR\aversion\":\n" +
+	"\x13DecapsulateResponse\x12#\n" +
+	"\rshared_secret\x18\x01 \x01(\fR\fsharedSecret\"X\n" +
+	"\x14PrepareImportRequest\x12\"\n" +
+	"\x03key\x18\x01 \x01(\v2\x10.rotor.v1.KeyRefR\x03key\x12\x1c\n" +
+	"\ttransport\x18\x02 \x01(\tR\ttransport\"\x93\x01\n" +
+	"\x15PrepareImportResponse\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1c\n" +
+	"\ttransport\x18\x02 \x01(\tR\ttransport\x12\x16\n" +
+	"\x06public\x18\x03 \x01(\fR\x06public\x124\n" +
+	"\aexpires\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"\xca\x01\n" +
+	"\rImportRequest\x12\x1f\n" +
+	"\x03key\x18\x01 \x01(\v2\r.rotor.v1.KeyR\x03key\x12!\n" +
+	"\fwrapping_key\x18\x02 \x01(\tR\vwrappingKey\x12\x16\n" +
+	"\x06sealed\x18\x03 \x01(\fR\x06sealed\x12:\n" +
+	"\n" +
+	"originated\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"originated\x12!\n" +
+	"\fnext_version\x18\x05 \x01(\bR\vnextVersion\"\x8c\x01\n" +
+	"\x10ExportKeyRequest\x12\"\n" +
+	"\x03key\x18\x01 \x01(\v2\x10.rotor.v1.KeyRefR\x03key\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\rR\aversion\x12\x1c\n" +
+	"\ttransport\x18\x03 \x01(\tR\ttransport\x12\x1c\n" +
+	"\trecipient\x18\x04 \x01(\fR\trecipient\"+\n" +
+	"\x11ExportKeyResponse\x12\x16\n" +
+	"\x06sealed\x18\x01 \x01(\fR\x06sealed\"5\n" +
 	"\vJoinRequest\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x10\n" +
 	"\x03csr\x18\x02 \x01(\fR\x03csr\" \n" +
@@ -6731,7 +7327,7 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\x06admins\x18\x01 \x03(\v2\x17.rotor.v1.AdministratorR\x06admins\"(\n" +
 	"\x12RemoveAdminRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x15\n" +
-	"\x13RemoveAdminResponse2\xd2\x06\n" +
+	"\x13RemoveAdminResponse2\xb1\t\n" +
 	"\n" +
 	"KeyService\x120\n" +
 	"\x06Create\x12\x17.rotor.v1.CreateRequest\x1a\r.rotor.v1.Key\x12&\n" +
@@ -6748,7 +7344,12 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\x06Unwrap\x12\x17.rotor.v1.UnwrapRequest\x1a\x18.rotor.v1.UnwrapResponse\x12;\n" +
 	"\x06Rewrap\x12\x17.rotor.v1.RewrapRequest\x1a\x18.rotor.v1.RewrapResponse\x125\n" +
 	"\x04Sign\x12\x15.rotor.v1.SignRequest\x1a\x16.rotor.v1.SignResponse\x12;\n" +
-	"\x06Verify\x12\x17.rotor.v1.VerifyRequest\x1a\x18.rotor.v1.VerifyResponse2}\n" +
+	"\x06Verify\x12\x17.rotor.v1.VerifyRequest\x1a\x18.rotor.v1.VerifyResponse\x12J\n" +
+	"\vEncapsulate\x12\x1c.rotor.v1.EncapsulateRequest\x1a\x1d.rotor.v1.EncapsulateResponse\x12J\n" +
+	"\vDecapsulate\x12\x1c.rotor.v1.DecapsulateRequest\x1a\x1d.rotor.v1.DecapsulateResponse\x12P\n" +
+	"\rPrepareImport\x12\x1e.rotor.v1.PrepareImportRequest\x1a\x1f.rotor.v1.PrepareImportResponse\x120\n" +
+	"\x06Import\x12\x17.rotor.v1.ImportRequest\x1a\r.rotor.v1.Key\x12A\n" +
+	"\x06Export\x12\x1a.rotor.v1.ExportKeyRequest\x1a\x1b.rotor.v1.ExportKeyResponse2}\n" +
 	"\vJoinService\x125\n" +
 	"\x04Join\x12\x15.rotor.v1.JoinRequest\x1a\x16.rotor.v1.JoinResponse\x127\n" +
 	"\x05Renew\x12\x16.rotor.v1.RenewRequest\x1a\x16.rotor.v1.JoinResponse2\x80\x02\n" +
@@ -6809,7 +7410,7 @@ func file_rotor_v1_rotor_proto_rawDescGZIP() []byte {
 	return file_rotor_v1_rotor_proto_rawDescData
 }
 
-var file_rotor_v1_rotor_proto_msgTypes = make([]protoimpl.MessageInfo, 113)
+var file_rotor_v1_rotor_proto_msgTypes = make([]protoimpl.MessageInfo, 122)
 var file_rotor_v1_rotor_proto_goTypes = []any{
 	(*Fault)(nil),                    // 0: rotor.v1.Fault
 	(*Part)(nil),                     // 1: rotor.v1.Part
@@ -6841,271 +7442,298 @@ var file_rotor_v1_rotor_proto_goTypes = []any{
 	(*SignResponse)(nil),             // 27: rotor.v1.SignResponse
 	(*VerifyRequest)(nil),            // 28: rotor.v1.VerifyRequest
 	(*VerifyResponse)(nil),           // 29: rotor.v1.VerifyResponse
-	(*JoinRequest)(nil),              // 30: rotor.v1.JoinRequest
-	(*RenewRequest)(nil),             // 31: rotor.v1.RenewRequest
-	(*JoinResponse)(nil),             // 32: rotor.v1.JoinResponse
-	(*HoldUp)(nil),                   // 33: rotor.v1.HoldUp
-	(*Hello)(nil),                    // 34: rotor.v1.Hello
-	(*Ack)(nil),                      // 35: rotor.v1.Ack
-	(*HoldDown)(nil),                 // 36: rotor.v1.HoldDown
-	(*Lease)(nil),                    // 37: rotor.v1.Lease
-	(*Parcel)(nil),                   // 38: rotor.v1.Parcel
-	(*KeyRefusal)(nil),               // 39: rotor.v1.KeyRefusal
-	(*InviteRequest)(nil),            // 40: rotor.v1.InviteRequest
-	(*InviteResponse)(nil),           // 41: rotor.v1.InviteResponse
-	(*InstancesRequest)(nil),         // 42: rotor.v1.InstancesRequest
-	(*Instance)(nil),                 // 43: rotor.v1.Instance
-	(*InstancesResponse)(nil),        // 44: rotor.v1.InstancesResponse
-	(*RemoveRequest)(nil),            // 45: rotor.v1.RemoveRequest
-	(*RemoveResponse)(nil),           // 46: rotor.v1.RemoveResponse
-	(*IssueRequest)(nil),             // 47: rotor.v1.IssueRequest
-	(*IssueResponse)(nil),            // 48: rotor.v1.IssueResponse
-	(*RegisterRequest)(nil),          // 49: rotor.v1.RegisterRequest
-	(*DataSet)(nil),                  // 50: rotor.v1.DataSet
-	(*DataSetsRequest)(nil),          // 51: rotor.v1.DataSetsRequest
-	(*DataSetsResponse)(nil),         // 52: rotor.v1.DataSetsResponse
-	(*CensusRequest)(nil),            // 53: rotor.v1.CensusRequest
-	(*CensusCount)(nil),              // 54: rotor.v1.CensusCount
-	(*CensusResponse)(nil),           // 55: rotor.v1.CensusResponse
-	(*CampaignRequest)(nil),          // 56: rotor.v1.CampaignRequest
-	(*CampaignRef)(nil),              // 57: rotor.v1.CampaignRef
-	(*Campaign)(nil),                 // 58: rotor.v1.Campaign
-	(*TailRequest)(nil),              // 59: rotor.v1.TailRequest
-	(*TailEntry)(nil),                // 60: rotor.v1.TailEntry
-	(*ExportRequest)(nil),            // 61: rotor.v1.ExportRequest
-	(*ExportFile)(nil),               // 62: rotor.v1.ExportFile
-	(*SealStatusRequest)(nil),        // 63: rotor.v1.SealStatusRequest
-	(*SealStatus)(nil),               // 64: rotor.v1.SealStatus
-	(*SealMember)(nil),               // 65: rotor.v1.SealMember
-	(*SealProgress)(nil),             // 66: rotor.v1.SealProgress
-	(*UnsealRequest)(nil),            // 67: rotor.v1.UnsealRequest
-	(*UnsealResetRequest)(nil),       // 68: rotor.v1.UnsealResetRequest
-	(*SealRequest)(nil),              // 69: rotor.v1.SealRequest
-	(*SealChangeRequest)(nil),        // 70: rotor.v1.SealChangeRequest
-	(*StartRekeyRequest)(nil),        // 71: rotor.v1.StartRekeyRequest
-	(*RekeyRequest)(nil),             // 72: rotor.v1.RekeyRequest
-	(*AbortRekeyRequest)(nil),        // 73: rotor.v1.AbortRekeyRequest
-	(*RekeyProgress)(nil),            // 74: rotor.v1.RekeyProgress
-	(*StatusRequest)(nil),            // 75: rotor.v1.StatusRequest
-	(*StatusResponse)(nil),           // 76: rotor.v1.StatusResponse
-	(*LoginRequest)(nil),             // 77: rotor.v1.LoginRequest
-	(*LoginResponse)(nil),            // 78: rotor.v1.LoginResponse
-	(*LogoutRequest)(nil),            // 79: rotor.v1.LogoutRequest
-	(*LogoutResponse)(nil),           // 80: rotor.v1.LogoutResponse
-	(*WhoamiRequest)(nil),            // 81: rotor.v1.WhoamiRequest
-	(*WhoamiResponse)(nil),           // 82: rotor.v1.WhoamiResponse
-	(*SessionsRequest)(nil),          // 83: rotor.v1.SessionsRequest
-	(*Session)(nil),                  // 84: rotor.v1.Session
-	(*SessionsResponse)(nil),         // 85: rotor.v1.SessionsResponse
-	(*RevokeSessionsRequest)(nil),    // 86: rotor.v1.RevokeSessionsRequest
-	(*RevokeSessionsResponse)(nil),   // 87: rotor.v1.RevokeSessionsResponse
-	(*Credential)(nil),               // 88: rotor.v1.Credential
-	(*CreateCredentialRequest)(nil),  // 89: rotor.v1.CreateCredentialRequest
-	(*CreateCredentialResponse)(nil), // 90: rotor.v1.CreateCredentialResponse
-	(*CredentialsRequest)(nil),       // 91: rotor.v1.CredentialsRequest
-	(*CredentialsResponse)(nil),      // 92: rotor.v1.CredentialsResponse
-	(*ChangeCredentialRequest)(nil),  // 93: rotor.v1.ChangeCredentialRequest
-	(*Grant)(nil),                    // 94: rotor.v1.Grant
-	(*CreateGrantRequest)(nil),       // 95: rotor.v1.CreateGrantRequest
-	(*GrantsRequest)(nil),            // 96: rotor.v1.GrantsRequest
-	(*GrantsResponse)(nil),           // 97: rotor.v1.GrantsResponse
-	(*RevokeGrantRequest)(nil),       // 98: rotor.v1.RevokeGrantRequest
-	(*RevokeGrantResponse)(nil),      // 99: rotor.v1.RevokeGrantResponse
-	(*InviteAdminRequest)(nil),       // 100: rotor.v1.InviteAdminRequest
-	(*InviteAdminResponse)(nil),      // 101: rotor.v1.InviteAdminResponse
-	(*AdminsRequest)(nil),            // 102: rotor.v1.AdminsRequest
-	(*Administrator)(nil),            // 103: rotor.v1.Administrator
-	(*AdminsResponse)(nil),           // 104: rotor.v1.AdminsResponse
-	(*RemoveAdminRequest)(nil),       // 105: rotor.v1.RemoveAdminRequest
-	(*RemoveAdminResponse)(nil),      // 106: rotor.v1.RemoveAdminResponse
-	nil,                              // 107: rotor.v1.Key.LabelsEntry
-	nil,                              // 108: rotor.v1.WhoamiResponse.AttributesEntry
-	nil,                              // 109: rotor.v1.Credential.AttributesEntry
-	nil,                              // 110: rotor.v1.CreateCredentialRequest.AttributesEntry
-	nil,                              // 111: rotor.v1.Grant.ContextEntry
-	nil,                              // 112: rotor.v1.CreateGrantRequest.ContextEntry
-	(*timestamppb.Timestamp)(nil),    // 113: google.protobuf.Timestamp
+	(*EncapsulateRequest)(nil),       // 30: rotor.v1.EncapsulateRequest
+	(*EncapsulateResponse)(nil),      // 31: rotor.v1.EncapsulateResponse
+	(*DecapsulateRequest)(nil),       // 32: rotor.v1.DecapsulateRequest
+	(*DecapsulateResponse)(nil),      // 33: rotor.v1.DecapsulateResponse
+	(*PrepareImportRequest)(nil),     // 34: rotor.v1.PrepareImportRequest
+	(*PrepareImportResponse)(nil),    // 35: rotor.v1.PrepareImportResponse
+	(*ImportRequest)(nil),            // 36: rotor.v1.ImportRequest
+	(*ExportKeyRequest)(nil),         // 37: rotor.v1.ExportKeyRequest
+	(*ExportKeyResponse)(nil),        // 38: rotor.v1.ExportKeyResponse
+	(*JoinRequest)(nil),              // 39: rotor.v1.JoinRequest
+	(*RenewRequest)(nil),             // 40: rotor.v1.RenewRequest
+	(*JoinResponse)(nil),             // 41: rotor.v1.JoinResponse
+	(*HoldUp)(nil),                   // 42: rotor.v1.HoldUp
+	(*Hello)(nil),                    // 43: rotor.v1.Hello
+	(*Ack)(nil),                      // 44: rotor.v1.Ack
+	(*HoldDown)(nil),                 // 45: rotor.v1.HoldDown
+	(*Lease)(nil),                    // 46: rotor.v1.Lease
+	(*Parcel)(nil),                   // 47: rotor.v1.Parcel
+	(*KeyRefusal)(nil),               // 48: rotor.v1.KeyRefusal
+	(*InviteRequest)(nil),            // 49: rotor.v1.InviteRequest
+	(*InviteResponse)(nil),           // 50: rotor.v1.InviteResponse
+	(*InstancesRequest)(nil),         // 51: rotor.v1.InstancesRequest
+	(*Instance)(nil),                 // 52: rotor.v1.Instance
+	(*InstancesResponse)(nil),        // 53: rotor.v1.InstancesResponse
+	(*RemoveRequest)(nil),            // 54: rotor.v1.RemoveRequest
+	(*RemoveResponse)(nil),           // 55: rotor.v1.RemoveResponse
+	(*IssueRequest)(nil),             // 56: rotor.v1.IssueRequest
+	(*IssueResponse)(nil),            // 57: rotor.v1.IssueResponse
+	(*RegisterRequest)(nil),          // 58: rotor.v1.RegisterRequest
+	(*DataSet)(nil),                  // 59: rotor.v1.DataSet
+	(*DataSetsRequest)(nil),          // 60: rotor.v1.DataSetsRequest
+	(*DataSetsResponse)(nil),         // 61: rotor.v1.DataSetsResponse
+	(*CensusRequest)(nil),            // 62: rotor.v1.CensusRequest
+	(*CensusCount)(nil),              // 63: rotor.v1.CensusCount
+	(*CensusResponse)(nil),           // 64: rotor.v1.CensusResponse
+	(*CampaignRequest)(nil),          // 65: rotor.v1.CampaignRequest
+	(*CampaignRef)(nil),              // 66: rotor.v1.CampaignRef
+	(*Campaign)(nil),                 // 67: rotor.v1.Campaign
+	(*TailRequest)(nil),              // 68: rotor.v1.TailRequest
+	(*TailEntry)(nil),                // 69: rotor.v1.TailEntry
+	(*ExportRequest)(nil),            // 70: rotor.v1.ExportRequest
+	(*ExportFile)(nil),               // 71: rotor.v1.ExportFile
+	(*SealStatusRequest)(nil),        // 72: rotor.v1.SealStatusRequest
+	(*SealStatus)(nil),               // 73: rotor.v1.SealStatus
+	(*SealMember)(nil),               // 74: rotor.v1.SealMember
+	(*SealProgress)(nil),             // 75: rotor.v1.SealProgress
+	(*UnsealRequest)(nil),            // 76: rotor.v1.UnsealRequest
+	(*UnsealResetRequest)(nil),       // 77: rotor.v1.UnsealResetRequest
+	(*SealRequest)(nil),              // 78: rotor.v1.SealRequest
+	(*SealChangeRequest)(nil),        // 79: rotor.v1.SealChangeRequest
+	(*StartRekeyRequest)(nil),        // 80: rotor.v1.StartRekeyRequest
+	(*RekeyRequest)(nil),             // 81: rotor.v1.RekeyRequest
+	(*AbortRekeyRequest)(nil),        // 82: rotor.v1.AbortRekeyRequest
+	(*RekeyProgress)(nil),            // 83: rotor.v1.RekeyProgress
+	(*StatusRequest)(nil),            // 84: rotor.v1.StatusRequest
+	(*StatusResponse)(nil),           // 85: rotor.v1.StatusResponse
+	(*LoginRequest)(nil),             // 86: rotor.v1.LoginRequest
+	(*LoginResponse)(nil),            // 87: rotor.v1.LoginResponse
+	(*LogoutRequest)(nil),            // 88: rotor.v1.LogoutRequest
+	(*LogoutResponse)(nil),           // 89: rotor.v1.LogoutResponse
+	(*WhoamiRequest)(nil),            // 90: rotor.v1.WhoamiRequest
+	(*WhoamiResponse)(nil),           // 91: rotor.v1.WhoamiResponse
+	(*SessionsRequest)(nil),          // 92: rotor.v1.SessionsRequest
+	(*Session)(nil),                  // 93: rotor.v1.Session
+	(*SessionsResponse)(nil),         // 94: rotor.v1.SessionsResponse
+	(*RevokeSessionsRequest)(nil),    // 95: rotor.v1.RevokeSessionsRequest
+	(*RevokeSessionsResponse)(nil),   // 96: rotor.v1.RevokeSessionsResponse
+	(*Credential)(nil),               // 97: rotor.v1.Credential
+	(*CreateCredentialRequest)(nil),  // 98: rotor.v1.CreateCredentialRequest
+	(*CreateCredentialResponse)(nil), // 99: rotor.v1.CreateCredentialResponse
+	(*CredentialsRequest)(nil),       // 100: rotor.v1.CredentialsRequest
+	(*CredentialsResponse)(nil),      // 101: rotor.v1.CredentialsResponse
+	(*ChangeCredentialRequest)(nil),  // 102: rotor.v1.ChangeCredentialRequest
+	(*Grant)(nil),                    // 103: rotor.v1.Grant
+	(*CreateGrantRequest)(nil),       // 104: rotor.v1.CreateGrantRequest
+	(*GrantsRequest)(nil),            // 105: rotor.v1.GrantsRequest
+	(*GrantsResponse)(nil),           // 106: rotor.v1.GrantsResponse
+	(*RevokeGrantRequest)(nil),       // 107: rotor.v1.RevokeGrantRequest
+	(*RevokeGrantResponse)(nil),      // 108: rotor.v1.RevokeGrantResponse
+	(*InviteAdminRequest)(nil),       // 109: rotor.v1.InviteAdminRequest
+	(*InviteAdminResponse)(nil),      // 110: rotor.v1.InviteAdminResponse
+	(*AdminsRequest)(nil),            // 111: rotor.v1.AdminsRequest
+	(*Administrator)(nil),            // 112: rotor.v1.Administrator
+	(*AdminsResponse)(nil),           // 113: rotor.v1.AdminsResponse
+	(*RemoveAdminRequest)(nil),       // 114: rotor.v1.RemoveAdminRequest
+	(*RemoveAdminResponse)(nil),      // 115: rotor.v1.RemoveAdminResponse
+	nil,                              // 116: rotor.v1.Key.LabelsEntry
+	nil,                              // 117: rotor.v1.WhoamiResponse.AttributesEntry
+	nil,                              // 118: rotor.v1.Credential.AttributesEntry
+	nil,                              // 119: rotor.v1.CreateCredentialRequest.AttributesEntry
+	nil,                              // 120: rotor.v1.Grant.ContextEntry
+	nil,                              // 121: rotor.v1.CreateGrantRequest.ContextEntry
+	(*timestamppb.Timestamp)(nil),    // 122: google.protobuf.Timestamp
 }
 var file_rotor_v1_rotor_proto_depIdxs = []int32{
-	113, // 0: rotor.v1.Version.created:type_name -> google.protobuf.Timestamp
-	113, // 1: rotor.v1.Version.activated:type_name -> google.protobuf.Timestamp
-	113, // 2: rotor.v1.Version.retired:type_name -> google.protobuf.Timestamp
-	107, // 3: rotor.v1.Key.labels:type_name -> rotor.v1.Key.LabelsEntry
-	3,   // 4: rotor.v1.Key.rotation:type_name -> rotor.v1.Rotation
-	2,   // 5: rotor.v1.Key.versions:type_name -> rotor.v1.Version
-	113, // 6: rotor.v1.Key.created:type_name -> google.protobuf.Timestamp
-	4,   // 7: rotor.v1.CreateRequest.key:type_name -> rotor.v1.Key
-	4,   // 8: rotor.v1.ListResponse.keys:type_name -> rotor.v1.Key
-	5,   // 9: rotor.v1.ChangeRequest.key:type_name -> rotor.v1.KeyRef
-	5,   // 10: rotor.v1.RotateRequest.key:type_name -> rotor.v1.KeyRef
-	4,   // 11: rotor.v1.ProgressResponse.key:type_name -> rotor.v1.Key
-	5,   // 12: rotor.v1.RetireRequest.key:type_name -> rotor.v1.KeyRef
-	5,   // 13: rotor.v1.DestroyRequest.key:type_name -> rotor.v1.KeyRef
-	4,   // 14: rotor.v1.DestroyResponse.key:type_name -> rotor.v1.Key
-	5,   // 15: rotor.v1.EncryptRequest.key:type_name -> rotor.v1.KeyRef
-	1,   // 16: rotor.v1.EncryptRequest.parts:type_name -> rotor.v1.Part
-	5,   // 17: rotor.v1.DecryptRequest.key:type_name -> rotor.v1.KeyRef
-	1,   // 18: rotor.v1.DecryptRequest.parts:type_name -> rotor.v1.Part
-	5,   // 19: rotor.v1.WrapRequest.key:type_name -> rotor.v1.KeyRef
-	19,  // 20: rotor.v1.WrapResponse.wrap:type_name -> rotor.v1.FileWrap
-	19,  // 21: rotor.v1.UnwrapRequest.wrap:type_name -> rotor.v1.FileWrap
-	19,  // 22: rotor.v1.RewrapRequest.wrap:type_name -> rotor.v1.FileWrap
-	19,  // 23: rotor.v1.RewrapResponse.wrap:type_name -> rotor.v1.FileWrap
-	5,   // 24: rotor.v1.SignRequest.key:type_name -> rotor.v1.KeyRef
-	5,   // 25: rotor.v1.VerifyRequest.key:type_name -> rotor.v1.KeyRef
-	34,  // 26: rotor.v1.HoldUp.hello:type_name -> rotor.v1.Hello
-	35,  // 27: rotor.v1.HoldUp.acks:type_name -> rotor.v1.Ack
-	37,  // 28: rotor.v1.HoldDown.lease:type_name -> rotor.v1.Lease
-	38,  // 29: rotor.v1.HoldDown.parcel:type_name -> rotor.v1.Parcel
-	39,  // 30: rotor.v1.HoldDown.refusal:type_name -> rotor.v1.KeyRefusal
-	0,   // 31: rotor.v1.KeyRefusal.fault:type_name -> rotor.v1.Fault
-	113, // 32: rotor.v1.Instance.heard:type_name -> google.protobuf.Timestamp
-	43,  // 33: rotor.v1.InstancesResponse.instances:type_name -> rotor.v1.Instance
-	5,   // 34: rotor.v1.IssueRequest.key:type_name -> rotor.v1.KeyRef
-	50,  // 35: rotor.v1.RegisterRequest.data_set:type_name -> rotor.v1.DataSet
-	5,   // 36: rotor.v1.DataSet.key:type_name -> rotor.v1.KeyRef
-	50,  // 37: rotor.v1.DataSetsResponse.data_sets:type_name -> rotor.v1.DataSet
-	5,   // 38: rotor.v1.CensusRequest.key:type_name -> rotor.v1.KeyRef
-	54,  // 39: rotor.v1.CensusResponse.counts:type_name -> rotor.v1.CensusCount
-	5,   // 40: rotor.v1.CampaignRequest.key:type_name -> rotor.v1.KeyRef
-	66,  // 41: rotor.v1.SealStatus.shares:type_name -> rotor.v1.SealProgress
-	65,  // 42: rotor.v1.SealStatus.members:type_name -> rotor.v1.SealMember
-	74,  // 43: rotor.v1.SealStatus.rekey:type_name -> rotor.v1.RekeyProgress
-	113, // 44: rotor.v1.SealMember.opened:type_name -> google.protobuf.Timestamp
-	66,  // 45: rotor.v1.RekeyProgress.progress:type_name -> rotor.v1.SealProgress
-	113, // 46: rotor.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
-	113, // 47: rotor.v1.LoginResponse.expires:type_name -> google.protobuf.Timestamp
-	108, // 48: rotor.v1.WhoamiResponse.attributes:type_name -> rotor.v1.WhoamiResponse.AttributesEntry
-	113, // 49: rotor.v1.WhoamiResponse.expires:type_name -> google.protobuf.Timestamp
-	113, // 50: rotor.v1.Session.created:type_name -> google.protobuf.Timestamp
-	113, // 51: rotor.v1.Session.used:type_name -> google.protobuf.Timestamp
-	113, // 52: rotor.v1.Session.expires:type_name -> google.protobuf.Timestamp
-	84,  // 53: rotor.v1.SessionsResponse.sessions:type_name -> rotor.v1.Session
-	113, // 54: rotor.v1.Credential.expires:type_name -> google.protobuf.Timestamp
-	113, // 55: rotor.v1.Credential.created:type_name -> google.protobuf.Timestamp
-	109, // 56: rotor.v1.Credential.attributes:type_name -> rotor.v1.Credential.AttributesEntry
-	110, // 57: rotor.v1.CreateCredentialRequest.attributes:type_name -> rotor.v1.CreateCredentialRequest.AttributesEntry
-	88,  // 58: rotor.v1.CreateCredentialResponse.credential:type_name -> rotor.v1.Credential
-	88,  // 59: rotor.v1.CredentialsResponse.credentials:type_name -> rotor.v1.Credential
-	5,   // 60: rotor.v1.Grant.key:type_name -> rotor.v1.KeyRef
-	111, // 61: rotor.v1.Grant.context:type_name -> rotor.v1.Grant.ContextEntry
-	113, // 62: rotor.v1.Grant.expires:type_name -> google.protobuf.Timestamp
-	113, // 63: rotor.v1.Grant.created:type_name -> google.protobuf.Timestamp
-	5,   // 64: rotor.v1.CreateGrantRequest.key:type_name -> rotor.v1.KeyRef
-	112, // 65: rotor.v1.CreateGrantRequest.context:type_name -> rotor.v1.CreateGrantRequest.ContextEntry
-	94,  // 66: rotor.v1.GrantsResponse.grants:type_name -> rotor.v1.Grant
-	113, // 67: rotor.v1.Administrator.created:type_name -> google.protobuf.Timestamp
-	113, // 68: rotor.v1.Administrator.removed:type_name -> google.protobuf.Timestamp
-	103, // 69: rotor.v1.AdminsResponse.admins:type_name -> rotor.v1.Administrator
-	6,   // 70: rotor.v1.KeyService.Create:input_type -> rotor.v1.CreateRequest
-	5,   // 71: rotor.v1.KeyService.Get:input_type -> rotor.v1.KeyRef
-	7,   // 72: rotor.v1.KeyService.List:input_type -> rotor.v1.ListRequest
-	9,   // 73: rotor.v1.KeyService.Change:input_type -> rotor.v1.ChangeRequest
-	10,  // 74: rotor.v1.KeyService.Rotate:input_type -> rotor.v1.RotateRequest
-	5,   // 75: rotor.v1.KeyService.Progress:input_type -> rotor.v1.KeyRef
-	12,  // 76: rotor.v1.KeyService.Retire:input_type -> rotor.v1.RetireRequest
-	13,  // 77: rotor.v1.KeyService.Destroy:input_type -> rotor.v1.DestroyRequest
-	15,  // 78: rotor.v1.KeyService.Encrypt:input_type -> rotor.v1.EncryptRequest
-	17,  // 79: rotor.v1.KeyService.Decrypt:input_type -> rotor.v1.DecryptRequest
-	20,  // 80: rotor.v1.KeyService.Wrap:input_type -> rotor.v1.WrapRequest
-	22,  // 81: rotor.v1.KeyService.Unwrap:input_type -> rotor.v1.UnwrapRequest
-	24,  // 82: rotor.v1.KeyService.Rewrap:input_type -> rotor.v1.RewrapRequest
-	26,  // 83: rotor.v1.KeyService.Sign:input_type -> rotor.v1.SignRequest
-	28,  // 84: rotor.v1.KeyService.Verify:input_type -> rotor.v1.VerifyRequest
-	30,  // 85: rotor.v1.JoinService.Join:input_type -> rotor.v1.JoinRequest
-	31,  // 86: rotor.v1.JoinService.Renew:input_type -> rotor.v1.RenewRequest
-	33,  // 87: rotor.v1.FleetService.Hold:input_type -> rotor.v1.HoldUp
-	40,  // 88: rotor.v1.FleetService.Invite:input_type -> rotor.v1.InviteRequest
-	42,  // 89: rotor.v1.FleetService.Instances:input_type -> rotor.v1.InstancesRequest
-	45,  // 90: rotor.v1.FleetService.Remove:input_type -> rotor.v1.RemoveRequest
-	47,  // 91: rotor.v1.TokenService.Issue:input_type -> rotor.v1.IssueRequest
-	49,  // 92: rotor.v1.DataService.Register:input_type -> rotor.v1.RegisterRequest
-	51,  // 93: rotor.v1.DataService.DataSets:input_type -> rotor.v1.DataSetsRequest
-	53,  // 94: rotor.v1.DataService.Census:input_type -> rotor.v1.CensusRequest
-	56,  // 95: rotor.v1.DataService.StartCampaign:input_type -> rotor.v1.CampaignRequest
-	57,  // 96: rotor.v1.DataService.GetCampaign:input_type -> rotor.v1.CampaignRef
-	59,  // 97: rotor.v1.AuditService.Tail:input_type -> rotor.v1.TailRequest
-	61,  // 98: rotor.v1.AuditService.Export:input_type -> rotor.v1.ExportRequest
-	63,  // 99: rotor.v1.SealService.Status:input_type -> rotor.v1.SealStatusRequest
-	67,  // 100: rotor.v1.SealService.Unseal:input_type -> rotor.v1.UnsealRequest
-	68,  // 101: rotor.v1.SealService.Reset:input_type -> rotor.v1.UnsealResetRequest
-	69,  // 102: rotor.v1.SealService.Seal:input_type -> rotor.v1.SealRequest
-	70,  // 103: rotor.v1.SealService.Change:input_type -> rotor.v1.SealChangeRequest
-	71,  // 104: rotor.v1.SealService.StartRekey:input_type -> rotor.v1.StartRekeyRequest
-	72,  // 105: rotor.v1.SealService.Rekey:input_type -> rotor.v1.RekeyRequest
-	73,  // 106: rotor.v1.SealService.AbortRekey:input_type -> rotor.v1.AbortRekeyRequest
-	75,  // 107: rotor.v1.ServerService.Status:input_type -> rotor.v1.StatusRequest
-	77,  // 108: rotor.v1.AuthService.Login:input_type -> rotor.v1.LoginRequest
-	79,  // 109: rotor.v1.AuthService.Logout:input_type -> rotor.v1.LogoutRequest
-	81,  // 110: rotor.v1.AuthService.Whoami:input_type -> rotor.v1.WhoamiRequest
-	83,  // 111: rotor.v1.AuthService.Sessions:input_type -> rotor.v1.SessionsRequest
-	86,  // 112: rotor.v1.AuthService.RevokeSessions:input_type -> rotor.v1.RevokeSessionsRequest
-	89,  // 113: rotor.v1.AuthService.CreateCredential:input_type -> rotor.v1.CreateCredentialRequest
-	91,  // 114: rotor.v1.AuthService.Credentials:input_type -> rotor.v1.CredentialsRequest
-	93,  // 115: rotor.v1.AuthService.ChangeCredential:input_type -> rotor.v1.ChangeCredentialRequest
-	95,  // 116: rotor.v1.AuthService.CreateGrant:input_type -> rotor.v1.CreateGrantRequest
-	96,  // 117: rotor.v1.AuthService.Grants:input_type -> rotor.v1.GrantsRequest
-	98,  // 118: rotor.v1.AuthService.RevokeGrant:input_type -> rotor.v1.RevokeGrantRequest
-	100, // 119: rotor.v1.AuthService.InviteAdmin:input_type -> rotor.v1.InviteAdminRequest
-	102, // 120: rotor.v1.AuthService.Admins:input_type -> rotor.v1.AdminsRequest
-	105, // 121: rotor.v1.AuthService.RemoveAdmin:input_type -> rotor.v1.RemoveAdminRequest
-	4,   // 122: rotor.v1.KeyService.Create:output_type -> rotor.v1.Key
-	4,   // 123: rotor.v1.KeyService.Get:output_type -> rotor.v1.Key
-	8,   // 124: rotor.v1.KeyService.List:output_type -> rotor.v1.ListResponse
-	4,   // 125: rotor.v1.KeyService.Change:output_type -> rotor.v1.Key
-	4,   // 126: rotor.v1.KeyService.Rotate:output_type -> rotor.v1.Key
-	11,  // 127: rotor.v1.KeyService.Progress:output_type -> rotor.v1.ProgressResponse
-	4,   // 128: rotor.v1.KeyService.Retire:output_type -> rotor.v1.Key
-	14,  // 129: rotor.v1.KeyService.Destroy:output_type -> rotor.v1.DestroyResponse
-	16,  // 130: rotor.v1.KeyService.Encrypt:output_type -> rotor.v1.EncryptResponse
-	18,  // 131: rotor.v1.KeyService.Decrypt:output_type -> rotor.v1.DecryptResponse
-	21,  // 132: rotor.v1.KeyService.Wrap:output_type -> rotor.v1.WrapResponse
-	23,  // 133: rotor.v1.KeyService.Unwrap:output_type -> rotor.v1.UnwrapResponse
-	25,  // 134: rotor.v1.KeyService.Rewrap:output_type -> rotor.v1.RewrapResponse
-	27,  // 135: rotor.v1.KeyService.Sign:output_type -> rotor.v1.SignResponse
-	29,  // 136: rotor.v1.KeyService.Verify:output_type -> rotor.v1.VerifyResponse
-	32,  // 137: rotor.v1.JoinService.Join:output_type -> rotor.v1.JoinResponse
-	32,  // 138: rotor.v1.JoinService.Renew:output_type -> rotor.v1.JoinResponse
-	36,  // 139: rotor.v1.FleetService.Hold:output_type -> rotor.v1.HoldDown
-	41,  // 140: rotor.v1.FleetService.Invite:output_type -> rotor.v1.InviteResponse
-	44,  // 141: rotor.v1.FleetService.Instances:output_type -> rotor.v1.InstancesResponse
-	46,  // 142: rotor.v1.FleetService.Remove:output_type -> rotor.v1.RemoveResponse
-	48,  // 143: rotor.v1.TokenService.Issue:output_type -> rotor.v1.IssueResponse
-	50,  // 144: rotor.v1.DataService.Register:output_type -> rotor.v1.DataSet
-	52,  // 145: rotor.v1.DataService.DataSets:output_type -> rotor.v1.DataSetsResponse
-	55,  // 146: rotor.v1.DataService.Census:output_type -> rotor.v1.CensusResponse
-	58,  // 147: rotor.v1.DataService.StartCampaign:output_type -> rotor.v1.Campaign
-	58,  // 148: rotor.v1.DataService.GetCampaign:output_type -> rotor.v1.Campaign
-	60,  // 149: rotor.v1.AuditService.Tail:output_type -> rotor.v1.TailEntry
-	62,  // 150: rotor.v1.AuditService.Export:output_type -> rotor.v1.ExportFile
-	64,  // 151: rotor.v1.SealService.Status:output_type -> rotor.v1.SealStatus
-	66,  // 152: rotor.v1.SealService.Unseal:output_type -> rotor.v1.SealProgress
-	66,  // 153: rotor.v1.SealService.Reset:output_type -> rotor.v1.SealProgress
-	64,  // 154: rotor.v1.SealService.Seal:output_type -> rotor.v1.SealStatus
-	64,  // 155: rotor.v1.SealService.Change:output_type -> rotor.v1.SealStatus
-	74,  // 156: rotor.v1.SealService.StartRekey:output_type -> rotor.v1.RekeyProgress
-	74,  // 157: rotor.v1.SealService.Rekey:output_type -> rotor.v1.RekeyProgress
-	74,  // 158: rotor.v1.SealService.AbortRekey:output_type -> rotor.v1.RekeyProgress
-	76,  // 159: rotor.v1.ServerService.Status:output_type -> rotor.v1.StatusResponse
-	78,  // 160: rotor.v1.AuthService.Login:output_type -> rotor.v1.LoginResponse
-	80,  // 161: rotor.v1.AuthService.Logout:output_type -> rotor.v1.LogoutResponse
-	82,  // 162: rotor.v1.AuthService.Whoami:output_type -> rotor.v1.WhoamiResponse
-	85,  // 163: rotor.v1.AuthService.Sessions:output_type -> rotor.v1.SessionsResponse
-	87,  // 164: rotor.v1.AuthService.RevokeSessions:output_type -> rotor.v1.RevokeSessionsResponse
-	90,  // 165: rotor.v1.AuthService.CreateCredential:output_type -> rotor.v1.CreateCredentialResponse
-	92,  // 166: rotor.v1.AuthService.Credentials:output_type -> rotor.v1.CredentialsResponse
-	88,  // 167: rotor.v1.AuthService.ChangeCredential:output_type -> rotor.v1.Credential
-	94,  // 168: rotor.v1.AuthService.CreateGrant:output_type -> rotor.v1.Grant
-	97,  // 169: rotor.v1.AuthService.Grants:output_type -> rotor.v1.GrantsResponse
-	99,  // 170: rotor.v1.AuthService.RevokeGrant:output_type -> rotor.v1.RevokeGrantResponse
-	101, // 171: rotor.v1.AuthService.InviteAdmin:output_type -> rotor.v1.InviteAdminResponse
-	104, // 172: rotor.v1.AuthService.Admins:output_type -> rotor.v1.AdminsResponse
-	106, // 173: rotor.v1.AuthService.RemoveAdmin:output_type -> rotor.v1.RemoveAdminResponse
-	122, // [122:174] is the sub-list for method output_type
-	70,  // [70:122] is the sub-list for method input_type
-	70,  // [70:70] is the sub-list for extension type_name
-	70,  // [70:70] is the sub-list for extension extendee
-	0,   // [0:70] is the sub-list for field type_name
+	122, // 0: rotor.v1.Version.created:type_name -> google.protobuf.Timestamp
+	122, // 1: rotor.v1.Version.activated:type_name -> google.protobuf.Timestamp
+	122, // 2: rotor.v1.Version.retired:type_name -> google.protobuf.Timestamp
+	122, // 3: rotor.v1.Version.originated:type_name -> google.protobuf.Timestamp
+	116, // 4: rotor.v1.Key.labels:type_name -> rotor.v1.Key.LabelsEntry
+	3,   // 5: rotor.v1.Key.rotation:type_name -> rotor.v1.Rotation
+	2,   // 6: rotor.v1.Key.versions:type_name -> rotor.v1.Version
+	122, // 7: rotor.v1.Key.created:type_name -> google.protobuf.Timestamp
+	4,   // 8: rotor.v1.CreateRequest.key:type_name -> rotor.v1.Key
+	4,   // 9: rotor.v1.ListResponse.keys:type_name -> rotor.v1.Key
+	5,   // 10: rotor.v1.ChangeRequest.key:type_name -> rotor.v1.KeyRef
+	5,   // 11: rotor.v1.RotateRequest.key:type_name -> rotor.v1.KeyRef
+	4,   // 12: rotor.v1.ProgressResponse.key:type_name -> rotor.v1.Key
+	5,   // 13: rotor.v1.RetireRequest.key:type_name -> rotor.v1.KeyRef
+	5,   // 14: rotor.v1.DestroyRequest.key:type_name -> rotor.v1.KeyRef
+	4,   // 15: rotor.v1.DestroyResponse.key:type_name -> rotor.v1.Key
+	5,   // 16: rotor.v1.EncryptRequest.key:type_name -> rotor.v1.KeyRef
+	1,   // 17: rotor.v1.EncryptRequest.parts:type_name -> rotor.v1.Part
+	5,   // 18: rotor.v1.DecryptRequest.key:type_name -> rotor.v1.KeyRef
+	1,   // 19: rotor.v1.DecryptRequest.parts:type_name -> rotor.v1.Part
+	5,   // 20: rotor.v1.WrapRequest.key:type_name -> rotor.v1.KeyRef
+	19,  // 21: rotor.v1.WrapResponse.wrap:type_name -> rotor.v1.FileWrap
+	19,  // 22: rotor.v1.UnwrapRequest.wrap:type_name -> rotor.v1.FileWrap
+	19,  // 23: rotor.v1.RewrapRequest.wrap:type_name -> rotor.v1.FileWrap
+	19,  // 24: rotor.v1.RewrapResponse.wrap:type_name -> rotor.v1.FileWrap
+	5,   // 25: rotor.v1.SignRequest.key:type_name -> rotor.v1.KeyRef
+	5,   // 26: rotor.v1.VerifyRequest.key:type_name -> rotor.v1.KeyRef
+	5,   // 27: rotor.v1.EncapsulateRequest.key:type_name -> rotor.v1.KeyRef
+	5,   // 28: rotor.v1.DecapsulateRequest.key:type_name -> rotor.v1.KeyRef
+	5,   // 29: rotor.v1.PrepareImportRequest.key:type_name -> rotor.v1.KeyRef
+	122, // 30: rotor.v1.PrepareImportResponse.expires:type_name -> google.protobuf.Timestamp
+	4,   // 31: rotor.v1.ImportRequest.key:type_name -> rotor.v1.Key
+	122, // 32: rotor.v1.ImportRequest.originated:type_name -> google.protobuf.Timestamp
+	5,   // 33: rotor.v1.ExportKeyRequest.key:type_name -> rotor.v1.KeyRef
+	43,  // 34: rotor.v1.HoldUp.hello:type_name -> rotor.v1.Hello
+	44,  // 35: rotor.v1.HoldUp.acks:type_name -> rotor.v1.Ack
+	46,  // 36: rotor.v1.HoldDown.lease:type_name -> rotor.v1.Lease
+	47,  // 37: rotor.v1.HoldDown.parcel:type_name -> rotor.v1.Parcel
+	48,  // 38: rotor.v1.HoldDown.refusal:type_name -> rotor.v1.KeyRefusal
+	0,   // 39: rotor.v1.KeyRefusal.fault:type_name -> rotor.v1.Fault
+	122, // 40: rotor.v1.Instance.heard:type_name -> google.protobuf.Timestamp
+	52,  // 41: rotor.v1.InstancesResponse.instances:type_name -> rotor.v1.Instance
+	5,   // 42: rotor.v1.IssueRequest.key:type_name -> rotor.v1.KeyRef
+	59,  // 43: rotor.v1.RegisterRequest.data_set:type_name -> rotor.v1.DataSet
+	5,   // 44: rotor.v1.DataSet.key:type_name -> rotor.v1.KeyRef
+	59,  // 45: rotor.v1.DataSetsResponse.data_sets:type_name -> rotor.v1.DataSet
+	5,   // 46: rotor.v1.CensusRequest.key:type_name -> rotor.v1.KeyRef
+	63,  // 47: rotor.v1.CensusResponse.counts:type_name -> rotor.v1.CensusCount
+	5,   // 48: rotor.v1.CampaignRequest.key:type_name -> rotor.v1.KeyRef
+	75,  // 49: rotor.v1.SealStatus.shares:type_name -> rotor.v1.SealProgress
+	74,  // 50: rotor.v1.SealStatus.members:type_name -> rotor.v1.SealMember
+	83,  // 51: rotor.v1.SealStatus.rekey:type_name -> rotor.v1.RekeyProgress
+	122, // 52: rotor.v1.SealMember.opened:type_name -> google.protobuf.Timestamp
+	75,  // 53: rotor.v1.RekeyProgress.progress:type_name -> rotor.v1.SealProgress
+	122, // 54: rotor.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	122, // 55: rotor.v1.LoginResponse.expires:type_name -> google.protobuf.Timestamp
+	117, // 56: rotor.v1.WhoamiResponse.attributes:type_name -> rotor.v1.WhoamiResponse.AttributesEntry
+	122, // 57: rotor.v1.WhoamiResponse.expires:type_name -> google.protobuf.Timestamp
+	122, // 58: rotor.v1.Session.created:type_name -> google.protobuf.Timestamp
+	122, // 59: rotor.v1.Session.used:type_name -> google.protobuf.Timestamp
+	122, // 60: rotor.v1.Session.expires:type_name -> google.protobuf.Timestamp
+	93,  // 61: rotor.v1.SessionsResponse.sessions:type_name -> rotor.v1.Session
+	122, // 62: rotor.v1.Credential.expires:type_name -> google.protobuf.Timestamp
+	122, // 63: rotor.v1.Credential.created:type_name -> google.protobuf.Timestamp
+	118, // 64: rotor.v1.Credential.attributes:type_name -> rotor.v1.Credential.AttributesEntry
+	119, // 65: rotor.v1.CreateCredentialRequest.attributes:type_name -> rotor.v1.CreateCredentialRequest.AttributesEntry
+	97,  // 66: rotor.v1.CreateCredentialResponse.credential:type_name -> rotor.v1.Credential
+	97,  // 67: rotor.v1.CredentialsResponse.credentials:type_name -> rotor.v1.Credential
+	5,   // 68: rotor.v1.Grant.key:type_name -> rotor.v1.KeyRef
+	120, // 69: rotor.v1.Grant.context:type_name -> rotor.v1.Grant.ContextEntry
+	122, // 70: rotor.v1.Grant.expires:type_name -> google.protobuf.Timestamp
+	122, // 71: rotor.v1.Grant.created:type_name -> google.protobuf.Timestamp
+	5,   // 72: rotor.v1.CreateGrantRequest.key:type_name -> rotor.v1.KeyRef
+	121, // 73: rotor.v1.CreateGrantRequest.context:type_name -> rotor.v1.CreateGrantRequest.ContextEntry
+	103, // 74: rotor.v1.GrantsResponse.grants:type_name -> rotor.v1.Grant
+	122, // 75: rotor.v1.Administrator.created:type_name -> google.protobuf.Timestamp
+	122, // 76: rotor.v1.Administrator.removed:type_name -> google.protobuf.Timestamp
+	112, // 77: rotor.v1.AdminsResponse.admins:type_name -> rotor.v1.Administrator
+	6,   // 78: rotor.v1.KeyService.Create:input_type -> rotor.v1.CreateRequest
+	5,   // 79: rotor.v1.KeyService.Get:input_type -> rotor.v1.KeyRef
+	7,   // 80: rotor.v1.KeyService.List:input_type -> rotor.v1.ListRequest
+	9,   // 81: rotor.v1.KeyService.Change:input_type -> rotor.v1.ChangeRequest
+	10,  // 82: rotor.v1.KeyService.Rotate:input_type -> rotor.v1.RotateRequest
+	5,   // 83: rotor.v1.KeyService.Progress:input_type -> rotor.v1.KeyRef
+	12,  // 84: rotor.v1.KeyService.Retire:input_type -> rotor.v1.RetireRequest
+	13,  // 85: rotor.v1.KeyService.Destroy:input_type -> rotor.v1.DestroyRequest
+	15,  // 86: rotor.v1.KeyService.Encrypt:input_type -> rotor.v1.EncryptRequest
+	17,  // 87: rotor.v1.KeyService.Decrypt:input_type -> rotor.v1.DecryptRequest
+	20,  // 88: rotor.v1.KeyService.Wrap:input_type -> rotor.v1.WrapRequest
+	22,  // 89: rotor.v1.KeyService.Unwrap:input_type -> rotor.v1.UnwrapRequest
+	24,  // 90: rotor.v1.KeyService.Rewrap:input_type -> rotor.v1.RewrapRequest
+	26,  // 91: rotor.v1.KeyService.Sign:input_type -> rotor.v1.SignRequest
+	28,  // 92: rotor.v1.KeyService.Verify:input_type -> rotor.v1.VerifyRequest
+	30,  // 93: rotor.v1.KeyService.Encapsulate:input_type -> rotor.v1.EncapsulateRequest
+	32,  // 94: rotor.v1.KeyService.Decapsulate:input_type -> rotor.v1.DecapsulateRequest
+	34,  // 95: rotor.v1.KeyService.PrepareImport:input_type -> rotor.v1.PrepareImportRequest
+	36,  // 96: rotor.v1.KeyService.Import:input_type -> rotor.v1.ImportRequest
+	37,  // 97: rotor.v1.KeyService.Export:input_type -> rotor.v1.ExportKeyRequest
+	39,  // 98: rotor.v1.JoinService.Join:input_type -> rotor.v1.JoinRequest
+	40,  // 99: rotor.v1.JoinService.Renew:input_type -> rotor.v1.RenewRequest
+	42,  // 100: rotor.v1.FleetService.Hold:input_type -> rotor.v1.HoldUp
+	49,  // 101: rotor.v1.FleetService.Invite:input_type -> rotor.v1.InviteRequest
+	51,  // 102: rotor.v1.FleetService.Instances:input_type -> rotor.v1.InstancesRequest
+	54,  // 103: rotor.v1.FleetService.Remove:input_type -> rotor.v1.RemoveRequest
+	56,  // 104: rotor.v1.TokenService.Issue:input_type -> rotor.v1.IssueRequest
+	58,  // 105: rotor.v1.DataService.Register:input_type -> rotor.v1.RegisterRequest
+	60,  // 106: rotor.v1.DataService.DataSets:input_type -> rotor.v1.DataSetsRequest
+	62,  // 107: rotor.v1.DataService.Census:input_type -> rotor.v1.CensusRequest
+	65,  // 108: rotor.v1.DataService.StartCampaign:input_type -> rotor.v1.CampaignRequest
+	66,  // 109: rotor.v1.DataService.GetCampaign:input_type -> rotor.v1.CampaignRef
+	68,  // 110: rotor.v1.AuditService.Tail:input_type -> rotor.v1.TailRequest
+	70,  // 111: rotor.v1.AuditService.Export:input_type -> rotor.v1.ExportRequest
+	72,  // 112: rotor.v1.SealService.Status:input_type -> rotor.v1.SealStatusRequest
+	76,  // 113: rotor.v1.SealService.Unseal:input_type -> rotor.v1.UnsealRequest
+	77,  // 114: rotor.v1.SealService.Reset:input_type -> rotor.v1.UnsealResetRequest
+	78,  // 115: rotor.v1.SealService.Seal:input_type -> rotor.v1.SealRequest
+	79,  // 116: rotor.v1.SealService.Change:input_type -> rotor.v1.SealChangeRequest
+	80,  // 117: rotor.v1.SealService.StartRekey:input_type -> rotor.v1.StartRekeyRequest
+	81,  // 118: rotor.v1.SealService.Rekey:input_type -> rotor.v1.RekeyRequest
+	82,  // 119: rotor.v1.SealService.AbortRekey:input_type -> rotor.v1.AbortRekeyRequest
+	84,  // 120: rotor.v1.ServerService.Status:input_type -> rotor.v1.StatusRequest
+	86,  // 121: rotor.v1.AuthService.Login:input_type -> rotor.v1.LoginRequest
+	88,  // 122: rotor.v1.AuthService.Logout:input_type -> rotor.v1.LogoutRequest
+	90,  // 123: rotor.v1.AuthService.Whoami:input_type -> rotor.v1.WhoamiRequest
+	92,  // 124: rotor.v1.AuthService.Sessions:input_type -> rotor.v1.SessionsRequest
+	95,  // 125: rotor.v1.AuthService.RevokeSessions:input_type -> rotor.v1.RevokeSessionsRequest
+	98,  // 126: rotor.v1.AuthService.CreateCredential:input_type -> rotor.v1.CreateCredentialRequest
+	100, // 127: rotor.v1.AuthService.Credentials:input_type -> rotor.v1.CredentialsRequest
+	102, // 128: rotor.v1.AuthService.ChangeCredential:input_type -> rotor.v1.ChangeCredentialRequest
+	104, // 129: rotor.v1.AuthService.CreateGrant:input_type -> rotor.v1.CreateGrantRequest
+	105, // 130: rotor.v1.AuthService.Grants:input_type -> rotor.v1.GrantsRequest
+	107, // 131: rotor.v1.AuthService.RevokeGrant:input_type -> rotor.v1.RevokeGrantRequest
+	109, // 132: rotor.v1.AuthService.InviteAdmin:input_type -> rotor.v1.InviteAdminRequest
+	111, // 133: rotor.v1.AuthService.Admins:input_type -> rotor.v1.AdminsRequest
+	114, // 134: rotor.v1.AuthService.RemoveAdmin:input_type -> rotor.v1.RemoveAdminRequest
+	4,   // 135: rotor.v1.KeyService.Create:output_type -> rotor.v1.Key
+	4,   // 136: rotor.v1.KeyService.Get:output_type -> rotor.v1.Key
+	8,   // 137: rotor.v1.KeyService.List:output_type -> rotor.v1.ListResponse
+	4,   // 138: rotor.v1.KeyService.Change:output_type -> rotor.v1.Key
+	4,   // 139: rotor.v1.KeyService.Rotate:output_type -> rotor.v1.Key
+	11,  // 140: rotor.v1.KeyService.Progress:output_type -> rotor.v1.ProgressResponse
+	4,   // 141: rotor.v1.KeyService.Retire:output_type -> rotor.v1.Key
+	14,  // 142: rotor.v1.KeyService.Destroy:output_type -> rotor.v1.DestroyResponse
+	16,  // 143: rotor.v1.KeyService.Encrypt:output_type -> rotor.v1.EncryptResponse
+	18,  // 144: rotor.v1.KeyService.Decrypt:output_type -> rotor.v1.DecryptResponse
+	21,  // 145: rotor.v1.KeyService.Wrap:output_type -> rotor.v1.WrapResponse
+	23,  // 146: rotor.v1.KeyService.Unwrap:output_type -> rotor.v1.UnwrapResponse
+	25,  // 147: rotor.v1.KeyService.Rewrap:output_type -> rotor.v1.RewrapResponse
+	27,  // 148: rotor.v1.KeyService.Sign:output_type -> rotor.v1.SignResponse
+	29,  // 149: rotor.v1.KeyService.Verify:output_type -> rotor.v1.VerifyResponse
+	31,  // 150: rotor.v1.KeyService.Encapsulate:output_type -> rotor.v1.EncapsulateResponse
+	33,  // 151: rotor.v1.KeyService.Decapsulate:output_type -> rotor.v1.DecapsulateResponse
+	35,  // 152: rotor.v1.KeyService.PrepareImport:output_type -> rotor.v1.PrepareImportResponse
+	4,   // 153: rotor.v1.KeyService.Import:output_type -> rotor.v1.Key
+	38,  // 154: rotor.v1.KeyService.Export:output_type -> rotor.v1.ExportKeyResponse
+	41,  // 155: rotor.v1.JoinService.Join:output_type -> rotor.v1.JoinResponse
+	41,  // 156: rotor.v1.JoinService.Renew:output_type -> rotor.v1.JoinResponse
+	45,  // 157: rotor.v1.FleetService.Hold:output_type -> rotor.v1.HoldDown
+	50,  // 158: rotor.v1.FleetService.Invite:output_type -> rotor.v1.InviteResponse
+	53,  // 159: rotor.v1.FleetService.Instances:output_type -> rotor.v1.InstancesResponse
+	55,  // 160: rotor.v1.FleetService.Remove:output_type -> rotor.v1.RemoveResponse
+	57,  // 161: rotor.v1.TokenService.Issue:output_type -> rotor.v1.IssueResponse
+	59,  // 162: rotor.v1.DataService.Register:output_type -> rotor.v1.DataSet
+	61,  // 163: rotor.v1.DataService.DataSets:output_type -> rotor.v1.DataSetsResponse
+	64,  // 164: rotor.v1.DataService.Census:output_type -> rotor.v1.CensusResponse
+	67,  // 165: rotor.v1.DataService.StartCampaign:output_type -> rotor.v1.Campaign
+	67,  // 166: rotor.v1.DataService.GetCampaign:output_type -> rotor.v1.Campaign
+	69,  // 167: rotor.v1.AuditService.Tail:output_type -> rotor.v1.TailEntry
+	71,  // 168: rotor.v1.AuditService.Export:output_type -> rotor.v1.ExportFile
+	73,  // 169: rotor.v1.SealService.Status:output_type -> rotor.v1.SealStatus
+	75,  // 170: rotor.v1.SealService.Unseal:output_type -> rotor.v1.SealProgress
+	75,  // 171: rotor.v1.SealService.Reset:output_type -> rotor.v1.SealProgress
+	73,  // 172: rotor.v1.SealService.Seal:output_type -> rotor.v1.SealStatus
+	73,  // 173: rotor.v1.SealService.Change:output_type -> rotor.v1.SealStatus
+	83,  // 174: rotor.v1.SealService.StartRekey:output_type -> rotor.v1.RekeyProgress
+	83,  // 175: rotor.v1.SealService.Rekey:output_type -> rotor.v1.RekeyProgress
+	83,  // 176: rotor.v1.SealService.AbortRekey:output_type -> rotor.v1.RekeyProgress
+	85,  // 177: rotor.v1.ServerService.Status:output_type -> rotor.v1.StatusResponse
+	87,  // 178: rotor.v1.AuthService.Login:output_type -> rotor.v1.LoginResponse
+	89,  // 179: rotor.v1.AuthService.Logout:output_type -> rotor.v1.LogoutResponse
+	91,  // 180: rotor.v1.AuthService.Whoami:output_type -> rotor.v1.WhoamiResponse
+	94,  // 181: rotor.v1.AuthService.Sessions:output_type -> rotor.v1.SessionsResponse
+	96,  // 182: rotor.v1.AuthService.RevokeSessions:output_type -> rotor.v1.RevokeSessionsResponse
+	99,  // 183: rotor.v1.AuthService.CreateCredential:output_type -> rotor.v1.CreateCredentialResponse
+	101, // 184: rotor.v1.AuthService.Credentials:output_type -> rotor.v1.CredentialsResponse
+	97,  // 185: rotor.v1.AuthService.ChangeCredential:output_type -> rotor.v1.Credential
+	103, // 186: rotor.v1.AuthService.CreateGrant:output_type -> rotor.v1.Grant
+	106, // 187: rotor.v1.AuthService.Grants:output_type -> rotor.v1.GrantsResponse
+	108, // 188: rotor.v1.AuthService.RevokeGrant:output_type -> rotor.v1.RevokeGrantResponse
+	110, // 189: rotor.v1.AuthService.InviteAdmin:output_type -> rotor.v1.InviteAdminResponse
+	113, // 190: rotor.v1.AuthService.Admins:output_type -> rotor.v1.AdminsResponse
+	115, // 191: rotor.v1.AuthService.RemoveAdmin:output_type -> rotor.v1.RemoveAdminResponse
+	135, // [135:192] is the sub-list for method output_type
+	78,  // [78:135] is the sub-list for method input_type
+	78,  // [78:78] is the sub-list for extension type_name
+	78,  // [78:78] is the sub-list for extension extendee
+	0,   // [0:78] is the sub-list for field type_name
 }
 
 func init() { file_rotor_v1_rotor_proto_init() }
@@ -7119,7 +7747,7 @@ func file_rotor_v1_rotor_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_rotor_v1_rotor_proto_rawDesc), len(file_rotor_v1_rotor_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   113,
+			NumMessages:   122,
 			NumExtensions: 0,
 			NumServices:   9,
 		},
