@@ -79,12 +79,18 @@ type Report struct {
 	Refused int64
 	Actions map[string]int64
 	Open    int64 // class-3 windows without a count: unknown, at most the rate limit
+
+	each func(Entry) error
 }
 
 // Verify checks an exported log offline against the pinned verifier key: the checkpoint's signature, every entry's hash up to the
 // root, each tile, the entries' encoding, and that the counters of every record go up by one. earlier are checkpoints that the verifier
 // kept: a log is signed at every size that it had, so only they show that one was rolled back. fault.AuditBroken names what does not fit.
 func Verify(log fs.FS, vkey string, earlier ...[]byte) (Report, error) {
+	return Report{}.verify(log, vkey, earlier...)
+}
+
+func (r Report) verify(log fs.FS, vkey string, earlier ...[]byte) (Report, error) {
 	b, err := fs.ReadFile(log, "checkpoint")
 	if err != nil {
 		return Report{}, fault.Wrap(fault.AuditBroken, "checkpoint", err)
@@ -93,7 +99,7 @@ func Verify(log fs.FS, vkey string, earlier ...[]byte) (Report, error) {
 	if err != nil {
 		return Report{}, err
 	}
-	r := Report{Origin: origin, Size: size, Root: root.String(), ByClass: map[Class]int64{}, Actions: map[string]int64{}}
+	r.Origin, r.Size, r.Root, r.ByClass, r.Actions = origin, size, root.String(), map[Class]int64{}, map[string]int64{}
 	tree := &Log{}
 	counters := map[string]uint64{}
 	for n := int64(0); n*tileWidth < size; n++ {
@@ -179,6 +185,11 @@ func (r *Report) bundle(tree *Log, b []byte, width int64, counters map[string]ui
 		}
 		if err := r.count(e, at, counters); err != nil {
 			return err
+		}
+		if r.each != nil {
+			if err := r.each(e); err != nil {
+				return err
+			}
 		}
 		b = b[n:]
 	}

@@ -49,6 +49,7 @@ const (
 	StoreCorrupt       Code = "store_corrupt"
 	SealWrong          Code = "seal_wrong"
 	Sealed             Code = "sealed"
+	Recovery           Code = "recovery"
 	ShareWrong         Code = "share_wrong"
 	ShareForeign       Code = "share_foreign"
 	ShareDuplicate     Code = "share_duplicate"
@@ -124,6 +125,7 @@ var texts = map[Code]Text{
 	StoreCorrupt:       {"the store's file is damaged", "restore a backup", 5},
 	SealWrong:          {"the seal does not open this store", "use the key file that the store was made with", 5},
 	Sealed:             {"the server is sealed and answers nothing else", "bring the custodians' shares, or make its root of trust reachable", 1},
+	Recovery:           {"the store is not the one that it was, so the server serves nothing", "read docs/runbooks/recovery-mode.md; rotor server recover", 5},
 	ShareWrong:         {"the share is not right", "copy it again from what was printed", 2},
 	ShareForeign:       {"the share is of another set", "look for the share of the set that is named", 2},
 	ShareDuplicate:     {"this share is there already", "another custodian's share is needed", 2},

@@ -43,6 +43,9 @@ type Config struct {
 	Turn    audit.Turn    // whose turn it is to put the log into order; nil: always this one's
 	Now     func() time.Time
 	Log     *slog.Logger
+
+	Statements [][]byte // that were kept outside the store: a log that contradicts one is found at Open
+	Recovery   bool     // open also a store that is not the one that it was; the guard then admits nobody, and Detected says why
 }
 
 // Guard is the door of one store. Safe for concurrent use.
@@ -62,6 +65,8 @@ type Guard struct {
 	refusals refusals
 	turn     audit.Turn
 	looks    looks
+
+	detected atomic.Pointer[[]Detection]
 
 	rootMu  sync.Mutex // held while the root record is read again
 	turnMu  sync.Mutex // held while another root key is made
@@ -287,27 +292,35 @@ type Change struct {
 	Deleted bool
 }
 
-// check compares every record with the log, so that what was changed while the server was down is named before anything is served.
-// What another server wrote meanwhile is compared when it is read. fault.RecordTampered, RecordReplayed.
-func (g *Guard) check(ctx context.Context) error {
-	for _, room := range g.index.rooms() {
-		rev, records := g.store.List(ctx, room)
-		var have []Record
-		for r, err := range records {
-			if err != nil {
-				return storeFault(room, err)
-			}
-			have = append(have, Record{Path: r.Key})
-			w, ok := g.index.latest(r.Key)
-			if ok && !w.deleted && w.hash == hashOf(r.Value) || r.Rev > g.after && r.Rev <= rev {
-				continue
-			}
-			if _, _, err := g.believe(ctx, r, g.after); err != nil {
+// checkRoom compares the records of a room with the log, so that what was changed while the server was down is named before anything is
+// served. wrong is told of each that is not what the log says, with nil for one that is lost. What another server wrote meanwhile is compared
+// when it is read.
+func (g *Guard) checkRoom(ctx context.Context, room string, wrong func(path string, cause error) error) error {
+	rev, records := g.store.List(ctx, room)
+	there := map[string]bool{}
+	for r, err := range records {
+		if err != nil {
+			return storeFault(room, err)
+		}
+		there[r.Key] = true
+		w, ok := g.index.latest(r.Key)
+		if ok && !w.deleted && w.hash == hashOf(r.Value) || r.Rev > g.after && r.Rev <= rev {
+			continue
+		}
+		if _, _, err := g.believe(ctx, r, g.after); err != nil {
+			if err := wrong(r.Key, err); err != nil {
 				return err
 			}
 		}
-		if path, newer := g.index.missing(room, have, g.after); path != "" && !newer && rev == g.after {
-			return lost(path)
+	}
+	if rev != g.after {
+		return nil
+	}
+	for _, path := range g.index.living(room) {
+		if !there[path] {
+			if err := wrong(path, nil); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

@@ -211,13 +211,37 @@ func open(ctx context.Context, c Config, r *roots) (*Guard, error) {
 	if err := g.loadMarks(ctx); err != nil {
 		return nil, err
 	}
-	if err := g.check(ctx); err != nil {
-		return nil, err
-	}
-	if err := g.openKeys(ctx); err != nil {
+	if err := g.find(ctx, c); err != nil {
 		return nil, err
 	}
 	return g, nil
+}
+
+// find opens the guard's own keys and looks for what shows that the store is not the one that it was. fault.Recovery, RecordTampered,
+// RecordReplayed, unless the configuration says to open it all the same.
+func (g *Guard) find(ctx context.Context, c Config) error {
+	broken := g.openKeys(ctx)
+	found, err := g.inspect(ctx, c)
+	if err != nil {
+		return err
+	}
+	if len(found) == 0 || broken != nil && c.Recovery {
+		return broken
+	}
+	g.detected.Store(&found)
+	if c.Recovery {
+		return nil
+	}
+	path, record := strings.CutPrefix(found[0].About, "record ")
+	switch {
+	case record && found[0].Kind == "lost":
+		return lost(path)
+	case record && found[0].Kind == "replayed":
+		return fault.New(fault.RecordReplayed, path)
+	case record:
+		return fault.New(fault.RecordTampered, path)
+	}
+	return fault.New(fault.Recovery, found[0].String())
 }
 
 // openKeys reads the signing keys, which are records like others.

@@ -29,16 +29,17 @@ type written struct {
 
 // index is the log's view of every record, fed from the log alone, in commit order.
 type index struct {
-	mu      sync.Mutex // guards what follows
-	paths   map[string]written
-	last    map[string]store.Rev // of each room: the last commit that wrote a record in it, as far as Follow has brought one
-	gone    map[string]store.Rev // of each deletion mark: the last commit that deleted something under it
-	entries int64                // taken so far
-	turns   map[uint64]int64     // root generation -> the entry that made it the current one
-	erased  []erasure            // in order
-	sealers map[string]bool      // that have ever been in the wrap set
-	applied store.Rev
-	changed chan struct{} // closed and replaced when applied grows
+	mu         sync.Mutex // guards what follows
+	paths      map[string]written
+	last       map[string]store.Rev // of each room: the last commit that wrote a record in it, as far as Follow has brought one
+	gone       map[string]store.Rev // of each deletion mark: the last commit that deleted something under it
+	entries    int64                // taken so far
+	turns      map[uint64]int64     // root generation -> the entry that made it the current one
+	erased     []erasure            // in order
+	incarnated uint32               // the highest incarnation that a recovery began; 0: none
+	sealers    map[string]bool      // that have ever been in the wrap set
+	applied    store.Rev
+	changed    chan struct{} // closed and replaced when applied grows
 }
 
 func newIndex() *index {
@@ -54,6 +55,9 @@ func (x *index) add(e audit.Entry, rev store.Rev) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.entries++
+	if n, ok := incarnationEntry(e); ok {
+		x.incarnated = max(x.incarnated, n)
+	}
 	if generation, ok := rootEntry(e); ok && policy.Action(e.Action) == actErase {
 		x.erased = append(x.erased, erasure{x.turns[generation], e.Time})
 	} else if ok {

@@ -19,6 +19,7 @@ type Permit struct {
 	action   policy.Action
 	resource policy.Resource
 	rule     string
+	recovers bool // it commits also while something is detected
 }
 
 // Admit asks the rules. A refusal is in the log before the answer; repeated ones within a minute are counted in one entry.
@@ -26,6 +27,9 @@ type Permit struct {
 func (g *Guard) Admit(ctx context.Context, c policy.Caller, a policy.Action, r policy.Resource) (*Permit, error) {
 	if c.IsZero() {
 		return nil, fault.New(fault.Unauthenticated, "")
+	}
+	if err := g.refuse(); err != nil && a != policy.ActStatus {
+		return nil, err
 	}
 	rule, ok := g.allows(c, a, r)
 	if !ok {
@@ -41,7 +45,7 @@ func (g *Guard) Admit(ctx context.Context, c policy.Caller, a policy.Action, r p
 	if err := g.spend(ctx, rule); err != nil {
 		return nil, err
 	}
-	return &Permit{g, c, a, r, rule}, nil
+	return &Permit{guard: g, caller: c, action: a, resource: r, rule: rule}, nil
 }
 
 // spend tells a decider that counts uses that a rule was used.
@@ -68,7 +72,7 @@ func (g *Guard) allows(c policy.Caller, a policy.Action, r policy.Resource) (str
 
 // System is a permit for a loop of the server itself.
 func (g *Guard) System(name string, a policy.Action, r policy.Resource) *Permit {
-	return &Permit{g, policy.Caller{Kind: policy.KindSystem, Name: "system/" + name}, a, r, "built in"}
+	return &Permit{guard: g, caller: policy.Caller{Kind: policy.KindSystem, Name: "system/" + name}, action: a, resource: r, rule: "built in"}
 }
 
 // Vouch is a permit for what a caller may do whatever the rules say, because it concerns nobody else: to log in and out. grounds stand in the
@@ -77,7 +81,7 @@ func (g *Guard) Vouch(c policy.Caller, a policy.Action, grounds string) *Permit 
 	if c.IsZero() {
 		return &Permit{}
 	}
-	return &Permit{g, c, a, policy.Resource{}, "built in: " + grounds}
+	return &Permit{guard: g, caller: c, action: a, rule: "built in: " + grounds}
 }
 
 // Refuse puts a refusal into the log that no rule made, such as that of a stranger who could not prove to be somebody. Like Admit's, the same
@@ -111,6 +115,9 @@ func (p *Permit) Commit(ctx context.Context, conds []Cond, writes []Write, detai
 		return 0, fault.New(fault.Denied, "no permit")
 	}
 	g := p.guard
+	if err := g.refuse(); err != nil && !p.recovers {
+		return 0, err
+	}
 	for {
 		d := &draft{guard: g, roots: g.keys.Load(), present: map[string]bool{}, named: map[string]bool{}, marks: map[string]store.Rev{}}
 		if err := d.conditions(ctx, conds); err != nil {
@@ -168,6 +175,9 @@ func (g *Guard) revOf(ctx context.Context, path string) (store.Rev, error) {
 func (p *Permit) Release(ctx context.Context, detail map[string]string) error {
 	if p == nil || p.guard == nil {
 		return fault.New(fault.Denied, "no permit")
+	}
+	if err := p.guard.refuse(); err != nil {
+		return err
 	}
 	if err := p.guard.audit.Append(ctx, p.entry(audit.ClassRelease, "done", detail)); err != nil {
 		return storeFault(string(p.action), err)

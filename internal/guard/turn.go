@@ -184,6 +184,9 @@ func (g *Guard) wakeTender() {
 // Tend takes the turn that is in flight as far as it can go now: it seals again, takes the older generation out of the root record, has the
 // sealers forget. Run calls it. nil: nothing is left to do. fault.InUse while backups have to be kept.
 func (g *Guard) Tend(ctx context.Context) error {
+	if err := g.refuse(); err != nil {
+		return err
+	}
 	g.tendMu.Lock()
 	defer g.tendMu.Unlock()
 	if len(g.keys.Load().older()) > 0 {

@@ -91,6 +91,9 @@ func (p *Permit) Use(ctx context.Context, version uint32) error {
 	if p == nil || p.guard == nil {
 		return fault.New(fault.Denied, "no permit")
 	}
+	if err := p.guard.refuse(); err != nil {
+		return err
+	}
 	k := windowKey{p.caller.Name, p.resource.Namespace, p.resource.Key, p.action, version}
 	ws := &p.guard.windows
 	for {

@@ -1,0 +1,530 @@
+package guard
+
+import (
+	"context"
+	"crypto/ed25519"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rotorkms/rotor/internal/audit"
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/identity"
+	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/store"
+)
+
+// This file finds a store that is not the one that it was, and brings it back into use. A store is consistent in itself at every moment, so
+// an older copy of it is, too: only what is known outside tells. Statements are such knowledge: how far the log was, signed by the server,
+// kept in a file beside each server and by every instance. Each is of one incarnation of the cluster, and a recovery begins the next.
+
+// StatementDomain separates signatures of statements from all other uses of the server's signing key.
+const StatementDomain = "rotor/statement/1"
+
+const (
+	incarnationPath = "guard/incarnation"
+	recoveryPath    = "guard/recovery"
+	// RestoredPath is the mark that a restore leaves: the store is older than the cluster was. It is not sealed.
+	RestoredPath = "restored/mark"
+	// actRecover stands in the log for each step of a recovery, actIncarnation for its end.
+	actRecover     policy.Action = "server.recover"
+	actIncarnation policy.Action = "server.incarnation"
+	maxDetections                = 100
+)
+
+// Statement says how far a log was.
+type Statement struct {
+	Cluster     string    `json:"cluster"`
+	Incarnation uint32    `json:"incarnation"`
+	Size        int64     `json:"size"`
+	Root        string    `json:"root"`
+	Time        time.Time `json:"time"`
+}
+
+type signedStatement struct {
+	Body      []byte `json:"body"`
+	Signature []byte `json:"signature"`
+}
+
+// maxStatement bounds an encoded statement in bytes.
+const maxStatement = 4 << 10
+
+// OpenStatement reads a statement and checks its signature. fault.Invalid.
+func OpenStatement(b []byte, verify func(domain string, msg, sig []byte) bool) (Statement, error) {
+	var s signedStatement
+	var out Statement
+	if len(b) > maxStatement || json.Unmarshal(b, &s) != nil || !verify(StatementDomain, s.Body, s.Signature) || json.Unmarshal(s.Body, &out) != nil {
+		return Statement{}, fault.New(fault.Invalid, "statement").WithHint("it is not signed by this cluster")
+	}
+	return out, nil
+}
+
+// Supersedes says whether a statement says more than another: of a later incarnation, or of more of the same log.
+func (s Statement) Supersedes(o Statement) bool {
+	return s.Incarnation > o.Incarnation || s.Incarnation == o.Incarnation && s.Size > o.Size
+}
+
+// Statement signs how far the log is now.
+func (g *Guard) Statement() ([]byte, error) {
+	size, root, err := g.audit.Head()
+	if err != nil {
+		return nil, err
+	}
+	body, err := json.Marshal(Statement{g.ClusterID(), g.Incarnation(), size, root, g.now().UTC()})
+	if err != nil {
+		return nil, fmt.Errorf("encode statement: %w", err)
+	}
+	return json.Marshal(signedStatement{body, g.Sign(StatementDomain, body)})
+}
+
+// Incarnation is the cluster's: 1 until the first recovery.
+func (g *Guard) Incarnation() uint32 { return g.index.incarnation() }
+
+// Detection is one thing that shows that the store is not the one that it was.
+type Detection struct {
+	Kind  string // rolled back, forked, restored, recovery unfinished, foreign, lost, tampered, replayed
+	About string
+}
+
+// String names it.
+func (d Detection) String() string { return d.Kind + ": " + d.About }
+
+// Detected is what was found at Open, or by a statement since; a guard that has any admits nobody and commits nothing but a recovery.
+func (g *Guard) Detected() []Detection {
+	if d := g.detected.Load(); d != nil {
+		return *d
+	}
+	return nil
+}
+
+// refuse is the answer to everything while something is detected; nil when nothing is.
+func (g *Guard) refuse() error {
+	d := g.Detected()
+	if len(d) == 0 {
+		return nil
+	}
+	return fault.New(fault.Recovery, d[0].String())
+}
+
+func detections(d []Detection) string {
+	var out []string
+	for _, one := range d {
+		out = append(out, one.String())
+	}
+	return strings.Join(out, "; ")
+}
+
+// Witness compares the log with a statement that somebody kept, and suspends the guard when they cannot both be true. It returns what it
+// found, "" for nothing. fault.Invalid for a statement of somebody else.
+func (g *Guard) Witness(ctx context.Context, b []byte) (Detection, error) {
+	public := g.PublicKey()
+	s, err := OpenStatement(b, func(domain string, msg, sig []byte) bool {
+		return ed25519.Verify(public, identity.ServerInput(domain, msg), sig)
+	})
+	if err != nil {
+		return Detection{}, err
+	}
+	d, err := g.contradicts(ctx, s)
+	if err != nil || d.Kind == "" {
+		return d, err
+	}
+	all := append(slices.Clone(g.Detected()), d)
+	g.detected.Store(&all)
+	return d, nil
+}
+
+func (g *Guard) contradicts(ctx context.Context, s Statement) (Detection, error) {
+	own := g.Incarnation()
+	when := s.Time.UTC().Format(time.RFC3339)
+	switch {
+	case s.Cluster != g.ClusterID():
+		return Detection{"foreign", "a statement of cluster " + s.Cluster}, nil
+	case s.Incarnation > own:
+		return Detection{"rolled back", fmt.Sprintf("the cluster was at incarnation %d on %s, the store is at %d", s.Incarnation, when, own)}, nil
+	case s.Incarnation < own:
+		return Detection{}, nil
+	}
+	root, err := g.audit.RootAt(ctx, s.Size)
+	if fault.CodeOf(err) == fault.NotFound {
+		return Detection{"rolled back", fmt.Sprintf("the log had %d entries on %s and has fewer now: an older copy of the store was put back", s.Size, when)}, nil
+	}
+	if err != nil {
+		return Detection{}, err
+	}
+	if root != s.Root {
+		return Detection{"forked", fmt.Sprintf("the log's first %d entries are others than on %s: two servers worked on copies of one store", s.Size, when)}, nil
+	}
+	return Detection{}, nil
+}
+
+// inspect finds everything that is wrong with a store whose log verifies: c.Statements, marks, and each record against the log.
+func (g *Guard) inspect(ctx context.Context, c Config) ([]Detection, error) {
+	found, err := g.records(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := g.store.Get(ctx, RestoredPath); err == nil {
+		found = append(found, Detection{"restored", "the store is a restored backup"})
+	}
+	if w, ok := g.index.latest(recoveryPath); ok && !w.deleted {
+		if r, err := g.recovering(ctx); err == nil && r.Target != 0 {
+			found = append(found, Detection{"recovery unfinished", "it was approved and did not come to its end"})
+		}
+	}
+	if len(c.Statements) == 0 {
+		return found, nil
+	}
+	if g.snapshot == nil { // without its keys nothing can be said of signatures
+		return found, nil
+	}
+	public := g.PublicKey()
+	for _, b := range c.Statements {
+		s, err := OpenStatement(b, func(domain string, msg, sig []byte) bool {
+			return ed25519.Verify(public, identity.ServerInput(domain, msg), sig)
+		})
+		if err != nil {
+			found = append(found, Detection{"foreign", "a kept statement is not signed by this cluster"})
+			continue
+		}
+		d, err := g.contradicts(ctx, s)
+		if err != nil {
+			return nil, err
+		}
+		if d.Kind != "" {
+			found = append(found, d)
+		}
+	}
+	return found, nil
+}
+
+// records compares every record with the log. Up to maxDetections are named.
+func (g *Guard) records(ctx context.Context) (found []Detection, err error) {
+	for _, room := range g.index.rooms() {
+		err := g.checkRoom(ctx, room, func(path string, cause error) error {
+			kind := "tampered"
+			switch {
+			case fault.CodeOf(cause) == fault.RecordReplayed:
+				kind = "replayed"
+			case cause == nil:
+				kind = "lost"
+			case fault.CodeOf(cause) != fault.RecordTampered:
+				return cause
+			}
+			if len(found) < maxDetections {
+				found = append(found, Detection{kind, "record " + path})
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return found, nil
+}
+
+// Recovering is a recovery that was asked for.
+type Recovering struct {
+	Asked    time.Time `json:"asked"`
+	NotUntil time.Time `json:"not_until"` // when it may begin without custodians
+	By       string    `json:"by"`
+	Detected string    `json:"detected"`
+	Target   uint32    `json:"target,omitempty"` // the incarnation that it leads to, once it has begun
+}
+
+func (g *Guard) recovering(ctx context.Context) (Recovering, error) {
+	var out Recovering
+	r, err := g.Get(ctx, recoveryPath)
+	if err != nil {
+		return out, err
+	}
+	if err := json.Unmarshal(r.Value, &out); err != nil {
+		return out, fault.Wrap(fault.RecordTampered, recoveryPath, err)
+	}
+	return out, nil
+}
+
+// Recovering reads what was asked for. fault.NotFound.
+func (g *Guard) Recovering(ctx context.Context) (Recovering, error) { return g.recovering(ctx) }
+
+// AskRecovery announces a recovery in log and status; it may begin after the delay. fault.Exists when one is announced, WrongState when there is
+// nothing to recover from.
+func (g *Guard) AskRecovery(ctx context.Context, by string, delay time.Duration) (Recovering, error) {
+	if len(g.Detected()) == 0 {
+		return Recovering{}, fault.New(fault.WrongState, "store").WithHint("nothing is wrong with it")
+	}
+	now := g.now().UTC()
+	r := Recovering{Asked: now, NotUntil: now.Add(delay), By: by, Detected: detections(g.Detected())}
+	err := g.putRecovering(ctx, r, 0, "ask")
+	if fault.CodeOf(err) == fault.Conflict {
+		return r, fault.New(fault.Exists, "recovery")
+	}
+	return r, err
+}
+
+// CancelRecovery takes an announced recovery back. fault.NotFound, WrongState once it has begun.
+func (g *Guard) CancelRecovery(ctx context.Context) error {
+	rec, err := g.Get(ctx, recoveryPath)
+	if err != nil {
+		return err
+	}
+	if r, err := g.recovering(ctx); err != nil || r.Target != 0 {
+		return fault.Wrap(fault.WrongState, "recovery", err).WithHint("it has begun; finish it")
+	}
+	p := g.recoverer()
+	_, err = p.Commit(ctx, []Cond{{Path: recoveryPath, Rev: rec.Rev}}, []Write{{Path: recoveryPath, Delete: true}}, map[string]string{"step": "cancel"})
+	return err
+}
+
+func (g *Guard) putRecovering(ctx context.Context, r Recovering, rev store.Rev, step string) error {
+	value, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("encode recovery: %w", err)
+	}
+	detail := map[string]string{"step": step, "detected": r.Detected, "by": r.By, "not_until": r.NotUntil.Format(time.RFC3339)}
+	at, err := g.recoverer().Commit(ctx, []Cond{{Path: recoveryPath, Rev: rev}}, []Write{{Path: recoveryPath, Value: value}}, detail)
+	if err != nil {
+		return err
+	}
+	return g.index.wait(ctx, at)
+}
+
+// recoverer is the permit that works while something is detected.
+func (g *Guard) recoverer() *Permit {
+	p := g.System("recovery", actRecover, policy.Resource{})
+	p.recovers = true
+	return p
+}
+
+// Past is what a newer log knows.
+type Past struct {
+	Deleted     map[string]bool   // paths that do not exist at its end
+	Exists      map[string]bool   // paths that do
+	Incarnation uint32            // the highest
+	Highest     map[string]uint64 // key's path (namespace/ID) -> highest version that had material
+}
+
+// NewPast is a past that knows nothing; Add gives it entries.
+func NewPast() *Past {
+	return &Past{Deleted: map[string]bool{}, Exists: map[string]bool{}, Highest: map[string]uint64{}}
+}
+
+// Add takes one entry, in the order of the log.
+func (p *Past) Add(e audit.Entry) error {
+	if n, ok := incarnationEntry(e); ok {
+		p.Incarnation = max(p.Incarnation, n)
+	}
+	for _, w := range e.Writes {
+		delete(p.Deleted, w.Path)
+		delete(p.Exists, w.Path)
+		if w.SHA256 == audit.Deleted {
+			p.Deleted[w.Path] = true
+		} else {
+			p.Exists[w.Path] = true
+		}
+		if key, n, ok := versionOf(w.Path); ok {
+			p.Highest[key] = max(p.Highest[key], n)
+		}
+	}
+	return nil
+}
+
+// versionOf takes the path of a version's material apart.
+func versionOf(path string) (key string, n uint64, ok bool) {
+	rest, ok := strings.CutPrefix(path, materialPrefix)
+	if !ok {
+		return "", 0, false
+	}
+	at := strings.LastIndexByte(rest, '/')
+	if at < 0 {
+		return "", 0, false
+	}
+	var version uint64
+	if _, err := fmt.Sscanf(rest[at+1:], "%d", &version); err != nil {
+		return "", 0, false
+	}
+	return rest[:at], version, true
+}
+
+// BeginRecovery makes the store agree with its log, and with the deletions of a newer one if there is, and returns the permit that the
+// rest of the recovery commits with and the incarnation that it leads to. It may be called again after a crash. fault.GateClosed before
+// the delay is over, unless custodians approved.
+func (g *Guard) BeginRecovery(ctx context.Context, past *Past, approved bool) (*Permit, uint32, error) {
+	rec, err := g.Get(ctx, recoveryPath)
+	if err != nil {
+		return nil, 0, err
+	}
+	r, err := g.recovering(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	if !approved && r.Target == 0 && g.now().Before(r.NotUntil) {
+		return nil, 0, fault.New(fault.GateClosed, "recovery").WithHint("it may begin at %s", r.NotUntil.Format(time.RFC3339))
+	}
+	if past == nil {
+		past = NewPast()
+	}
+	if target := max(g.Incarnation(), past.Incarnation) + 1; r.Target < target {
+		r.Target = target
+		if err := g.putRecovering(ctx, r, rec.Rev, "begin"); err != nil {
+			return nil, 0, err
+		}
+	}
+	if err := g.reconcile(ctx, past); err != nil {
+		return nil, 0, err
+	}
+	return g.recoverer(), r.Target, nil
+}
+
+// reconcile writes what the log and a newer one disagree with.
+func (g *Guard) reconcile(ctx context.Context, past *Past) error {
+	var todo []forced
+	for _, room := range g.index.rooms() {
+		seen := map[string]bool{}
+		_, records := g.store.List(ctx, room)
+		for r, err := range records {
+			if err != nil {
+				return storeFault(room, err)
+			}
+			seen[r.Key] = true
+			if f, ok := g.judge(r, past); ok {
+				todo = append(todo, f)
+			}
+		}
+		for _, path := range g.index.living(room) {
+			if !seen[path] {
+				todo = append(todo, forced{path: path, why: "lost"})
+			}
+		}
+	}
+	for batch := range slices.Chunk(todo, sealBatch/2) {
+		if err := g.force(ctx, batch); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// forced is a record as a recovery writes it, whatever the log says: nil deletes.
+type forced struct {
+	path  string
+	rev   store.Rev // that it has in the store; 0: it is not there
+	value []byte
+	why   string
+}
+
+// judge says what becomes of a record.
+func (g *Guard) judge(r store.Record, past *Past) (forced, bool) {
+	if r.Key == rootPath || r.Key == recoveryPath {
+		return forced{}, false
+	}
+	w, known := g.index.latest(r.Key)
+	if past.Deleted[r.Key] {
+		return forced{path: r.Key, rev: r.Rev, why: "deleted by the newer log"}, true
+	}
+	if known && !w.deleted && w.hash == hashOf(r.Value) {
+		return forced{}, false
+	}
+	if !known || w.deleted {
+		return forced{path: r.Key, rev: r.Rev, why: "not in the log"}, true
+	}
+	_, value, err := g.keys.Load().open(r.Key, r.Value)
+	if err != nil {
+		return forced{path: r.Key, rev: r.Rev, why: "tampered"}, true
+	}
+	return forced{path: r.Key, rev: r.Rev, value: value, why: "replayed"}, true
+}
+
+// force commits records with the counters that follow the log's.
+func (g *Guard) force(ctx context.Context, batch []forced) error {
+	r := g.keys.Load()
+	conds := r.fence()
+	var ops []store.Op
+	p := g.recoverer()
+	why := map[string]string{"step": "reconcile"}
+	e := p.entry(audit.ClassChange, "done", why)
+	for _, f := range batch {
+		last, _ := g.index.latest(f.path)
+		op, note := r.current.write(Write{Path: f.path, Value: f.value, Delete: f.value == nil}, last.counter+1)
+		if f.rev != 0 || !op.Delete {
+			ops, conds = append(ops, op), append(conds, store.Cond{Key: f.path, Rev: f.rev})
+		}
+		e.Writes = append(e.Writes, note)
+		e.Detail[clean(f.path, maxText)] = f.why
+	}
+	op, err := g.audit.Op(e)
+	if err != nil {
+		return fault.Wrap(fault.TooLarge, "audit entry", err)
+	}
+	rev, err := g.store.Commit(ctx, conds, append(ops, op))
+	if err != nil {
+		return storeFault("recover", err)
+	}
+	return g.index.wait(ctx, rev)
+}
+
+// EndRecovery raises the incarnation, which is the end: from then on the store is believed again.
+func (g *Guard) EndRecovery(ctx context.Context, target uint32) error {
+	rec, err := g.Get(ctx, recoveryPath)
+	if err != nil {
+		return err
+	}
+	inc, err := g.Get(ctx, incarnationPath)
+	if err != nil && fault.CodeOf(err) != fault.NotFound {
+		return err
+	}
+	if g.Incarnation() >= target {
+		return fault.New(fault.WrongState, "incarnation")
+	}
+	conds := []Cond{{Path: recoveryPath, Rev: rec.Rev}, {Path: incarnationPath, Rev: inc.Rev}}
+	writes := []Write{{Path: recoveryPath, Delete: true}, {Path: incarnationPath, Value: []byte(number(uint64(target)))}}
+	if _, err := g.store.Get(ctx, RestoredPath); err == nil {
+		if _, err := g.store.Commit(ctx, nil, []store.Op{{Key: RestoredPath, Delete: true}}); err != nil {
+			return storeFault(RestoredPath, err)
+		}
+	}
+	p := g.System("recovery", actIncarnation, policy.Resource{})
+	p.recovers = true
+	rev, err := p.Commit(ctx, conds, writes, map[string]string{"incarnation": number(uint64(target)), "detected": detections(g.Detected())})
+	if err != nil {
+		return err
+	}
+	if err := g.index.wait(ctx, rev); err != nil {
+		return err
+	}
+	g.detected.Store(nil)
+	g.wakeTender()
+	return nil
+}
+
+// incarnationEntry reads back which incarnation an entry began.
+func incarnationEntry(e audit.Entry) (uint32, bool) {
+	if policy.Action(e.Action) != actIncarnation || e.Outcome != "done" || e.Class != audit.ClassChange {
+		return 0, false
+	}
+	var n uint32
+	_, err := fmt.Sscanf(e.Detail["incarnation"], "%d", &n)
+	return n, err == nil
+}
+
+// living are the paths under a prefix that the log knows to exist, sorted.
+func (x *index) living(prefix string) []string {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	var out []string
+	for p := range maps.Keys(x.paths) {
+		if w := x.paths[p]; !w.deleted && strings.HasPrefix(p, prefix) {
+			out = append(out, p)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+func (x *index) incarnation() uint32 {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return max(x.incarnated, 1)
+}
