@@ -5,12 +5,14 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/store"
 	"github.com/rotorkms/rotor/internal/store/bolt"
 	"github.com/rotorkms/rotor/internal/store/etcd"
+	"github.com/rotorkms/rotor/internal/store/postgres"
 )
 
 // openStore opens the store that the configuration names and makes an empty one where there is none. The caller closes it.
@@ -26,9 +28,14 @@ func openStore(ctx context.Context, c Config) (store.Store, error) {
 		db, err = bolt.Open(filepath.Join(c.Dir, storeFile), bolt.Options{})
 	case engineEtcd:
 		db, err = openEtcd(ctx, c.Store)
+	case enginePostgres:
+		db, err = postgres.Open(ctx, c.Store, postgres.Options{Log: c.Log})
 	}
 	if err != nil {
 		return nil, openFault(err)
+	}
+	if err := c.vouched(ctx, db); err != nil {
+		return nil, errors.Join(err, db.Close())
 	}
 	return db, nil
 }
@@ -45,6 +52,28 @@ func openEtcd(ctx context.Context, url string) (store.Store, error) {
 	return s, nil
 }
 
+// vouched says loudly what the engine's server may lose, and refuses it in profile ha. fault.Invalid, Unavailable.
+func (c Config) vouched(ctx context.Context, db store.Store) error {
+	engine, ok := db.(store.Durable)
+	if !ok {
+		return nil
+	}
+	d, err := engine.Durability(ctx)
+	if err != nil {
+		return openFault(err)
+	}
+	for _, s := range d.Crash {
+		c.Log.WarnContext(ctx, "a crash of the store's server may lose keys", "setting", s)
+	}
+	for _, s := range d.Machine {
+		c.Log.WarnContext(ctx, "the loss of the machine of the store's server loses keys", "setting", s)
+	}
+	if all := slices.Concat(d.Crash, d.Machine); c.Profile == ProfileHA && len(all) > 0 {
+		return fault.New(fault.Invalid, "store").WithHint("profile ha needs a store that loses nothing with one machine: %s", strings.Join(all, ", "))
+	}
+	return nil
+}
+
 // openExisting opens a store that an Init has made. fault.NotFound when there is none.
 func openExisting(ctx context.Context, c Config) (store.Store, error) {
 	if engine, err := engineOf(c.Store); err != nil || engine != engineBolt {
@@ -58,8 +87,9 @@ func openExisting(ctx context.Context, c Config) (store.Store, error) {
 
 // The engines, as status and the URL's scheme name them.
 const (
-	engineBolt = "bolt"
-	engineEtcd = "etcd"
+	engineBolt     = "bolt"
+	engineEtcd     = "etcd"
+	enginePostgres = "postgres"
 )
 
 // engineOf names the engine that a URL asks for. fault.Invalid; its text never holds more of the URL than the scheme, for the rest may be
@@ -74,8 +104,10 @@ func engineOf(url string) (string, error) {
 			return "", fault.New(fault.Invalid, "store").WithHint("%s", err)
 		}
 		return engineEtcd, nil
+	case ok && (scheme == "postgres" || scheme == "postgresql") && strings.HasPrefix(rest, "//"):
+		return enginePostgres, nil
 	}
-	return "", fault.New(fault.Invalid, "store").WithHint("bolt: for the file %s in the server's directory, or etcd://…", storeFile)
+	return "", fault.New(fault.Invalid, "store").WithHint("bolt: for the file %s in the server's directory, postgres://USER@HOST/DATABASE or etcd://…", storeFile)
 }
 
 // storeName names the store in errors, without what may be a secret in its URL.
@@ -94,6 +126,8 @@ func openFault(err error) error {
 		return fault.Wrap(fault.StoreCorrupt, "store", err)
 	case errors.Is(err, store.ErrUnavailable):
 		return fault.Wrap(fault.Unavailable, "store", err)
+	case errors.Is(err, postgres.ErrURL):
+		return fault.Wrap(fault.Invalid, "store", err).WithHint("%s", err)
 	}
 	return err
 }

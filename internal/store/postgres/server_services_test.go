@@ -3,6 +3,7 @@
 package postgres_test
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"log/slog"
@@ -139,12 +140,14 @@ func (p *proxy) serve() {
 		p.mu.Lock()
 		p.conns[c], p.conns[s] = true, true
 		p.mu.Unlock()
-		p.wg.Go(func() { p.pipe(s, c, true) })
-		p.wg.Go(func() { p.pipe(c, s, false) })
+		listens := new(atomic.Bool)
+		p.wg.Go(func() { p.pipe(s, c, true, listens) })
+		p.wg.Go(func() { p.pipe(c, s, false, listens) })
 	}
 }
 
-func (p *proxy) pipe(dst, src net.Conn, up bool) {
+// pipe forwards one direction. What waits for notifications is not limited.
+func (p *proxy) pipe(dst, src net.Conn, up bool, listens *atomic.Bool) {
 	defer dst.Close()
 	defer src.Close()
 	b := make([]byte, 64<<10)
@@ -153,17 +156,24 @@ func (p *proxy) pipe(dst, src net.Conn, up bool) {
 		if err != nil {
 			return
 		}
+		if up && bytes.Contains(b[:n], []byte("LISTEN ")) {
+			listens.Store(true)
+		}
 		p.mu.Lock()
 		limit, cut := p.limit, false
-		if limit != nil {
+		if limit != nil && !listens.Load() {
 			n, cut = limit(up, b[:n])
 		}
 		p.mu.Unlock()
-		if _, err := dst.Write(b[:n]); err != nil || cut {
-			if c, ok := dst.(*net.TCPConn); ok && cut {
-				c.CloseWrite()
-				io.Copy(io.Discard, dst) // what was sent arrives; the answer does not
-			}
+		if _, err := dst.Write(b[:n]); err != nil {
+			return
+		}
+		if cut && up { // what passed arrives, and no answer comes back
+			src.Close()
+			dst.(*net.TCPConn).CloseWrite()
+			io.Copy(io.Discard, dst)
+		}
+		if cut {
 			return
 		}
 	}

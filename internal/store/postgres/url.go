@@ -25,9 +25,12 @@ type config struct {
 	own    *pgx.ConnConfig // of connections outside of the pool
 }
 
+// ErrURL says that the URL is not understood. No error holds any of it.
+var ErrURL = errors.New("postgres URL")
+
 var validSchema = regexp.MustCompile(`^[a-z_][a-z0-9_]{0,47}$`)
 
-// parse reads a URL. No error holds any of it, for a part that is not understood may be the password.
+// parse reads a URL. No error holds any of it, for a part that is not understood may be the password. ErrURL.
 func parse(raw string) (config, error) {
 	raw, schema, sslmode, err := split(raw)
 	if err != nil {
@@ -40,9 +43,9 @@ func parse(raw string) (config, error) {
 	if err != nil {
 		var file *fs.PathError
 		if errors.As(err, &file) {
-			return config{}, fmt.Errorf("postgres URL: %s: %w", file.Path, file.Err)
+			return config{}, fmt.Errorf("%w: %s: %w", ErrURL, file.Path, file.Err)
 		}
-		return config{}, errors.New("postgres URL: not understood: postgres://USER@HOST:PORT/DATABASE?schema=NAME&…, reserved characters of names and password as %XX")
+		return config{}, fmt.Errorf("%w: postgres://USER@HOST:PORT/DATABASE?schema=NAME&…, reserved characters of names and password as %%XX", ErrURL)
 	}
 	c.ConnConfig.ValidateConnect = writable
 	own := c.ConnConfig.Copy()
@@ -65,7 +68,7 @@ var errCancel = errors.New("a commit is never canceled")
 // split takes our own parameter out of the URL, and says whether the encryption of the connection was chosen.
 func split(raw string) (rest, schema string, sslmode bool, err error) {
 	if !strings.HasPrefix(raw, "postgres://") && !strings.HasPrefix(raw, "postgresql://") {
-		return "", "", false, errors.New("postgres URL: begins with postgres://")
+		return "", "", false, fmt.Errorf("%w: begins with postgres://", ErrURL)
 	}
 	rest, query, _ := strings.Cut(raw, "?")
 	schema, sslmode = "rotor", os.Getenv("PGSSLMODE") != ""
@@ -77,7 +80,7 @@ func split(raw string) (rest, schema string, sslmode bool, err error) {
 			continue
 		case "schema":
 			if schema, err = url.QueryUnescape(value); err != nil || !validSchema.MatchString(schema) {
-				return "", "", false, errors.New("postgres URL: schema: up to 48 lower-case letters, digits and _, not beginning with a digit")
+				return "", "", false, fmt.Errorf("%w: schema: up to 48 lower-case letters, digits and _, not beginning with a digit", ErrURL)
 			}
 			continue
 		case "sslmode", "ssl", "service":
