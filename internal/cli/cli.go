@@ -77,6 +77,7 @@ authenticated or authorised, 5 integrity failure.`,
 		newDataset(a), newInstance(a), newToken(a), newSign(a), newVerify(a), newInventory(a), newLogin(a), newLogout(a), newWhoami(a), newSession(a), newCredential(a), newGrant(a), newAdmin(a),
 		newAudit(a), newExplain(a), newVersion(a),
 	)
+	root.AddCommand(newDoctor(a))
 	return root
 }
 

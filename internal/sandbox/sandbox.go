@@ -78,16 +78,23 @@ type Report struct {
 	Missing  []string // what this kernel cannot do
 }
 
+// Missing names what this kernel cannot do.
+func Missing() (names []string) {
+	if _, err := lsys.LandlockGetABIVersion(); err != nil {
+		names = append(names, "landlock")
+	}
+	if !seccomp.Supported() {
+		names = append(names, "seccomp")
+	}
+	return names
+}
+
 // Enter shuts the process in, all threads of it, for good. It cannot be undone, and what is open stays open. fault.Unavailable with Require.
 func Enter(c Config) (Report, error) {
 	var r Report
+	r.Missing = Missing()
 	if v, err := lsys.LandlockGetABIVersion(); err == nil {
 		r.Landlock = v
-	} else {
-		r.Missing = append(r.Missing, "landlock")
-	}
-	if !seccomp.Supported() {
-		r.Missing = append(r.Missing, "seccomp")
 	}
 	if c.Require && len(r.Missing) > 0 {
 		return r, fault.New(fault.Unavailable, "sandbox").WithHint("the kernel has no %s", strings.Join(r.Missing, " and no "))

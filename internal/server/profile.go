@@ -148,3 +148,14 @@ func (s *Server) ShutIn() error {
 	c.Log.Info("shut in", "landlock", r.Landlock, "missing", r.Missing)
 	return nil
 }
+
+// Checked is the configuration with its defaults, and what is wrong with it. The engine is "" when the store's URL names none.
+func (c Config) Checked() (full Config, engine string, err error) {
+	full = c.defaults()
+	engine, _ = engineOf(full.Store) // validate says what is wrong with it
+	err = full.validate()
+	if err == nil {
+		_, _, err = hashedRules(full.Rules)
+	}
+	return full, engine, err
+}
