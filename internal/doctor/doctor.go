@@ -237,7 +237,7 @@ func disk(s Subject) []Finding {
 	}
 	out := one("disk_space", state, fmt.Sprintf("%d MiB free", free>>20), "a full store takes no commit, and so no change; make room")
 	if s.Engine == "bolt" {
-		kind, bad := volatile(int64(st.Type))
+		kind, bad := volatile(int64(st.Type)) //nolint:unconvert // 32 bits on some machines
 		out = append(out, one("store_durability", when(bad, Fail), "on "+kind, "an acknowledged commit must outlive a crash: put the server's directory on a local disk")...)
 	}
 	return out
