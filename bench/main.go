@@ -48,7 +48,7 @@ type part struct {
 }
 
 func parts() []part {
-	return []part{{"files", files}, {"rewrap", rewrap}, {"fields", fields}, {"memory", memory}, {"store", engine}, {"fleet", fleet}}
+	return []part{{"files", files}, {"rewrap", rewrap}, {"fields", fields}, {"memory", memory}, {"store", engine}, {"postgres", onPostgres}, {"fleet", fleet}}
 }
 
 func main() {
@@ -68,7 +68,7 @@ func run(ctx context.Context, args []string) (err error) {
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.StringVar(&o.out, "out", "bench-report.json", "the report")
 	f.StringVar(&o.fleet, "fleet", "", "command that measures a fleet and prints rows as JSON; empty: none")
-	f.StringVar(&o.only, "only", "", "comma-separated parts: files, rewrap, fields, memory, store, fleet; empty: all")
+	f.StringVar(&o.only, "only", "", "comma-separated parts: files, rewrap, fields, memory, store, postgres, fleet; empty: all")
 	f.IntVar(&o.rounds, "rounds", 9, "rounds of each measurement")
 	f.Int64Var(&o.size, "size", 256<<20, "bytes of the file that is decrypted")
 	f.Int64Var(&o.large, "large", 2<<30, "bytes of the file that is not held in memory")
