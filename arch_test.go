@@ -26,7 +26,7 @@ var floors = []struct {
 	{1, []string{"internal/suite", "internal/store", "internal/seal", "internal/policy", "internal/rpc", "internal/sandbox"}},
 	{2, []string{"envelope", "internal/keyring", "internal/token", "internal/identity", "internal/audit", "internal/replica", "internal/store/*", "internal/seal/*", "internal/telemetry", "internal/doctor"}},
 	{3, []string{"internal/rotation", "internal/holder", "internal/guard", "internal/delivery", "internal/oidc"}},
-	{4, []string{"internal/kms", "internal/sealing", "internal/fleet", "internal/authn", "."}},
+	{4, []string{"internal/kms", "internal/backup", "internal/sealing", "internal/fleet", "internal/authn", "."}},
 	{5, []string{"internal/campaign", "internal/issuer"}},
 	{6, []string{"internal/rollout", "internal/wire"}},
 	{7, []string{"internal/wire/*"}},

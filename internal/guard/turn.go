@@ -372,32 +372,6 @@ func (g *Guard) backupsExpired(ctx context.Context, before uint64) error {
 	return nil
 }
 
-// Backup is a backup that was made, as the store records it.
-type Backup struct {
-	ID         string    `json:"id"`
-	Created    time.Time `json:"created"`
-	Expires    time.Time `json:"expires"`    // until then it may be needed, and a shred waits
-	Generation uint64    `json:"generation"` // of the root that opens it
-	By         string    `json:"by"`
-}
-
-// Backups lists the backups that the store knows of.
-func (g *Guard) Backups(ctx context.Context) ([]Backup, error) {
-	records, _, err := g.List(ctx, backupPrefix)
-	if err != nil {
-		return nil, err
-	}
-	var out []Backup
-	for _, r := range records {
-		var b Backup
-		if err := json.Unmarshal(r.Value, &b); err != nil {
-			return nil, fault.Wrap(fault.RecordTampered, r.Path, err)
-		}
-		out = append(out, b)
-	}
-	return out, nil
-}
-
 // Roots says how far the root keys are.
 type Roots struct {
 	Generation uint64

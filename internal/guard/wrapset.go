@@ -100,8 +100,20 @@ func unseal(ctx context.Context, c Config, known map[uint64]hierarchy) (*roots, 
 	if err != nil {
 		return nil, err
 	}
-	out := &roots{rev: r.Rev, record: rec, all: map[uint64]hierarchy{}}
-	if out.current, err = rec.open(ctx, c.Sealers, rec.root(), rec.Wraps, known); err != nil {
+	out, err := rec.unseal(ctx, c.Sealers, known)
+	if err != nil {
+		return nil, err
+	}
+	out.rev = r.Rev
+	return out, nil
+}
+
+// unseal opens all generations of a record, and believes it if its tag holds.
+func (r rootRecord) unseal(ctx context.Context, sealers []seal.Sealer, known map[uint64]hierarchy) (*roots, error) {
+	var err error
+	rec := r
+	out := &roots{record: rec, all: map[uint64]hierarchy{}}
+	if out.current, err = rec.open(ctx, sealers, rec.root(), rec.Wraps, known); err != nil {
 		return nil, err
 	}
 	if !hmac.Equal(rec.Tag, rec.tag(out.current.root)) {
@@ -109,7 +121,7 @@ func unseal(ctx context.Context, c Config, known map[uint64]hierarchy) (*roots, 
 	}
 	out.all[rec.root()] = out.current
 	for generation, wraps := range rec.Older {
-		if out.all[generation], err = rec.open(ctx, c.Sealers, generation, wraps, known); err != nil {
+		if out.all[generation], err = rec.open(ctx, sealers, generation, wraps, known); err != nil {
 			return nil, err
 		}
 	}

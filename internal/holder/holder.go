@@ -68,7 +68,11 @@ func Apply(old *Key, s keyring.Snapshot) (next *Key, changed bool, err error) {
 	case -1:
 		return old, false, fault.New(fault.SnapshotRefused, fmt.Sprintf("key %s, epoch %d after %d", s.Name, s.Epoch.Counter, was.Epoch.Counter))
 	}
-	if err := keepsAll(was, s); err != nil {
+	keeps := keepsAll
+	if s.Epoch.Incarnation > was.Epoch.Incarnation {
+		keeps = keepsDead // the cluster was recovered, and may have lost versions
+	}
+	if err := keeps(was, s); err != nil {
 		return old, false, err
 	}
 	return &Key{Snapshot: s}, true, nil
@@ -82,6 +86,20 @@ func distinct(s keyring.Snapshot) error {
 			return fault.New(fault.SnapshotRefused, fmt.Sprintf("key %s, version %d is there twice", s.Name, v.Number))
 		}
 		numbers[v.Number], handles[v.Handle] = true, true
+	}
+	return nil
+}
+
+// keepsDead is what holds across incarnations: a version that was destroyed stays so.
+func keepsDead(was, s keyring.Snapshot) error {
+	dead := map[uint32]bool{}
+	for _, v := range was.Versions {
+		dead[v.Handle] = dead[v.Handle] || v.Phase == keyring.PhaseDestroyed
+	}
+	for _, v := range s.Versions {
+		if dead[v.Handle] && v.Phase != keyring.PhaseDestroyed {
+			return fault.New(fault.SnapshotRefused, fmt.Sprintf("key %s, version %d was destroyed", s.Name, v.Number))
+		}
 	}
 	return nil
 }

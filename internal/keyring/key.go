@@ -142,6 +142,7 @@ type Key struct {
 	Primary    uint32            `json:"primary"`          // 0 while the first version is being distributed
 	Target     uint32            `json:"target,omitempty"` // the version that a rotation in flight will promote; 0: none
 	Since      time.Time         `json:"since,omitzero"`   // start of the rotation in flight
+	Above      uint32            `json:"above,omitempty"`  // numbers up to this one may be in use by what a recovery lost; the next version is above it
 	Versions   []Version         `json:"versions"`
 }
 
@@ -157,10 +158,52 @@ func (k Key) Clone() Key {
 
 // Version finds a version by number. fault.UnknownVersion.
 func (k Key) Version(n uint32) (Version, error) {
-	if n == 0 || int(n) > len(k.Versions) {
+	i, ok := k.at(n)
+	if !ok {
 		return Version{}, fault.New(fault.UnknownVersion, k.versionName(n)).WithHint("rotor key show %s lists its versions", k.Name)
 	}
-	return k.Versions[n-1], nil
+	return k.Versions[i], nil
+}
+
+// at is where a version stands. Numbers go up; there are gaps where a recovery lost some.
+func (k Key) at(n uint32) (int, bool) {
+	return slices.BinarySearchFunc(k.Versions, n, func(v Version, n uint32) int { return cmp.Compare(v.Number, n) })
+}
+
+// NextNumber is the number of the next version: above every one that there is or may have been.
+func (k Key) NextNumber() uint32 {
+	last := k.Above
+	if len(k.Versions) > 0 {
+		last = max(last, k.Versions[len(k.Versions)-1].Number)
+	}
+	return last + 1
+}
+
+// Put replaces the version of v's number in a key that was cloned before.
+func (k Key) Put(v Version) Key {
+	if i, ok := k.at(v.Number); ok {
+		k.Versions[i] = v
+	}
+	return k
+}
+
+// Recovered is the key as a recovery leaves it: of the cluster's new incarnation, versions without material destroyed, and the next version
+// above every number that may have been used. A rotation towards one that is destroyed so is given up.
+func (k Key) Recovered(incarnation, above uint32, hasMaterial func(n uint32) bool, now time.Time) Key {
+	k = k.Clone()
+	k.Epoch = Epoch{incarnation, k.Epoch.Counter + 1}
+	k.Above = max(k.Above, above, k.NextNumber()-1)
+	for i, v := range k.Versions {
+		if v.State == Destroyed || !k.KeepsMaterial(v) || hasMaterial(v.Number) {
+			continue
+		}
+		v.State, v.Phase, v.Destroyed, v.Withdrawn, v.Reason = Destroyed, PhaseDestroyed, now, k.Epoch, "destroyed before a recovery, which found its tombstone"
+		k.Versions[i] = v
+		if k.Target == v.Number {
+			k.Target, k.Since = 0, time.Time{}
+		}
+	}
+	return k
 }
 
 // ByHandle finds a version by its handle. fault.UnknownVersion.

@@ -88,8 +88,7 @@ func (k Key) Apply(n uint32, e Event, reason string, now time.Time) (Key, error)
 	if v.State == Destroyed && e == Compromise && v.Compromised.IsZero() {
 		v.Compromised, v.Reason = now, cmp.Or(reason, v.Reason)
 		k = k.Clone()
-		k.Versions[n-1] = v
-		return k, nil
+		return k.Put(v), nil
 	}
 	next, err := Next(v.State, e)
 	if err != nil {
@@ -117,8 +116,7 @@ func (k Key) Apply(n uint32, e Event, reason string, now time.Time) (Key, error)
 		v.Reason = reason
 	}
 	k = k.Clone()
-	k.Versions[n-1] = v
-	return k, nil
+	return k.Put(v), nil
 }
 
 // MayProtect says whether the version may encrypt, wrap, sign or make a MAC now: the primary, active, within its

@@ -29,7 +29,7 @@ func (s *Service) Replace(ctx context.Context, id keyring.KeyID, conds ...guard.
 			return k, change{}, nil
 		}
 		now := s.now().UTC()
-		v, made, err := s.newVersion(ctx, k, uint32(len(k.Versions)+1), now)
+		v, made, err := s.newVersion(ctx, k, k.NextNumber(), now)
 		if err != nil {
 			return k, change{}, err
 		}

@@ -49,7 +49,7 @@ func Stage(k keyring.Key, v keyring.Version, now time.Time) (keyring.Key, error)
 		return k, fault.New(fault.RotationInFlight, "key "+k.Name)
 	}
 	k = k.Clone()
-	v.Number = uint32(len(k.Versions) + 1)
+	v.Number = k.NextNumber()
 	v.State, v.Phase, v.Created = keyring.PreActivation, keyring.PhaseStaged, now
 	k.Versions = append(k.Versions, v)
 	k.Target, k.Since = v.Number, now
@@ -251,7 +251,7 @@ func Retire(k keyring.Key, n uint32, c Census, members []Member, now time.Time) 
 		if k, err = k.Apply(n, keyring.Deactivate, "", now); err != nil {
 			return k, err
 		}
-		v = k.Versions[n-1]
+		v, _ = k.Version(n) // it was there
 	}
 	k = raise(k)
 	v.Phase, v.Retired, v.Withdrawn, v.Approved = keyring.PhaseRetired, now, k.Epoch, nil
@@ -269,10 +269,14 @@ func proven(k keyring.Key, n uint32, c Census, members []Member) error {
 	if err != nil {
 		return err
 	}
+	counted, err := k.Version(n)
+	if err != nil {
+		return err
+	}
 	switch {
 	case len(late) > 0:
 		return fault.New(fault.GateClosed, name+" waits for "+strings.Join(late, ", "))
-	case c.Version != n || !c.Settled || c.Epoch.Less(later(primary.Promoted, k.Versions[n-1].Withdrawn)):
+	case c.Version != n || !c.Settled || c.Epoch.Less(later(primary.Promoted, counted.Withdrawn)):
 		return fault.New(fault.GateClosed, name+" has no census that started after its last use could have ended")
 	case len(c.Unreachable) > 0:
 		return fault.New(fault.GateClosed, name+": not counted: "+strings.Join(c.Unreachable, ", "))
@@ -354,7 +358,7 @@ func Destroy(k keyring.Key, n uint32, c Census, members []Member, now time.Time)
 	if k, err = k.Apply(n, keyring.Destroy, "", now); err != nil {
 		return k, err
 	}
-	v = k.Versions[n-1]
+	v, _ = k.Version(n) // it was there
 	k = raise(k)
 	v.Phase, v.Withdrawn = keyring.PhaseDestroyed, k.Epoch
 	return put(k, v), nil
@@ -442,8 +446,7 @@ func raise(k keyring.Key) keyring.Key {
 
 // put replaces a version of a key that was cloned before.
 func put(k keyring.Key, v keyring.Version) keyring.Key {
-	k.Versions[v.Number-1] = v
-	return k
+	return k.Put(v)
 }
 
 func later(a, b keyring.Epoch) keyring.Epoch {
