@@ -3,6 +3,7 @@ package envelope
 import (
 	"bufio"
 	"context"
+	"crypto/fips140"
 	"errors"
 	"fmt"
 	"io"
@@ -35,6 +36,7 @@ type Options struct {
 	Context     map[string]string // the encryption context: readable by all, bound to the data
 	Wrappers    []Wrapper         // at least one
 	Force       bool              // replace an existing file
+	FLOE        bool              // C2SP FLOE in the place of Cobblestone-256; always so in FIPS mode
 }
 
 // EncryptFile encrypts what src gives into a new file. The file appears whole and durable or not at all: nothing is left after an
@@ -139,10 +141,18 @@ func diskFault(path string, err error) error {
 	return fmt.Errorf("write %s: %w", path, err)
 }
 
+// suite is the suite of a new file. Cobblestone counts its nonces, which FIPS mode does not approve.
+func (o Options) suite() byte {
+	if o.FLOE || fips140.Enabled() {
+		return suiteFLOE
+	}
+	return suiteFile
+}
+
 // NewWriter encrypts a stream: the header goes to w at once, data as it comes, and Close ends the payload. The result is valid only
 // after Close returned nil.
 func NewWriter(ctx context.Context, w io.Writer, o Options) (io.WriteCloser, error) {
-	m := Immutable{Suite: suiteFile, ContentType: o.ContentType, Context: o.Context}
+	m := Immutable{Suite: o.suite(), ContentType: o.ContentType, Context: o.Context}
 	copy(m.FileID[:], secret.Random(fileIDSize).Reveal())
 	raw := m.encode()
 	if _, err := parseImmutable(raw); err != nil {
@@ -165,8 +175,8 @@ func NewWriter(ctx context.Context, w io.Writer, o Options) (io.WriteCloser, err
 	if _, err := w.Write(header); err != nil {
 		return nil, err
 	}
-	salt := secret.Random(saltSize).Reveal()
-	c, err := deriveChunks(dek, salt, raw, 0)
+	salt := secret.Random(int(layoutOf(m.Suite).salt)).Reveal()
+	c, err := deriveChunks(m.Suite, dek, salt, raw, 0)
 	if err != nil {
 		return nil, err
 	}

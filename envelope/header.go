@@ -31,6 +31,7 @@ const (
 	maxTime      = 253402300799 // the end of the year 9999, the last that RFC 3339 can write
 	maxContext   = 64           // entries of the encryption context
 	suiteFile    = byte(1)      // Cobblestone-256: chunked AES-256-GCM with HKDF-SHA-512
+	suiteFLOE    = byte(2)      // FLOE: AES-256-GCM with random nonces, HKDF-SHA-384
 	fileIDSize   = 16
 	dekSize      = 32
 )
@@ -107,7 +108,7 @@ func parseImmutable(b []byte) (m Immutable, err error) {
 	if !m.text() {
 		return m, errors.New("content type and encryption context are not UTF-8")
 	}
-	if m.Suite != suiteFile {
+	if m.Suite != suiteFile && m.Suite != suiteFLOE {
 		return m, fmt.Errorf("suite %d is not known", m.Suite)
 	}
 	return m, nil

@@ -34,10 +34,11 @@ func Open(ctx context.Context, r io.ReaderAt, size int64, u Unwrapper) (*File, e
 		return nil, err
 	}
 	f := &File{header: h, src: r, closer: func() error { return nil }}
-	if f.size, err = plainSize(size - h.payload); err != nil {
+	l := layoutOf(h.Suite)
+	if f.size, err = l.plainSize(size - h.payload); err != nil {
 		return nil, err
 	}
-	front := make([]byte, payloadFront)
+	front := make([]byte, l.front)
 	if err := readAt(r, front, h.payload, size); err != nil {
 		return nil, err
 	}
@@ -46,11 +47,8 @@ func Open(ctx context.Context, r io.ReaderAt, size int64, u Unwrapper) (*File, e
 		return nil, err
 	}
 	defer dek.Destroy()
-	if f.chunks, err = deriveChunks(dek, front[:saltSize], h.Raw, 0); err != nil {
+	if f.chunks, err = openChunks(dek, front, h); err != nil {
 		return nil, err
-	}
-	if !f.chunks.committed(front[saltSize:]) {
-		return nil, fault.New(fault.DecryptFailed, "file")
 	}
 	buf := borrow()
 	defer giveBack(buf)
@@ -102,7 +100,7 @@ const window = 16
 
 // windows are buffers of window sealed chunks. They hold ciphertext, and verified plaintext for a moment.
 var windows = sync.Pool{New: func() any {
-	b := make([]byte, window*(chunkSize+tagSize))
+	b := make([]byte, window*(chunkSize+floeOverhead)) // the larger one
 	return &b
 }}
 
@@ -118,9 +116,10 @@ func giveBack(b *[]byte) { windows.Put(b) }
 
 // sealed reads chunks from, up to and not including to, into buf. fault.TruncatedFile when the file has become shorter.
 func (f *File) sealed(buf []byte, from, to int64) ([]byte, error) {
-	end := min(chunkAt(to), chunkAt(0)+f.size+(f.size/chunkSize+1)*tagSize)
-	b := buf[:end-chunkAt(from)]
-	n, err := f.src.ReadAt(b, f.header.payload+chunkAt(from))
+	l := f.chunks.layout
+	end := min(l.chunkAt(to), l.chunkAt(0)+f.size+(f.size/chunkSize+1)*l.overhead)
+	b := buf[:end-l.chunkAt(from)]
+	n, err := f.src.ReadAt(b, f.header.payload+l.chunkAt(from))
 	if n == len(b) {
 		return b, nil
 	}
@@ -221,10 +220,11 @@ func (f *File) run(buf, b []byte, from, to int64) error {
 	for n := from; n < to; n++ {
 		size := min(f.size-n*chunkSize, chunkSize)
 		dst := b[n*chunkSize : n*chunkSize : n*chunkSize+size]
-		if _, err := f.chunks.open(dst, n, sealed[:size+tagSize]); err != nil {
+		whole := size + f.chunks.layout.overhead
+		if _, err := f.chunks.open(dst, n, sealed[:whole]); err != nil {
 			return err
 		}
-		sealed = sealed[size+tagSize:]
+		sealed = sealed[whole:]
 	}
 	return nil
 }
@@ -239,7 +239,7 @@ func NewReader(ctx context.Context, r io.Reader, u Unwrapper) (io.Reader, error)
 	if string(front[:len(magic)]) != magic || n > maxImmutable {
 		return nil, fault.New(fault.MalformedFile, "stream")
 	}
-	front = append(front, make([]byte, int(n)+2*slotSize+payloadFront)...)
+	front = append(front, make([]byte, int(n)+2*slotSize)...)
 	if _, err := io.ReadFull(r, front[preludeSize:]); err != nil {
 		return nil, streamFault(err)
 	}
@@ -247,20 +247,20 @@ func NewReader(ctx context.Context, r io.Reader, u Unwrapper) (io.Reader, error)
 	if err != nil {
 		return nil, err
 	}
+	tail := make([]byte, layoutOf(h.Suite).front)
+	if _, err := io.ReadFull(r, tail); err != nil {
+		return nil, streamFault(err)
+	}
 	dek, err := unwrap(ctx, h, u)
 	if err != nil {
 		return nil, err
 	}
 	defer dek.Destroy()
-	tail := front[h.payload:]
-	c, err := deriveChunks(dek, tail[:saltSize], h.Raw, 0)
+	c, err := openChunks(dek, tail, h)
 	if err != nil {
 		return nil, err
 	}
-	if !c.committed(tail[saltSize:payloadFront]) {
-		return nil, fault.New(fault.DecryptFailed, "stream")
-	}
-	return &streamReader{r: r, chunks: c, buf: make([]byte, chunkSize+tagSize)}, nil
+	return &streamReader{r: r, chunks: c, buf: make([]byte, chunkSize+c.layout.overhead)}, nil
 }
 
 func streamFault(err error) error {
@@ -305,7 +305,7 @@ func (s *streamReader) next() {
 	got, err := io.ReadFull(s.r, s.buf)
 	switch {
 	case err == nil:
-	case errors.Is(err, io.ErrUnexpectedEOF) && got >= tagSize:
+	case errors.Is(err, io.ErrUnexpectedEOF) && int64(got) >= s.chunks.layout.overhead:
 		s.last = true
 	default:
 		s.err = streamFault(err)
