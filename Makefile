@@ -51,6 +51,6 @@ clean: ## remove what was built
 	rm -rf bin .cache demo-report.json bench-report.json
 
 # What test-slow and test-services run.
-SERVICES_ROOMS := ./internal/testenv ./internal/store/postgres ./internal/store/etcd
+SERVICES_ROOMS := ./internal/testenv ./internal/store/postgres ./internal/store/etcd ./internal/server
 SLOW := .
 SLOW_ROOMS := . ./internal/rotation ./internal/store/... ./examples/fleet ./internal/cli

@@ -33,6 +33,9 @@ const (
 	statePath     = "log/state"  // size and root, tagged
 )
 
+// Waiting begins the keys of entries that are not in order yet: they are in the order of their commits, which a copy of the store has to keep.
+const Waiting = pendingPrefix
+
 // seqBatch and seqBytes bound one sequencer commit: each entry takes two operations of the store's 100, and keys and values together have
 // 1 MiB, of which seqBytes leaves room for the keys and the state. One entry always fits.
 const (

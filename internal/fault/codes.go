@@ -47,6 +47,8 @@ const (
 	StoreLocked        Code = "store_locked"
 	StoreNewer         Code = "store_newer"
 	StoreCorrupt       Code = "store_corrupt"
+	StoreMoved         Code = "store_moved"
+	StoreIncomplete    Code = "store_incomplete"
 	SealWrong          Code = "seal_wrong"
 	Sealed             Code = "sealed"
 	Recovery           Code = "recovery"
@@ -123,6 +125,8 @@ var texts = map[Code]Text{
 	StoreLocked:        {"another process has the store open", "stop the other server first", 1},
 	StoreNewer:         {"the servers of this store have moved on to a format that this build does not know", "run a newer build", 1},
 	StoreCorrupt:       {"the store's file is damaged", "restore a backup", 5},
+	StoreMoved:         {"the store has moved to another engine, or is being moved", "let the configuration name the new store; see rotor server copy", 1},
+	StoreIncomplete:    {"the store is the target of a copy that has not ended", "run the same rotor server copy again", 1},
 	SealWrong:          {"the seal does not open this store", "use the key file that the store was made with", 5},
 	Sealed:             {"the server is sealed and answers nothing else", "bring the custodians' shares, or make its root of trust reachable", 1},
 	Recovery:           {"the store is not the one that it was, so the server serves nothing", "read docs/runbooks/recovery-mode.md; rotor server recover", 5},

@@ -36,6 +36,9 @@ const (
 	formatPath    = Prefix + "format"
 )
 
+// Passing says whether a record is about servers that run now, and has revisions in it: a copy of the store on another engine leaves it out.
+func Passing(path string) bool { return strings.HasPrefix(path, Prefix) && path != formatPath }
+
 // Format is the newest format of records that this build writes. A store says which one its servers have agreed on; a build that does not
 // know it does not touch the store. Raise it with every change that an older build would get wrong.
 const Format = 1

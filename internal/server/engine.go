@@ -13,11 +13,24 @@ import (
 	"github.com/rotorkms/rotor/internal/store/bolt"
 	"github.com/rotorkms/rotor/internal/store/etcd"
 	"github.com/rotorkms/rotor/internal/store/postgres"
+	"github.com/rotorkms/rotor/internal/store/transfer"
 )
 
 // openStore opens the store that the configuration names and makes an empty one where there is none. The caller closes it.
-// fault.Invalid for a URL of no engine, StoreLocked, StoreCorrupt, Unavailable.
+// fault.Invalid for a URL of no engine, StoreLocked, StoreCorrupt, Unavailable, StoreMoved, StoreIncomplete.
 func openStore(ctx context.Context, c Config) (store.Store, error) {
+	db, err := openEngine(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	if err := transfer.Check(ctx, db); err != nil {
+		return nil, errors.Join(openFault(err), db.Close())
+	}
+	return db, nil
+}
+
+// openEngine opens a store whatever a copy has made of it.
+func openEngine(ctx context.Context, c Config) (store.Store, error) {
 	engine, err := engineOf(c.Store)
 	if err != nil {
 		return nil, err
@@ -128,6 +141,12 @@ func openFault(err error) error {
 		return fault.Wrap(fault.Unavailable, "store", err)
 	case errors.Is(err, postgres.ErrURL):
 		return fault.Wrap(fault.Invalid, "store", err).WithHint("%s", err)
+	case errors.Is(err, transfer.ErrMoved):
+		return fault.Wrap(fault.StoreMoved, "store", err).WithHint("it is now the %s: let the configuration name it", transfer.Target(err))
+	case errors.Is(err, transfer.ErrMoving):
+		return fault.Wrap(fault.StoreMoved, "store", err).WithHint("end the copy to the %s, or give it up: rotor server copy --abort", transfer.Target(err))
+	case errors.Is(err, transfer.ErrIncomplete):
+		return fault.Wrap(fault.StoreIncomplete, "store", err)
 	}
 	return err
 }

@@ -25,6 +25,7 @@ import (
 	"github.com/rotorkms/rotor/internal/rotation"
 	"github.com/rotorkms/rotor/internal/seal"
 	"github.com/rotorkms/rotor/internal/store"
+	"github.com/rotorkms/rotor/internal/store/transfer"
 	"github.com/rotorkms/rotor/internal/telemetry"
 	"github.com/rotorkms/rotor/internal/wire"
 	"github.com/rotorkms/rotor/internal/wire/jwks"
@@ -101,6 +102,7 @@ func start(ctx context.Context, c Config, db store.Store, sealers []seal.Sealer)
 	run, stop := context.WithCancel(context.WithoutCancel(ctx))
 	group, run := errgroup.WithContext(run)
 	group.Go(func() error { return g.Run(run) })
+	group.Go(func() error { return openFault(transfer.Watch(run, db)) })
 	s := &Server{config: c, store: db, guard: g, rules: rules, health: newHealth(g), metrics: metrics, stop: stop, ended: make(chan struct{}), quit: make(chan struct{}), now: make(chan struct{})}
 	s.live.Store(&settings{config: c})
 	err = s.started(ctx, sum)
