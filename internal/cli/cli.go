@@ -74,7 +74,7 @@ authenticated or authorised, 5 integrity failure.`,
 	f.StringVar(&a.namespace, "namespace", "", "namespace of the key (default: the server's)")
 	root.AddCommand(
 		newDev(a), newServer(a), newStatus(a), newKey(a), newEncrypt(a), newDecrypt(a), newFile(a), newRotate(a), newCensus(a), newCampaign(a),
-		newDataset(a), newInstance(a), newToken(a), newSign(a), newVerify(a), newLogin(a), newLogout(a), newWhoami(a), newSession(a), newCredential(a), newGrant(a), newAdmin(a),
+		newDataset(a), newInstance(a), newToken(a), newSign(a), newVerify(a), newInventory(a), newLogin(a), newLogout(a), newWhoami(a), newSession(a), newCredential(a), newGrant(a), newAdmin(a),
 		newAudit(a), newExplain(a), newVersion(a),
 	)
 	root.AddCommand(newDoctor(a))

@@ -20,6 +20,7 @@ func (f *Fleet) Instances(ctx context.Context, c policy.Caller) ([]Info, error) 
 func (f *Fleet) Drain() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.draining = true
 	for _, s := range f.sessions {
 		f.end(s, fault.New(fault.Unavailable, "server"))
 	}

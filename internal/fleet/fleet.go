@@ -20,8 +20,9 @@ import (
 )
 
 const (
-	membersPath  = "fleet/members" // bumped by every join and leave; gates are conditioned on it
-	memberPrefix = "fleet/member/"
+	room         = "fleet"
+	membersPath  = room + "/members" // bumped by every join and leave; gates are conditioned on it
+	memberPrefix = room + "/member/"
 )
 
 // Keys is what fleet needs to know of the keys.
@@ -32,8 +33,23 @@ type Keys interface {
 	Key(id keyring.KeyID) (keyring.Key, bool)
 	// Record reads a key linearizably, with the condition that it did not change since. fault.NotFound.
 	Record(ctx context.Context, id keyring.KeyID) (keyring.Key, guard.Cond, error)
+	// CatchUp returns once Lookup and Key know every commit acknowledged before the call.
+	CatchUp(ctx context.Context) error
 	// Material opens the material of a live version. fault.VersionRetired, VersionDestroyed.
 	Material(ctx context.Context, k keyring.Key, n uint32) (secret.Bytes, error)
+}
+
+// Replicas are the servers that share the store. The lease of a member is granted by one of them at a time, its home, which stands in the
+// member's record; only its home knows when it was last heard of.
+type Replicas interface {
+	// ID names this server's session.
+	ID() string
+	// Fresh says whether no other server takes this one for dead.
+	Fresh() bool
+	// DeadFor says whether a session is over, for how long, and the condition under which that stands.
+	DeadFor(id string) (since time.Duration, cond store.Cond, dead bool)
+	// Changed is closed when any of this may have changed.
+	Changed() <-chan struct{}
 }
 
 // Config is what a Fleet needs.
@@ -42,8 +58,10 @@ type Config struct {
 	Keys  Keys
 	// Leases: TTL and MaxSkew; Session is set by New.
 	Leases rotation.Leases
-	Now    func() time.Time
-	Log    *slog.Logger
+	// Replicas: nil when no other server can open the store.
+	Replicas Replicas
+	Now      func() time.Time
+	Log      *slog.Logger
 	// OnChange is called after a member joined, left or acknowledged. It may read the Fleet and change nothing in it.
 	OnChange func(keyring.KeyID)
 }
@@ -52,6 +70,8 @@ type Config struct {
 type member struct {
 	Instance    string                           `json:"instance"`
 	Incarnation string                           `json:"incarnation"`
+	Home        string                           `json:"home,omitempty"` // session of the server that grants its leases
+	Away        bool                             `json:"away,omitempty"` // its stream has ended, and another process may take its place
 	Joined      time.Time                        `json:"joined"`
 	Keys        map[keyring.KeyID]*keyring.Epoch `json:"keys"` // the acknowledged epoch of each key it holds
 
@@ -63,15 +83,17 @@ type Fleet struct {
 	Config
 	cluster string
 
-	commits sync.Mutex // held over each read-decide-commit of member records; taken before mu
-	stale   bool       // a commit's outcome is unknown, so memory may be behind the store. Guarded by commits
+	commits sync.Mutex // held over each read-decide-commit that bumps the members record, so that they do not conflict; taken before mu
 
-	mu       sync.Mutex // guards what follows; never held over I/O, so that leases and acknowledgements wait for no disk
-	rev      store.Rev  // of the members record
-	count    uint64     // its content
+	mu       sync.Mutex    // guards what follows; never held over I/O, so that leases and acknowledgements wait for no disk
+	applied  store.Rev     // memory is what the store had at this revision, but for acknowledgements that are not stored yet
+	changed  chan struct{} // closed and replaced when applied grows
+	rev      store.Rev     // of the members record
+	count    uint64        // its content
 	members  map[string]*member
 	sessions map[string]*Session
 	heard    map[string]*hearing
+	draining bool            // streams end because the server does
 	unsaved  map[string]bool // members with acknowledgements that are not stored yet
 	unsent   map[keyring.KeyID]bool
 
@@ -92,7 +114,8 @@ func New(ctx context.Context, c Config) (*Fleet, error) {
 	c.Leases.Session = c.Now()
 	f := &Fleet{
 		Config: c, cluster: c.Guard.ClusterID(), sessions: map[string]*Session{}, heard: map[string]*hearing{},
-		unsaved: map[string]bool{}, unsent: map[keyring.KeyID]bool{}, flush: make(chan struct{}, 1),
+		unsaved: map[string]bool{}, unsent: map[keyring.KeyID]bool{}, flush: make(chan struct{}, 1), changed: make(chan struct{}),
+		members: map[string]*member{},
 	}
 	f.life, f.halt = context.WithCancel(context.WithoutCancel(ctx))
 	return f, f.load(ctx)
@@ -111,16 +134,44 @@ func (f *Fleet) Members(id keyring.KeyID) ([]rotation.Member, guard.Cond) {
 	return holders, guard.Cond{Path: membersPath, Rev: f.rev}
 }
 
-// Silent returns those of the named members whose lease for a key is over by this server's clock.
+// Silent returns those of the named members whose lease for a key is over, as far as this server can say: it granted it, or the server that
+// did is dead for long enough.
 func (f *Fleet) Silent(id keyring.KeyID, names []string) []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return slices.DeleteFunc(slices.Clone(names), func(name string) bool { return f.members[name] == nil || !f.over(name, id) })
+	return slices.DeleteFunc(slices.Clone(names), func(name string) bool {
+		m := f.members[name]
+		if m == nil {
+			return true
+		}
+		over, _ := f.over(m, id)
+		return !over
+	})
 }
 
-// over says whether a member's lease for a key is over. Call with mu held.
-func (f *Fleet) over(name string, id keyring.KeyID) bool {
-	return f.Leases.Over(f.hearing(name).lease[id], f.Now())
+// over says whether a member's lease for a key is over, and the conditions under which that stands. Call with mu held.
+func (f *Fleet) over(m *member, id keyring.KeyID) (bool, []guard.Cond) {
+	h, now := f.hearing(m.Instance), f.Now()
+	if f.Replicas == nil {
+		return f.Leases.Over(h.lease[id], now), nil
+	}
+	if m.Home == f.Replicas.ID() {
+		if _, known := h.lease[id]; !known { // it is of this session, so that this server may have granted it until now
+			h.lease[id] = now
+		}
+		return f.Leases.Over(h.lease[id], now), nil
+	}
+	since, cond, dead := f.Replicas.DeadFor(m.Home)
+	return dead && since >= f.Leases.TTL+f.Leases.MaxSkew, []guard.Cond{{Path: cond.Key, Rev: cond.Rev}}
+}
+
+// connected says whether a member has a stream, here or at another server. Call with mu held.
+func (f *Fleet) connected(m *member) bool {
+	if f.Replicas == nil || m.Home == f.Replicas.ID() {
+		return f.sessions[m.Instance] != nil
+	}
+	_, _, dead := f.Replicas.DeadFor(m.Home)
+	return !m.Away && !dead
 }
 
 // hearing finds or makes what is known of an instance. Call with mu held.
@@ -133,20 +184,11 @@ func (f *Fleet) hearing(name string) *hearing {
 	return h
 }
 
-func (f *Fleet) notify(m *member) {
-	if m == nil || f.OnChange == nil {
-		return
-	}
-	for id := range m.Keys {
-		f.OnChange(id)
-	}
-}
-
 // Info describes one instance.
 type Info struct {
 	Name      string
 	Connected bool
-	Heard     time.Time
+	Heard     time.Time // by this server; zero when another has its stream
 	Keys      []string
 	Behind    []string // keys of which it has not acknowledged the present epoch
 }
@@ -157,7 +199,7 @@ func (f *Fleet) List() []Info {
 	defer f.mu.Unlock()
 	var all []Info
 	for _, m := range f.members {
-		i := Info{Name: m.Instance, Connected: f.sessions[m.Instance] != nil, Heard: f.hearing(m.Instance).last}
+		i := Info{Name: m.Instance, Connected: f.connected(m), Heard: f.hearing(m.Instance).last}
 		for id, acked := range m.Keys {
 			k, ok := f.Keys.Key(id)
 			if !ok {
@@ -180,7 +222,12 @@ func (f *Fleet) List() []Info {
 func (f *Fleet) Count() (members, connected int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return len(f.members), len(f.sessions)
+	for _, m := range f.members {
+		if f.connected(m) {
+			connected++
+		}
+	}
+	return len(f.members), connected
 }
 
 func (m *member) clone() *member {

@@ -24,6 +24,7 @@ import (
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/kms"
 	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/replica"
 	"github.com/rotorkms/rotor/internal/rotation"
 	"github.com/rotorkms/rotor/internal/seal"
 	"github.com/rotorkms/rotor/internal/seal/local"
@@ -52,9 +53,14 @@ type flaky struct {
 	fail atomic.Int32 // how many commits
 	lose atomic.Bool  // they are not made
 	mute atomic.Bool  // releases cannot be written: entries alone, without conditions
+
+	meddle atomic.Pointer[func()] // what happens before the next commit of members
 }
 
 func (f *flaky) Commit(ctx context.Context, conds []store.Cond, ops []store.Op) (store.Rev, error) {
+	if m := f.meddle.Load(); m != nil && strings.HasPrefix(ops[0].Key, "fleet/") && f.meddle.CompareAndSwap(m, nil) {
+		(*m)()
+	}
 	if f.mute.Load() && len(ops) == 1 && strings.HasPrefix(ops[0].Key, "log/new/") { // an entry alone
 		return 0, store.ErrClosed
 	}
@@ -81,6 +87,8 @@ type world struct {
 	admin policy.Caller
 	stop  context.CancelFunc
 	seal  seal.Sealer
+
+	keeper *replica.Keeper // nil: no other server can open the store
 }
 
 // bubble runs a test in a world with a clock of its own.
@@ -122,15 +130,22 @@ func (w *world) start() {
 	if w.kms, err = kms.New(ctx, kms.Config{Guard: w.guard, Now: time.Now}); err != nil {
 		w.t.Fatal(err)
 	}
-	w.fleet, err = fleet.New(ctx, fleet.Config{
+	c := fleet.Config{
 		Guard: w.guard, Keys: w.kms, Leases: rotation.Leases{TTL: ttl, MaxSkew: skew}, Now: time.Now, Log: slog.New(slog.DiscardHandler),
-	})
+	}
+	if w.keeper != nil {
+		c.Replicas = w.keeper
+	}
+	w.fleet, err = fleet.New(ctx, c)
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	w.kms.OnChange(func(k keyring.Key) { w.fleet.Publish(ctx, k) })
 	go func() { _ = w.kms.Run(ctx) }()
 	go func() { _ = w.fleet.Run(ctx) }()
+	if w.keeper != nil {
+		go func() { _ = w.keeper.Run(ctx) }()
+	}
 }
 
 func (w *world) create(name string, s keyring.Silence) keyring.Key {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/rotorkms/rotor/internal/fault"
@@ -22,6 +24,8 @@ const (
 	commitTime = 10 * time.Second
 	// ackBatch bounds the members per commit, below the store's bound of items.
 	ackBatch = 40
+	// maxConflicts bounds how often in a row acknowledgements are stored anew at once because another server changed a member meanwhile.
+	maxConflicts = 8
 	// ackDelay gathers the acknowledgements of a whole fleet into few commits, so that the promotion that they open does not queue
 	// behind them. What a crash loses meanwhile is acknowledged again.
 	ackDelay = 50 * time.Millisecond
@@ -29,41 +33,155 @@ const (
 	tidyEvery = time.Second
 )
 
-// load replaces what memory has by what the store has. What instances proved since, and what is not stored yet, is true of
-// the same process still.
+// load reads the members as they are.
 func (f *Fleet) load(ctx context.Context) error {
-	var count uint64
-	rec, err := f.Guard.Get(ctx, membersPath)
-	switch {
-	case fault.CodeOf(err) == fault.NotFound:
-	case err != nil:
-		return fmt.Errorf("read members: %w", err)
-	default:
-		if err := json.Unmarshal(rec.Value, &count); err != nil {
-			return fault.Wrap(fault.RecordTampered, membersPath, err)
-		}
-	}
-	records, _, err := f.Guard.List(ctx, memberPrefix)
+	records, rev, err := f.Guard.List(ctx, room+"/")
 	if err != nil {
 		return fmt.Errorf("read members: %w", err)
 	}
-	members := map[string]*member{}
-	for _, r := range records {
-		m := &member{rev: r.Rev}
-		if err := json.Unmarshal(r.Value, m); err != nil {
-			return fault.Wrap(fault.RecordTampered, r.Path, err)
-		}
-		members[m.Instance] = m
-	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for name, m := range members {
-		if m.absorb(f.members[name]) {
-			f.unsaved[name] = true
+	for _, r := range records {
+		if err := f.see(guard.Change{Record: r}, nil); err != nil {
+			return err
 		}
 	}
-	f.rev, f.count, f.members = rec.Rev, count, members
+	f.applied = rev
 	return nil
+}
+
+// follow keeps memory at what the store has until ctx ends: what this server commits and what others do comes the same way.
+func (f *Fleet) follow(ctx context.Context) error {
+	f.mu.Lock()
+	after := f.applied
+	f.mu.Unlock()
+	for changes, err := range f.Guard.Watch(ctx, room+"/", after) {
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("watch members: %w", err)
+		}
+		if err := f.take(changes); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// take brings memory to the next commit, and tells of the keys whose holders it has changed.
+func (f *Fleet) take(changes []guard.Change) error {
+	touched := map[keyring.KeyID]bool{}
+	f.mu.Lock()
+	for _, c := range changes {
+		if err := f.see(c, touched); err != nil {
+			f.mu.Unlock()
+			return err
+		}
+		f.applied = max(f.applied, c.Rev)
+	}
+	close(f.changed)
+	f.changed = make(chan struct{})
+	f.mu.Unlock()
+	for id := range touched {
+		if f.OnChange != nil {
+			f.OnChange(id)
+		}
+	}
+	return nil
+}
+
+// see takes over one record. What instances proved since, and what is not stored yet, is true of the same process still. Call with mu held.
+func (f *Fleet) see(c guard.Change, touched map[keyring.KeyID]bool) error {
+	if c.Path == membersPath {
+		f.rev = c.Rev
+		if err := json.Unmarshal(c.Value, &f.count); err != nil {
+			return fault.Wrap(fault.RecordTampered, c.Path, err)
+		}
+		return nil
+	}
+	name := strings.TrimPrefix(c.Path, memberPrefix)
+	old, next := f.members[name], (*member)(nil)
+	if c.Deleted {
+		delete(f.members, name)
+		delete(f.unsaved, name)
+		delete(f.heard, name)
+	} else {
+		next = &member{rev: c.Rev}
+		if err := json.Unmarshal(c.Value, next); err != nil {
+			return fault.Wrap(fault.RecordTampered, c.Path, err)
+		}
+		if next.absorb(old) {
+			f.unsaved[name] = true
+		}
+		f.members[name] = next
+	}
+	for _, m := range []*member{old, next} {
+		if m != nil && touched != nil {
+			for id := range m.Keys {
+				touched[id] = true
+			}
+		}
+	}
+	f.unseat(name, old, next)
+	return nil
+}
+
+// unseat ends the stream of a member that is no longer this server's to serve: another server has made it leave, or has taken it over. Call
+// with mu held.
+func (f *Fleet) unseat(name string, old, next *member) {
+	s := f.sessions[name]
+	switch {
+	case s == nil:
+	case next == nil:
+		f.end(s, fault.New(fault.Denied, "instance "+name))
+	case next.Incarnation != hexOf(s.address.Incarnation):
+		f.end(s, fault.New(fault.IdentityInUse, "instance "+name))
+	case f.Replicas != nil && (next.Home != f.Replicas.ID() || next.Away):
+		f.end(s, fault.New(fault.Unavailable, "stream of instance "+name))
+	case old != nil:
+		for id := range old.Keys {
+			if next.Keys[id] == nil && !s.dropped(id) {
+				f.end(s, fault.New(fault.LeaseOver, "instance "+name)) // it has to join again
+				return
+			}
+		}
+	}
+}
+
+// await returns once memory has a commit.
+func (f *Fleet) await(ctx context.Context, rev store.Rev) error {
+	for {
+		f.mu.Lock()
+		applied, changed := f.applied, f.changed
+		f.mu.Unlock()
+		if applied >= rev {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fault.Wrap(fault.Canceled, "", ctx.Err())
+		}
+	}
+}
+
+// CatchUp returns once memory has every commit that was acknowledged before the call. fault.Unavailable, Canceled.
+func (f *Fleet) CatchUp(ctx context.Context) error {
+	rev, err := f.Guard.CaughtUp(ctx, room)
+	if err != nil {
+		return err
+	}
+	return f.await(ctx, rev)
+}
+
+// Reached returns once memory has every commit up to a revision.
+func (f *Fleet) Reached(ctx context.Context, rev store.Rev) error {
+	last, err := f.Guard.Reached(ctx, rev, room)
+	if err != nil {
+		return err
+	}
+	return f.await(ctx, last)
 }
 
 // absorb takes over what the same process has acknowledged meanwhile. It returns whether there was anything.
@@ -79,15 +197,24 @@ func (m *member) absorb(old *member) (news bool) {
 	return news
 }
 
-// Run stores acknowledgements in batches and tries again what failed, until ctx ends.
+// Run follows the store, stores acknowledgements in batches and tries again what failed, until ctx ends.
 func (f *Fleet) Run(ctx context.Context) error {
 	defer f.halt()
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	var failed error
+	var follow sync.WaitGroup
+	follow.Go(func() {
+		defer stop()
+		failed = f.follow(ctx)
+	})
 	again := time.NewTicker(tidyEvery)
 	defer again.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			return nil
+			follow.Wait()
+			return failed
 		case <-f.flush:
 			pause(ctx, ackDelay)
 		case <-again.C:
@@ -113,27 +240,23 @@ func pause(ctx context.Context, d time.Duration) {
 func (f *Fleet) saveAcks(ctx context.Context) error {
 	f.commits.Lock()
 	defer f.commits.Unlock()
-	if err := f.refresh(ctx); err != nil {
-		return err
-	}
-	for {
+	for conflicts := 0; ; {
 		batch := f.takeUnsaved()
 		if len(batch) == 0 {
 			return nil
 		}
 		p := f.Guard.System("fleet", policy.ActDeliver, policy.Resource{})
-		rev, err := f.put(ctx, p, nil, nil, batch, "acknowledge")
+		err := f.store(ctx, p, nil, nil, batch, "acknowledge")
+		if err == nil {
+			continue
+		}
 		f.mu.Lock()
 		for _, m := range batch {
-			if err != nil {
-				f.unsaved[m.Instance] = true
-			} else {
-				f.members[m.Instance].rev = rev // it is there: only who holds commits takes members away
-			}
+			f.unsaved[m.Instance] = true
 		}
 		f.mu.Unlock()
-		if err != nil {
-			return f.failed(ctx, err)
+		if conflicts++; fault.CodeOf(err) != fault.Conflict || conflicts == maxConflicts {
+			return err
 		}
 	}
 }
@@ -155,17 +278,31 @@ func (f *Fleet) takeUnsaved() []*member {
 	return batch
 }
 
-// put writes member records under the condition that they did not change since they were read.
-func (f *Fleet) put(ctx context.Context, p *guard.Permit, conds []guard.Cond, also []guard.Write, batch []*member, what string) (store.Rev, error) {
+// store writes member records under the condition that they did not change since they were read, and returns once memory has them. When it
+// fails, memory has caught up with what the store has.
+func (f *Fleet) store(ctx context.Context, p *guard.Permit, conds []guard.Cond, also []guard.Write, batch []*member, what string) error {
 	for _, m := range batch {
 		value, err := json.Marshal(m)
 		if err != nil {
-			return 0, fmt.Errorf("encode member %s: %w", m.Instance, err)
+			return fmt.Errorf("encode member %s: %w", m.Instance, err)
 		}
 		conds = append(conds, guard.Cond{Path: memberPrefix + m.Instance, Rev: m.rev})
 		also = append(also, guard.Write{Path: memberPrefix + m.Instance, Value: value})
 	}
-	return p.Commit(ctx, conds, also, map[string]string{"change": what})
+	return f.commit(ctx, p, conds, also, what)
+}
+
+func (f *Fleet) commit(ctx context.Context, p *guard.Permit, conds []guard.Cond, writes []guard.Write, what string) error {
+	rev, err := p.Commit(ctx, conds, writes, map[string]string{"change": what})
+	if err == nil {
+		return f.await(ctx, rev)
+	}
+	if c := fault.CodeOf(err); c == fault.Conflict || c == fault.OutcomeUnknown {
+		if err := f.CatchUp(ctx); err != nil {
+			f.Log.WarnContext(ctx, "members not read again", "error", err)
+		}
+	}
+	return err
 }
 
 // bump is the condition and the write by which a join or leave changes the members record.
@@ -179,17 +316,7 @@ func (f *Fleet) bump() (guard.Cond, guard.Write) {
 // admit stores a member that joins or changes what it holds. Call with commits held.
 func (f *Fleet) admit(ctx context.Context, p *guard.Permit, next *member, what string, conds ...guard.Cond) error {
 	cond, write := f.bump()
-	rev, err := f.put(ctx, p, append(conds, cond), []guard.Write{write}, []*member{next}, what)
-	if err != nil {
-		return f.failed(ctx, err)
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	next.rev = rev
-	next.absorb(f.members[next.Instance])
-	f.members[next.Instance] = next
-	f.rev, f.count = rev, f.count+1
-	return nil
+	return f.store(ctx, p, append(conds, cond), []guard.Write{write}, []*member{next}, what)
 }
 
 // leave deletes a member. Call with commits held.
@@ -197,38 +324,7 @@ func (f *Fleet) leave(ctx context.Context, m *member, what string) error {
 	cond, write := f.bump()
 	p := f.Guard.System("fleet", policy.ActRemove, policy.Resource{})
 	path := memberPrefix + m.Instance
-	rev, err := p.Commit(ctx, []guard.Cond{cond, {Path: path, Rev: m.rev}}, []guard.Write{write, {Path: path, Delete: true}}, map[string]string{"change": what})
-	if err != nil {
-		return f.failed(ctx, err)
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	delete(f.members, m.Instance)
-	delete(f.unsaved, m.Instance)
-	delete(f.heard, m.Instance)
-	f.rev, f.count = rev, f.count+1
-	return nil
-}
-
-// failed notes that memory may not be what the store has, and reads it again. Call with commits held.
-func (f *Fleet) failed(ctx context.Context, cause error) error {
-	f.stale = true
-	if err := f.refresh(ctx); err != nil {
-		f.Log.WarnContext(ctx, "members not read again", "error", err)
-	}
-	return cause
-}
-
-// refresh reads the members again if a commit failed since. Call with commits held.
-func (f *Fleet) refresh(ctx context.Context) error {
-	if !f.stale {
-		return nil
-	}
-	if err := f.load(ctx); err != nil {
-		return err
-	}
-	f.stale = false
-	return nil
+	return f.commit(ctx, p, []guard.Cond{cond, {Path: path, Rev: m.rev}}, []guard.Write{write, {Path: path, Delete: true}}, what)
 }
 
 // whole gives a change of the membership the time that it needs, whatever becomes of who asked for it, but not past the server's end.
@@ -255,12 +351,14 @@ func (f *Fleet) Drop(ctx context.Context, id keyring.KeyID, name string) error {
 	defer f.commits.Unlock()
 	ctx, cancel := f.whole(ctx)
 	defer cancel()
-	if err := f.refresh(ctx); err != nil {
-		return err
-	}
 	f.mu.Lock()
 	m := f.members[name]
-	if m == nil || m.Keys[id] == nil || !f.over(name, id) {
+	if m == nil || m.Keys[id] == nil {
+		f.mu.Unlock()
+		return nil
+	}
+	over, conds := f.over(m, id)
+	if !over {
 		f.mu.Unlock()
 		return nil
 	}
@@ -272,7 +370,7 @@ func (f *Fleet) Drop(ctx context.Context, id keyring.KeyID, name string) error {
 	f.mu.Unlock()
 	k, _ := f.Keys.Key(id)
 	p := f.Guard.System("fleet", policy.ActRotate, resource(k))
-	if err := f.admit(ctx, p, left, "fence "+name); err != nil {
+	if err := f.admit(ctx, p, left, "fence "+name, conds...); err != nil {
 		return err
 	}
 	f.Log.InfoContext(ctx, "member fenced", "instance", name, "key", k.Name)
@@ -289,31 +387,26 @@ func (f *Fleet) Remove(ctx context.Context, name string) error {
 		f.end(s, fault.New(fault.Denied, "instance "+name))
 	}
 	f.mu.Unlock()
-	m, err := f.goes(ctx, name, "remove "+name, func(*member) bool { return true })
-	f.commits.Unlock()
-	f.notify(m)
-	return err
+	defer f.commits.Unlock()
+	return f.goes(ctx, name, "remove "+name, func(*member) bool { return true })
 }
 
-// goes makes a member leave if it is the one that is meant, again when somebody else changed the membership meanwhile. It returns
-// who left. Call with commits held.
-func (f *Fleet) goes(ctx context.Context, name, what string, meant func(*member) bool) (*member, error) {
+// goes makes a member leave if it is the one that is meant, again when somebody else changed the membership meanwhile. It looks at what the
+// store has, because another server may have let it in. Call with commits held.
+func (f *Fleet) goes(ctx context.Context, name, what string, meant func(*member) bool) error {
+	if err := f.CatchUp(ctx); err != nil {
+		return err
+	}
 	for {
-		if err := f.refresh(ctx); err != nil {
-			return nil, err
-		}
 		m := f.find(name)
 		if m == nil || !meant(m) {
-			return nil, nil
+			return nil
 		}
 		err := f.leave(ctx, m, what)
 		if fault.CodeOf(err) == fault.Conflict && ctx.Err() == nil {
 			continue
 		}
-		if err != nil {
-			return nil, err
-		}
-		return m, nil
+		return err
 	}
 }
 

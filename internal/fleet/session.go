@@ -78,6 +78,7 @@ type Session struct {
 	box       map[keyring.KeyID]*outgoing // latest only
 	sent      map[keyring.KeyID]keyring.Epoch
 	delivered map[keyring.KeyID]map[uint32]bool
+	dropping  map[keyring.KeyID]bool // that this server takes away itself
 }
 
 // outgoing is a snapshot to be sent, with the versions whose release is audited already.
@@ -102,65 +103,110 @@ func (f *Fleet) Connect(ctx context.Context, c policy.Caller, h Hello) (*Session
 		fleet: f, caller: c, namespace: h.Namespace, public: h.Public,
 		address: delivery.Address{Cluster: f.cluster, Instance: c.Instance, Incarnation: h.Incarnation, Session: h.Session},
 		wake:    make(chan struct{}, 1), done: make(chan struct{}),
-		box: map[keyring.KeyID]*outgoing{}, sent: map[keyring.KeyID]keyring.Epoch{}, delivered: map[keyring.KeyID]map[uint32]bool{},
+		box: map[keyring.KeyID]*outgoing{}, sent: map[keyring.KeyID]keyring.Epoch{}, delivered: map[keyring.KeyID]map[uint32]bool{}, dropping: map[keyring.KeyID]bool{},
+	}
+	ctx, cancel := f.whole(ctx)
+	defer cancel()
+	for {
+		if err := f.vacate(ctx, s); err != nil {
+			return nil, err
+		}
+		err := f.enrol(ctx, s)
+		if err == nil && f.seat(s) {
+			return s, nil
+		}
+		if err != nil && fault.CodeOf(err) != fault.Conflict || ctx.Err() != nil {
+			return nil, err
+		}
+	}
+}
+
+// seat makes a session the one of its instance, if the instance is this process's and this server's.
+func (f *Fleet) seat(s *Session) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	name := s.address.Instance
+	m := f.members[name]
+	if m == nil || m.Incarnation != hexOf(s.address.Incarnation) || f.Replicas != nil && (m.Home != f.Replicas.ID() || m.Away) {
+		return false
+	}
+	if other := f.sessions[name]; other != nil {
+		f.end(other, fault.New(fault.IdentityInUse, "instance "+name))
+	}
+	s.heard = f.Now()
+	f.sessions[name] = s
+	f.hearing(name).last = s.heard
+	return true
+}
+
+// patience bounds how long a new process waits for another server to notice that the older one has gone.
+const patience = 3 * time.Second
+
+// vacate ends the stream that an instance has so far; not if it is the living one of another process. fault.IdentityInUse.
+func (f *Fleet) vacate(ctx context.Context, s *Session) error {
+	limited, cancel := context.WithTimeout(ctx, min(patience, f.Leases.TTL))
+	defer cancel()
+	inUse := fault.New(fault.IdentityInUse, "instance "+s.address.Instance)
+	for {
+		f.mu.Lock()
+		changed, old := f.changed, f.sessions[s.address.Instance]
+		if old != nil && !hmac.Equal(old.address.Incarnation, s.address.Incarnation) && f.Now().Before(old.heard.Add(f.Leases.TTL)) {
+			f.mu.Unlock()
+			return inUse
+		}
+		if old != nil {
+			f.end(old, inUse)
+		}
+		m := f.members[s.address.Instance]
+		away := f.Replicas == nil || m == nil || m.Incarnation == hexOf(s.address.Incarnation) || m.Home == f.Replicas.ID() || !f.connected(m)
+		f.mu.Unlock()
+		if away {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-f.Replicas.Changed():
+		case <-limited.Done():
+			return inUse
+		}
+	}
+}
+
+// enrol stores the process as the instance's, in place of an older one, and this server as its home. fault.Conflict when somebody else was
+// faster; memory knows by then.
+func (f *Fleet) enrol(ctx context.Context, s *Session) error {
+	old, p, home := f.find(s.address.Instance), f.Guard.System("fleet", policy.ActDeliver, policy.Resource{}), ""
+	if f.Replicas != nil {
+		home = f.Replicas.ID()
+	}
+	if old != nil && old.Incarnation == hexOf(s.address.Incarnation) {
+		if home == "" || old.Home == home && !old.Away {
+			return nil
+		}
+		if old.Home != home {
+			f.adopt(old)
+		}
+		old.Home, old.Away = home, false
+		return f.store(ctx, p, nil, nil, []*member{old}, "move "+old.Instance)
+	}
+	next := &member{
+		Instance: s.address.Instance, Incarnation: hexOf(s.address.Incarnation), Home: home, Joined: f.Now().UTC(), Keys: map[keyring.KeyID]*keyring.Epoch{},
+	}
+	if old != nil {
+		next.rev = old.rev
 	}
 	f.commits.Lock()
 	defer f.commits.Unlock()
-	ctx, cancel := f.whole(ctx)
-	defer cancel()
-	if err := f.vacate(s); err != nil {
-		return nil, err
-	}
-	if err := f.enrol(ctx, s); err != nil {
-		return nil, err
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	s.heard = f.Now()
-	f.sessions[c.Instance] = s
-	f.hearing(c.Instance).last = s.heard
-	return s, nil
+	return f.admit(ctx, p, next, "join "+next.Instance)
 }
 
-// vacate ends the stream that an instance has so far; not if it is the living one of another process.
-func (f *Fleet) vacate(s *Session) error {
+// adopt counts the leases of a process that another server has granted so far from now. It has asked for none after it left that server.
+func (f *Fleet) adopt(m *member) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	old := f.sessions[s.address.Instance]
-	if old == nil {
-		return nil
-	}
-	inUse := fault.New(fault.IdentityInUse, "instance "+s.address.Instance)
-	if !hmac.Equal(old.address.Incarnation, s.address.Incarnation) && f.Now().Before(old.heard.Add(f.Leases.TTL)) {
-		return inUse
-	}
-	f.end(old, inUse)
-	return nil
-}
-
-// enrol stores the process as the instance's, in place of an older one. Call with commits held.
-func (f *Fleet) enrol(ctx context.Context, s *Session) error {
-	for {
-		if err := f.refresh(ctx); err != nil {
-			return err
-		}
-		old := f.find(s.address.Instance)
-		if old != nil && old.Incarnation == hexOf(s.address.Incarnation) {
-			return nil
-		}
-		next := &member{Instance: s.address.Instance, Incarnation: hexOf(s.address.Incarnation), Joined: f.Now().UTC(), Keys: map[keyring.KeyID]*keyring.Epoch{}}
-		if old != nil {
-			next.rev = old.rev
-		}
-		p := f.Guard.System("fleet", policy.ActDeliver, policy.Resource{})
-		err := f.admit(ctx, p, next, "join "+next.Instance)
-		if fault.CodeOf(err) == fault.Conflict && ctx.Err() == nil {
-			continue
-		}
-		if err == nil {
-			f.notify(old) // no gate waits for the older process any more
-		}
-		return err
+	h, now := f.hearing(m.Instance), f.Now()
+	for id := range m.Keys {
+		h.lease[id] = now
 	}
 }
 
@@ -190,9 +236,6 @@ func (s *Session) Hold(ctx context.Context, names []string) error {
 	}
 	for _, k := range keys {
 		s.fleet.publish(ctx, k, []*Session{s}, true)
-		if s.fleet.OnChange != nil {
-			s.fleet.OnChange(k.ID)
-		}
 	}
 	return nil
 }
@@ -200,6 +243,12 @@ func (s *Session) Hold(ctx context.Context, names []string) error {
 // mayHold asks for the right to hold a key: material needs deliver, public keys need verify.
 func (s *Session) mayHold(ctx context.Context, name string) (keyring.Key, error) {
 	k, ok := s.fleet.Keys.Lookup(s.namespace, name)
+	if !ok { // another server may have made it a moment ago
+		if err := s.fleet.Keys.CatchUp(ctx); err != nil {
+			return k, err
+		}
+		k, ok = s.fleet.Keys.Lookup(s.namespace, name)
+	}
 	res := policy.Resource{Namespace: string(s.namespace), Key: name, Labels: k.Labels}
 	if _, err := s.fleet.Guard.Admit(ctx, s.caller, holdAction(k), res); err != nil {
 		if fault.CodeOf(err) == fault.Denied { // the action would tell what kind of key it is, and that there is one
@@ -233,9 +282,6 @@ func (s *Session) join(ctx context.Context, keys []keyring.Key) ([]keyring.Key, 
 	defer cancel()
 	p := f.Guard.System("fleet", policy.ActDeliver, policy.Resource{})
 	for {
-		if err := f.refresh(ctx); err != nil {
-			return nil, err
-		}
 		next, err := s.member()
 		if err != nil {
 			return nil, err
@@ -253,8 +299,15 @@ func (s *Session) join(ctx context.Context, keys []keyring.Key) ([]keyring.Key, 
 		if len(next.Keys) > MaxKeys {
 			return nil, fault.New(fault.TooLarge, "keys of one instance")
 		}
-		if len(next.Keys) == held {
-			return keys, nil // held already: a new stream of the same process
+		if len(next.Keys) == held { // already: a new stream of the same process
+			present, err := f.unchanged(ctx, next)
+			if err != nil {
+				return nil, err
+			}
+			if present {
+				return keys, nil
+			}
+			continue
 		}
 		f.arrive(next) // before the commit: from then on a gate may look at the lease
 		err = f.admit(ctx, p, next, "hold "+s.address.Instance, conds...)
@@ -262,6 +315,37 @@ func (s *Session) join(ctx context.Context, keys []keyring.Key) ([]keyring.Key, 
 			continue
 		}
 		return keys, err
+	}
+}
+
+// unchanged says whether a member is still what memory says. It is asked after the keys were read, so that the process held them when they
+// were: another server may have made it leave. If it has changed, memory has caught up.
+func (f *Fleet) unchanged(ctx context.Context, m *member) (bool, error) {
+	r, err := f.Guard.Get(ctx, memberPrefix+m.Instance)
+	if err != nil && fault.CodeOf(err) != fault.NotFound {
+		return false, err
+	}
+	if err == nil && r.Rev == m.rev {
+		return true, nil
+	}
+	return false, f.CatchUp(ctx)
+}
+
+// dropped says whether this server itself takes a key from the session.
+func (s *Session) dropped(id keyring.KeyID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.dropping[id]
+}
+
+// drops notes whether this server takes a key from the session.
+func (s *Session) drops(id keyring.KeyID, now bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if now {
+		s.dropping[id] = true
+	} else {
+		delete(s.dropping, id)
 	}
 }
 
@@ -330,10 +414,9 @@ func (s *Session) drop(ctx context.Context, id keyring.KeyID, what string) error
 	defer f.commits.Unlock()
 	ctx, cancel := f.whole(ctx)
 	defer cancel()
+	s.drops(id, true)
+	defer s.drops(id, false)
 	for {
-		if err := f.refresh(ctx); err != nil {
-			return err
-		}
 		m, err := s.member()
 		if err != nil || m.Keys[id] == nil {
 			return err
@@ -342,9 +425,6 @@ func (s *Session) drop(ctx context.Context, id keyring.KeyID, what string) error
 		err = f.admit(ctx, f.Guard.System("fleet", policy.ActDeliver, policy.Resource{}), m, what)
 		if fault.CodeOf(err) == fault.Conflict && ctx.Err() == nil {
 			continue
-		}
-		if err == nil && f.OnChange != nil {
-			f.OnChange(id)
 		}
 		return err
 	}
@@ -357,9 +437,13 @@ func (s *Session) poke() {
 	}
 }
 
-// Beat notes a lease request and answers it. In fence mode a key is left out while the process is behind its distribution.
+// Beat notes a lease request and answers it. In fence mode a key is left out while the process is behind its distribution. A server whose
+// own session is over answers nothing: another may have taken it for dead, and count the leases that it granted before.
 func (s *Session) Beat(beat uint64) {
 	f := s.fleet
+	if f.Replicas != nil && !f.Replicas.Fresh() {
+		return
+	}
 	f.mu.Lock()
 	m := f.members[s.address.Instance]
 	if f.sessions[s.address.Instance] != s || m == nil {
@@ -517,20 +601,49 @@ func (s *Session) Close(ctx context.Context, clean bool) {
 		delete(f.sessions, s.address.Instance)
 	}
 	f.mu.Unlock()
-	if !clean || !mine {
+	if !mine {
 		return
 	}
-	f.commits.Lock()
 	ctx, cancel := f.whole(ctx)
 	defer cancel()
-	left, err := f.goes(ctx, s.address.Instance, "leave "+s.address.Instance, func(m *member) bool {
+	what, gone := f.away, "end of stream"
+	if clean {
+		what, gone = f.left, "leave"
+	}
+	if err := what(ctx, s); err != nil && ctx.Err() == nil {
+		f.Log.WarnContext(ctx, gone+" not stored", "instance", s.address.Instance, "error", err)
+	}
+}
+
+// left makes the process of a session leave.
+func (f *Fleet) left(ctx context.Context, s *Session) error {
+	f.commits.Lock()
+	defer f.commits.Unlock()
+	return f.goes(ctx, s.address.Instance, "leave "+s.address.Instance, func(m *member) bool {
 		return m.Incarnation == hexOf(s.address.Incarnation)
 	})
-	f.commits.Unlock()
-	if err != nil {
-		f.Log.WarnContext(ctx, "leave not stored", "instance", s.address.Instance, "error", err)
+}
+
+// away tells the other servers that the stream of a process has ended, so that another process of its instance can take its place with one of
+// them. This server remains the one that knows how long its leases run.
+func (f *Fleet) away(ctx context.Context, s *Session) error {
+	for f.Replicas != nil {
+		f.mu.Lock()
+		m, draining, another := f.members[s.address.Instance], f.draining, f.sessions[s.address.Instance] != nil
+		if draining || another || m == nil || m.Away || m.Home != f.Replicas.ID() || m.Incarnation != hexOf(s.address.Incarnation) {
+			f.mu.Unlock()
+			return nil
+		}
+		next := m.clone()
+		f.mu.Unlock()
+		next.Away = true
+		p := f.Guard.System("fleet", policy.ActDeliver, policy.Resource{})
+		err := f.store(ctx, p, nil, nil, []*member{next}, "end of stream "+next.Instance)
+		if fault.CodeOf(err) != fault.Conflict || ctx.Err() != nil {
+			return err
+		}
 	}
-	f.notify(left)
+	return nil
 }
 
 // end makes Next fail. Call with fleet.mu held.
