@@ -52,6 +52,7 @@ type Config struct {
 	Now         func() time.Time `yaml:"-"`            // default: time.Now
 
 	SandboxPaths []string `yaml:"sandbox_paths"` // more directories that the process may read and write when it has shut itself in
+	Tracing      Tracing  `yaml:"tracing"`       // where traces go
 	User         string   `yaml:"user"`          // that a server started as root goes on as; default: it stays who it is
 
 	// Source reads the configuration again for a reload; nil: it stays, and a reload reads the rules alone.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/sandbox"
+	"github.com/rotorkms/rotor/internal/telemetry"
 )
 
 // The profiles: what a server is for decides its defaults, and what it refuses to do without.
@@ -29,6 +30,12 @@ const (
 type Drain struct {
 	Delay time.Duration `yaml:"delay"` // how long it says that it is not ready before it stops to take requests, for load balancers to hear; default 0 s, in profile ha 5 s
 	Time  time.Duration `yaml:"time"`  // how long it waits for requests in flight then; default 5 s
+}
+
+// Tracing says where traces go. They are off unless an endpoint is named, here or by OTEL_EXPORTER_OTLP_ENDPOINT.
+type Tracing struct {
+	Endpoint string  `yaml:"endpoint"` // URL of an OTLP/HTTP receiver
+	Sample   float64 `yaml:"sample"`   // share of the traces that begin at the server; those of callers go on as they decided; default 0.01
 }
 
 // maxDrain bounds both times.
@@ -56,9 +63,9 @@ func (c Config) Logger(w io.Writer) (*slog.Logger, *slog.LevelVar, error) {
 	level.Set(c.Logging.level())
 	o := &slog.HandlerOptions{Level: level}
 	if c.Logging.Format == "json" {
-		return slog.New(slog.NewJSONHandler(w, o)), level, nil
+		return slog.New(telemetry.WithTrace(slog.NewJSONHandler(w, o))), level, nil
 	}
-	return slog.New(slog.NewTextHandler(w, o)), level, nil
+	return slog.New(telemetry.WithTrace(slog.NewTextHandler(w, o))), level, nil
 }
 
 func (l Logging) validate() error {
@@ -77,6 +84,7 @@ func (c Config) profiled() Config {
 	c.Profile = cmp.Or(c.Profile, ProfileSingle)
 	c.Drain.Time = cmp.Or(c.Drain.Time, 5*time.Second)
 	c.Logging.Level = cmp.Or(c.Logging.Level, "info")
+	c.Tracing.Sample = cmp.Or(c.Tracing.Sample, 0.01)
 	switch c.Profile {
 	case ProfileHA:
 		c.Drain.Delay = cmp.Or(c.Drain.Delay, 5*time.Second)
@@ -109,6 +117,9 @@ func (c Config) validateProfile() error {
 	}
 	if c.Drain.Time < 0 || c.Drain.Time > maxDrain {
 		return bad("drain.time", "0 s to 10 min")
+	}
+	if c.Tracing.Sample < 0 || c.Tracing.Sample > 1 {
+		return bad("tracing.sample", "0 to 1")
 	}
 	if c.Profile == ProfileHA {
 		if engine, err := engineOf(c.Store); err != nil || engine == engineBolt {

@@ -21,6 +21,7 @@ import (
 	"github.com/rotorkms/rotor/internal/issuer"
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/kms"
+	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/rollout"
 	"github.com/rotorkms/rotor/internal/rotation"
 	"github.com/rotorkms/rotor/internal/seal"
@@ -43,6 +44,7 @@ type Server struct {
 	fleet     *fleet.Fleet
 	health    *health
 	metrics   *telemetry.Metrics
+	tracing   *telemetry.Tracing
 	live      atomic.Pointer[settings]
 	authority *authn.Authority
 	sandboxed atomic.Bool // all of it
@@ -95,7 +97,20 @@ func start(ctx context.Context, c Config, db store.Store, sealers []seal.Sealer)
 	}
 	engine, _ := engineOf(c.Store) // validate has asked it
 	metrics := telemetry.New(telemetry.Build{Version: Version, Engine: engine})
-	g, err := guard.Open(ctx, guard.Config{Store: metrics.Store(db), Sealers: sealers, Rules: rules, Now: c.Now, Log: c.Log})
+	tracing, err := telemetry.NewTracing(ctx, telemetry.TraceConfig{Endpoint: c.Tracing.Endpoint, Sample: c.Tracing.Sample, Version: Version, Log: c.Log})
+	if err != nil {
+		return nil, err
+	}
+	s, err := assemble(ctx, c, db, tracing, metrics, sealers, rules, sum)
+	if err != nil {
+		return nil, errors.Join(err, tracing.Stop(context.WithoutCancel(ctx)))
+	}
+	return s, nil
+}
+
+// assemble opens the guard and builds on it.
+func assemble(ctx context.Context, c Config, db store.Store, tracing *telemetry.Tracing, metrics *telemetry.Metrics, sealers []seal.Sealer, rules *policy.Rules, sum string) (*Server, error) {
+	g, err := guard.Open(ctx, guard.Config{Store: tracing.Store(metrics.Store(db)), Sealers: sealers, Rules: rules, Now: c.Now, Log: c.Log})
 	if err != nil {
 		return nil, err
 	}
@@ -103,7 +118,9 @@ func start(ctx context.Context, c Config, db store.Store, sealers []seal.Sealer)
 	group, run := errgroup.WithContext(run)
 	group.Go(func() error { return g.Run(run) })
 	group.Go(func() error { return openFault(transfer.Watch(run, db)) })
-	s := &Server{config: c, store: db, guard: g, rules: rules, health: newHealth(g), metrics: metrics, stop: stop, ended: make(chan struct{}), quit: make(chan struct{}), now: make(chan struct{})}
+	s := &Server{
+		config: c, store: db, guard: g, rules: rules, health: newHealth(g), metrics: metrics, tracing: tracing, stop: stop, ended: make(chan struct{}), quit: make(chan struct{}), now: make(chan struct{}),
+	}
 	s.live.Store(&settings{config: c})
 	err = s.started(ctx, sum)
 	if err == nil {
@@ -214,7 +231,8 @@ func (s *Server) mux(r rooms, sealer string) *http.ServeMux {
 	native.Mount(mux, native.Config{
 		Guard: s.guard, KMS: r.kms, Fleet: r.fleet, Rollout: r.rollout, Authority: r.authority, Issuer: tokens, Campaigns: r.campaigns,
 		Cut: func(name string) { s.http.Cut(name) }, Address: s.Advertised(),
-		About: native.About{Version: Version, Engine: engine, Seal: sealer, Started: c.Now()}, Now: c.Now, Log: c.Log,
+		Interceptors: s.tracing.Calls(),
+		About:        native.About{Version: Version, Engine: engine, Seal: sealer, Started: c.Now()}, Now: c.Now, Log: c.Log,
 	})
 	return mux
 }
@@ -244,6 +262,9 @@ func (s *Server) supervise(run context.Context, group *errgroup.Group) {
 	}
 	s.stop()
 	s.err = errors.Join(group.Wait(), s.store.Close())
+	if err := s.tracing.Stop(drain); err != nil {
+		s.config.Log.Warn("last traces not sent", "error", err)
+	}
 	close(s.ended)
 }
 

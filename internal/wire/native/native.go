@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"connectrpc.com/connect"
@@ -38,8 +39,10 @@ type Config struct {
 	Cut       func(instance string) // closes the connections of a removed instance
 	Address   string                // host:port that join tokens name
 	About     About
-	Now       func() time.Time
-	Log       *slog.Logger
+	// Interceptors stand around every handler, outermost first.
+	Interceptors []connect.Interceptor
+	Now          func() time.Time
+	Log          *slog.Logger
 }
 
 // About is what Status tells of the server.
@@ -51,7 +54,7 @@ type About struct {
 // Mount adds the services to a mux.
 func Mount(mux *http.ServeMux, c Config) {
 	o := []connect.HandlerOption{
-		connect.WithReadMaxBytes(wire.MaxMessage), connect.WithSendMaxBytes(wire.MaxMessage), connect.WithInterceptors(faults{c.Log}),
+		connect.WithReadMaxBytes(wire.MaxMessage), connect.WithSendMaxBytes(wire.MaxMessage), connect.WithInterceptors(append(slices.Clone(c.Interceptors), faults{c.Log})...),
 		// Keys and ciphertexts do not get shorter, and what is short can be made to become long.
 		connect.WithCompression("gzip", nil, nil),
 		connect.WithCodec(strictJSON{"json"}), connect.WithCodec(strictJSON{"json; charset=utf-8"}),
