@@ -34,11 +34,14 @@ type Row struct {
 type options struct {
 	out    string
 	fleet  string
+	rotor  string // the rotor command
 	dir    string
 	rounds int
 	size   int64 // of the file that is decrypted, in bytes
 	large  int64 // of the file that must not be in memory, in bytes
 	only   string
+
+	watchers int
 }
 
 // part is a group of rows.
@@ -48,7 +51,7 @@ type part struct {
 }
 
 func parts() []part {
-	return []part{{"files", files}, {"rewrap", rewrap}, {"fields", fields}, {"memory", memory}, {"store", engine}, {"postgres", onPostgres}, {"fleet", fleet}}
+	return []part{{"files", files}, {"rewrap", rewrap}, {"fields", fields}, {"memory", memory}, {"store", engine}, {"postgres", onPostgres}, {"watchers", watchers}, {"fleet", fleet}}
 }
 
 func main() {
@@ -68,7 +71,9 @@ func run(ctx context.Context, args []string) (err error) {
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.StringVar(&o.out, "out", "bench-report.json", "the report")
 	f.StringVar(&o.fleet, "fleet", "", "command that measures a fleet and prints rows as JSON; empty: none")
-	f.StringVar(&o.only, "only", "", "comma-separated parts: files, rewrap, fields, memory, store, postgres, fleet; empty: all")
+	f.StringVar(&o.only, "only", "", "comma-separated parts: files, rewrap, fields, memory, store, postgres, watchers, fleet; empty: all")
+	f.StringVar(&o.rotor, "rotor", "", "the rotor command; empty: no watchers")
+	f.IntVar(&o.watchers, "watchers", 10_000, "instances that watch, each with its own connection")
 	f.IntVar(&o.rounds, "rounds", 9, "rounds of each measurement")
 	f.Int64Var(&o.size, "size", 256<<20, "bytes of the file that is decrypted")
 	f.Int64Var(&o.large, "large", 2<<30, "bytes of the file that is not held in memory")
