@@ -68,6 +68,7 @@ type talk struct {
 	number  uint64
 	stream  *holdStream
 	address delivery.Address
+	parcels *delivery.Receiver
 	cancel  context.CancelFunc
 	acks    chan *rotorv1.Ack
 
@@ -90,6 +91,7 @@ func (c *Client) hold(ctx context.Context, number uint64) error {
 	t.asked, t.retimed = map[uint64][]chan struct{}{}, make(chan struct{}, 1)
 	t.address = delivery.Address{Cluster: c.dir.Cluster(), Instance: c.Instance(), Incarnation: c.process, Session: make([]byte, delivery.NonceSize)}
 	rand.Read(t.address.Session)
+	t.parcels = delivery.NewReceiver(t.address, c.private, c.verify.signed)
 	signature, err := c.dir.SignHello(delivery.HelloInput(t.address, c.private.Public()))
 	if err != nil {
 		return err
@@ -294,10 +296,15 @@ func (t *talk) granted(id string) (sent holder.Instant, ttl time.Duration, ok bo
 // parcel installs a delivered key and acknowledges it.
 func (t *talk) parcel(ctx context.Context, p *rotorv1.Parcel) {
 	c := t.client
-	in := delivery.Parcel{Body: p.GetBody(), Sealed: p.GetSealed(), Signature: p.GetSignature()}
-	s, materials, err := delivery.Unpack(t.address, c.private, in, c.verify.signed)
+	s, materials, err := t.parcels.Unpack(delivery.Parcel{
+		Body: p.GetBody(), Sealed: p.GetSealed(), Encapsulated: p.GetEncapsulated(),
+		Signature: delivery.Signature{Index: p.GetIndex(), Size: p.GetSize(), Path: p.GetPath(), Bytes: p.GetSignature()},
+	})
 	if err != nil {
 		c.config.Log.ErrorContext(ctx, "delivery refused", "error", err)
+		if errors.Is(err, delivery.ErrGap) {
+			t.cancel() // a new stream brings everything
+		}
 		return
 	}
 	h := c.find(s.Name)

@@ -19,7 +19,7 @@ import (
 )
 
 // SnapshotDomain separates signatures of snapshots from all other uses of the server's signing key.
-const SnapshotDomain = "rotor/snapshot/1"
+const SnapshotDomain = "rotor/snapshot/2"
 
 // Bounds of what a process accepts.
 const (
@@ -41,14 +41,15 @@ type Body struct {
 	Address
 	Issued   time.Time        `json:"issued"`
 	Snapshot keyring.Snapshot `json:"snapshot"`
-	Sealed   []byte           `json:"sealed"` // SHA-256 of the sealed material, empty when there is none
+	Sealed   []byte           `json:"sealed"` // SHA-256 of encapsulated key and sealed material, empty when there is none
 }
 
 // Parcel is a body with its signature and the material.
 type Parcel struct {
-	Body      []byte
-	Sealed    []byte
-	Signature []byte
+	Body         []byte
+	Encapsulated []byte // key of the stream's sealings, with the first of them
+	Sealed       []byte
+	Signature    Signature
 }
 
 // Private is the process's half of the delivery key.
@@ -82,65 +83,139 @@ func HelloInput(a Address, public []byte) []byte {
 // Materials are key bytes by version number.
 type Materials map[uint32]secret.Bytes
 
-// Pack makes a parcel. sign signs in SnapshotDomain. Without materials nothing is sealed.
-func Pack(a Address, public []byte, s keyring.Snapshot, m Materials, now time.Time, sign func(domain string, msg []byte) []byte) (Parcel, error) {
-	b := Body{Address: a, Issued: now, Snapshot: s}
-	var sealed []byte
-	if len(m) > 0 {
-		pk, err := hpke.MLKEM768X25519().NewPublicKey(public)
-		if err != nil {
-			return Parcel{}, fault.Wrap(fault.Invalid, "delivery key of "+a.Instance, err)
-		}
-		plain := encode(m)
-		sealed, err = hpke.Seal(pk, hpke.HKDFSHA256(), hpke.AES256GCM(), info(a, s), plain)
-		clear(plain)
-		if err != nil {
-			return Parcel{}, fmt.Errorf("seal delivery to %s: %w", a.Instance, err)
-		}
-		sum := sha256.Sum256(sealed)
-		b.Sealed = sum[:]
-	}
-	body, err := json.Marshal(b)
-	if err != nil {
-		return Parcel{}, fmt.Errorf("encode snapshot of %s: %w", s.Name, err)
-	}
-	return Parcel{Body: body, Sealed: sealed, Signature: sign(SnapshotDomain, body)}, nil
+// Sender makes the parcels of one stream. HPKE's key is encapsulated once, with the first material, because that costs a hundred times
+// what a sealing costs; each later one takes the next number of the sequence (RFC 9180, 5.2). Not safe for concurrent use.
+type Sender struct {
+	address Address
+	public  []byte
+	sign    func(body []byte) (Signature, error)
+	context *hpke.Sender // nil before the first material
 }
 
-// Unpack checks a parcel and opens its material. verify checks the server's signature with the key that was pinned at join.
-// fault.SnapshotRefused when it is not of the server, not for this stream, or changed.
-func Unpack(a Address, private Private, p Parcel, verify func(domain string, msg, sig []byte) bool) (keyring.Snapshot, Materials, error) {
+// NewSender makes parcels for a stream whose process has the delivery key public. sign is Signer.Sign.
+func NewSender(a Address, public []byte, sign func(body []byte) (Signature, error)) *Sender {
+	return &Sender{address: a, public: public, sign: sign}
+}
+
+// Pack makes the next parcel of the stream. They have to arrive in their order, so after an error the stream has to end. Without
+// materials nothing is sealed. fault.Invalid.
+func (d *Sender) Pack(s keyring.Snapshot, m Materials, now time.Time) (Parcel, error) {
+	b := Body{Address: d.address, Issued: now, Snapshot: s}
+	p, err := d.seal(s, m)
+	if err != nil {
+		return Parcel{}, err
+	}
+	if len(m) > 0 {
+		b.Sealed = sealedHash(p)
+	}
+	if p.Body, err = json.Marshal(b); err != nil {
+		return Parcel{}, fmt.Errorf("encode snapshot of %s: %w", s.Name, err)
+	}
+	p.Signature, err = d.sign(p.Body)
+	return p, err
+}
+
+func (d *Sender) seal(s keyring.Snapshot, m Materials) (p Parcel, err error) {
+	if len(m) == 0 {
+		return p, nil
+	}
+	if d.context == nil {
+		pk, err := hpke.MLKEM768X25519().NewPublicKey(d.public)
+		if err != nil {
+			return p, fault.Wrap(fault.Invalid, "delivery key of "+d.address.Instance, err)
+		}
+		if p.Encapsulated, d.context, err = hpke.NewSender(pk, hpke.HKDFSHA256(), hpke.AES256GCM(), info(d.address)); err != nil {
+			return p, fmt.Errorf("seal delivery to %s: %w", d.address.Instance, err)
+		}
+	}
+	plain := encode(m)
+	p.Sealed, err = d.context.Seal(label(s), plain)
+	clear(plain)
+	if err != nil {
+		return p, fmt.Errorf("seal delivery to %s: %w", d.address.Instance, err)
+	}
+	return p, nil
+}
+
+func sealedHash(p Parcel) []byte {
+	h := sha256.New()
+	h.Write(sequence("rotor/sealed/1", p.Encapsulated, p.Sealed))
+	return h.Sum(nil)
+}
+
+// ErrGap is in the refusal of a parcel that would have opened if an earlier one had come: the stream brings no more material.
+var ErrGap = errors.New("an earlier parcel of the stream is missing")
+
+// Receiver opens the parcels of one stream. Not safe for concurrent use.
+type Receiver struct {
+	address Address
+	private Private
+	verify  func(domain string, msg, sig []byte) bool
+	context *hpke.Recipient                 // nil before the first material
+	opened  map[keyring.KeyID]keyring.Epoch // of the last material of each key
+}
+
+// NewReceiver opens what NewSender made for the same address and delivery key. verify checks the server's signature with the key that was
+// pinned at join.
+func NewReceiver(a Address, private Private, verify func(domain string, msg, sig []byte) bool) *Receiver {
+	return &Receiver{address: a, private: private, verify: verify, opened: map[keyring.KeyID]keyring.Epoch{}}
+}
+
+// Unpack checks the next parcel of the stream and opens its material. fault.SnapshotRefused when it is not of the server, not for this
+// stream, repeated, or changed; it changes nothing then. With ErrGap when it came too early.
+func (d *Receiver) Unpack(p Parcel) (keyring.Snapshot, Materials, error) {
 	refuse := func(why string) (keyring.Snapshot, Materials, error) {
 		return keyring.Snapshot{}, nil, fault.New(fault.SnapshotRefused, why)
 	}
 	if len(p.Body) > MaxBody || len(p.Sealed) > MaxBody {
 		return refuse("parcel is too large")
 	}
-	if !verify(SnapshotDomain, p.Body, p.Signature) {
+	if !p.Signature.covers(p.Body, d.verify) {
 		return refuse("parcel is not signed by the server")
 	}
 	var b Body
 	if err := json.Unmarshal(p.Body, &b); err != nil {
 		return refuse("parcel does not parse")
 	}
+	a := d.address
 	if b.Cluster != a.Cluster || b.Instance != a.Instance || !hmac.Equal(b.Incarnation, a.Incarnation) || !hmac.Equal(b.Session, a.Session) {
 		return refuse("parcel is for another stream")
 	}
-	if len(b.Sealed) == 0 && len(p.Sealed) == 0 {
+	if len(b.Sealed) == 0 && len(p.Sealed) == 0 && len(p.Encapsulated) == 0 {
 		return b.Snapshot, nil, nil
 	}
-	if sum := sha256.Sum256(p.Sealed); !hmac.Equal(b.Sealed, sum[:]) {
+	if !hmac.Equal(b.Sealed, sealedHash(p)) {
 		return refuse("sealed material is not the one that was signed")
 	}
-	plain, err := hpke.Open(private.key, hpke.HKDFSHA256(), hpke.AES256GCM(), info(a, b.Snapshot), p.Sealed)
+	plain, err := d.open(b.Snapshot, p)
+	if err != nil && d.opened[b.Snapshot.Key].Less(b.Snapshot.Epoch) {
+		return keyring.Snapshot{}, nil, fault.Wrap(fault.SnapshotRefused, "sealed material does not open", ErrGap)
+	}
 	if err != nil {
 		return refuse("sealed material does not open")
 	}
+	d.opened[b.Snapshot.Key] = b.Snapshot.Epoch
 	m, err := decode(plain)
 	if err != nil {
 		return refuse("material does not parse")
 	}
 	return b.Snapshot, m, nil
+}
+
+func (d *Receiver) open(s keyring.Snapshot, p Parcel) (plain []byte, err error) {
+	if (d.context == nil) != (len(p.Encapsulated) > 0) {
+		return nil, errors.New("the first sealing of a stream has the encapsulated key, no other has one")
+	}
+	context := d.context
+	if context == nil {
+		if context, err = hpke.NewRecipient(p.Encapsulated, d.private.key, hpke.HKDFSHA256(), hpke.AES256GCM(), info(d.address)); err != nil {
+			return nil, err
+		}
+	}
+	if plain, err = context.Open(label(s), p.Sealed); err == nil {
+		d.context = context
+	}
+	return plain, err
 }
 
 // Proof shows that a process can use the material of the versions that the snapshot lists as live: an HMAC-SHA256 over address
@@ -164,10 +239,15 @@ func Proof(a Address, s keyring.Snapshot, material func(version uint32) (secret.
 	return h.Sum(nil), nil
 }
 
-// info binds a sealing to its stream, key and epoch (RFC 9180, 5.1: the application's info).
-func info(a Address, s keyring.Snapshot) []byte {
+// info binds the sealings of a stream to it (RFC 9180, 5.1: the application's info).
+func info(a Address) []byte {
+	return sequence("rotor/delivery/2", []byte(a.Cluster), []byte(a.Instance), a.Incarnation, a.Session)
+}
+
+// label is the associated data of a sealing: its key and epoch.
+func label(s keyring.Snapshot) []byte {
 	epoch := binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint32(nil, s.Epoch.Incarnation), s.Epoch.Counter)
-	return sequence("rotor/delivery/1", []byte(a.Cluster), []byte(a.Instance), a.Incarnation, a.Session, []byte(s.Key), epoch)
+	return sequence("rotor/delivery/2", []byte(s.Key), epoch)
 }
 
 // sequence joins fields with their lengths, so that no two lists give the same bytes.

@@ -35,6 +35,12 @@ func (s server) verify(domain string, msg, sig []byte) bool {
 	return ed25519.Verify(public, append([]byte(domain+"\x00"), msg...), sig)
 }
 
+// signature is the server's over a body alone.
+func (s server) signature(body []byte) delivery.Signature {
+	out, _ := delivery.NewSigner(s.sign).Sign(body)
+	return out
+}
+
 func address(instance string) delivery.Address {
 	return delivery.Address{Cluster: "c", Instance: instance, Incarnation: bytes.Repeat([]byte{1}, delivery.NonceSize), Session: bytes.Repeat([]byte{2}, delivery.NonceSize)}
 }
@@ -66,7 +72,7 @@ func private(t testing.TB) delivery.Private {
 
 func pack(t testing.TB, s server, a delivery.Address, p delivery.Private) delivery.Parcel {
 	t.Helper()
-	out, err := delivery.Pack(a, p.Public(), snapshot(), materials(), time.Unix(1, 0).UTC(), s.sign)
+	out, err := delivery.NewSender(a, p.Public(), delivery.NewSigner(s.sign).Sign).Pack(snapshot(), materials(), time.Unix(1, 0).UTC())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -79,7 +85,7 @@ func TestParcelArrives(t *testing.T) {
 	if bytes.Contains(in.Body, planted) || bytes.Contains(in.Sealed, planted) {
 		t.Error("material in the clear")
 	}
-	got, m, err := delivery.Unpack(a, p, in, s.verify)
+	got, m, err := delivery.NewReceiver(a, p, s.verify).Unpack(in)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,24 +114,36 @@ func TestParcelRefused(t *testing.T) {
 			}
 			edit(&b)
 			in.Body, _ = json.Marshal(b)
-			in.Signature = s.sign(delivery.SnapshotDomain, in.Body)
+			in.Signature = s.signature(in.Body)
 			return in
 		}
 	}
 	for name, change := range map[string]func(delivery.Parcel) delivery.Parcel{
 		"signed by somebody else": func(in delivery.Parcel) delivery.Parcel {
-			in.Signature = evil.sign(delivery.SnapshotDomain, in.Body)
+			in.Signature = evil.signature(in.Body)
 			return in
 		},
 		"signed for another use": func(in delivery.Parcel) delivery.Parcel {
-			in.Signature = s.sign("rotor/other/1", in.Body)
+			in.Signature, _ = delivery.NewSigner(func(_ string, msg []byte) []byte { return s.sign("rotor/other/1", msg) }).Sign(in.Body)
 			return in
 		},
 		"material of another process's": func(in delivery.Parcel) delivery.Parcel {
 			in.Sealed = pack(t, s, address("b"), private(t)).Sealed
 			return in
 		},
-		"material taken out":       func(in delivery.Parcel) delivery.Parcel { in.Sealed = nil; return in },
+		"material taken out":      func(in delivery.Parcel) delivery.Parcel { in.Sealed, in.Encapsulated = nil, nil; return in },
+		"encapsulation taken out": func(in delivery.Parcel) delivery.Parcel { in.Encapsulated = nil; return in },
+		"another index":           func(in delivery.Parcel) delivery.Parcel { in.Signature.Index++; return in },
+		"a larger tree":           func(in delivery.Parcel) delivery.Parcel { in.Signature.Size++; return in },
+		"no tree":                 func(in delivery.Parcel) delivery.Parcel { in.Signature.Size = 0; return in },
+		"a longer path": func(in delivery.Parcel) delivery.Parcel {
+			in.Signature.Path = append(in.Signature.Path, make([]byte, 32))
+			return in
+		},
+		"a path of other hashes": func(in delivery.Parcel) delivery.Parcel {
+			in.Signature.Path = [][]byte{{1}}
+			return in
+		},
 		"material without a hash":  resigned(func(b *delivery.Body) { b.Sealed = nil }),
 		"another cluster":          resigned(func(b *delivery.Body) { b.Cluster = "d" }),
 		"another instance":         resigned(func(b *delivery.Body) { b.Instance = "b" }),
@@ -136,11 +154,11 @@ func TestParcelRefused(t *testing.T) {
 		"too large":                func(in delivery.Parcel) delivery.Parcel { in.Sealed = make([]byte, delivery.MaxBody+1); return in },
 		"not JSON": func(in delivery.Parcel) delivery.Parcel {
 			in.Body = []byte("{")
-			in.Signature = s.sign(delivery.SnapshotDomain, in.Body)
+			in.Signature = s.signature(in.Body)
 			return in
 		},
 	} {
-		_, m, err := delivery.Unpack(a, p, change(pack(t, s, a, p)), s.verify)
+		_, m, err := delivery.NewReceiver(a, p, s.verify).Unpack(change(pack(t, s, a, p)))
 		if fault.CodeOf(err) != fault.SnapshotRefused || m != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
@@ -149,7 +167,7 @@ func TestParcelRefused(t *testing.T) {
 			t.Errorf("%s: the error tells the secret", name)
 		}
 	}
-	if _, _, err := delivery.Unpack(a, private(t), pack(t, s, a, p), s.verify); fault.CodeOf(err) != fault.SnapshotRefused {
+	if _, _, err := delivery.NewReceiver(a, private(t), s.verify).Unpack(pack(t, s, a, p)); fault.CodeOf(err) != fault.SnapshotRefused {
 		t.Errorf("opened with another process's key: %v", err)
 	}
 }
@@ -158,12 +176,12 @@ func TestParcelRefused(t *testing.T) {
 func TestEveryBit(t *testing.T) {
 	s, p, a := newServer(), private(t), address("a")
 	in := pack(t, s, a, p)
-	for _, part := range []*[]byte{&in.Body, &in.Sealed, &in.Signature} {
+	for _, part := range []*[]byte{&in.Body, &in.Sealed, &in.Encapsulated, &in.Signature.Bytes} {
 		whole := *part
 		for i := range whole {
 			*part = bytes.Clone(whole)
 			(*part)[i] ^= 1 << (i % 8)
-			if _, _, err := delivery.Unpack(a, p, in, s.verify); fault.CodeOf(err) != fault.SnapshotRefused {
+			if _, _, err := delivery.NewReceiver(a, p, s.verify).Unpack(in); fault.CodeOf(err) != fault.SnapshotRefused {
 				t.Fatalf("byte %d: %v", i, err)
 			}
 		}
@@ -235,7 +253,7 @@ func TestCheckPublic(t *testing.T) {
 		if err := delivery.CheckPublic(b); fault.CodeOf(err) != fault.Invalid {
 			t.Errorf("%d bytes: %v", len(b), err)
 		}
-		if _, err := delivery.Pack(address("a"), b, snapshot(), materials(), time.Now(), newServer().sign); fault.CodeOf(err) != fault.Invalid {
+		if _, err := delivery.NewSender(address("a"), b, delivery.NewSigner(newServer().sign).Sign).Pack(snapshot(), materials(), time.Now()); fault.CodeOf(err) != fault.Invalid {
 			t.Errorf("packed to %d bytes: %v", len(b), err)
 		}
 	}
@@ -251,8 +269,8 @@ func FuzzUnpack(f *testing.F) {
 	f.Add([]byte("{}"), []byte(nil))
 	f.Add([]byte(`{"sealed":""}`), in.Sealed)
 	f.Fuzz(func(t *testing.T, body, sealed []byte) {
-		parcel := delivery.Parcel{Body: body, Sealed: sealed, Signature: s.sign(delivery.SnapshotDomain, body)}
-		got, m, err := delivery.Unpack(a, p, parcel, s.verify)
+		parcel := delivery.Parcel{Body: body, Sealed: sealed, Encapsulated: in.Encapsulated, Signature: s.signature(body)}
+		got, m, err := delivery.NewReceiver(a, p, s.verify).Unpack(parcel)
 		if err != nil {
 			if fault.CodeOf(err) != fault.SnapshotRefused || m != nil {
 				t.Errorf("%v", err)

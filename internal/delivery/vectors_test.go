@@ -102,7 +102,7 @@ func makeDeliveryVectors(t *testing.T) (all []deliveryVector) {
 
 func TestDeliveryVectors(t *testing.T) {
 	if *updateVectors {
-		b, err := json.MarshalIndent(deliveryVectors{"spec/delivery.md. Bytes in hex; server_input is of the message \"body\" in the domain rotor/snapshot/1.", makeDeliveryVectors(t)}, "", " ")
+		b, err := json.MarshalIndent(deliveryVectors{"spec/delivery.md. Bytes in hex; server_input is of the message \"body\" in the domain rotor/snapshot/2.", makeDeliveryVectors(t)}, "", " ")
 		if err != nil {
 			t.Fatal(err)
 		}

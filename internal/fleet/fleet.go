@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/rotorkms/rotor/internal/delivery"
 	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/rotation"
@@ -82,6 +83,7 @@ type member struct {
 type Fleet struct {
 	Config
 	cluster string
+	signer  *delivery.Signer
 
 	commits sync.Mutex // held over each read-decide-commit that bumps the members record, so that they do not conflict; taken before mu
 
@@ -113,7 +115,7 @@ type hearing struct {
 func New(ctx context.Context, c Config) (*Fleet, error) {
 	c.Leases.Session = c.Now()
 	f := &Fleet{
-		Config: c, cluster: c.Guard.ClusterID(), sessions: map[string]*Session{}, heard: map[string]*hearing{},
+		Config: c, cluster: c.Guard.ClusterID(), signer: delivery.NewSigner(c.Guard.Sign), sessions: map[string]*Session{}, heard: map[string]*hearing{},
 		unsaved: map[string]bool{}, unsent: map[keyring.KeyID]bool{}, flush: make(chan struct{}, 1), changed: make(chan struct{}),
 		members: map[string]*member{},
 	}

@@ -177,6 +177,7 @@ func (w *world) distribute(name string) keyring.Key {
 type process struct {
 	w       *world
 	private delivery.Private
+	parcels *delivery.Receiver
 	address delivery.Address
 	session *fleet.Session
 	keys    map[string]*holder.Key
@@ -194,6 +195,10 @@ func (w *world) process(name string) *process {
 	return p
 }
 
+func (w *world) signed(domain string, msg, sig []byte) bool {
+	return identity.VerifyServer(w.guard.PublicKey(), domain, msg, sig)
+}
+
 func nonce() []byte {
 	b := make([]byte, delivery.NonceSize)
 	rand.Read(b)
@@ -208,6 +213,7 @@ func (p *process) caller() policy.Caller {
 // connect opens a stream, in place of the one before.
 func (p *process) connect() error {
 	p.address.Session = nonce()
+	p.parcels = delivery.NewReceiver(p.address, p.private, p.w.signed)
 	s, err := p.w.fleet.Connect(p.w.t.Context(), p.caller(), fleet.Hello{
 		Incarnation: p.address.Incarnation, Session: p.address.Session, Public: p.private.Public(), Namespace: "default",
 	})
@@ -260,10 +266,7 @@ func (p *process) drain() (got []fleet.Down, err error) {
 
 func (p *process) install(in delivery.Parcel) {
 	p.w.t.Helper()
-	public := p.w.guard.PublicKey()
-	s, m, err := delivery.Unpack(p.address, p.private, in, func(domain string, msg, sig []byte) bool {
-		return identity.VerifyServer(public, domain, msg, sig)
-	})
+	s, m, err := p.parcels.Unpack(in)
 	if err != nil {
 		p.w.t.Fatal(err)
 	}

@@ -64,9 +64,9 @@ type Session struct {
 	caller    policy.Caller
 	address   delivery.Address
 	namespace keyring.Namespace
-	public    []byte
-	wake      chan struct{} // something is in the mailbox
-	done      chan struct{} // closed when the fleet ended the session
+	parcels   *delivery.Sender // used by take alone
+	wake      chan struct{}    // something is in the mailbox
+	done      chan struct{}    // closed when the fleet ended the session
 	once      sync.Once
 
 	heard time.Time // of the last lease request, or the start. Guarded by fleet.mu
@@ -100,11 +100,12 @@ func (f *Fleet) Connect(ctx context.Context, c policy.Caller, h Hello) (*Session
 		return nil, err
 	}
 	s := &Session{
-		fleet: f, caller: c, namespace: h.Namespace, public: h.Public,
+		fleet: f, caller: c, namespace: h.Namespace,
 		address: delivery.Address{Cluster: f.cluster, Instance: c.Instance, Incarnation: h.Incarnation, Session: h.Session},
 		wake:    make(chan struct{}, 1), done: make(chan struct{}),
 		box: map[keyring.KeyID]*outgoing{}, sent: map[keyring.KeyID]keyring.Epoch{}, delivered: map[keyring.KeyID]map[uint32]bool{}, dropping: map[keyring.KeyID]bool{},
 	}
+	s.parcels = delivery.NewSender(s.address, h.Public, f.signer.Sign)
 	ctx, cancel := f.whole(ctx)
 	defer cancel()
 	for {
@@ -575,7 +576,7 @@ func (s *Session) pack(ctx context.Context, o *outgoing) (delivery.Parcel, error
 		}
 		m[v.Number] = b
 	}
-	p, err := delivery.Pack(s.address, s.public, snap, m, s.fleet.Now().UTC(), s.fleet.Guard.Sign)
+	p, err := s.parcels.Pack(snap, m, s.fleet.Now().UTC())
 	if err != nil {
 		return p, err
 	}

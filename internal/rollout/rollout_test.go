@@ -172,6 +172,7 @@ type process struct {
 	w       *world
 	name    string
 	private delivery.Private
+	parcels *delivery.Receiver
 	address delivery.Address
 	session *fleet.Session
 
@@ -194,6 +195,10 @@ func (w *world) join(name string) *process {
 	return p
 }
 
+func (w *world) signed(domain string, msg, sig []byte) bool {
+	return identity.VerifyServer(w.guard.PublicKey(), domain, msg, sig)
+}
+
 func nonce() []byte {
 	b := make([]byte, delivery.NonceSize)
 	rand.Read(b)
@@ -203,6 +208,7 @@ func nonce() []byte {
 func (p *process) connect() {
 	p.w.t.Helper()
 	p.address.Session = nonce()
+	p.parcels = delivery.NewReceiver(p.address, p.private, p.w.signed)
 	c := policy.Caller{Kind: policy.KindInstance, Name: "spiffe://rotor.local/instance/" + p.name, Instance: p.name}
 	h := fleet.Hello{Incarnation: p.address.Incarnation, Session: p.address.Session, Public: p.private.Public(), Namespace: "default"}
 	s, err := p.w.fleet.Connect(p.w.t.Context(), c, h)
@@ -240,10 +246,7 @@ func (p *process) take(in delivery.Parcel) {
 
 // install is what a process does with a parcel, one after the other in the order of the stream. Call with mu held.
 func (p *process) install(in delivery.Parcel) {
-	public := p.w.guard.PublicKey()
-	s, m, err := delivery.Unpack(p.address, p.private, in, func(domain string, msg, sig []byte) bool {
-		return identity.VerifyServer(public, domain, msg, sig)
-	})
+	s, m, err := p.parcels.Unpack(in)
 	if err != nil {
 		p.w.t.Error(err)
 		return

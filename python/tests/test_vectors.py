@@ -118,7 +118,7 @@ def test_delivery() -> None:
         live = [(m["version"], bytes.fromhex(m["bytes"])) for m in c["material"] or [] if m["phase"] not in ("retired", "destroyed")]
         assert delivery.proof(*at, c["key_id"], tuple(c["epoch"]), live).hex() == c["proof"], c["name"]
         assert delivery.hello_input(*at, bytes.fromhex(c["public"])).hex() == c["hello_input"]
-        assert delivery.server_input("rotor/snapshot/1", b"body").hex() == c["server_input"]
+        assert delivery.server_input("rotor/snapshot/2", b"body").hex() == c["server_input"]
 
 
 @pytest.mark.parametrize("case", TOKENS["cases"], ids=by_name)

@@ -134,7 +134,7 @@ func send(ctx context.Context, stream *connect.BidiStream[rotorv1.HoldUp, rotorv
 				m.Lease.Withheld = append(m.Lease.Withheld, string(id))
 			}
 		case d.Parcel != nil:
-			m.Parcel = &rotorv1.Parcel{Body: d.Parcel.Body, Sealed: d.Parcel.Sealed, Signature: d.Parcel.Signature}
+			m.Parcel = parcelOf(*d.Parcel)
 		case d.Refused != nil:
 			m.Refusal = &rotorv1.KeyRefusal{Name: d.Refused.Name, Fault: rpc.FaultOf(d.Refused.Err)}
 		}
@@ -142,6 +142,11 @@ func send(ctx context.Context, stream *connect.BidiStream[rotorv1.HoldUp, rotorv
 			return fault.Wrap(fault.Canceled, "stream", err)
 		}
 	}
+}
+
+func parcelOf(p delivery.Parcel) *rotorv1.Parcel {
+	g := p.Signature
+	return &rotorv1.Parcel{Body: p.Body, Sealed: p.Sealed, Encapsulated: p.Encapsulated, Signature: g.Bytes, Index: g.Index, Size: g.Size, Path: g.Path}
 }
 
 // Invite makes a join token.

@@ -2982,7 +2982,11 @@ type Parcel struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Body          []byte                 `protobuf:"bytes,1,opt,name=body,proto3" json:"body,omitempty"`
 	Sealed        []byte                 `protobuf:"bytes,2,opt,name=sealed,proto3" json:"sealed,omitempty"`
-	Signature     []byte                 `protobuf:"bytes,3,opt,name=signature,proto3" json:"signature,omitempty"`
+	Signature     []byte                 `protobuf:"bytes,3,opt,name=signature,proto3" json:"signature,omitempty"`       // over the tree that body is in
+	Encapsulated  []byte                 `protobuf:"bytes,4,opt,name=encapsulated,proto3" json:"encapsulated,omitempty"` // with the first sealed material of a stream
+	Index         uint64                 `protobuf:"varint,5,opt,name=index,proto3" json:"index,omitempty"`              // of body in the tree
+	Size          uint64                 `protobuf:"varint,6,opt,name=size,proto3" json:"size,omitempty"`                // of the tree
+	Path          [][]byte               `protobuf:"bytes,7,rep,name=path,proto3" json:"path,omitempty"`                 // from body to the root, 32 bytes each
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3034,6 +3038,34 @@ func (x *Parcel) GetSealed() []byte {
 func (x *Parcel) GetSignature() []byte {
 	if x != nil {
 		return x.Signature
+	}
+	return nil
+}
+
+func (x *Parcel) GetEncapsulated() []byte {
+	if x != nil {
+		return x.Encapsulated
+	}
+	return nil
+}
+
+func (x *Parcel) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *Parcel) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *Parcel) GetPath() [][]byte {
+	if x != nil {
+		return x.Path
 	}
 	return nil
 }
@@ -7054,11 +7086,15 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\x05Lease\x12\x12\n" +
 	"\x04beat\x18\x01 \x01(\x04R\x04beat\x12\x15\n" +
 	"\x06ttl_ns\x18\x02 \x01(\x03R\x05ttlNs\x12\x1a\n" +
-	"\bwithheld\x18\x03 \x03(\tR\bwithheld\"R\n" +
+	"\bwithheld\x18\x03 \x03(\tR\bwithheld\"\xb4\x01\n" +
 	"\x06Parcel\x12\x12\n" +
 	"\x04body\x18\x01 \x01(\fR\x04body\x12\x16\n" +
 	"\x06sealed\x18\x02 \x01(\fR\x06sealed\x12\x1c\n" +
-	"\tsignature\x18\x03 \x01(\fR\tsignature\"G\n" +
+	"\tsignature\x18\x03 \x01(\fR\tsignature\x12\"\n" +
+	"\fencapsulated\x18\x04 \x01(\fR\fencapsulated\x12\x14\n" +
+	"\x05index\x18\x05 \x01(\x04R\x05index\x12\x12\n" +
+	"\x04size\x18\x06 \x01(\x04R\x04size\x12\x12\n" +
+	"\x04path\x18\a \x03(\fR\x04path\"G\n" +
 	"\n" +
 	"KeyRefusal\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12%\n" +

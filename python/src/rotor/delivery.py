@@ -17,13 +17,18 @@ def hello_input(cluster: str, instance: str, incarnation: bytes, session: bytes,
 
 
 def server_input(domain: str, message: bytes) -> bytes:
-    """What the server's Ed25519 key signs for a message in a domain, such as ``rotor/snapshot/1``."""
+    """What the server's Ed25519 key signs for a message in a domain, such as ``rotor/snapshot/2``."""
     return b"rotor-signature-v1\x00" + field(domain.encode()) + message
 
 
-def info(cluster: str, instance: str, incarnation: bytes, session: bytes, key_id: str, epoch: tuple[int, int]) -> bytes:
-    """HPKE's info of a sealing (RFC 9180, 5.1). The epoch is (incarnation of the cluster, counter)."""
-    return _sequence(b"rotor/delivery/1", cluster.encode(), instance.encode(), incarnation, session, key_id.encode(), _epoch(epoch))
+def info(cluster: str, instance: str, incarnation: bytes, session: bytes) -> bytes:
+    """HPKE's info of the sealings of a stream (RFC 9180, 5.1)."""
+    return _sequence(b"rotor/delivery/2", cluster.encode(), instance.encode(), incarnation, session)
+
+
+def label(key_id: str, epoch: tuple[int, int]) -> bytes:
+    """Associated data of a sealing. The epoch is (incarnation of the cluster, counter)."""
+    return _sequence(b"rotor/delivery/2", key_id.encode(), _epoch(epoch))
 
 
 def proof(
