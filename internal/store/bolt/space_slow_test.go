@@ -33,7 +33,7 @@ func TestFullFileSystem(t *testing.T) {
 
 // slowChildren are the children that only slow tests start.
 func slowChildren() map[string]func(path string) error {
-	return map[string]func(path string) error{"tmpfs": childFileSystem}
+	return map[string]func(path string) error{"tmpfs": childFileSystem, "disk": childDisk}
 }
 
 // childFileSystem is the child of TestFullFileSystem.
