@@ -120,6 +120,8 @@ func TestLimits(t *testing.T) {
 		{"life of a join token: 10 minutes", "internal/identity/token.go", "MaxTTL = 10 * time.Minute"},
 		{"join tokens that are remembered: 100,000", "internal/authn/join.go", "maxTokens = 100_000"},
 		{"certificate of an instance: 7 days, and 30 days more to renew it", "internal/authn/authority.go", "InstanceLife = 7 * 24 * time.Hour;RenewGrace = 30 * 24 * time.Hour"},
+		{"logins from one address in a second; at once: 20; 100, unless configured", "internal/wire/limits.go", "loginRate  = 20;loginBurst = 100"},
+		{"keys of a namespace; instances: 100,000; 20,000, unless configured", "internal/server/limits.go", "defaultKeys      = 100_000;defaultInstances = 20_000"},
 		{"life of an enrolment token: 1 hour", "internal/identity/token.go", "MaxEnrolTTL = time.Hour"},
 		{"session: at most; one caller's; all: 24 hours; 100; 100,000", "internal/authn/session.go", "MaxSessionLife = 24 * time.Hour;maxOfCaller = 100;maxSessions = 100_000"},
 		{"credential: at most; number; networks: 366 days; 10,000; 32", "internal/authn/credential.go", "MaxCredentialLife = 366 * 24 * time.Hour;maxCredentials = 10_000;maxNetworks = 32"},

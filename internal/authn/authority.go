@@ -55,6 +55,8 @@ type Config struct {
 	Namespace   string // that joined instances work in
 	Now         func() time.Time
 
+	// Room, if set, says whether there is room for another instance. fault.QuotaReached.
+	Room func(name string) error
 	// OnEnded, if set, is told of what must not go on, by whatever server it was ended. Set it before Run.
 	OnEnded func(Ended)
 }

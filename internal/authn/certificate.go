@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -40,6 +41,34 @@ type CAConfig struct {
 type ClientCA struct {
 	CAConfig
 	state atomic.Pointer[caFiles]
+
+	mu     sync.Mutex // guards what follows
+	seen   [2]time.Time
+	looked time.Time
+}
+
+// lookEvery is how often the files of an authority are looked at, at most.
+const lookEvery = 30 * time.Second
+
+// look reads the files again when they have changed; wrong ones are passed over until they change again, which with an old list is a refusal.
+func (a *ClientCA) look(now time.Time) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.looked.IsZero() && now.Sub(a.looked) < lookEvery && !now.Before(a.looked) {
+		return
+	}
+	first := a.looked.IsZero()
+	a.looked = now
+	var seen [2]time.Time
+	for i, path := range []string{a.CAFile, a.CRLFile} {
+		if info, err := os.Stat(path); path != "" && err == nil {
+			seen[i] = info.ModTime()
+		}
+	}
+	if seen != a.seen && !first {
+		_ = a.Reload() // see above
+	}
+	a.seen = seen
 }
 
 // caFiles is what the files hold, replaced as a whole.
@@ -152,6 +181,7 @@ func (a *ClientCA) Identify(chain []*x509.Certificate, now time.Time, own string
 	if len(chain) == 0 || len(chain) > maxChain {
 		return nobody("present a certificate")
 	}
+	a.look(now)
 	leaf, files := chain[0], a.state.Load()
 	between := x509.NewCertPool()
 	for _, c := range chain[1:] {

@@ -62,6 +62,11 @@ func (a *Authority) Invite(ctx context.Context, c policy.Caller, name string, tt
 	case ttl == 0:
 		ttl = identity.MaxTTL
 	}
+	if a.Room != nil {
+		if err := a.Room(name); err != nil {
+			return "", err
+		}
+	}
 	t, text, err := a.newToken(name, a.InstanceID(name), ttl, address)
 	if err != nil {
 		return "", err

@@ -59,6 +59,8 @@ const (
 	AuditBroken        Code = "audit_broken"
 	AlgorithmForbidden Code = "algorithm_forbidden"
 	DiskFull           Code = "disk_full"
+	RateLimited        Code = "rate_limited"
+	QuotaReached       Code = "quota_reached"
 	NotExportable      Code = "not_exportable"
 )
 
@@ -137,5 +139,7 @@ var texts = map[Code]Text{
 	AuditBroken:        {"the audit log does not verify", "keep it as evidence and compare with another copy", 5},
 	AlgorithmForbidden: {"the algorithm is not allowed", "see rotor key algorithms", 2},
 	NotExportable:      {"the key was not made to be exported", "only a new key made with --exportable can be", 1},
+	RateLimited:        {"there are too many requests", "wait, and ask less often; limits are in the server's configuration", 1},
+	QuotaReached:       {"there is no room for another one", "remove what is not needed, or ask the operator for a larger quota", 1},
 	DiskFull:           {"the disk is full", "free space and repeat; the old file is unchanged", 1},
 }

@@ -235,6 +235,9 @@ func (s *Service) stage(ctx context.Context, c policy.Caller, ref Ref, expected 
 		if k.Target != 0 {
 			return k, change{}, fault.New(fault.RotationInFlight, "key "+k.Name)
 		}
+		if err := s.roomForVersion(k); err != nil {
+			return k, change{}, err
+		}
 		n := k.NextNumber()
 		if record, err := json.Marshal(k); err != nil || len(record) > maxRecord {
 			return k, change{}, fault.New(fault.TooLarge, "key "+k.Name).WithHint("it has %d versions, which is all that its record takes; make a new key", len(k.Versions))

@@ -33,6 +33,8 @@ type Config struct {
 	Now   func() time.Time
 	// Fresh says whether this server may still act on its memory: no other server takes it for dead. Nothing is protected without. nil: always.
 	Fresh func() bool
+	// Quotas says what there is room for; nil: for everything.
+	Quotas func() Quotas
 	// Suites narrows which algorithms new versions may have.
 	Suites suite.Policy
 	Block  uint64 // uses of a version with a volume limit that are taken at a time; 0: DefaultBlock. A crash forfeits what is left of it
@@ -43,6 +45,7 @@ type Service struct {
 	guard *guard.Guard
 	now   func() time.Time
 	fresh func() bool
+	room  func() Quotas
 	ring  atomic.Pointer[ring]
 	vault materials
 
@@ -63,7 +66,7 @@ type ring struct {
 
 // New reads all keys. Run must follow to see changes.
 func New(ctx context.Context, c Config) (*Service, error) {
-	s := &Service{guard: c.Guard, now: c.Now, fresh: c.Fresh, swap: make(chan struct{})}
+	s := &Service{guard: c.Guard, now: c.Now, fresh: c.Fresh, room: c.Quotas, swap: make(chan struct{})}
 	s.vault.cache, s.volumes.block, s.suites = map[materialID]opened{}, c.Block, c.Suites
 	records, rev, err := c.Guard.List(ctx, keyPrefix)
 	if err != nil {

@@ -106,7 +106,7 @@ func status(c fault.Code) connect.Code {
 		return connect.CodeAborted
 	case fault.Unavailable, fault.OutcomeUnknown, fault.Sealed:
 		return connect.CodeUnavailable
-	case fault.TooLarge, fault.DiskFull:
+	case fault.TooLarge, fault.DiskFull, fault.RateLimited, fault.QuotaReached:
 		return connect.CodeResourceExhausted
 	case fault.Canceled:
 		return connect.CodeCanceled

@@ -31,7 +31,8 @@ var statuses = map[fault.Code]connect.Code{
 	fault.StoreCorrupt: connect.CodeInternal, fault.SealWrong: connect.CodeInternal, fault.SnapshotRefused: connect.CodeFailedPrecondition,
 	fault.Sealed: connect.CodeUnavailable, fault.ShareWrong: connect.CodeInvalidArgument, fault.ShareForeign: connect.CodeInvalidArgument,
 	fault.ShareDuplicate: connect.CodeAlreadyExists,
-	fault.AuditBroken:    connect.CodeInternal, fault.AlgorithmForbidden: connect.CodeInvalidArgument, fault.DiskFull: connect.CodeResourceExhausted,
+	fault.AuditBroken:    connect.CodeInternal, fault.AlgorithmForbidden: connect.CodeInvalidArgument, fault.DiskFull: connect.CodeResourceExhausted, fault.RateLimited: connect.CodeResourceExhausted,
+	fault.QuotaReached: connect.CodeResourceExhausted,
 }
 
 func TestEveryCodeCrosses(t *testing.T) {

@@ -3,6 +3,7 @@ package server
 
 import (
 	"cmp"
+	"errors"
 	"log/slog"
 	"net"
 	"path/filepath"
@@ -47,6 +48,8 @@ type Config struct {
 	Drain       Drain            `yaml:"drain"`        // how the server stops
 	Logging     Logging          `yaml:"log"`          // how the server logs
 	Auth        Auth             `yaml:"auth"`         // who may come in besides instances and administrators
+	Limits      Limits           `yaml:"limits"`       // what callers may do and keep
+	Public      Public           `yaml:"public"`       // a second listener with a certificate of the operator's
 	Enrol       bool             `yaml:"-"`            // of Init: make an enrolment token for the first administrator, and no directory
 	Log         *slog.Logger     `yaml:"-"`            // default: slog.Default
 	Now         func() time.Time `yaml:"-"`            // default: time.Now
@@ -123,6 +126,9 @@ func (c Config) validate() error {
 	}
 	if slices.Contains(c.Hosts, "") {
 		return bad("hosts", "names and addresses, none empty")
+	}
+	if err := errors.Join(c.Limits.validate(), c.Public.validate()); err != nil {
+		return err
 	}
 	return c.validateProfile()
 }

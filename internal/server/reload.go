@@ -17,7 +17,9 @@ import (
 
 // liveKeys are the keys of the configuration that can change while the server runs. Every other key that changed is refused by name, and
 // then nothing changes at all.
-func liveKeys() []string { return []string{"hosts", "rules", "log", "metrics", "drain", "auth"} }
+func liveKeys() []string {
+	return []string{"hosts", "rules", "log", "metrics", "drain", "auth", "limits"}
+}
 
 // settings are what a reload swaps as a whole: a request sees the old ones or the new ones.
 type settings struct {
@@ -79,6 +81,9 @@ func (s *Server) reload(ctx context.Context) error {
 		return err // which Validate has found before
 	}
 	s.guard.SetRules(s.authority.Decider(rules))
+	if slices.Contains(changed, "limits") {
+		s.http.SetLimits(next.Limits.wire())
+	}
 	if next.LogLevel != nil {
 		next.LogLevel.Set(next.Logging.level())
 	}

@@ -40,6 +40,7 @@ type Server struct {
 	guard     *guard.Guard
 	rules     guard.Decider // at the start
 	listener  net.Listener
+	public    net.Listener // nil: there is none
 	http      *wire.Server
 	fleet     *fleet.Fleet
 	health    *health
@@ -166,10 +167,13 @@ func (s *Server) serve(ctx, run context.Context, group *errgroup.Group, sealer s
 	if s.listener, err = wire.Listen(ctx, s.config.Listen, tlsConfig); err != nil {
 		return err
 	}
+	if err := s.listenPublic(ctx); err != nil {
+		return errors.Join(err, s.listener.Close())
+	}
 	mux := s.mux(r, sealer)
 	method := counted(mux)
 	s.http = wire.NewServer(wire.Config{
-		TLS: tlsConfig, Identifier: r.authority, Handler: mux, Now: s.config.Now, Log: s.config.Log,
+		TLS: tlsConfig, Identifier: r.authority, Limits: s.config.Limits.wire(), Handler: mux, Now: s.config.Now, Log: s.config.Log,
 		Observe: func(r *http.Request, code string, took time.Duration, stream bool) {
 			s.metrics.Request(method(r), code, took, stream)
 		},
@@ -188,12 +192,18 @@ func (s *Server) serve(ctx, run context.Context, group *errgroup.Group, sealer s
 		group.Go(func() error { return loop(run) })
 	}
 	group.Go(func() error { return s.http.Serve(s.listener) })
+	if s.public != nil {
+		group.Go(func() error { return s.http.Serve(s.public) })
+	}
 	return nil
 }
 
 func (s *Server) build(ctx context.Context) (r rooms, err error) {
 	c := s.config
-	if r.authority, err = authn.New(ctx, authn.Config{Guard: s.guard, TrustDomain: c.TrustDomain, Namespace: c.Namespace, Now: c.Now}); err != nil {
+	if r.authority, err = authn.New(ctx, authn.Config{
+		Guard: s.guard, TrustDomain: c.TrustDomain, Namespace: c.Namespace, Now: c.Now,
+		Room: func(name string) error { return s.roomFor(func() *fleet.Fleet { return s.fleet }, name) },
+	}); err != nil {
 		return r, err
 	}
 	allow, err := c.access()
@@ -204,7 +214,7 @@ func (s *Server) build(ctx context.Context) (r rooms, err error) {
 		return r, err
 	}
 	s.guard.SetRules(r.authority.Decider(s.rules))
-	if r.kms, err = kms.New(ctx, kms.Config{Guard: s.guard, Now: c.Now}); err != nil {
+	if r.kms, err = kms.New(ctx, kms.Config{Guard: s.guard, Now: c.Now, Quotas: s.quotas}); err != nil {
 		return r, err
 	}
 	leases := rotation.Leases{TTL: c.LeaseTTL, MaxSkew: c.MaxSkew}

@@ -60,6 +60,7 @@ func (l *logged) String() string {
 type world struct {
 	t      *testing.T
 	config server.Config
+	source server.Config // what a reload reads, after reconfigure
 	admin  string
 	log    *logged
 	offset atomic.Int64

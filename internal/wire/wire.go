@@ -69,17 +69,20 @@ type Config struct {
 	Log        *slog.Logger
 	// Observe is told of each answer: ok, or the code of the fault; nil: nobody is.
 	Observe func(r *http.Request, code string, took time.Duration, stream bool)
+	Limits  Limits
 }
 
 // Server is the listener's HTTP server.
 type Server struct {
 	http    *http.Server
 	callers *callers
+	limits  atomic.Pointer[limiter]
 }
 
 // NewServer makes the server. Its caller serves and shuts it down.
 func NewServer(c Config) *Server {
 	s := &Server{callers: newCallers()}
+	s.limits.Store(newLimiter(c.Limits, c.Now))
 	s.http = &http.Server{
 		TLSConfig: c.TLS, Handler: s.authenticate(c), ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
 		MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(c.Log.Handler(), slog.LevelDebug),
@@ -112,6 +115,9 @@ func (s *Server) Cut(instance string) { s.callers.cut(instance) }
 // End ends the streams of callers that are meant.
 func (s *Server) End(meant func(policy.Caller) bool) { s.callers.end(meant) }
 
+// SetLimits begins to count anew, by other limits.
+func (s *Server) SetLimits(l Limits) { s.limits.Store(newLimiter(l, s.limits.Load().now)) }
+
 // Listen opens a TCP listener for TLS.
 func Listen(ctx context.Context, address string, c *tls.Config) (net.Listener, error) {
 	var lc net.ListenConfig
@@ -130,6 +136,7 @@ type peer struct {
 	address     string            // without the port
 	state       tls.ConnectionState
 	control     *http.ResponseController
+	limits      *limiter
 	outcome     *atomic.Pointer[fault.Code] // nil inside: ok
 }
 
@@ -155,6 +162,11 @@ func (s *Server) authenticate(c Config) http.Handler {
 			ctx, cancel = context.WithTimeout(ctx, p.until.Sub(c.Now()))
 			defer cancel()
 		case err != nil && !slices.Contains(Strangers(), r.URL.Path):
+			deny(ctx, w, r, writer, err)
+			return
+		}
+		p.limits = s.limits.Load()
+		if err := p.limits.admit(p, r.URL.Path); err != nil {
 			deny(ctx, w, r, writer, err)
 			return
 		}
@@ -254,6 +266,8 @@ func deny(ctx context.Context, w http.ResponseWriter, r *http.Request, writer *c
 		status = http.StatusForbidden
 	case fault.TooLarge:
 		status = http.StatusRequestEntityTooLarge
+	case fault.RateLimited:
+		status = http.StatusTooManyRequests
 	case fault.Unavailable:
 		status = http.StatusServiceUnavailable
 	}

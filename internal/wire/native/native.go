@@ -54,7 +54,7 @@ type About struct {
 // Mount adds the services to a mux.
 func Mount(mux *http.ServeMux, c Config) {
 	o := []connect.HandlerOption{
-		connect.WithReadMaxBytes(wire.MaxMessage), connect.WithSendMaxBytes(wire.MaxMessage), connect.WithInterceptors(append(slices.Clone(c.Interceptors), faults{c.Log})...),
+		connect.WithReadMaxBytes(wire.MaxMessage), connect.WithSendMaxBytes(wire.MaxMessage), connect.WithInterceptors(append(slices.Clone(c.Interceptors), faults{c.Log}, namespaces{c})...),
 		// Keys and ciphertexts do not get shorter, and what is short can be made to become long.
 		connect.WithCompression("gzip", nil, nil),
 		connect.WithCodec(strictJSON{"json"}), connect.WithCodec(strictJSON{"json; charset=utf-8"}),

@@ -1,0 +1,122 @@
+package server
+
+import (
+	"context"
+	"net"
+	"slices"
+
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/fleet"
+	"github.com/rotorkms/rotor/internal/kms"
+	"github.com/rotorkms/rotor/internal/wire"
+)
+
+// Limits bound what callers may do and keep. 0: no limit, unless it says so. All of it is read again at SIGHUP.
+type Limits struct {
+	CallerRate     float64 `yaml:"caller_rate"` // requests of one caller in a second, at this server
+	CallerBurst    int     `yaml:"caller_burst"`
+	NamespaceRate  float64 `yaml:"namespace_rate"` // requests about keys of one namespace in a second, at this server
+	NamespaceBurst int     `yaml:"namespace_burst"`
+	LoginRate      float64 `yaml:"login_rate"`  // logins from one address in a second, at this server; default 20
+	LoginBurst     int     `yaml:"login_burst"` // default 100
+
+	Keys      int `yaml:"keys"`      // of one namespace; default 100,000
+	Versions  int `yaml:"versions"`  // of one key
+	Instances int `yaml:"instances"` // of the cluster; default 20,000
+}
+
+// Defaults of quotas.
+const (
+	defaultKeys      = 100_000
+	defaultInstances = 20_000
+)
+
+func (l Limits) validate() error {
+	for name, n := range map[string]float64{
+		"caller_rate": l.CallerRate, "namespace_rate": l.NamespaceRate, "login_rate": l.LoginRate, "caller_burst": float64(l.CallerBurst),
+		"namespace_burst": float64(l.NamespaceBurst), "login_burst": float64(l.LoginBurst), "keys": float64(l.Keys), "versions": float64(l.Versions),
+		"instances": float64(l.Instances),
+	} {
+		if !(n >= 0 && n <= 1e9) {
+			return fault.New(fault.Invalid, "limits."+name).WithHint("0 to 1,000,000,000")
+		}
+	}
+	return nil
+}
+
+func (l Limits) wire() wire.Limits {
+	return wire.Limits{
+		CallerRate: l.CallerRate, CallerBurst: l.CallerBurst, NamespaceRate: l.NamespaceRate, NamespaceBurst: l.NamespaceBurst, LoginRate: l.LoginRate, LoginBurst: l.LoginBurst,
+	}
+}
+
+// quotas are those of the configuration as it is now.
+func (s *Server) quotas() kms.Quotas {
+	l := s.live.Load().config.Limits
+	q := kms.Quotas{Keys: l.Keys, Versions: l.Versions}
+	if q.Keys == 0 {
+		q.Keys = defaultKeys
+	}
+	return q
+}
+
+// roomFor says whether the fleet has room for an instance; one that is a member already has it. fault.QuotaReached.
+func (s *Server) roomFor(f func() *fleet.Fleet, name string) error {
+	most := s.live.Load().config.Limits.Instances
+	if most == 0 {
+		most = defaultInstances
+	}
+	members, _ := f().Count()
+	if members < most || slices.ContainsFunc(f().List(), func(i fleet.Info) bool { return i.Name == name }) {
+		return nil
+	}
+	return fault.New(fault.QuotaReached, "instances").WithHint("at most %d", most)
+}
+
+// Public is a second listener with a certificate of the operator's, for callers that know hosts and not SPIFFE IDs. Its files are read again when
+// they change.
+type Public struct {
+	Listen      string `yaml:"listen"`      // host:port; empty: there is none
+	Certificate string `yaml:"certificate"` // PEM: the certificate and those between it and its root
+	Key         string `yaml:"key"`         // PEM
+	TLS         string `yaml:"tls"`         // "1.3" (default), or "1.2" to take that too
+}
+
+func (p Public) validate() error {
+	bad := func(field, hint string) error { return fault.New(fault.Invalid, "public."+field).WithHint("%s", hint) }
+	if p == (Public{}) {
+		return nil
+	}
+	if _, _, err := net.SplitHostPort(p.Listen); err != nil {
+		return bad("listen", "host:port")
+	}
+	if p.Certificate == "" || p.Key == "" {
+		return bad("certificate", "name the PEM files of a certificate and its key")
+	}
+	if p.TLS != "" && p.TLS != "1.2" && p.TLS != "1.3" {
+		return bad("tls", `"1.2" or "1.3"`)
+	}
+	return nil
+}
+
+// listenPublic opens the second listener, if there is to be one.
+func (s *Server) listenPublic(ctx context.Context) error {
+	p := s.config.Public
+	if p.Listen == "" {
+		return nil
+	}
+	pair, err := wire.NewKeyPair(p.Certificate, p.Key, s.config.Now, s.config.Log)
+	if err != nil {
+		return err
+	}
+	s.public, err = wire.Listen(ctx, p.Listen, wire.OwnTLS(pair, p.TLS == "1.2"))
+	return err
+}
+
+// PublicAddress is the host:port of the second listener; empty without one.
+func (s *Server) PublicAddress() string {
+	if s.public == nil {
+		return ""
+	}
+	return s.public.Addr().String()
+}
