@@ -50,7 +50,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": exits, "startserver": startServer, "stopserver": stopServer, "sighup": sighup, "procstatus": procStatus, "interrupt": interrupt, "interruptfed": interruptFed,
-			"flip": flip, "startboard": startBoard, "truncate": truncate, "capture": capture, "empty": empty, "reorder": reorder, "forms": forms,
+			"flip": flip, "startboard": startBoard, "truncate": truncate, "capture": capture, "extract": extract, "empty": empty, "reorder": reorder, "forms": forms,
 		},
 	})
 }
@@ -326,6 +326,17 @@ func forms(ts *testscript.TestScript, _ bool, args []string) {
 // capture NAME sets a variable to the last standard output, without the space around it.
 func capture(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Setenv(args[0], strings.TrimSpace(ts.ReadFile("stdout")))
+}
+
+// extract PATTERN NAME writes the word of the last standard output that begins with a pattern to a file, and sets a variable to it.
+func extract(ts *testscript.TestScript, _ bool, args []string) {
+	word := regexp.MustCompile(args[0] + `\S*`).FindString(ts.ReadFile("stdout"))
+	word = strings.Trim(word, `",`)
+	if word == "" {
+		ts.Fatalf("no %s", args[0])
+	}
+	ts.Setenv(args[1], word)
+	ts.Check(os.WriteFile(ts.MkAbs(args[1]), []byte(word+"\n"), 0o600))
 }
 
 // empty DIR expects a directory without files.

@@ -63,6 +63,9 @@ func (s members) Hold(ctx context.Context, stream *connect.BidiStream[rotorv1.Ho
 
 func (s members) hello(ctx context.Context, h *rotorv1.Hello) (*fleet.Session, error) {
 	c := wire.Caller(ctx)
+	if c.Instance == "" || wire.Certificate(ctx) == nil { // its key signs the hello
+		return nil, fault.New(fault.Denied, "stream of an instance").WithHint("keys are held by instances, with their certificate and not a session")
+	}
 	a := delivery.Address{Cluster: s.Guard.ClusterID(), Instance: c.Instance, Incarnation: h.GetIncarnation(), Session: h.GetSession()}
 	if !identity.VerifyHello(wire.Certificate(ctx), delivery.HelloInput(a, h.GetHpkePublic()), h.GetSignature()) {
 		return nil, fault.New(fault.Unauthenticated, "hello").WithHint("it is not signed by the certificate's key")
