@@ -13,7 +13,7 @@ import (
 // matter: without them commits wait.
 func (s *Store) Durability(ctx context.Context) (d store.Durability, err error) {
 	var fsync, pages, standbys, commit string
-	err = s.read(ctx, func(ctx context.Context) error {
+	err = s.read(ctx, s.timeout, func(ctx context.Context) error {
 		return s.pool.QueryRow(ctx, `SELECT current_setting('fsync'), current_setting('full_page_writes'), current_setting('synchronous_standby_names'),
 			current_setting('synchronous_commit')`).Scan(&fsync, &pages, &standbys, &commit)
 	})

@@ -21,11 +21,12 @@ const (
 	stateIdle          = "25P03" // idle_in_transaction_session_timeout
 )
 
+// unavailable makes store.ErrUnavailable of an error, with its text alone: the end of a time of ours is not the end of the caller's.
 func unavailable(err error) error {
 	if errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrCorrupt) {
 		return err
 	}
-	return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
+	return fmt.Errorf("%w: %s", store.ErrUnavailable, err.Error())
 }
 
 // server is the error that the server reported, if it did.
@@ -72,8 +73,6 @@ func plain(err error) error {
 	switch {
 	case ok && e.Code == stateFull:
 		return fmt.Errorf("%w: %w", store.ErrFull, err)
-	case errors.Is(err, context.DeadlineExceeded): // ours, not the caller's, whose errors.Is must not find it
-		return fmt.Errorf("%w: %s", store.ErrUnavailable, err.Error())
 	case transient(err):
 		return unavailable(err)
 	}

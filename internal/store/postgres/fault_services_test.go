@@ -147,7 +147,7 @@ func testUnknown(t *testing.T, server *testenv.PostgreSQL) {
 	p := newProxy(t, server.Port)
 	straight := fresh(server.URL)
 	check := direct(t, straight)
-	o := postgres.Options{Timeout: 300 * time.Millisecond}
+	o := postgres.Options{Timeout: 900 * time.Millisecond}
 	up, down := traffic(t, p, mustOpen(t, p.url(straight), postgres.Options{Poll: time.Hour}))
 	count := map[string]int{}
 	n := 0
@@ -155,7 +155,7 @@ func testUnknown(t *testing.T, server *testenv.PostgreSQL) {
 		up    bool
 		bytes int
 	}{{true, up}, {false, down}} {
-		for at := range 8 {
+		for at := range 6 {
 			n++
 			s, err := postgres.Open(t.Context(), p.url(straight), postgres.Options{Timeout: o.Timeout, Log: quiet, Poll: time.Hour})
 			if err != nil {
@@ -163,7 +163,7 @@ func testUnknown(t *testing.T, server *testenv.PostgreSQL) {
 			}
 			warm(t, s)
 			key := fmt.Sprintf("n/%04d", n)
-			p.limited(after(at*way.bytes/8, way.up, func() { p.shut.Store(true) }))
+			p.limited(after(at*way.bytes/6, way.up, func() { p.shut.Store(true) }))
 			_, err = s.Commit(t.Context(), nil, []store.Op{put(key, "?")})
 			mustCommit(t, check, put("n/then", "the lock is free again")) // so whatever it was has ended
 			_, missing := check.Get(t.Context(), key)
@@ -175,7 +175,7 @@ func testUnknown(t *testing.T, server *testenv.PostgreSQL) {
 			case errors.Is(err, store.ErrUnavailable) && missing != nil:
 				count["refused"]++
 			default:
-				t.Errorf("up %v, %d eighths: %v, there: %v", way.up, at, err, missing == nil)
+				t.Errorf("up %v, %d sixths: %v, there: %v", way.up, at, err, missing == nil)
 			}
 			p.limited(nil)
 			p.shut.Store(false)
@@ -220,7 +220,7 @@ func admin(t *testing.T, url string) *pgx.Conn {
 // cancels the wait, it is still not called a success.
 func testNotReplicated(t *testing.T, server *testenv.PostgreSQL) {
 	url := fresh(server.URL)
-	s := mustOpen(t, url, postgres.Options{Timeout: time.Second})
+	s := mustOpen(t, url, postgres.Options{Timeout: 2 * time.Second})
 	mustCommit(t, s, put("k", "before"))
 	a := admin(t, server.URL)
 	set := func(names string) {
@@ -394,7 +394,7 @@ func testStates(t *testing.T, server *testenv.PostgreSQL) {
 // testGivenUp: a commit whose caller gives up before it is taken never happens; a lock that somebody holds refuses commits in bounded time.
 func testGivenUp(t *testing.T, server *testenv.PostgreSQL) {
 	url := fresh(server.URL)
-	s := mustOpen(t, url, postgres.Options{Timeout: time.Second})
+	s := mustOpen(t, url, postgres.Options{Timeout: 2 * time.Second})
 	mustCommit(t, s, put("k", "0"))
 	a := admin(t, server.URL)
 	tx, err := a.Begin(t.Context())

@@ -26,12 +26,8 @@ type Options struct {
 	Log     *slog.Logger  // default: slog.Default
 }
 
-// The bounds of what the server may do for us without an end.
-const (
-	statementTime = time.Minute // of one statement; a List of everything is the longest
-	// idleShare of Timeout is how long the server waits for the second half of a transaction of ours before it lets the others on.
-	idleShare = 3
-)
+// statementTime bounds one statement, on both sides; a List of everything is the longest.
+const statementTime = time.Minute
 
 // Store is an open store. It is safe for concurrent use.
 type Store struct {

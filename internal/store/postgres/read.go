@@ -31,7 +31,8 @@ func pause(ctx context.Context, n int) error {
 }
 
 // read runs a query that may be run again: a connection that broke is no error while the server can be reached within the time for it.
-func (s *Store) read(ctx context.Context, f func(ctx context.Context) error) error {
+// limit bounds one try, which a network that swallows everything would keep waiting.
+func (s *Store) read(ctx context.Context, limit time.Duration, f func(ctx context.Context) error) error {
 	run, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(s.ctx, cancel)()
@@ -43,7 +44,9 @@ func (s *Store) read(ctx context.Context, f func(ctx context.Context) error) err
 		if err := s.failure(); err != nil {
 			return err
 		}
-		err := f(run)
+		try, done := context.WithTimeout(run, limit)
+		err := f(try)
+		done()
 		if err == nil || errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrCompacted) {
 			return err
 		}
@@ -63,9 +66,7 @@ func (s *Store) read(ctx context.Context, f func(ctx context.Context) error) err
 // Get implements store.Store.
 func (s *Store) Get(ctx context.Context, key string) (store.Record, error) {
 	r := store.Record{Key: key}
-	err := s.read(ctx, func(ctx context.Context) error {
-		ctx, cancel := context.WithTimeout(ctx, s.timeout)
-		defer cancel()
+	err := s.read(ctx, s.timeout/2, func(ctx context.Context) error {
 		err := s.pool.QueryRow(ctx, s.sql.get, []byte(key)).Scan(&r.Value, number{&r.Rev})
 		if errors.Is(err, pgx.ErrNoRows) {
 			return store.ErrNotFound
@@ -80,7 +81,7 @@ func (s *Store) Get(ctx context.Context, key string) (store.Record, error) {
 
 // head reads the newest revision and the newest that the log no longer holds.
 func (s *Store) head(ctx context.Context) (first, rev store.Rev, err error) {
-	err = s.read(ctx, func(ctx context.Context) error {
+	err = s.read(ctx, s.timeout/2, func(ctx context.Context) error {
 		return s.pool.QueryRow(ctx, s.sql.head).Scan(number{&rev}, number{&first})
 	})
 	return first, rev, err
@@ -91,7 +92,7 @@ func (s *Store) head(ctx context.Context) (first, rev store.Rev, err error) {
 func (s *Store) List(ctx context.Context, prefix string) (store.Rev, iter.Seq2[store.Record, error]) {
 	var rev store.Rev
 	var found []store.Record
-	err := s.read(ctx, func(ctx context.Context) error {
+	err := s.read(ctx, statementTime, func(ctx context.Context) error {
 		rev, found = 0, nil
 		sql, args := s.sql.listAll, []any{}
 		if end, ok := after(prefix); ok {

@@ -121,7 +121,7 @@ func writable(ctx context.Context, c *pgconn.PgConn) error {
 	return pgconn.ValidateConnectTargetSessionAttrsReadWrite(ctx, c)
 }
 
-// bound sets what ends, on the server's side, the wait for locks, for us, and for the network.
+// bound sets what ends, on the server's side, the wait for locks, for us in the middle of a transaction, and for the network.
 func (c config) bound(timeout time.Duration) {
 	ms := func(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }
 	for _, conn := range []*pgx.ConnConfig{c.pool.ConnConfig, c.own} {
@@ -129,8 +129,8 @@ func (c config) bound(timeout time.Duration) {
 			conn.ConnectTimeout = timeout / 2 // of one host; there may be others
 		}
 		set := map[string]string{
-			"default_transaction_isolation": "read committed", "statement_timeout": ms(statementTime), "lock_timeout": ms(timeout / 2),
-			"idle_in_transaction_session_timeout": ms(timeout / idleShare),
+			"default_transaction_isolation": "read committed", "statement_timeout": ms(statementTime), "lock_timeout": ms(timeout / 3),
+			"idle_in_transaction_session_timeout": ms(timeout / 3),
 			"tcp_keepalives_idle":                 "2", "tcp_keepalives_interval": "1", "tcp_keepalives_count": "3",
 		}
 		for name, value := range set {

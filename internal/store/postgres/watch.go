@@ -253,7 +253,7 @@ func (s *Store) older(ctx context.Context, at store.Rev) (log []logged, err erro
 		return nil, nil
 	}
 	for {
-		err = s.read(ctx, func(ctx context.Context) error {
+		err = s.read(ctx, s.timeout, func(ctx context.Context) error {
 			p, err := s.since(ctx, s.pool, at)
 			log = p.log
 			return err

@@ -167,7 +167,7 @@ type attempt struct {
 
 // attempt runs one transaction, in two round trips: lock and read, then write and commit. An error of the first says that nothing was written.
 func (w *writer) attempt(batch []*pending) (attempt, error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(w.ctx), w.timeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(w.ctx), w.timeout/2) // so that there is time for another
 	defer cancel()
 	if err := w.ready(ctx); err != nil {
 		return attempt{}, err
