@@ -51,7 +51,7 @@ type part struct {
 }
 
 func parts() []part {
-	return []part{{"files", files}, {"rewrap", rewrap}, {"fields", fields}, {"memory", memory}, {"store", engine}, {"postgres", onPostgres}, {"watchers", watchers}, {"fleet", fleet}}
+	return []part{{"files", files}, {"rewrap", rewrap}, {"fields", fields}, {"memory", memory}, {"store", engine}, {"postgres", onPostgres}, {"etcd", onEtcd}, {"watchers", watchers}, {"fleet", fleet}}
 }
 
 func main() {
@@ -71,7 +71,7 @@ func run(ctx context.Context, args []string) (err error) {
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.StringVar(&o.out, "out", "bench-report.json", "the report")
 	f.StringVar(&o.fleet, "fleet", "", "command that measures a fleet and prints rows as JSON; empty: none")
-	f.StringVar(&o.only, "only", "", "comma-separated parts: files, rewrap, fields, memory, store, postgres, watchers, fleet; empty: all")
+	f.StringVar(&o.only, "only", "", "comma-separated parts: files, rewrap, fields, memory, store, postgres, etcd, watchers, fleet; empty: all")
 	f.StringVar(&o.rotor, "rotor", "", "the rotor command; empty: no watchers")
 	f.IntVar(&o.watchers, "watchers", 10_000, "instances that watch, each with its own connection")
 	f.IntVar(&o.rounds, "rounds", 9, "rounds of each measurement")
