@@ -222,6 +222,41 @@ func TestParseErrors(t *testing.T) {
 	}
 }
 
+// TestAttributes: a rule that names attributes covers callers that have all of them; to have none fits no pattern.
+func TestAttributes(t *testing.T) {
+	r, err := policy.Parse("rules", []byte(`version: 1
+rules:
+  - name: ci
+    callers: ["token/ci/**"]
+    attributes: {repository: acme/*, ref: refs/heads/main}
+    actions: [status]
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name       string
+		attributes map[string]string
+		want       bool
+	}{
+		{"token/ci/a/b", map[string]string{"repository": "acme/train", "ref": "refs/heads/main", "more": "x"}, true},
+		{"token/ci/a/b", map[string]string{"repository": "acme/train", "ref": "refs/heads/other"}, false},
+		{"token/ci/a/b", map[string]string{"repository": "acme/train/x", "ref": "refs/heads/main"}, false},
+		{"token/ci/a/b", map[string]string{"repository": "acme/train"}, false},
+		{"token/ci/a/b", nil, false},
+		{"token/other/a", map[string]string{"repository": "acme/train", "ref": "refs/heads/main"}, false},
+	} {
+		if _, got := r.Allows(policy.Caller{Name: c.name, Attributes: c.attributes}, policy.ActStatus, policy.Resource{}); got != c.want {
+			t.Errorf("%s with %v: %v", c.name, c.attributes, got)
+		}
+	}
+	for _, bad := range []string{`{"": x}`, `[a]`, `{a: [b]}`} {
+		if _, err := policy.Parse("rules", []byte("version: 1\nrules: [{name: a, callers: [b], actions: [status], attributes: "+bad+"}]")); err == nil {
+			t.Errorf("%s was taken", bad)
+		}
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(rules))
 	f.Add([]byte("version: 1\n---\nrules: []"))
