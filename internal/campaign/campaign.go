@@ -17,6 +17,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/keyring"
@@ -37,6 +39,8 @@ const (
 type Members interface {
 	// Members returns the holders and the condition under which a gate over them may be passed.
 	Members(id keyring.KeyID) ([]rotation.Member, guard.Cond)
+	// CatchUp returns once Members knows every join and leave before the call.
+	CatchUp(ctx context.Context) error
 }
 
 // Config is what a Service needs.
@@ -46,8 +50,12 @@ type Config struct {
 	Fleet Members
 	TLS   func(instance string) (*tls.Config, error) // to the instance that serves a data set
 	Open  func(DataSet) (Adapter, error)             // instead of HTTP over TLS
-	Now   func() time.Time
-	Log   *slog.Logger
+	// Lead says whether this server moves data and destroys what is due, and the condition under which it does. nil: it always does.
+	Lead func() (guard.Cond, bool)
+	// Behind names the servers that may act on memory older than a revision. nil: there are no others.
+	Behind func(store.Rev) []string
+	Now    func() time.Time
+	Log    *slog.Logger
 }
 
 // DataSet is a registered place where ciphertext of one key lives. It is served by the joined instance of the same name.
@@ -85,12 +93,15 @@ type Service struct {
 	lowering  map[string]bool // data sets whose floor is to be lowered for a rollback; true: it is under way
 	wake      chan struct{}   // tells Run that there is something to begin
 	last      map[keyring.KeyID]Report
+	known     store.Rev     // data sets as of this revision
+	learnt    chan struct{} // closed and replaced when known grows
+	began     store.Rev     // where the watch of campaigns starts
 }
 
 // New reads the registered data sets and the campaigns that have not ended.
 func New(ctx context.Context, c Config) (*Service, error) {
-	s := &Service{Config: c, sets: map[string]*set{}, campaigns: map[string]*running{}, lowering: map[string]bool{}, wake: make(chan struct{}, 1), last: map[keyring.KeyID]Report{}}
-	records, _, err := c.Guard.List(ctx, setPrefix)
+	s := &Service{Config: c, sets: map[string]*set{}, campaigns: map[string]*running{}, lowering: map[string]bool{}, wake: make(chan struct{}, 1), last: map[keyring.KeyID]Report{}, learnt: make(chan struct{})}
+	records, rev, err := c.Guard.List(ctx, setPrefix)
 	if err != nil {
 		return nil, fmt.Errorf("read data sets: %w", err)
 	}
@@ -104,6 +115,7 @@ func New(ctx context.Context, c Config) (*Service, error) {
 		}
 		s.sets[t.d.Name] = t
 	}
+	s.known = rev
 	return s, s.loadCampaigns(ctx)
 }
 
@@ -176,7 +188,7 @@ func (s *Service) add(ctx context.Context, p *guard.Permit, t *set) error {
 		}
 		t.rev, err = p.Commit(ctx, []guard.Cond{{Path: path}, cond}, []guard.Write{{Path: path, Value: value}}, map[string]string{"data_set": t.d.Name})
 		if fault.CodeOf(err) == fault.Conflict {
-			if _, there := s.named(t.d.Name); there {
+			if _, err := s.Guard.Get(ctx, path); err == nil {
 				return fault.New(fault.Exists, "data set "+t.d.Name)
 			}
 			continue // the key changed
@@ -307,25 +319,66 @@ func (t *set) refresh(ctx context.Context, g *guard.Guard, value []byte) (made b
 	return bytes.Equal(r.Value, value), nil
 }
 
-// Run moves data, lowers floors and destroys what is due until ctx ends.
+// Run follows what other servers do, and, at the server that leads, moves data, lowers floors and destroys what is due until ctx ends.
 func (s *Service) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	sets, campaigns := s.known, s.began
+	group.Go(func() error { return s.follow(ctx, setPrefix, sets, s.seeSet) })
+	group.Go(func() error { return s.follow(ctx, campaignPrefix, campaigns, s.seeCampaign) })
+	group.Go(func() error { s.destroyLoop(ctx); return nil })
+	group.Go(func() error { s.work(ctx); return nil })
+	return group.Wait()
+}
+
+// work moves data and lowers floors while this server leads.
+func (s *Service) work(ctx context.Context) {
 	var wait sync.WaitGroup
 	defer wait.Wait()
-	wait.Go(func() { s.destroyLoop(ctx) })
+	look := time.NewTicker(glance)
+	defer look.Stop()
+	var o office
+	defer o.resign()
 	for {
-		for _, r := range s.unfinished() {
-			if r.begin() {
-				wait.Go(func() { s.move(ctx, r) })
+		if _, leads := s.leads(); leads {
+			in := o.hold(ctx)
+			for _, r := range s.unfinished() {
+				if r.begin() {
+					wait.Go(func() { s.move(in, r) })
+				}
 			}
+		} else {
+			o.resign()
 		}
 		for _, t := range s.toLower() {
 			wait.Go(func() { s.lower(ctx, t) })
 		}
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-s.wake:
+		case <-look.C:
 		}
+	}
+}
+
+// office is the time for which a server leads.
+type office struct {
+	ctx    context.Context
+	cancel context.CancelFunc
+}
+
+// hold is the context of what a server does while it leads.
+func (o *office) hold(ctx context.Context) context.Context {
+	if o.ctx == nil {
+		o.ctx, o.cancel = context.WithCancel(ctx)
+	}
+	return o.ctx
+}
+
+func (o *office) resign() {
+	if o.ctx != nil {
+		o.cancel()
+		o.ctx = nil
 	}
 }
 

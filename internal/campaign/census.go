@@ -40,11 +40,14 @@ func (s *Service) Census(ctx context.Context, c policy.Caller, ref kms.Ref) (Rep
 
 // count takes a census.
 func (s *Service) count(ctx context.Context, id keyring.KeyID) (Report, error) {
-	k, _, err := s.KMS.Record(ctx, id)
+	if err := s.catchUp(ctx); err != nil {
+		return Report{}, err
+	}
+	k, late, err := s.late(ctx, id)
 	if err != nil {
 		return Report{}, err
 	}
-	r := Report{Epoch: k.Epoch, Started: s.Now().UTC(), Counts: map[uint32]uint64{}, Settled: len(s.late(k)) == 0}
+	r := Report{Epoch: k.Epoch, Started: s.Now().UTC(), Counts: map[uint32]uint64{}, Settled: len(late) == 0}
 	numbers := map[string]uint32{}
 	for _, v := range k.Versions {
 		numbers[hexHandle(v.Handle)] = v.Number
@@ -109,14 +112,23 @@ func plus(a, b uint64) uint64 {
 	return math.MaxUint64
 }
 
-// late names the holders that may still protect with an older version.
-func (s *Service) late(k keyring.Key) []string {
-	members, _ := s.Fleet.Members(k.ID)
-	v, err := k.Version(k.Primary)
+// late reads a key and names the holders that may still protect with an older version, and the servers that may.
+func (s *Service) late(ctx context.Context, id keyring.KeyID) (k keyring.Key, late []string, err error) {
+	k, cond, err := s.KMS.Record(ctx, id)
 	if err != nil {
-		return nil
+		return k, nil, err
 	}
-	return rotation.Waiting(members, v.Promoted)
+	if err := s.Fleet.CatchUp(ctx); err != nil { // after the key was read: who joins later is told of it
+		return k, nil, err
+	}
+	members, _ := s.Fleet.Members(id)
+	if v, err := k.Version(k.Primary); err == nil {
+		late = rotation.Waiting(members, v.Promoted)
+	}
+	if s.Behind != nil {
+		late = append(late, s.Behind(cond.Rev)...)
+	}
+	return k, late, nil
 }
 
 // settled says whether a data set takes nothing any more that was encrypted before the present primary was everywhere.
@@ -131,7 +143,14 @@ func (s *Service) settled(d DataSet, k keyring.Key) bool {
 // calm makes a census possible: every holder has acknowledged the promotion, and every floor is up or its time of flight has begun.
 // fault.GateClosed names who is late.
 func (s *Service) calm(ctx context.Context, k keyring.Key) error {
-	if late := s.late(k); len(late) > 0 {
+	if err := s.catchUp(ctx); err != nil {
+		return err
+	}
+	_, late, err := s.late(ctx, k.ID)
+	if err != nil {
+		return err
+	}
+	if len(late) > 0 {
 		return fault.New(fault.GateClosed, "key "+k.Name+" waits for "+strings.Join(late, ", "))
 	}
 	for _, t := range s.of(k.ID) {
@@ -285,7 +304,9 @@ func (s *Service) destroyLoop(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-clock.C:
-			s.destroyDue(ctx)
+			if _, leads := s.leads(); leads {
+				s.destroyDue(ctx)
+			}
 		}
 	}
 }

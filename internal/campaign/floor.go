@@ -61,10 +61,15 @@ func (s *Service) raise(ctx context.Context, t *set) error {
 		if err := t.adapter.SetFloor(ctx, d.Floor); err != nil {
 			return err
 		}
-		_, err = s.edit(ctx, t, nil, func(d DataSet) DataSet {
-			d.Raised = true
-			return d
+		_, err = s.edit(ctx, t, nil, func(now DataSet) DataSet {
+			if now.Floor.Sequence == d.Floor.Sequence && now.Floor.Incarnation == d.Floor.Incarnation { // else another server has gone on
+				now.Raised = true
+			}
+			return now
 		})
+		if fault.CodeOf(err) == fault.Conflict && ctx.Err() == nil {
+			continue
+		}
 		return err
 	}
 }

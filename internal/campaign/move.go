@@ -73,6 +73,13 @@ func (r *running) begin() bool {
 	return !was
 }
 
+// end says that this server moves it no more.
+func (r *running) end() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.begun = false
+}
+
 func (r *running) progressed(now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -98,10 +105,11 @@ func (r *running) change(f func(*Campaign)) {
 }
 
 func (s *Service) loadCampaigns(ctx context.Context) error {
-	records, _, err := s.Guard.List(ctx, campaignPrefix)
+	records, rev, err := s.Guard.List(ctx, campaignPrefix)
 	if err != nil {
 		return fmt.Errorf("read campaigns: %w", err)
 	}
+	s.began = rev
 	for _, rec := range records {
 		r := &running{rev: rec.Rev}
 		if err := json.Unmarshal(rec.Value, &r.c); err != nil {
@@ -143,22 +151,67 @@ func (s *Service) Start(ctx context.Context, c policy.Caller, ref kms.Ref, targe
 	}
 	s.starting.Lock()
 	defer s.starting.Unlock()
-	for _, r := range s.unfinished() {
-		if r.now().Key == k.ID {
-			return Campaign{}, fault.New(fault.RotationInFlight, "campaign "+r.now().ID).WithHint("the key has a campaign already; watch it with rotor campaign watch")
-		}
+	only, err := s.only(ctx, k.ID)
+	if err != nil {
+		return Campaign{}, err
 	}
 	var id [8]byte
 	rand.Read(id[:])
 	r := &running{c: Campaign{ID: hex.EncodeToString(id[:]), Key: k.ID, Target: target, PerSecond: perSecond, Phase: "waiting", Started: s.Now().UTC()}}
-	if err := s.save(ctx, p, r); err != nil {
+	err = s.save(ctx, p, r, []guard.Cond{only}, guard.Write{Path: only.Path, Value: []byte(r.c.ID)})
+	if fault.CodeOf(err) == fault.Conflict {
+		return Campaign{}, fault.Wrap(fault.RotationInFlight, "campaign of key "+k.Name, err)
+	}
+	if err != nil {
 		return Campaign{}, err
 	}
 	s.mu.Lock()
-	s.campaigns[r.c.ID] = r
+	if known := s.campaigns[r.c.ID]; known != nil {
+		r = known
+	}
+	s.campaigns[r.now().ID] = r
 	s.mu.Unlock()
 	s.poke()
 	return r.now(), nil
+}
+
+// ofPrefix is where the last campaign of each key stands, so that a key has one at a time whichever server begins it.
+const ofPrefix = "campaign-of/"
+
+// only is the condition that a key has no campaign that runs. fault.RotationInFlight.
+func (s *Service) only(ctx context.Context, id keyring.KeyID) (guard.Cond, error) {
+	cond := guard.Cond{Path: ofPrefix + string(id)}
+	rec, err := s.Guard.Get(ctx, cond.Path)
+	if fault.CodeOf(err) != fault.NotFound && err != nil {
+		return cond, err
+	}
+	cond.Rev = rec.Rev
+	running := string(rec.Value)
+	for _, r := range s.unfinished() { // one that an older build began stands nowhere else
+		if r.now().Key == id {
+			running = r.now().ID
+		}
+	}
+	if running == "" {
+		return cond, nil
+	}
+	last, err := s.stored(ctx, running)
+	if err == nil && !last.Done() {
+		return cond, fault.New(fault.RotationInFlight, "campaign "+running).WithHint("the key has a campaign already; watch it with rotor campaign watch")
+	}
+	return cond, err
+}
+
+// stored reads a campaign as it was last stored.
+func (s *Service) stored(ctx context.Context, id string) (c Campaign, err error) {
+	r, err := s.Guard.Get(ctx, campaignPrefix+id)
+	if err != nil {
+		return c, err
+	}
+	if err := json.Unmarshal(r.Value, &c); err != nil {
+		return c, fault.Wrap(fault.RecordTampered, r.Path, err)
+	}
+	return c, nil
 }
 
 // Get shows a campaign to whoever may start one on its key.
@@ -169,6 +222,8 @@ func (s *Service) Get(ctx context.Context, c policy.Caller, id string) (Campaign
 	var found Campaign
 	if r != nil {
 		found = r.now()
+	} else if c, err := s.stored(ctx, id); err == nil { // another server began it a moment ago
+		r, found = &running{c: c}, c
 	}
 	k, _ := s.KMS.Key(found.Key)
 	if _, err := s.Guard.Admit(ctx, c, policy.ActCampaign, kms.Resource(k)); err != nil {
@@ -180,8 +235,9 @@ func (s *Service) Get(ctx context.Context, c policy.Caller, id string) (Campaign
 	return found, nil
 }
 
-// save stores a campaign. After a commit whose outcome it cannot know it reads the record again.
-func (s *Service) save(ctx context.Context, p *guard.Permit, r *running) error {
+// save stores a campaign. After a commit whose outcome it cannot know it reads the record again; if another server has stored it meanwhile,
+// what that one stored counts.
+func (s *Service) save(ctx context.Context, p *guard.Permit, r *running, conds []guard.Cond, also ...guard.Write) error {
 	ctx = context.WithoutCancel(ctx) // a commit that was given up may have been made
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -190,7 +246,8 @@ func (s *Service) save(ctx context.Context, p *guard.Permit, r *running) error {
 		return fmt.Errorf("encode campaign: %w", err)
 	}
 	path := campaignPrefix + r.c.ID
-	rev, err := p.Commit(ctx, []guard.Cond{{Path: path, Rev: r.rev}}, []guard.Write{{Path: path, Value: value}}, map[string]string{"campaign": r.c.ID, "phase": r.c.Phase})
+	writes := append(also, guard.Write{Path: path, Value: value})
+	rev, err := p.Commit(ctx, append(conds, guard.Cond{Path: path, Rev: r.rev}), writes, map[string]string{"campaign": r.c.ID, "phase": r.c.Phase})
 	if err == nil {
 		r.rev, r.saved = rev, s.Now()
 		return nil
@@ -199,10 +256,24 @@ func (s *Service) save(ctx context.Context, p *guard.Permit, r *running) error {
 	if lost != nil {
 		return err
 	}
-	if r.rev = there.Rev; bytes.Equal(there.Value, value) {
-		r.saved, err = s.Now(), nil
+	if bytes.Equal(there.Value, value) {
+		r.rev, r.saved = there.Rev, s.Now()
+		return nil
+	}
+	var c Campaign
+	if there.Rev != r.rev && json.Unmarshal(there.Value, &c) == nil {
+		r.c, r.rev = c, there.Rev
 	}
 	return err
+}
+
+// keep is save for who moves the campaign, as long as this server leads.
+func (s *Service) keep(ctx context.Context, p *guard.Permit, r *running) error {
+	conds, leads := s.leads()
+	if !leads {
+		return fault.New(fault.Conflict, "campaign "+r.now().ID)
+	}
+	return s.save(ctx, p, r, conds)
 }
 
 // move runs a campaign to its end, trying again what fails for reasons outside until nothing has moved for giveUpAfter.
@@ -223,9 +294,11 @@ func (s *Service) move(ctx context.Context, r *running) {
 		pause(ctx, retryAfter)
 	}
 	if ctx.Err() != nil {
-		return // the next start of the server goes on from the last stored cursor
+		r.end() // who leads next goes on from the last stored cursor
+		return
 	}
-	if err := s.save(ctx, p, r); err != nil {
+	if err := s.keep(ctx, p, r); err != nil {
+		r.end() // who leads looks at the end again
 		s.Log.WarnContext(ctx, "campaign not saved", "campaign", r.now().ID, "error", err)
 	}
 }
@@ -344,7 +417,7 @@ func (s *Service) shard(ctx context.Context, p *guard.Permit, r *running, t *set
 		r.change(func(c *Campaign) { c.Cursor = next; c.Scanned += uint64(len(items)) })
 		r.progressed(s.Now())
 		if s.Now().Sub(r.lastSaved()) > saveEvery {
-			if err := s.save(ctx, p, r); err != nil {
+			if err := s.keep(ctx, p, r); err != nil {
 				return err
 			}
 		}

@@ -38,7 +38,8 @@ const backdate = 30 * time.Second
 // Issuer signs with the keys of a kms.Service.
 type Issuer struct {
 	KMS  *kms.Service
-	Name string // the "iss" claim
+	Name string        // the "iss" claim
+	Lag  time.Duration // how old a set may be that a server hands out while another has changed it: taken off the time that it may be cached
 	Now  func() time.Time
 }
 
@@ -112,7 +113,7 @@ func (i Issuer) Set(ns keyring.Namespace) (token.Set, time.Duration) {
 		if k.Purpose != suite.Sign || k.Namespace != ns {
 			continue
 		}
-		maxAge = min(maxAge, k.Rotation.Margin)
+		maxAge = min(maxAge, max(0, k.Rotation.Margin-i.Lag))
 		for _, v := range k.Snapshot().Versions {
 			if published(k, v, i.Now()) {
 				s.Keys = append(s.Keys, token.Key{ID: KeyID(ns, v.Handle), Algorithm: v.Algorithm, Public: v.Public})

@@ -33,7 +33,11 @@ func (s *Service) Replace(ctx context.Context, id keyring.KeyID, conds ...guard.
 		if err != nil {
 			return k, change{}, err
 		}
-		made.conds = append(made.conds, conds...)
+		for _, c := range conds {
+			if c.Path != "" {
+				made.conds = append(made.conds, c)
+			}
+		}
 		next, err := rotation.Stage(k, v, now)
 		return next, made, err
 	})

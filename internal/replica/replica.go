@@ -146,26 +146,34 @@ func boottime() time.Duration {
 // ID names this server's session.
 func (k *Keeper) ID() string { return k.id }
 
-// CheckFormat says whether this build may touch a store, and makes the note of the format in a store that has none. fault.StoreNewer.
-func CheckFormat(ctx context.Context, s store.Store) error { return checkFormat(ctx, s, Format) }
-
-func checkFormat(ctx context.Context, s store.Store, newest int) error {
-	for {
-		r, err := s.Get(ctx, formatPath)
-		if errors.Is(err, store.ErrNotFound) {
-			value, _ := json.Marshal(newest) // a number always encodes
-			_, err := s.Commit(ctx, []store.Cond{{Key: formatPath}}, []store.Op{{Key: formatPath, Value: value}})
-			if errors.Is(err, store.ErrConflict) {
-				continue
-			}
-			return err
-		}
-		if err != nil {
-			return err
-		}
-		_, err = parseFormat(r.Value, newest)
-		return err
+// CheckFormat says whether this build may touch a store. It writes nothing. fault.StoreNewer.
+func CheckFormat(ctx context.Context, s store.Store) error {
+	r, err := s.Get(ctx, formatPath)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
 	}
+	if err != nil {
+		return fmt.Errorf("read format of the store: %w", err)
+	}
+	_, err = parseFormat(r.Value, Format)
+	return err
+}
+
+// MarkFormat notes the format in a store that has no note of it. fault.StoreNewer.
+func MarkFormat(ctx context.Context, s store.Store) error { return markFormat(ctx, s, Format) }
+
+func markFormat(ctx context.Context, s store.Store, newest int) error {
+	value, _ := json.Marshal(newest) // a number always encodes
+	_, err := s.Commit(ctx, []store.Cond{{Key: formatPath}}, []store.Op{{Key: formatPath, Value: value}})
+	if err != nil && !errors.Is(err, store.ErrConflict) && !errors.Is(err, store.ErrUnknown) {
+		return fmt.Errorf("note format of the store: %w", err)
+	}
+	r, err := s.Get(ctx, formatPath)
+	if err != nil {
+		return fmt.Errorf("read format of the store: %w", err)
+	}
+	_, err = parseFormat(r.Value, newest)
+	return err
 }
 
 // parseFormat reads the note of the format. fault.StoreNewer, RecordTampered.
@@ -180,21 +188,40 @@ func parseFormat(b []byte, newest int) (int, error) {
 	return n, nil
 }
 
-// Start reads what is there and stores the session; Run goes on with it. fault.StoreNewer.
+// Introduce sets the host:port that the session names, before Start.
+func (k *Keeper) Introduce(address string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.Address, k.own.Address = address, address
+}
+
+// Start stores the session and reads the others'. Run goes on with it; the session is fresh once Run has given the next sign of life.
+// fault.StoreNewer.
 func (k *Keeper) Start(ctx context.Context) error {
-	if err := checkFormat(ctx, k.Store, k.Newest); err != nil {
+	if err := markFormat(ctx, k.Store, k.Newest); err != nil {
 		return err
 	}
-	sent := k.Clock()
-	at, err := k.renew(ctx)
-	if err != nil {
+	if _, err := k.renew(ctx); err != nil {
 		return err
 	}
-	if err := k.list(ctx); err != nil {
-		return err
+	return k.list(ctx)
+}
+
+// Await returns once the session is fresh.
+func (k *Keeper) Await(ctx context.Context) error {
+	for {
+		k.mu.Lock()
+		fresh, changed := k.fresh(), k.changed
+		k.mu.Unlock()
+		if fresh {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fault.Wrap(fault.Canceled, "session of this server", ctx.Err())
+		}
 	}
-	k.came(sent, at)
-	return nil
 }
 
 // list reads every session and the leader.
@@ -287,18 +314,18 @@ func (k *Keeper) Run(ctx context.Context) error {
 	tick := time.NewTicker(k.TTL / beats)
 	defer tick.Stop()
 	for {
+		err := k.beat(ctx)
+		if err == nil {
+			err = errors.Join(k.stand(ctx), k.tidy(ctx))
+		}
+		if err != nil && ctx.Err() == nil {
+			k.Log.WarnContext(ctx, "session of this server not kept", "error", err)
+		}
 		select {
 		case <-ctx.Done():
 			watch.Wait()
 			return failed
 		case <-tick.C:
-		}
-		if err := k.beat(ctx); err != nil && ctx.Err() == nil {
-			k.Log.WarnContext(ctx, "session of this server not renewed", "error", err)
-			continue
-		}
-		if err := errors.Join(k.stand(ctx), k.tidy(ctx)); err != nil && ctx.Err() == nil {
-			k.Log.WarnContext(ctx, "sessions of servers", "error", err)
 		}
 	}
 }

@@ -336,7 +336,7 @@ func TestFormat(t *testing.T) {
 		if _, err := s.Commit(t.Context(), nil, []store.Op{{Key: "replica/format", Value: []byte(`"x"`)}}); err != nil {
 			t.Fatal(err)
 		}
-		if err := replica.CheckFormat(t.Context(), s); fault.CodeOf(err) != fault.RecordTampered {
+		if err := replica.MarkFormat(t.Context(), s); fault.CodeOf(err) != fault.RecordTampered {
 			t.Errorf("garbage: %v", err)
 		}
 	})

@@ -1,4 +1,4 @@
-// Package rollout drives rotations: it is the only committer of gated steps. It looks at a key whenever the key, its members or
+// Package rollout drives rotations: it is the only committer of gated steps, at the one server that leads. It looks at a key whenever the key, its members or
 // the clock may have opened a gate, and takes every step whose gate holds.
 package rollout
 
@@ -34,8 +34,10 @@ type Config struct {
 	KMS    *kms.Service
 	Fleet  *fleet.Fleet
 	Floors Floors // nil: there are no data sets
-	Now    func() time.Time
-	Log    *slog.Logger
+	// Lead says whether this server takes the steps, and the condition under which each of them stands. nil: it always does.
+	Lead func() (guard.Cond, bool)
+	Now  func() time.Time
+	Log  *slog.Logger
 }
 
 // Loop is the loop.
@@ -121,11 +123,18 @@ func (l *Loop) step(ctx context.Context, id keyring.KeyID) (again bool, err erro
 	members, cond := l.Fleet.Members(id)
 	now := l.Now().UTC()
 	next, late := rotation.Next(k, members, now)
+	if next == rotation.StepWait { // each server fences the members whose leases it grants, the others those of a dead server
+		return l.fence(ctx, k, late)
+	}
+	lead, leads := l.lead()
+	if !leads {
+		return false, nil
+	}
 	switch next {
 	case rotation.StepReplace:
-		_, err = l.KMS.Replace(ctx, id)
+		_, err = l.KMS.Replace(ctx, id, lead)
 	case rotation.StepDistribute:
-		_, err = l.KMS.Step(ctx, id, guard.Cond{}, rotation.Distribute)
+		_, err = l.KMS.Step(ctx, id, lead, rotation.Distribute)
 	case rotation.StepPromote:
 		if v, err := k.Version(k.Target); err == nil && rotation.Emergency(k) {
 			late = rotation.Waiting(members, v.Distributed) // they fetch it when they meet it
@@ -135,20 +144,18 @@ func (l *Loop) step(ctx context.Context, id keyring.KeyID) (again bool, err erro
 		}
 		_, err = l.KMS.Step(ctx, id, cond, func(k keyring.Key, now time.Time) (keyring.Key, error) {
 			return rotation.Promote(k, members, now, rotation.Emergency(k))
-		})
+		}, lead)
 		if err == nil {
 			l.Log.InfoContext(ctx, "promoted", "key", k.Name, "version", k.Target, "emergency", rotation.Emergency(k), "behind", late)
 		}
 	case rotation.StepSettle:
-		_, err = l.KMS.Step(ctx, id, guard.Cond{}, func(k keyring.Key, now time.Time) (keyring.Key, error) {
+		_, err = l.KMS.Step(ctx, id, lead, func(k keyring.Key, now time.Time) (keyring.Key, error) {
 			next, changed := rotation.Settle(k, now)
 			if !changed {
 				return k, errNothing
 			}
 			return next, nil
 		})
-	case rotation.StepWait:
-		return l.fence(ctx, k, late)
 	default:
 		return false, nil
 	}
@@ -156,6 +163,14 @@ func (l *Loop) step(ctx context.Context, id keyring.KeyID) (again bool, err erro
 		return false, nil
 	}
 	return err == nil, err
+}
+
+// lead says whether this server takes steps, and under which condition.
+func (l *Loop) lead() (guard.Cond, bool) {
+	if l.Lead == nil {
+		return guard.Cond{}, true
+	}
+	return l.Lead()
 }
 
 // fence makes the silent members leave that a rotation waits for, where the key says so.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/keyring"
+	"github.com/rotorkms/rotor/internal/replica"
 )
 
 // Version of this build.
@@ -42,6 +43,7 @@ type Config struct {
 	Namespace   string           `yaml:"namespace"`    // that joined instances work in; default "default"
 	LeaseTTL    time.Duration    `yaml:"lease_ttl"`    // how long an instance may go on in fence mode without the server; default 10 s
 	MaxSkew     time.Duration    `yaml:"max_skew"`     // bound of the drift between two clocks in one LeaseTTL; default LeaseTTL / 10
+	SessionTTL  time.Duration    `yaml:"session_ttl"`  // silence after which other servers on the store take this one for dead; default 5 s
 	Metrics     Metrics          `yaml:"metrics"`      // what /metrics shows
 	Profile     string           `yaml:"profile"`      // dev, single or ha: decides defaults and what is refused; default single
 	Sandbox     string           `yaml:"sandbox"`      // on, off or require: whether the process shuts itself in; default by profile on, off (dev), require (ha)
@@ -82,6 +84,7 @@ func (c Config) defaults() Config {
 	c.Namespace = cmp.Or(c.Namespace, "default")
 	c.LeaseTTL = cmp.Or(c.LeaseTTL, 10*time.Second)
 	c.MaxSkew = cmp.Or(c.MaxSkew, c.LeaseTTL/10)
+	c.SessionTTL = cmp.Or(c.SessionTTL, replica.DefaultTTL)
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
@@ -100,6 +103,8 @@ func (c Config) validate() error {
 		return bad("lease_ttl", "100 ms to 24 h")
 	case c.MaxSkew < 0 || c.MaxSkew > c.LeaseTTL:
 		return bad("max_skew", "not negative, at most the lease's time")
+	case c.SessionTTL < 500*time.Millisecond || c.SessionTTL > time.Minute:
+		return bad("session_ttl", "500 ms to 1 m")
 	case c.Metrics.MaxKeys < 0 || c.Metrics.MaxKeys > maxMetricKeys:
 		return bad("metrics.max_keys", "at most 100,000")
 	}

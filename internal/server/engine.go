@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/replica"
 	"github.com/rotorkms/rotor/internal/store"
 	"github.com/rotorkms/rotor/internal/store/bolt"
 	"github.com/rotorkms/rotor/internal/store/etcd"
@@ -49,6 +50,9 @@ func openEngine(ctx context.Context, c Config) (store.Store, error) {
 	}
 	if err := c.vouched(ctx, db); err != nil {
 		return nil, errors.Join(err, db.Close())
+	}
+	if err := replica.CheckFormat(ctx, db); err != nil {
+		return nil, errors.Join(openFault(err), db.Close())
 	}
 	return db, nil
 }

@@ -1,6 +1,12 @@
 package server
 
-import "time"
+import (
+	"context"
+	"time"
+
+	"github.com/rotorkms/rotor/internal/seal"
+	"github.com/rotorkms/rotor/internal/store"
+)
 
 // StartOn starts a server on a store of the test's.
 var StartOn = start
@@ -14,3 +20,16 @@ func (s *Server) Impatient() {
 	defer s.health.mu.Unlock()
 	s.health.kept, s.health.patience = 0, 50*time.Millisecond
 }
+
+// StartShared starts a server on a store of the test's that other servers share.
+func StartShared(ctx context.Context, c Config, db store.Store, sealers []seal.Sealer) (*Server, error) {
+	return startAs(ctx, c.defaults(), db, sealers, true)
+}
+
+// InitOn makes a cluster in a store of the test's.
+func InitOn(ctx context.Context, c Config, db store.Store) (InitResult, error) {
+	return initDir(ctx, c.defaults(), db)
+}
+
+// Sealers opens the sealers of a configuration.
+func Sealers(c Config) ([]seal.Sealer, error) { return openSealers(c.defaults()) }

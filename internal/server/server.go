@@ -21,7 +21,7 @@ import (
 	"github.com/rotorkms/rotor/internal/issuer"
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/kms"
-	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/replica"
 	"github.com/rotorkms/rotor/internal/rollout"
 	"github.com/rotorkms/rotor/internal/rotation"
 	"github.com/rotorkms/rotor/internal/seal"
@@ -43,6 +43,8 @@ type Server struct {
 	public    net.Listener // nil: there is none
 	http      *wire.Server
 	fleet     *fleet.Fleet
+	keeper    *replica.Keeper // nil: no other server can open the store
+	rooms     atomic.Pointer[rooms]
 	health    *health
 	metrics   *telemetry.Metrics
 	tracing   *telemetry.Tracing
@@ -92,6 +94,12 @@ func Start(ctx context.Context, c Config) (*Server, error) {
 }
 
 func start(ctx context.Context, c Config, db store.Store, sealers []seal.Sealer) (*Server, error) {
+	engine, _ := engineOf(c.Store) // validate has asked it
+	return startAs(ctx, c, db, sealers, engine != engineBolt)
+}
+
+// startAs is start on a store that other servers share, or not.
+func startAs(ctx context.Context, c Config, db store.Store, sealers []seal.Sealer, shared bool) (*Server, error) {
 	rules, sum, err := hashedRules(c.Rules)
 	if err != nil {
 		return nil, err
@@ -102,26 +110,32 @@ func start(ctx context.Context, c Config, db store.Store, sealers []seal.Sealer)
 	if err != nil {
 		return nil, err
 	}
-	s, err := assemble(ctx, c, db, tracing, metrics, sealers, rules, sum)
-	if err != nil {
+	s := &Server{
+		config: c, store: db, rules: rules, metrics: metrics, tracing: tracing, ended: make(chan struct{}), quit: make(chan struct{}), now: make(chan struct{}),
+	}
+	if err := s.assemble(ctx, sealers, sum, shared); err != nil {
 		return nil, errors.Join(err, tracing.Stop(context.WithoutCancel(ctx)))
 	}
 	return s, nil
 }
 
 // assemble opens the guard and builds on it.
-func assemble(ctx context.Context, c Config, db store.Store, tracing *telemetry.Tracing, metrics *telemetry.Metrics, sealers []seal.Sealer, rules *policy.Rules, sum string) (*Server, error) {
-	g, err := guard.Open(ctx, guard.Config{Store: tracing.Store(metrics.Store(db)), Sealers: sealers, Rules: rules, Now: c.Now, Log: c.Log})
+func (s *Server) assemble(ctx context.Context, sealers []seal.Sealer, sum string, shared bool) error {
+	c := s.config
+	gc := guard.Config{Store: s.tracing.Store(s.metrics.Store(s.store)), Sealers: sealers, Rules: s.rules, Now: c.Now, Log: c.Log}
+	if shared {
+		s.keeper = s.newKeeper()
+		gc.Turn = s.keeper.Turn
+	}
+	g, err := guard.Open(ctx, gc)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	run, stop := context.WithCancel(context.WithoutCancel(ctx))
 	group, run := errgroup.WithContext(run)
 	group.Go(func() error { return g.Run(run) })
-	group.Go(func() error { return openFault(transfer.Watch(run, db)) })
-	s := &Server{
-		config: c, store: db, guard: g, rules: rules, health: newHealth(g), metrics: metrics, tracing: tracing, stop: stop, ended: make(chan struct{}), quit: make(chan struct{}), now: make(chan struct{}),
-	}
+	group.Go(func() error { return openFault(transfer.Watch(run, s.store)) })
+	s.guard, s.health, s.stop = g, newHealth(g), stop
 	s.live.Store(&settings{config: c})
 	err = s.started(ctx, sum)
 	if err == nil {
@@ -129,10 +143,10 @@ func assemble(ctx context.Context, c Config, db store.Store, tracing *telemetry.
 	}
 	if err != nil {
 		stop()
-		return nil, errors.Join(err, group.Wait())
+		return errors.Join(err, group.Wait())
 	}
 	go s.supervise(run, group) //nolint:gosec // it outlives the request that started it; Wait waits for it
-	return s, nil
+	return nil
 }
 
 // started notes in the audit log what runs from now on, and by which rules. A store that is full keeps nobody from reading.
@@ -161,11 +175,15 @@ func (s *Server) serve(ctx, run context.Context, group *errgroup.Group, sealer s
 		return err
 	}
 	s.fleet, s.authority = r.fleet, r.authority
+	s.rooms.Store(&r)
 	tlsConfig := r.authority.Server(s.hosts(s.config)...)
 	s.live.Store(&settings{config: s.config, certificate: tlsConfig.GetCertificate})
 	tlsConfig.GetCertificate = func(h *tls.ClientHelloInfo) (*tls.Certificate, error) { return s.live.Load().certificate(h) }
 	if s.listener, err = wire.Listen(ctx, s.config.Listen, tlsConfig); err != nil {
 		return err
+	}
+	if err := s.introduce(ctx); err != nil {
+		return errors.Join(err, s.listener.Close())
 	}
 	if err := s.listenPublic(ctx); err != nil {
 		return errors.Join(err, s.listener.Close())
@@ -191,6 +209,12 @@ func (s *Server) serve(ctx, run context.Context, group *errgroup.Group, sealer s
 	for _, loop := range []func(context.Context) error{r.authority.Run, r.kms.Run, r.fleet.Run, r.campaigns.Run, r.rollout.Run} {
 		group.Go(func() error { return loop(run) })
 	}
+	if s.keeper != nil {
+		group.Go(func() error { return s.keeper.Run(run) })
+	}
+	if err := s.settled(run); err != nil {
+		return errors.Join(err, s.listener.Close())
+	}
 	group.Go(func() error { return s.http.Serve(s.listener) })
 	if s.public != nil {
 		group.Go(func() error { return s.http.Serve(s.public) })
@@ -214,30 +238,33 @@ func (s *Server) build(ctx context.Context) (r rooms, err error) {
 		return r, err
 	}
 	s.guard.SetRules(r.authority.Decider(s.rules))
-	if r.kms, err = kms.New(ctx, kms.Config{Guard: s.guard, Now: c.Now, Quotas: s.quotas}); err != nil {
+	if r.kms, err = kms.New(ctx, kms.Config{Guard: s.guard, Now: c.Now, Quotas: s.quotas, Fresh: s.fresh()}); err != nil {
 		return r, err
 	}
 	leases := rotation.Leases{TTL: c.LeaseTTL, MaxSkew: c.MaxSkew}
-	if r.fleet, err = fleet.New(ctx, fleet.Config{Guard: s.guard, Keys: r.kms, Leases: leases, Now: c.Now, Log: c.Log}); err != nil {
+	members := fleet.Config{Guard: s.guard, Keys: r.kms, Leases: leases, Now: c.Now, Log: c.Log}
+	work := campaign.Config{Guard: s.guard, KMS: r.kms, TLS: r.authority.ClientTLS, Lead: s.lead(), Now: c.Now, Log: c.Log}
+	if s.keeper != nil {
+		members.Replicas, work.Behind = s.keeper, s.keeper.Behind
+	}
+	if r.fleet, err = fleet.New(ctx, members); err != nil {
 		return r, err
 	}
-	r.campaigns, err = campaign.New(ctx, campaign.Config{
-		Guard: s.guard, KMS: r.kms, Fleet: r.fleet, TLS: r.authority.ClientTLS, Now: c.Now, Log: c.Log,
-	})
-	if err != nil {
+	work.Fleet = r.fleet
+	if r.campaigns, err = campaign.New(ctx, work); err != nil {
 		return r, err
 	}
-	r.rollout = rollout.New(rollout.Config{KMS: r.kms, Fleet: r.fleet, Floors: r.campaigns, Now: c.Now, Log: c.Log})
+	r.rollout = rollout.New(rollout.Config{KMS: r.kms, Fleet: r.fleet, Floors: r.campaigns, Lead: s.lead(), Now: c.Now, Log: c.Log})
 	return r, nil
 }
 
 func (s *Server) mux(r rooms, sealer string) *http.ServeMux {
 	c := s.config
 	engine, _ := engineOf(c.Store) // validate has asked it
-	tokens := issuer.Issuer{KMS: r.kms, Name: "https://" + s.Advertised(), Now: c.Now}
+	tokens := issuer.Issuer{KMS: r.kms, Name: "https://" + s.Advertised(), Lag: s.lag(), Now: c.Now}
 	mux := http.NewServeMux()
 	s.observe(mux)
-	mux.Handle(jwks.Path, jwks.Handler(tokens, keyring.Namespace(c.Namespace)))
+	mux.Handle(jwks.Path, s.whenFresh(jwks.Handler(tokens, keyring.Namespace(c.Namespace))))
 	native.Mount(mux, native.Config{
 		Guard: s.guard, KMS: r.kms, Fleet: r.fleet, Rollout: r.rollout, Authority: r.authority, Issuer: tokens, Campaigns: r.campaigns,
 		Cut: func(name string) { s.http.Cut(name) }, Address: s.Advertised(),
@@ -269,6 +296,7 @@ func (s *Server) supervise(run context.Context, group *errgroup.Group) {
 		if err := s.guard.CloseWindows(drain, true); err != nil {
 			s.config.Log.Warn("use windows left open", "error", err)
 		}
+		s.resign(drain)
 	}
 	s.stop()
 	s.err = errors.Join(group.Wait(), s.store.Close())

@@ -1,0 +1,105 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"time"
+
+	"github.com/rotorkms/rotor/internal/guard"
+	"github.com/rotorkms/rotor/internal/replica"
+	"github.com/rotorkms/rotor/internal/store"
+)
+
+// newKeeper makes this server's session among those that share the store. It does not run yet.
+func (s *Server) newKeeper() *replica.Keeper {
+	return replica.New(replica.Config{
+		Store: s.store, Version: Version, TTL: s.config.SessionTTL, Now: s.config.Now, Log: s.config.Log,
+		Caught: func(ctx context.Context, rev store.Rev) error {
+			r := s.rooms.Load()
+			return errors.Join(r.kms.Reached(ctx, rev), r.fleet.Reached(ctx, rev))
+		},
+		Seen: func() store.Rev {
+			if r := s.rooms.Load(); r != nil {
+				return r.kms.Seen()
+			}
+			return 0
+		},
+	})
+}
+
+// introduce stores the session, under the address that clients know.
+func (s *Server) introduce(ctx context.Context) error {
+	if s.keeper == nil {
+		return replica.MarkFormat(ctx, s.store)
+	}
+	s.keeper.Introduce(s.Advertised())
+	return s.keeper.Start(ctx)
+}
+
+// settled returns once the session counts: from then on this server may protect and grant leases.
+func (s *Server) settled(ctx context.Context) error {
+	if s.keeper == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*s.config.SessionTTL)
+	defer cancel()
+	return s.keeper.Await(ctx)
+}
+
+// lead says whether this server leads, for the loops that one server runs for all; nil when there is no other.
+func (s *Server) lead() func() (guard.Cond, bool) {
+	if s.keeper == nil {
+		return nil
+	}
+	return func() (guard.Cond, bool) {
+		c, ok := s.keeper.Lead()
+		return guard.Cond{Path: c.Key, Rev: c.Rev}, ok
+	}
+}
+
+// fresh says whether this server may act on its memory; nil when there is no other.
+func (s *Server) fresh() func() bool {
+	if s.keeper == nil {
+		return nil
+	}
+	return s.keeper.Fresh
+}
+
+// lag is how old a key set may be that this server hands out.
+func (s *Server) lag() time.Duration {
+	if s.keeper == nil {
+		return 0
+	}
+	return s.config.SessionTTL
+}
+
+// whenFresh answers strangers only while this server's memory is not older than its session.
+func (s *Server) whenFresh(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if s.keeper != nil && !s.keeper.Fresh() {
+			http.Error(w, "this server has lost the store; ask another", http.StatusServiceUnavailable)
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
+// resign ends the session and gives up the lead, so that nobody waits for its end.
+func (s *Server) resign(ctx context.Context) {
+	if s.keeper == nil {
+		return
+	}
+	if err := s.keeper.Close(ctx); err != nil {
+		s.config.Log.Warn("session left to end by itself", "error", err)
+	}
+}
+
+// Leads says whether this server leads those that share its store.
+func (s *Server) Leads() bool {
+	if s.keeper == nil {
+		return true
+	}
+	_, ok := s.keeper.Lead()
+	return ok
+}
