@@ -352,7 +352,7 @@ func (w *writer) ask(ctx context.Context, a attempt) (happened bool, err error) 
 		if happened = found > 0; !happened && store.Rev(first) >= a.mark.rev {
 			return fmt.Errorf("%w: revision %d is out of the history", store.ErrCompacted, a.mark.rev)
 		}
-		_, err := tx.Exec(ctx, w.sql.prove)
+		_, err := tx.Exec(ctx, w.sql.prove) // the row lock alone makes PostgreSQL 15 wait for replicas; a write need not rest on that
 		return err
 	})
 	if err == nil && w.warned.Load() {
