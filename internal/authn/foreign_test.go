@@ -173,6 +173,14 @@ func TestClientCertificates(t *testing.T) {
 		_, err := s.Identify(mesh.client(edit), false)
 		wants(t, what, err, fault.Unauthenticated)
 	}
+	s.trust(t, authn.CAConfig{Name: "mesh", CAFile: root.file()}) // whoever it is of
+	for what, edit := range map[string]func(*x509.Certificate){
+		"rotor's own trust domain": uri("spiffe://rotor.local/instance/a"), "in capitals": uri("spiffe://ROTOR.local/admin/admin"), "two": func(c *x509.Certificate) { c.URIs = append(c.URIs, c.URIs[0]) },
+		"no path": uri("spiffe://mesh.example"), "a query": uri("spiffe://mesh.example/a?x"), "not SPIFFE": uri("https://mesh.example/a"),
+	} {
+		_, err := s.Identify(mesh.client(edit), false)
+		wants(t, "without patterns: "+what, err, fault.Unauthenticated)
+	}
 	alone := mesh.client(nil)
 	alone.PeerCertificates = alone.PeerCertificates[:1]
 	_, err = s.Identify(alone, false)
