@@ -5,7 +5,7 @@ SHELL := /bin/bash
 
 INSTANCES ?= 50
 
-.PHONY: help build demo test test-fast test-race test-slow test-python test-interop fuzz lint bench clean
+.PHONY: help build demo test test-fast test-race test-slow test-python test-interop test-repro fuzz lint bench release vuln clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -17,7 +17,7 @@ demo: build ## a fleet of 50 processes rotates its keys under load and faults; r
 	go build -o bin/fleet ./examples/fleet
 	bin/fleet run -rotor bin/rotor -model "$$(scripts/model)" -instances $(INSTANCES)
 
-test: test-fast test-race test-slow test-services test-python test-interop fuzz ## every test
+test: test-fast test-race test-slow test-services test-python test-interop test-repro fuzz ## every test
 
 test-fast: ## the fast suite, under a minute
 	go test ./...
@@ -41,6 +41,15 @@ test-interop: ## the audit log before a verifier that rotor did not write
 fuzz: ## every fuzz target for a fixed number of inputs
 	scripts/fuzz 10000x
 
+test-repro: ## two builds of one commit are the same, and a release verifies
+	scripts/test-repro
+
+release: ## programs, SBOMs, provenance, signed checksums in dist/; RELEASE_KEY=path of an SSH key
+	scripts/release
+
+vuln: ## known flaws in what rotor is made of; needs a network that reaches vuln.go.dev
+	go run golang.org/x/vuln/cmd/govulncheck@v1.9.0 ./...
+
 lint: ## gofmt, go vet and golangci-lint
 	scripts/lint
 
@@ -48,9 +57,9 @@ bench: ## the bars, as ratios in one run; report in bench-report.json
 	scripts/bench
 
 clean: ## remove what was built
-	rm -rf bin .cache demo-report.json bench-report.json
+	rm -rf bin dist .cache demo-report.json bench-report.json
 
 # What test-slow and test-services run.
-SERVICES_ROOMS := ./internal/testenv ./internal/store/postgres ./internal/store/etcd ./internal/server
+SERVICES_ROOMS := ./internal/testenv ./internal/store/postgres ./internal/store/etcd ./internal/server ./deploy
 SLOW := .
 SLOW_ROOMS := . ./internal/rotation ./internal/store/... ./examples/fleet ./internal/cli
