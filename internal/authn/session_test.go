@@ -121,6 +121,27 @@ func TestSessionsCountEverywhere(t *testing.T) {
 	await(t, "credential revoked elsewhere", func() bool { _, _, err := two.Session(two.ctx, other.Token, here); return err != nil })
 }
 
+// TestTwoServers: the same of two servers, each with its own door to the store.
+func TestTwoServers(t *testing.T) {
+	c := newCluster(t)
+	one := c.start(c.store)
+	two := c.start(c.store)
+	_, text := one.credential(t, authn.Credential{Name: "ci", Uses: 2}, 0)
+	k := two.login(t, text)
+	one.takes(t, "made elsewhere", k.Token)
+	one.login(t, text)
+	_, err := two.Login(two.ctx, authn.Proof{Credential: text, Address: here})
+	wants(t, "third use of two", err, fault.Unauthenticated)
+	if n, err := one.RevokeSessions(one.ctx, admin, "", "credential/ci"); n != 2 || err != nil {
+		t.Fatalf("%d, %v", n, err)
+	}
+	one.refuses(t, "revoked", k.Token)
+	await(t, "revoked elsewhere", func() bool { _, _, err := two.Session(two.ctx, k.Token, here); return err != nil })
+	if two.ctx.Err() != nil {
+		t.Error("a server ended")
+	}
+}
+
 // await waits for what the watch of another server brings.
 func await(t *testing.T, what string, is func() bool) {
 	t.Helper()
