@@ -46,7 +46,7 @@ func CodeOf(err error) Code { return fault.CodeOf(err) }
 type Config struct {
 	Identity  string       // directory of private key and certificate; made when it is missing. One process at a time
 	JoinToken string       // used once, when the directory holds no certificate yet
-	Address   string       // host:port of the server; default: the one that it joined at
+	Address   string       // host:port of the server, or of several with commas between; default: where it joined
 	Keys      []string     // keys that Dial waits for; others are held at their first use
 	Log       *slog.Logger // default: slog.Default. Nothing secret is logged
 
@@ -63,6 +63,7 @@ type Client struct {
 	config  Config
 	dir     *identity.Dir
 	http    *http.Client
+	server  string // host:port that URLs name; the transport finds a server that answers
 	admin   *Admin
 	private delivery.Private
 	process []byte // the incarnation: fresh for each process
@@ -115,8 +116,12 @@ func newClient(config Config, dir *identity.Dir) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
+	servers, err := identity.Addresses(cmp.Or(config.Address, dir.Address()))
+	if err != nil {
+		return nil, err
+	}
 	c := &Client{
-		config: config, dir: dir, http: dir.HTTPClient(), private: private, process: make([]byte, delivery.NonceSize),
+		config: config, dir: dir, http: dir.ServersClient(servers), server: servers[0], private: private, process: make([]byte, delivery.NonceSize),
 		verify: verifier{dir}, held: map[string]*held{}, wanted: map[string][]chan struct{}{}, wished: make(chan struct{}, 1),
 	}
 	rand.Read(c.process)
@@ -128,7 +133,7 @@ func newClient(config Config, dir *identity.Dir) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.admin = newAdmin(c.http, "https://"+c.address(), traced...)
+	c.admin = newAdmin(c.http, "https://"+c.server, traced...)
 	c.stop = func() {}
 	return c, nil
 }
@@ -168,8 +173,6 @@ func openIdentity(ctx context.Context, config Config) (*identity.Dir, error) {
 	}
 	return dir, nil
 }
-
-func (c *Client) address() string { return cmp.Or(c.config.Address, c.dir.Address()) }
 
 // Instance is the name that the client joined as; empty for administrators.
 func (c *Client) Instance() string { return c.dir.Instance() }

@@ -38,9 +38,14 @@ func join(ctx context.Context, dir *identity.Dir, config Config) error {
 	if config.Address != "" {
 		address = config.Address
 	}
+	servers, err := identity.Addresses(address)
+	if err != nil {
+		return err
+	}
 	h := identity.JoinClient(t)
+	h.Transport = &identity.Failover{Base: h.Transport, Addresses: servers, Repeat: identity.Repeatable} // the answer to a token is repeated
 	defer h.CloseIdleConnections()
-	client := rotorv1.NewJoinServiceClient(h, "https://"+address, connect.WithReadMaxBytes(maxGrant))
+	client := rotorv1.NewJoinServiceClient(h, "https://"+servers[0], connect.WithReadMaxBytes(maxGrant))
 	for n := 0; ; n++ {
 		out, err := joinOnce(ctx, client, &rotorv1.JoinRequest{Token: strings.TrimSpace(config.JoinToken), Csr: csr})
 		if err == nil {
@@ -92,7 +97,7 @@ func (c *Client) renew(ctx context.Context) {
 }
 
 func (c *Client) renewal() rotorv1.JoinServiceClient {
-	return rotorv1.NewJoinServiceClient(c.http, "https://"+c.address(), connect.WithReadMaxBytes(maxGrant))
+	return rotorv1.NewJoinServiceClient(c.http, "https://"+c.server, connect.WithReadMaxBytes(maxGrant))
 }
 
 // revive renews a certificate that ended while the process was down: nothing else is possible with it.

@@ -130,7 +130,7 @@ func (s *keySet) refresh(ctx context.Context) (*published, error) {
 
 func (c *Client) fetchKeys(ctx context.Context) (published, error) {
 	asked := c.config.clock.Now()
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+c.address()+jwksPath, nil)
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+c.server+jwksPath, nil)
 	if err != nil {
 		return published{}, fmt.Errorf("ask for key set: %w", err)
 	}

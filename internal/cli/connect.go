@@ -3,7 +3,6 @@ package cli
 import (
 	"cmp"
 	"context"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -54,7 +53,11 @@ func (a *app) connect() (*api, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newAPI(dir.HTTPClient(), address), nil
+	servers, err := identity.Addresses(address)
+	if err != nil {
+		return nil, err
+	}
+	return newAPI(dir.ServersClient(servers), servers[0]), nil
 }
 
 func newAPI(h *http.Client, address string) *api {
@@ -118,8 +121,8 @@ func (a *app) identityPath() string {
 
 func (a *app) serverAddress(dir *identity.Dir) (string, error) {
 	address := cmp.Or(a.address, os.Getenv(envAddress), dir.Address())
-	if _, port, err := net.SplitHostPort(address); address != "" && (err != nil || port == "") {
-		return "", usage("--address", "host:port")
+	if _, err := identity.Addresses(address); address != "" && err != nil {
+		return "", usage("--address", "host:port, or several with commas between")
 	}
 	return address, nil
 }

@@ -20,6 +20,13 @@ const (
 // HTTPClient talks to the cluster's server alone, by HTTP/2 over TLS as the directory's identity.
 func (d *Dir) HTTPClient() *http.Client { return d.client(d.ClientTLS(d.isServer)) }
 
+// ServersClient is HTTPClient for a list of servers of the cluster (Addresses): whatever host a URL names, the one that answers gets the request.
+func (d *Dir) ServersClient(addresses []string) *http.Client {
+	h := d.HTTPClient()
+	h.Transport = &Failover{Base: h.Transport, Addresses: addresses, Repeat: Repeatable}
+	return h
+}
+
 // PeerClient talks to whoever the TLS configuration accepts, as the directory's identity.
 func (d *Dir) PeerClient(c *tls.Config) *http.Client { return d.client(c) }
 

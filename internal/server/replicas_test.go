@@ -46,9 +46,9 @@ func TestThreeServers(t *testing.T) {
 		servers = append(servers, s)
 		t.Cleanup(func() { _ = s.Close() }) // one is closed already
 	}
-	dial := func(config rotor.Config, at int) *rotor.Client {
+	dial := func(config rotor.Config, at int) *rotor.Client { // the others are named, too
 		t.Helper()
-		config.Address = servers[at].Address()
+		config.Address = servers[at].Address() + "," + servers[(at+1)%3].Address() + "," + servers[(at+2)%3].Address()
 		client, err := rotor.Dial(t.Context(), config)
 		if err != nil {
 			t.Fatal(err)
@@ -82,6 +82,18 @@ func TestThreeServers(t *testing.T) {
 	}
 	rotate(other, 2)
 	exchange(t, members)
+	for _, s := range servers { // its members and callers go on at the others
+		if s.Leads() {
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+			break
+		}
+	}
+	exchange(t, members)
+	rotate(other, 3)
+	exchange(t, members)
+	rotate(admin, 4)
 }
 
 // awaitPrimary waits until a version is primary.
