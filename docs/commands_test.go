@@ -10,10 +10,10 @@ import (
 )
 
 var (
-	heading     = regexp.MustCompile(`(?m)^##+ rotor ([a-z ]+)$`)
-	bare        = regexp.MustCompile(`(?m)^rotor ([a-z ]+?)( \[flags\])?$`) // how a command is used that takes no argument
-	pythonBlock = regexp.MustCompile("(?s)```python\n.*?```")               // imports the package of the same name
-	mention     = regexp.MustCompile(`\brotor ([a-z]+)(?: ([a-z]+)\b)?`)
+	heading     = regexp.MustCompile(`(?m)^##+ rotor ([a-z -]+)$`)
+	bare        = regexp.MustCompile(`(?m)^rotor ([a-z -]+?)( \[flags\])?$`) // how a command is used that takes no argument
+	pythonBlock = regexp.MustCompile("(?s)```python\n.*?```")                // imports the package of the same name
+	mention     = regexp.MustCompile(`\brotor ([a-z]+)(?: ([a-z]+(?:-[a-z]+)*)\b)?`)
 )
 
 // unknownCommands are the commands that a text mentions and docs/reference/cli.md, which is generated, does not have, or that are given a word too much.

@@ -6,4 +6,4 @@
 set -eu
 cd "$(dirname "$0")"
 python3 -m grpc_tools.protoc -I . --go_out=. --go_opt=paths=source_relative \
-  --connect-go_out=. --connect-go_opt=paths=source_relative,package_suffix="" rotor/v1/rotor.proto
+  --connect-go_out=. --connect-go_opt=paths=source_relative,package_suffix="" rotor/v1/rotor.proto rotor/v1/roots.proto

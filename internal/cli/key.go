@@ -336,6 +336,18 @@ type versionView struct {
 	Reason    string `json:"reason,omitempty"`
 	Approvals uint32 `json:"destroy_approvals,omitempty"`
 	Public    []byte `json:"public,omitempty"`
+	Material  string `json:"material,omitempty"` // of a destroyed version: withdrawn, or erased and since when
+}
+
+// materialOf says what became of a destroyed version's material.
+func materialOf(v *rotorv1.Version) string {
+	switch {
+	case v.GetErased() != nil:
+		return "erased " + moment(v.GetErased())
+	case v.GetState() == "destroyed":
+		return "withdrawn"
+	}
+	return ""
 }
 
 func viewKey(k *rotorv1.Key) keyView {
@@ -353,6 +365,7 @@ func viewKey(k *rotorv1.Key) keyView {
 		v.Versions = append(v.Versions, versionView{
 			n.GetNumber(), fmt.Sprintf("%08x", n.GetHandle()), n.GetAlgorithm(), n.GetState(), n.GetPhase(), moment(n.GetCreated()),
 			moment(n.GetActivated()), moment(n.GetRetired()), n.GetOrigin(), moment(n.GetOriginated()), n.GetReason(), n.GetApprovals(), n.GetPublic(),
+			materialOf(n),
 		})
 	}
 	return v
@@ -376,7 +389,11 @@ func (a *app) showKey(k *rotorv1.Key) error {
 	}}
 	versions := table{header: []string{"version", "phase", "state", "handle", "algorithm", "activated", "reason"}}
 	for _, n := range v.Versions {
-		versions.add(number(n.Number), n.Phase, n.State, n.Handle, n.Algorithm, n.Activated, n.Reason)
+		state := n.State
+		if n.Material != "" {
+			state += ", " + n.Material
+		}
+		versions.add(number(n.Number), n.Phase, state, n.Handle, n.Algorithm, n.Activated, n.Reason)
 	}
 	return a.show(v, facts, versions)
 }

@@ -13,7 +13,8 @@ import (
 )
 
 func newServer(a *app) *cobra.Command {
-	return newNoun("server", "Set up and run a server", newServerInit(a), newServerRun(a), newServerStatus(a), newServerAdmin(a), newServerCA(a), newServerCopy(a))
+	return newNoun("server", "Set up and run a server", newServerInit(a), newServerRun(a), newServerStatus(a), newServerAdmin(a), newServerCA(a), newServerCopy(a),
+		newServerRoots(a), newServerTurn(a, false), newServerTurn(a, true), newServerRecover(a))
 }
 
 // initView is what server init and server admin answer.

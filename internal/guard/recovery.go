@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -78,6 +79,20 @@ func (g *Guard) Statement() ([]byte, error) {
 		return nil, fmt.Errorf("encode statement: %w", err)
 	}
 	return json.Marshal(signedStatement{body, g.Sign(StatementDomain, body)})
+}
+
+// StatementAt is Statement, with the size that it is of.
+func (g *Guard) StatementAt() ([]byte, int64, error) {
+	b, err := g.Statement()
+	if err != nil {
+		return nil, 0, err
+	}
+	var s signedStatement
+	var body Statement
+	if err := errors.Join(json.Unmarshal(b, &s), json.Unmarshal(s.Body, &body)); err != nil {
+		return nil, 0, err
+	}
+	return b, body.Size, nil
 }
 
 // Incarnation is the cluster's: 1 until the first recovery.

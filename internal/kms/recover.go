@@ -58,3 +58,8 @@ func Recover(ctx context.Context, g *guard.Guard, p *guard.Permit, incarnation u
 	}
 	return changed, nil
 }
+
+// Erased says since when the material of a version is erased; false while it is there or withdrawn only.
+func (s *Service) Erased(k keyring.Key, n uint32) (time.Time, bool) {
+	return s.guard.Erased(materialPath(k, n))
+}

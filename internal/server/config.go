@@ -39,6 +39,7 @@ type Config struct {
 	Store       string           `yaml:"store"`        // URL of the store; default bolt:, which is the file Dir/rotor.db
 	Rules       string           `yaml:"rules"`        // path of the rules file; default Dir/rules.yaml
 	SealKey     string           `yaml:"seal_key"`     // path of the local seal's key file; default Dir/seal.key. On another disk than Dir it protects more
+	Anchor      string           `yaml:"anchor"`       // path of the file that keeps how far the log was; default Dir/anchor. On another disk than the store it shows more
 	TrustDomain string           `yaml:"trust_domain"` // of SPIFFE IDs, chosen at Init; default rotor.local
 	Namespace   string           `yaml:"namespace"`    // that joined instances work in; default "default"
 	LeaseTTL    time.Duration    `yaml:"lease_ttl"`    // how long an instance may go on in fence mode without the server; default 10 s
@@ -80,6 +81,7 @@ func (c Config) defaults() Config {
 	c.Store = cmp.Or(c.Store, "bolt:")
 	c.Rules = cmp.Or(c.Rules, filepath.Join(c.Dir, rulesFile))
 	c.SealKey = cmp.Or(c.SealKey, filepath.Join(c.Dir, sealFile))
+	c.Anchor = cmp.Or(c.Anchor, filepath.Join(c.Dir, anchorFile))
 	c.TrustDomain = cmp.Or(c.TrustDomain, "rotor.local")
 	c.Namespace = cmp.Or(c.Namespace, "default")
 	c.LeaseTTL = cmp.Or(c.LeaseTTL, 10*time.Second)

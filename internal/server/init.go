@@ -76,6 +76,9 @@ func initDir(ctx context.Context, c Config, db store.Store) (InitResult, error) 
 }
 
 func initStore(ctx context.Context, c Config, db store.Store, sealers []seal.Sealer) (InitResult, error) {
+	if err := os.Remove(c.Anchor); err != nil && !errors.Is(err, fs.ErrNotExist) { // of a cluster that was here before
+		return InitResult{}, fmt.Errorf("remove anchor: %w", err)
+	}
 	made, err := guard.Init(ctx, c.guard(db, sealers))
 	if err != nil {
 		return InitResult{}, err
@@ -135,7 +138,12 @@ func makeAdmin(ctx context.Context, c Config, db store.Store, sealers []seal.Sea
 func withAuthority(ctx context.Context, c Config, db store.Store, sealers []seal.Sealer, do func(context.Context, *authn.Authority) error) (guard.InitResult, error) {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	g, err := guard.Open(ctx, c.guard(db, sealers))
+	config := c.guard(db, sealers)
+	var err error
+	if config.Statements, err = c.statements(); err != nil {
+		return guard.InitResult{}, err
+	}
+	g, err := guard.Open(ctx, config)
 	if err != nil {
 		return guard.InitResult{}, err
 	}

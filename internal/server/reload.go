@@ -32,6 +32,9 @@ type settings struct {
 func (s *Server) Reload() error {
 	s.reloading.Lock()
 	defer s.reloading.Unlock()
+	if s.fleet == nil {
+		return fault.New(fault.Recovery, "server")
+	}
 	err := s.reload(context.Background())
 	s.metrics.Reload(err)
 	return err

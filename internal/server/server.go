@@ -122,7 +122,13 @@ func startAs(ctx context.Context, c Config, db store.Store, sealers []seal.Seale
 // assemble opens the guard and builds on it.
 func (s *Server) assemble(ctx context.Context, sealers []seal.Sealer, sum string, shared bool) error {
 	c := s.config
-	gc := guard.Config{Store: s.tracing.Store(s.metrics.Store(s.store)), Sealers: sealers, Rules: s.rules, Now: c.Now, Log: c.Log}
+	statements, err := c.statements()
+	if err != nil {
+		return err
+	}
+	gc := guard.Config{
+		Store: s.tracing.Store(s.metrics.Store(s.store)), Sealers: sealers, Rules: s.rules, Now: c.Now, Log: c.Log, Statements: statements, Recovery: true,
+	}
 	if shared {
 		s.keeper = s.newKeeper()
 		gc.Turn = s.keeper.Turn
@@ -137,8 +143,10 @@ func (s *Server) assemble(ctx context.Context, sealers []seal.Sealer, sum string
 	group.Go(func() error { return openFault(transfer.Watch(run, s.store)) })
 	s.guard, s.health, s.stop = g, newHealth(g), stop
 	s.live.Store(&settings{config: c})
-	err = s.started(ctx, sum)
-	if err == nil {
+	if len(g.Detected()) > 0 {
+		err = s.serveRecovery(ctx, group, run)
+	} else if err = s.started(ctx, sum); err == nil {
+		group.Go(func() error { return c.keepAnchor(run, g) })
 		err = s.serve(ctx, run, group, sealNames(sealers))
 	}
 	if err != nil {
@@ -288,7 +296,9 @@ func (s *Server) supervise(run context.Context, group *errgroup.Group) {
 	case <-time.After(how.Delay): // load balancers hear of it from /readyz, and send no new client
 	case <-s.now:
 	}
-	s.fleet.Drain()
+	if s.fleet != nil { // else it is in recovery mode
+		s.fleet.Drain()
+	}
 	drain, cancel := context.WithTimeout(context.Background(), how.Time)
 	defer cancel()
 	s.http.Shutdown(drain)

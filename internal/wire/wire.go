@@ -50,7 +50,7 @@ const renew = "/rotor.v1.JoinService/Renew"
 const hold = "/rotor.v1.FleetService/Hold"
 
 // streams are the paths without a time limit. They end with the caller's certificate, with its removal and with the server.
-var streams = []string{hold, "/rotor.v1.AuditService/Tail", "/rotor.v1.AuditService/Export"}
+var streams = []string{hold, "/rotor.v1.AuditService/Tail", "/rotor.v1.AuditService/Export", "/rotor.v1.RootService/Backup"}
 
 // Identifier names the caller behind a connection.
 type Identifier interface {

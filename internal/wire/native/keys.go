@@ -28,7 +28,13 @@ func (s keys) Create(ctx context.Context, r *connect.Request[rotorv1.CreateReque
 // Get shows a key.
 func (s keys) Get(ctx context.Context, r *connect.Request[rotorv1.KeyRef]) (*connect.Response[rotorv1.Key], error) {
 	k, err := s.KMS.Get(ctx, wire.Caller(ctx), s.ref(r.Msg))
-	return answer(keyMessage(k), err)
+	m := keyMessage(k)
+	for _, v := range m.GetVersions() {
+		if at, ok := s.KMS.Erased(k, v.GetNumber()); ok {
+			v.Erased = stamp(at)
+		}
+	}
+	return answer(m, err)
 }
 
 // List shows the keys of a namespace.

@@ -53,15 +53,7 @@ type About struct {
 
 // Mount adds the services to a mux.
 func Mount(mux *http.ServeMux, c Config) {
-	o := []connect.HandlerOption{
-		connect.WithReadMaxBytes(wire.MaxMessage), connect.WithSendMaxBytes(wire.MaxMessage), connect.WithInterceptors(append(slices.Clone(c.Interceptors), faults{c.Log}, namespaces{c})...),
-		// Keys and ciphertexts do not get shorter, and what is short can be made to become long.
-		connect.WithCompression("gzip", nil, nil),
-		connect.WithCodec(strictJSON{"json"}), connect.WithCodec(strictJSON{"json; charset=utf-8"}),
-		connect.WithRecover(func(ctx context.Context, s connect.Spec, _ http.Header, r any) error {
-			return rpc.Encode(c.panicked(ctx, s.Procedure, r))
-		}),
-	}
+	o := c.options()
 	mux.Handle(rotorv1.NewKeyServiceHandler(keys{c}, o...))
 	mux.Handle(rotorv1.NewJoinServiceHandler(join{c}, o...))
 	mux.Handle(rotorv1.NewAuthServiceHandler(auth{c}, o...))
@@ -70,6 +62,19 @@ func Mount(mux *http.ServeMux, c Config) {
 	mux.Handle(rotorv1.NewDataServiceHandler(data{c}, o...))
 	mux.Handle(rotorv1.NewAuditServiceHandler(log{c}, o...))
 	mux.Handle(rotorv1.NewServerServiceHandler(status{c}, o...))
+	mux.Handle(rotorv1.NewRootServiceHandler(roots{c}, o...))
+}
+
+func (c Config) options() []connect.HandlerOption {
+	return []connect.HandlerOption{
+		connect.WithReadMaxBytes(wire.MaxMessage), connect.WithSendMaxBytes(wire.MaxMessage), connect.WithInterceptors(append(slices.Clone(c.Interceptors), faults{c.Log}, namespaces{c})...),
+		// Keys and ciphertexts do not get shorter, and what is short can be made to become long.
+		connect.WithCompression("gzip", nil, nil),
+		connect.WithCodec(strictJSON{"json"}), connect.WithCodec(strictJSON{"json; charset=utf-8"}),
+		connect.WithRecover(func(ctx context.Context, s connect.Spec, _ http.Header, r any) error {
+			return rpc.Encode(c.panicked(ctx, s.Procedure, r))
+		}),
+	}
 }
 
 // panicked logs a panic, which is a mistake of ours and nothing the caller can mend.

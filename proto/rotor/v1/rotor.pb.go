@@ -153,6 +153,7 @@ type Version struct {
 	Approvals     uint32                 `protobuf:"varint,11,opt,name=approvals,proto3" json:"approvals,omitempty"`
 	Origin        string                 `protobuf:"bytes,12,opt,name=origin,proto3" json:"origin,omitempty"`         // empty: made here; imported
 	Originated    *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=originated,proto3" json:"originated,omitempty"` // imported: since when its originator has used it
+	Erased        *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=erased,proto3" json:"erased,omitempty"`         // destroyed: since when no copy of the store opens with any sealer; not set: withdrawn only
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -274,6 +275,13 @@ func (x *Version) GetOrigin() string {
 func (x *Version) GetOriginated() *timestamppb.Timestamp {
 	if x != nil {
 		return x.Originated
+	}
+	return nil
+}
+
+func (x *Version) GetErased() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Erased
 	}
 	return nil
 }
@@ -6867,7 +6875,7 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\x04hint\x18\x03 \x01(\tR\x04hint\"2\n" +
 	"\x04Part\x12\x14\n" +
 	"\x05label\x18\x01 \x01(\tR\x05label\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value\"\xcb\x03\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value\"\xff\x03\n" +
 	"\aVersion\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12\x16\n" +
 	"\x06handle\x18\x02 \x01(\rR\x06handle\x12\x1c\n" +
@@ -6884,7 +6892,8 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\x06origin\x18\f \x01(\tR\x06origin\x12:\n" +
 	"\n" +
 	"originated\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"originated\"\xf5\x01\n" +
+	"originated\x122\n" +
+	"\x06erased\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\x06erased\"\xf5\x01\n" +
 	"\bRotation\x12\x18\n" +
 	"\asilence\x18\x01 \x01(\tR\asilence\x12 \n" +
 	"\fmax_stale_ns\x18\x02 \x01(\x03R\n" +
@@ -7577,199 +7586,200 @@ var file_rotor_v1_rotor_proto_depIdxs = []int32{
 	122, // 1: rotor.v1.Version.activated:type_name -> google.protobuf.Timestamp
 	122, // 2: rotor.v1.Version.retired:type_name -> google.protobuf.Timestamp
 	122, // 3: rotor.v1.Version.originated:type_name -> google.protobuf.Timestamp
-	116, // 4: rotor.v1.Key.labels:type_name -> rotor.v1.Key.LabelsEntry
-	3,   // 5: rotor.v1.Key.rotation:type_name -> rotor.v1.Rotation
-	2,   // 6: rotor.v1.Key.versions:type_name -> rotor.v1.Version
-	122, // 7: rotor.v1.Key.created:type_name -> google.protobuf.Timestamp
-	4,   // 8: rotor.v1.CreateRequest.key:type_name -> rotor.v1.Key
-	4,   // 9: rotor.v1.ListResponse.keys:type_name -> rotor.v1.Key
-	5,   // 10: rotor.v1.ChangeRequest.key:type_name -> rotor.v1.KeyRef
-	5,   // 11: rotor.v1.RotateRequest.key:type_name -> rotor.v1.KeyRef
-	4,   // 12: rotor.v1.ProgressResponse.key:type_name -> rotor.v1.Key
-	5,   // 13: rotor.v1.RetireRequest.key:type_name -> rotor.v1.KeyRef
-	5,   // 14: rotor.v1.DestroyRequest.key:type_name -> rotor.v1.KeyRef
-	4,   // 15: rotor.v1.DestroyResponse.key:type_name -> rotor.v1.Key
-	5,   // 16: rotor.v1.EncryptRequest.key:type_name -> rotor.v1.KeyRef
-	1,   // 17: rotor.v1.EncryptRequest.parts:type_name -> rotor.v1.Part
-	5,   // 18: rotor.v1.DecryptRequest.key:type_name -> rotor.v1.KeyRef
-	1,   // 19: rotor.v1.DecryptRequest.parts:type_name -> rotor.v1.Part
-	5,   // 20: rotor.v1.WrapRequest.key:type_name -> rotor.v1.KeyRef
-	19,  // 21: rotor.v1.WrapResponse.wrap:type_name -> rotor.v1.FileWrap
-	19,  // 22: rotor.v1.UnwrapRequest.wrap:type_name -> rotor.v1.FileWrap
-	19,  // 23: rotor.v1.RewrapRequest.wrap:type_name -> rotor.v1.FileWrap
-	19,  // 24: rotor.v1.RewrapResponse.wrap:type_name -> rotor.v1.FileWrap
-	5,   // 25: rotor.v1.SignRequest.key:type_name -> rotor.v1.KeyRef
-	5,   // 26: rotor.v1.VerifyRequest.key:type_name -> rotor.v1.KeyRef
-	5,   // 27: rotor.v1.EncapsulateRequest.key:type_name -> rotor.v1.KeyRef
-	5,   // 28: rotor.v1.DecapsulateRequest.key:type_name -> rotor.v1.KeyRef
-	5,   // 29: rotor.v1.PrepareImportRequest.key:type_name -> rotor.v1.KeyRef
-	122, // 30: rotor.v1.PrepareImportResponse.expires:type_name -> google.protobuf.Timestamp
-	4,   // 31: rotor.v1.ImportRequest.key:type_name -> rotor.v1.Key
-	122, // 32: rotor.v1.ImportRequest.originated:type_name -> google.protobuf.Timestamp
-	5,   // 33: rotor.v1.ExportKeyRequest.key:type_name -> rotor.v1.KeyRef
-	43,  // 34: rotor.v1.HoldUp.hello:type_name -> rotor.v1.Hello
-	44,  // 35: rotor.v1.HoldUp.acks:type_name -> rotor.v1.Ack
-	46,  // 36: rotor.v1.HoldDown.lease:type_name -> rotor.v1.Lease
-	47,  // 37: rotor.v1.HoldDown.parcel:type_name -> rotor.v1.Parcel
-	48,  // 38: rotor.v1.HoldDown.refusal:type_name -> rotor.v1.KeyRefusal
-	0,   // 39: rotor.v1.KeyRefusal.fault:type_name -> rotor.v1.Fault
-	122, // 40: rotor.v1.Instance.heard:type_name -> google.protobuf.Timestamp
-	52,  // 41: rotor.v1.InstancesResponse.instances:type_name -> rotor.v1.Instance
-	5,   // 42: rotor.v1.IssueRequest.key:type_name -> rotor.v1.KeyRef
-	59,  // 43: rotor.v1.RegisterRequest.data_set:type_name -> rotor.v1.DataSet
-	5,   // 44: rotor.v1.DataSet.key:type_name -> rotor.v1.KeyRef
-	59,  // 45: rotor.v1.DataSetsResponse.data_sets:type_name -> rotor.v1.DataSet
-	5,   // 46: rotor.v1.CensusRequest.key:type_name -> rotor.v1.KeyRef
-	63,  // 47: rotor.v1.CensusResponse.counts:type_name -> rotor.v1.CensusCount
-	5,   // 48: rotor.v1.CampaignRequest.key:type_name -> rotor.v1.KeyRef
-	75,  // 49: rotor.v1.SealStatus.shares:type_name -> rotor.v1.SealProgress
-	74,  // 50: rotor.v1.SealStatus.members:type_name -> rotor.v1.SealMember
-	83,  // 51: rotor.v1.SealStatus.rekey:type_name -> rotor.v1.RekeyProgress
-	122, // 52: rotor.v1.SealMember.opened:type_name -> google.protobuf.Timestamp
-	75,  // 53: rotor.v1.RekeyProgress.progress:type_name -> rotor.v1.SealProgress
-	122, // 54: rotor.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
-	122, // 55: rotor.v1.LoginResponse.expires:type_name -> google.protobuf.Timestamp
-	117, // 56: rotor.v1.WhoamiResponse.attributes:type_name -> rotor.v1.WhoamiResponse.AttributesEntry
-	122, // 57: rotor.v1.WhoamiResponse.expires:type_name -> google.protobuf.Timestamp
-	122, // 58: rotor.v1.Session.created:type_name -> google.protobuf.Timestamp
-	122, // 59: rotor.v1.Session.used:type_name -> google.protobuf.Timestamp
-	122, // 60: rotor.v1.Session.expires:type_name -> google.protobuf.Timestamp
-	93,  // 61: rotor.v1.SessionsResponse.sessions:type_name -> rotor.v1.Session
-	122, // 62: rotor.v1.Credential.expires:type_name -> google.protobuf.Timestamp
-	122, // 63: rotor.v1.Credential.created:type_name -> google.protobuf.Timestamp
-	118, // 64: rotor.v1.Credential.attributes:type_name -> rotor.v1.Credential.AttributesEntry
-	119, // 65: rotor.v1.CreateCredentialRequest.attributes:type_name -> rotor.v1.CreateCredentialRequest.AttributesEntry
-	97,  // 66: rotor.v1.CreateCredentialResponse.credential:type_name -> rotor.v1.Credential
-	97,  // 67: rotor.v1.CredentialsResponse.credentials:type_name -> rotor.v1.Credential
-	5,   // 68: rotor.v1.Grant.key:type_name -> rotor.v1.KeyRef
-	120, // 69: rotor.v1.Grant.context:type_name -> rotor.v1.Grant.ContextEntry
-	122, // 70: rotor.v1.Grant.expires:type_name -> google.protobuf.Timestamp
-	122, // 71: rotor.v1.Grant.created:type_name -> google.protobuf.Timestamp
-	5,   // 72: rotor.v1.CreateGrantRequest.key:type_name -> rotor.v1.KeyRef
-	121, // 73: rotor.v1.CreateGrantRequest.context:type_name -> rotor.v1.CreateGrantRequest.ContextEntry
-	103, // 74: rotor.v1.GrantsResponse.grants:type_name -> rotor.v1.Grant
-	122, // 75: rotor.v1.Administrator.created:type_name -> google.protobuf.Timestamp
-	122, // 76: rotor.v1.Administrator.removed:type_name -> google.protobuf.Timestamp
-	112, // 77: rotor.v1.AdminsResponse.admins:type_name -> rotor.v1.Administrator
-	6,   // 78: rotor.v1.KeyService.Create:input_type -> rotor.v1.CreateRequest
-	5,   // 79: rotor.v1.KeyService.Get:input_type -> rotor.v1.KeyRef
-	7,   // 80: rotor.v1.KeyService.List:input_type -> rotor.v1.ListRequest
-	9,   // 81: rotor.v1.KeyService.Change:input_type -> rotor.v1.ChangeRequest
-	10,  // 82: rotor.v1.KeyService.Rotate:input_type -> rotor.v1.RotateRequest
-	5,   // 83: rotor.v1.KeyService.Progress:input_type -> rotor.v1.KeyRef
-	12,  // 84: rotor.v1.KeyService.Retire:input_type -> rotor.v1.RetireRequest
-	13,  // 85: rotor.v1.KeyService.Destroy:input_type -> rotor.v1.DestroyRequest
-	15,  // 86: rotor.v1.KeyService.Encrypt:input_type -> rotor.v1.EncryptRequest
-	17,  // 87: rotor.v1.KeyService.Decrypt:input_type -> rotor.v1.DecryptRequest
-	20,  // 88: rotor.v1.KeyService.Wrap:input_type -> rotor.v1.WrapRequest
-	22,  // 89: rotor.v1.KeyService.Unwrap:input_type -> rotor.v1.UnwrapRequest
-	24,  // 90: rotor.v1.KeyService.Rewrap:input_type -> rotor.v1.RewrapRequest
-	26,  // 91: rotor.v1.KeyService.Sign:input_type -> rotor.v1.SignRequest
-	28,  // 92: rotor.v1.KeyService.Verify:input_type -> rotor.v1.VerifyRequest
-	30,  // 93: rotor.v1.KeyService.Encapsulate:input_type -> rotor.v1.EncapsulateRequest
-	32,  // 94: rotor.v1.KeyService.Decapsulate:input_type -> rotor.v1.DecapsulateRequest
-	34,  // 95: rotor.v1.KeyService.PrepareImport:input_type -> rotor.v1.PrepareImportRequest
-	36,  // 96: rotor.v1.KeyService.Import:input_type -> rotor.v1.ImportRequest
-	37,  // 97: rotor.v1.KeyService.Export:input_type -> rotor.v1.ExportKeyRequest
-	39,  // 98: rotor.v1.JoinService.Join:input_type -> rotor.v1.JoinRequest
-	40,  // 99: rotor.v1.JoinService.Renew:input_type -> rotor.v1.RenewRequest
-	42,  // 100: rotor.v1.FleetService.Hold:input_type -> rotor.v1.HoldUp
-	49,  // 101: rotor.v1.FleetService.Invite:input_type -> rotor.v1.InviteRequest
-	51,  // 102: rotor.v1.FleetService.Instances:input_type -> rotor.v1.InstancesRequest
-	54,  // 103: rotor.v1.FleetService.Remove:input_type -> rotor.v1.RemoveRequest
-	56,  // 104: rotor.v1.TokenService.Issue:input_type -> rotor.v1.IssueRequest
-	58,  // 105: rotor.v1.DataService.Register:input_type -> rotor.v1.RegisterRequest
-	60,  // 106: rotor.v1.DataService.DataSets:input_type -> rotor.v1.DataSetsRequest
-	62,  // 107: rotor.v1.DataService.Census:input_type -> rotor.v1.CensusRequest
-	65,  // 108: rotor.v1.DataService.StartCampaign:input_type -> rotor.v1.CampaignRequest
-	66,  // 109: rotor.v1.DataService.GetCampaign:input_type -> rotor.v1.CampaignRef
-	68,  // 110: rotor.v1.AuditService.Tail:input_type -> rotor.v1.TailRequest
-	70,  // 111: rotor.v1.AuditService.Export:input_type -> rotor.v1.ExportRequest
-	72,  // 112: rotor.v1.SealService.Status:input_type -> rotor.v1.SealStatusRequest
-	76,  // 113: rotor.v1.SealService.Unseal:input_type -> rotor.v1.UnsealRequest
-	77,  // 114: rotor.v1.SealService.Reset:input_type -> rotor.v1.UnsealResetRequest
-	78,  // 115: rotor.v1.SealService.Seal:input_type -> rotor.v1.SealRequest
-	79,  // 116: rotor.v1.SealService.Change:input_type -> rotor.v1.SealChangeRequest
-	80,  // 117: rotor.v1.SealService.StartRekey:input_type -> rotor.v1.StartRekeyRequest
-	81,  // 118: rotor.v1.SealService.Rekey:input_type -> rotor.v1.RekeyRequest
-	82,  // 119: rotor.v1.SealService.AbortRekey:input_type -> rotor.v1.AbortRekeyRequest
-	84,  // 120: rotor.v1.ServerService.Status:input_type -> rotor.v1.StatusRequest
-	86,  // 121: rotor.v1.AuthService.Login:input_type -> rotor.v1.LoginRequest
-	88,  // 122: rotor.v1.AuthService.Logout:input_type -> rotor.v1.LogoutRequest
-	90,  // 123: rotor.v1.AuthService.Whoami:input_type -> rotor.v1.WhoamiRequest
-	92,  // 124: rotor.v1.AuthService.Sessions:input_type -> rotor.v1.SessionsRequest
-	95,  // 125: rotor.v1.AuthService.RevokeSessions:input_type -> rotor.v1.RevokeSessionsRequest
-	98,  // 126: rotor.v1.AuthService.CreateCredential:input_type -> rotor.v1.CreateCredentialRequest
-	100, // 127: rotor.v1.AuthService.Credentials:input_type -> rotor.v1.CredentialsRequest
-	102, // 128: rotor.v1.AuthService.ChangeCredential:input_type -> rotor.v1.ChangeCredentialRequest
-	104, // 129: rotor.v1.AuthService.CreateGrant:input_type -> rotor.v1.CreateGrantRequest
-	105, // 130: rotor.v1.AuthService.Grants:input_type -> rotor.v1.GrantsRequest
-	107, // 131: rotor.v1.AuthService.RevokeGrant:input_type -> rotor.v1.RevokeGrantRequest
-	109, // 132: rotor.v1.AuthService.InviteAdmin:input_type -> rotor.v1.InviteAdminRequest
-	111, // 133: rotor.v1.AuthService.Admins:input_type -> rotor.v1.AdminsRequest
-	114, // 134: rotor.v1.AuthService.RemoveAdmin:input_type -> rotor.v1.RemoveAdminRequest
-	4,   // 135: rotor.v1.KeyService.Create:output_type -> rotor.v1.Key
-	4,   // 136: rotor.v1.KeyService.Get:output_type -> rotor.v1.Key
-	8,   // 137: rotor.v1.KeyService.List:output_type -> rotor.v1.ListResponse
-	4,   // 138: rotor.v1.KeyService.Change:output_type -> rotor.v1.Key
-	4,   // 139: rotor.v1.KeyService.Rotate:output_type -> rotor.v1.Key
-	11,  // 140: rotor.v1.KeyService.Progress:output_type -> rotor.v1.ProgressResponse
-	4,   // 141: rotor.v1.KeyService.Retire:output_type -> rotor.v1.Key
-	14,  // 142: rotor.v1.KeyService.Destroy:output_type -> rotor.v1.DestroyResponse
-	16,  // 143: rotor.v1.KeyService.Encrypt:output_type -> rotor.v1.EncryptResponse
-	18,  // 144: rotor.v1.KeyService.Decrypt:output_type -> rotor.v1.DecryptResponse
-	21,  // 145: rotor.v1.KeyService.Wrap:output_type -> rotor.v1.WrapResponse
-	23,  // 146: rotor.v1.KeyService.Unwrap:output_type -> rotor.v1.UnwrapResponse
-	25,  // 147: rotor.v1.KeyService.Rewrap:output_type -> rotor.v1.RewrapResponse
-	27,  // 148: rotor.v1.KeyService.Sign:output_type -> rotor.v1.SignResponse
-	29,  // 149: rotor.v1.KeyService.Verify:output_type -> rotor.v1.VerifyResponse
-	31,  // 150: rotor.v1.KeyService.Encapsulate:output_type -> rotor.v1.EncapsulateResponse
-	33,  // 151: rotor.v1.KeyService.Decapsulate:output_type -> rotor.v1.DecapsulateResponse
-	35,  // 152: rotor.v1.KeyService.PrepareImport:output_type -> rotor.v1.PrepareImportResponse
-	4,   // 153: rotor.v1.KeyService.Import:output_type -> rotor.v1.Key
-	38,  // 154: rotor.v1.KeyService.Export:output_type -> rotor.v1.ExportKeyResponse
-	41,  // 155: rotor.v1.JoinService.Join:output_type -> rotor.v1.JoinResponse
-	41,  // 156: rotor.v1.JoinService.Renew:output_type -> rotor.v1.JoinResponse
-	45,  // 157: rotor.v1.FleetService.Hold:output_type -> rotor.v1.HoldDown
-	50,  // 158: rotor.v1.FleetService.Invite:output_type -> rotor.v1.InviteResponse
-	53,  // 159: rotor.v1.FleetService.Instances:output_type -> rotor.v1.InstancesResponse
-	55,  // 160: rotor.v1.FleetService.Remove:output_type -> rotor.v1.RemoveResponse
-	57,  // 161: rotor.v1.TokenService.Issue:output_type -> rotor.v1.IssueResponse
-	59,  // 162: rotor.v1.DataService.Register:output_type -> rotor.v1.DataSet
-	61,  // 163: rotor.v1.DataService.DataSets:output_type -> rotor.v1.DataSetsResponse
-	64,  // 164: rotor.v1.DataService.Census:output_type -> rotor.v1.CensusResponse
-	67,  // 165: rotor.v1.DataService.StartCampaign:output_type -> rotor.v1.Campaign
-	67,  // 166: rotor.v1.DataService.GetCampaign:output_type -> rotor.v1.Campaign
-	69,  // 167: rotor.v1.AuditService.Tail:output_type -> rotor.v1.TailEntry
-	71,  // 168: rotor.v1.AuditService.Export:output_type -> rotor.v1.ExportFile
-	73,  // 169: rotor.v1.SealService.Status:output_type -> rotor.v1.SealStatus
-	75,  // 170: rotor.v1.SealService.Unseal:output_type -> rotor.v1.SealProgress
-	75,  // 171: rotor.v1.SealService.Reset:output_type -> rotor.v1.SealProgress
-	73,  // 172: rotor.v1.SealService.Seal:output_type -> rotor.v1.SealStatus
-	73,  // 173: rotor.v1.SealService.Change:output_type -> rotor.v1.SealStatus
-	83,  // 174: rotor.v1.SealService.StartRekey:output_type -> rotor.v1.RekeyProgress
-	83,  // 175: rotor.v1.SealService.Rekey:output_type -> rotor.v1.RekeyProgress
-	83,  // 176: rotor.v1.SealService.AbortRekey:output_type -> rotor.v1.RekeyProgress
-	85,  // 177: rotor.v1.ServerService.Status:output_type -> rotor.v1.StatusResponse
-	87,  // 178: rotor.v1.AuthService.Login:output_type -> rotor.v1.LoginResponse
-	89,  // 179: rotor.v1.AuthService.Logout:output_type -> rotor.v1.LogoutResponse
-	91,  // 180: rotor.v1.AuthService.Whoami:output_type -> rotor.v1.WhoamiResponse
-	94,  // 181: rotor.v1.AuthService.Sessions:output_type -> rotor.v1.SessionsResponse
-	96,  // 182: rotor.v1.AuthService.RevokeSessions:output_type -> rotor.v1.RevokeSessionsResponse
-	99,  // 183: rotor.v1.AuthService.CreateCredential:output_type -> rotor.v1.CreateCredentialResponse
-	101, // 184: rotor.v1.AuthService.Credentials:output_type -> rotor.v1.CredentialsResponse
-	97,  // 185: rotor.v1.AuthService.ChangeCredential:output_type -> rotor.v1.Credential
-	103, // 186: rotor.v1.AuthService.CreateGrant:output_type -> rotor.v1.Grant
-	106, // 187: rotor.v1.AuthService.Grants:output_type -> rotor.v1.GrantsResponse
-	108, // 188: rotor.v1.AuthService.RevokeGrant:output_type -> rotor.v1.RevokeGrantResponse
-	110, // 189: rotor.v1.AuthService.InviteAdmin:output_type -> rotor.v1.InviteAdminResponse
-	113, // 190: rotor.v1.AuthService.Admins:output_type -> rotor.v1.AdminsResponse
-	115, // 191: rotor.v1.AuthService.RemoveAdmin:output_type -> rotor.v1.RemoveAdminResponse
-	135, // [135:192] is the sub-list for method output_type
-	78,  // [78:135] is the sub-list for method input_type
-	78,  // [78:78] is the sub-list for extension type_name
-	78,  // [78:78] is the sub-list for extension extendee
-	0,   // [0:78] is the sub-list for field type_name
+	122, // 4: rotor.v1.Version.erased:type_name -> google.protobuf.Timestamp
+	116, // 5: rotor.v1.Key.labels:type_name -> rotor.v1.Key.LabelsEntry
+	3,   // 6: rotor.v1.Key.rotation:type_name -> rotor.v1.Rotation
+	2,   // 7: rotor.v1.Key.versions:type_name -> rotor.v1.Version
+	122, // 8: rotor.v1.Key.created:type_name -> google.protobuf.Timestamp
+	4,   // 9: rotor.v1.CreateRequest.key:type_name -> rotor.v1.Key
+	4,   // 10: rotor.v1.ListResponse.keys:type_name -> rotor.v1.Key
+	5,   // 11: rotor.v1.ChangeRequest.key:type_name -> rotor.v1.KeyRef
+	5,   // 12: rotor.v1.RotateRequest.key:type_name -> rotor.v1.KeyRef
+	4,   // 13: rotor.v1.ProgressResponse.key:type_name -> rotor.v1.Key
+	5,   // 14: rotor.v1.RetireRequest.key:type_name -> rotor.v1.KeyRef
+	5,   // 15: rotor.v1.DestroyRequest.key:type_name -> rotor.v1.KeyRef
+	4,   // 16: rotor.v1.DestroyResponse.key:type_name -> rotor.v1.Key
+	5,   // 17: rotor.v1.EncryptRequest.key:type_name -> rotor.v1.KeyRef
+	1,   // 18: rotor.v1.EncryptRequest.parts:type_name -> rotor.v1.Part
+	5,   // 19: rotor.v1.DecryptRequest.key:type_name -> rotor.v1.KeyRef
+	1,   // 20: rotor.v1.DecryptRequest.parts:type_name -> rotor.v1.Part
+	5,   // 21: rotor.v1.WrapRequest.key:type_name -> rotor.v1.KeyRef
+	19,  // 22: rotor.v1.WrapResponse.wrap:type_name -> rotor.v1.FileWrap
+	19,  // 23: rotor.v1.UnwrapRequest.wrap:type_name -> rotor.v1.FileWrap
+	19,  // 24: rotor.v1.RewrapRequest.wrap:type_name -> rotor.v1.FileWrap
+	19,  // 25: rotor.v1.RewrapResponse.wrap:type_name -> rotor.v1.FileWrap
+	5,   // 26: rotor.v1.SignRequest.key:type_name -> rotor.v1.KeyRef
+	5,   // 27: rotor.v1.VerifyRequest.key:type_name -> rotor.v1.KeyRef
+	5,   // 28: rotor.v1.EncapsulateRequest.key:type_name -> rotor.v1.KeyRef
+	5,   // 29: rotor.v1.DecapsulateRequest.key:type_name -> rotor.v1.KeyRef
+	5,   // 30: rotor.v1.PrepareImportRequest.key:type_name -> rotor.v1.KeyRef
+	122, // 31: rotor.v1.PrepareImportResponse.expires:type_name -> google.protobuf.Timestamp
+	4,   // 32: rotor.v1.ImportRequest.key:type_name -> rotor.v1.Key
+	122, // 33: rotor.v1.ImportRequest.originated:type_name -> google.protobuf.Timestamp
+	5,   // 34: rotor.v1.ExportKeyRequest.key:type_name -> rotor.v1.KeyRef
+	43,  // 35: rotor.v1.HoldUp.hello:type_name -> rotor.v1.Hello
+	44,  // 36: rotor.v1.HoldUp.acks:type_name -> rotor.v1.Ack
+	46,  // 37: rotor.v1.HoldDown.lease:type_name -> rotor.v1.Lease
+	47,  // 38: rotor.v1.HoldDown.parcel:type_name -> rotor.v1.Parcel
+	48,  // 39: rotor.v1.HoldDown.refusal:type_name -> rotor.v1.KeyRefusal
+	0,   // 40: rotor.v1.KeyRefusal.fault:type_name -> rotor.v1.Fault
+	122, // 41: rotor.v1.Instance.heard:type_name -> google.protobuf.Timestamp
+	52,  // 42: rotor.v1.InstancesResponse.instances:type_name -> rotor.v1.Instance
+	5,   // 43: rotor.v1.IssueRequest.key:type_name -> rotor.v1.KeyRef
+	59,  // 44: rotor.v1.RegisterRequest.data_set:type_name -> rotor.v1.DataSet
+	5,   // 45: rotor.v1.DataSet.key:type_name -> rotor.v1.KeyRef
+	59,  // 46: rotor.v1.DataSetsResponse.data_sets:type_name -> rotor.v1.DataSet
+	5,   // 47: rotor.v1.CensusRequest.key:type_name -> rotor.v1.KeyRef
+	63,  // 48: rotor.v1.CensusResponse.counts:type_name -> rotor.v1.CensusCount
+	5,   // 49: rotor.v1.CampaignRequest.key:type_name -> rotor.v1.KeyRef
+	75,  // 50: rotor.v1.SealStatus.shares:type_name -> rotor.v1.SealProgress
+	74,  // 51: rotor.v1.SealStatus.members:type_name -> rotor.v1.SealMember
+	83,  // 52: rotor.v1.SealStatus.rekey:type_name -> rotor.v1.RekeyProgress
+	122, // 53: rotor.v1.SealMember.opened:type_name -> google.protobuf.Timestamp
+	75,  // 54: rotor.v1.RekeyProgress.progress:type_name -> rotor.v1.SealProgress
+	122, // 55: rotor.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	122, // 56: rotor.v1.LoginResponse.expires:type_name -> google.protobuf.Timestamp
+	117, // 57: rotor.v1.WhoamiResponse.attributes:type_name -> rotor.v1.WhoamiResponse.AttributesEntry
+	122, // 58: rotor.v1.WhoamiResponse.expires:type_name -> google.protobuf.Timestamp
+	122, // 59: rotor.v1.Session.created:type_name -> google.protobuf.Timestamp
+	122, // 60: rotor.v1.Session.used:type_name -> google.protobuf.Timestamp
+	122, // 61: rotor.v1.Session.expires:type_name -> google.protobuf.Timestamp
+	93,  // 62: rotor.v1.SessionsResponse.sessions:type_name -> rotor.v1.Session
+	122, // 63: rotor.v1.Credential.expires:type_name -> google.protobuf.Timestamp
+	122, // 64: rotor.v1.Credential.created:type_name -> google.protobuf.Timestamp
+	118, // 65: rotor.v1.Credential.attributes:type_name -> rotor.v1.Credential.AttributesEntry
+	119, // 66: rotor.v1.CreateCredentialRequest.attributes:type_name -> rotor.v1.CreateCredentialRequest.AttributesEntry
+	97,  // 67: rotor.v1.CreateCredentialResponse.credential:type_name -> rotor.v1.Credential
+	97,  // 68: rotor.v1.CredentialsResponse.credentials:type_name -> rotor.v1.Credential
+	5,   // 69: rotor.v1.Grant.key:type_name -> rotor.v1.KeyRef
+	120, // 70: rotor.v1.Grant.context:type_name -> rotor.v1.Grant.ContextEntry
+	122, // 71: rotor.v1.Grant.expires:type_name -> google.protobuf.Timestamp
+	122, // 72: rotor.v1.Grant.created:type_name -> google.protobuf.Timestamp
+	5,   // 73: rotor.v1.CreateGrantRequest.key:type_name -> rotor.v1.KeyRef
+	121, // 74: rotor.v1.CreateGrantRequest.context:type_name -> rotor.v1.CreateGrantRequest.ContextEntry
+	103, // 75: rotor.v1.GrantsResponse.grants:type_name -> rotor.v1.Grant
+	122, // 76: rotor.v1.Administrator.created:type_name -> google.protobuf.Timestamp
+	122, // 77: rotor.v1.Administrator.removed:type_name -> google.protobuf.Timestamp
+	112, // 78: rotor.v1.AdminsResponse.admins:type_name -> rotor.v1.Administrator
+	6,   // 79: rotor.v1.KeyService.Create:input_type -> rotor.v1.CreateRequest
+	5,   // 80: rotor.v1.KeyService.Get:input_type -> rotor.v1.KeyRef
+	7,   // 81: rotor.v1.KeyService.List:input_type -> rotor.v1.ListRequest
+	9,   // 82: rotor.v1.KeyService.Change:input_type -> rotor.v1.ChangeRequest
+	10,  // 83: rotor.v1.KeyService.Rotate:input_type -> rotor.v1.RotateRequest
+	5,   // 84: rotor.v1.KeyService.Progress:input_type -> rotor.v1.KeyRef
+	12,  // 85: rotor.v1.KeyService.Retire:input_type -> rotor.v1.RetireRequest
+	13,  // 86: rotor.v1.KeyService.Destroy:input_type -> rotor.v1.DestroyRequest
+	15,  // 87: rotor.v1.KeyService.Encrypt:input_type -> rotor.v1.EncryptRequest
+	17,  // 88: rotor.v1.KeyService.Decrypt:input_type -> rotor.v1.DecryptRequest
+	20,  // 89: rotor.v1.KeyService.Wrap:input_type -> rotor.v1.WrapRequest
+	22,  // 90: rotor.v1.KeyService.Unwrap:input_type -> rotor.v1.UnwrapRequest
+	24,  // 91: rotor.v1.KeyService.Rewrap:input_type -> rotor.v1.RewrapRequest
+	26,  // 92: rotor.v1.KeyService.Sign:input_type -> rotor.v1.SignRequest
+	28,  // 93: rotor.v1.KeyService.Verify:input_type -> rotor.v1.VerifyRequest
+	30,  // 94: rotor.v1.KeyService.Encapsulate:input_type -> rotor.v1.EncapsulateRequest
+	32,  // 95: rotor.v1.KeyService.Decapsulate:input_type -> rotor.v1.DecapsulateRequest
+	34,  // 96: rotor.v1.KeyService.PrepareImport:input_type -> rotor.v1.PrepareImportRequest
+	36,  // 97: rotor.v1.KeyService.Import:input_type -> rotor.v1.ImportRequest
+	37,  // 98: rotor.v1.KeyService.Export:input_type -> rotor.v1.ExportKeyRequest
+	39,  // 99: rotor.v1.JoinService.Join:input_type -> rotor.v1.JoinRequest
+	40,  // 100: rotor.v1.JoinService.Renew:input_type -> rotor.v1.RenewRequest
+	42,  // 101: rotor.v1.FleetService.Hold:input_type -> rotor.v1.HoldUp
+	49,  // 102: rotor.v1.FleetService.Invite:input_type -> rotor.v1.InviteRequest
+	51,  // 103: rotor.v1.FleetService.Instances:input_type -> rotor.v1.InstancesRequest
+	54,  // 104: rotor.v1.FleetService.Remove:input_type -> rotor.v1.RemoveRequest
+	56,  // 105: rotor.v1.TokenService.Issue:input_type -> rotor.v1.IssueRequest
+	58,  // 106: rotor.v1.DataService.Register:input_type -> rotor.v1.RegisterRequest
+	60,  // 107: rotor.v1.DataService.DataSets:input_type -> rotor.v1.DataSetsRequest
+	62,  // 108: rotor.v1.DataService.Census:input_type -> rotor.v1.CensusRequest
+	65,  // 109: rotor.v1.DataService.StartCampaign:input_type -> rotor.v1.CampaignRequest
+	66,  // 110: rotor.v1.DataService.GetCampaign:input_type -> rotor.v1.CampaignRef
+	68,  // 111: rotor.v1.AuditService.Tail:input_type -> rotor.v1.TailRequest
+	70,  // 112: rotor.v1.AuditService.Export:input_type -> rotor.v1.ExportRequest
+	72,  // 113: rotor.v1.SealService.Status:input_type -> rotor.v1.SealStatusRequest
+	76,  // 114: rotor.v1.SealService.Unseal:input_type -> rotor.v1.UnsealRequest
+	77,  // 115: rotor.v1.SealService.Reset:input_type -> rotor.v1.UnsealResetRequest
+	78,  // 116: rotor.v1.SealService.Seal:input_type -> rotor.v1.SealRequest
+	79,  // 117: rotor.v1.SealService.Change:input_type -> rotor.v1.SealChangeRequest
+	80,  // 118: rotor.v1.SealService.StartRekey:input_type -> rotor.v1.StartRekeyRequest
+	81,  // 119: rotor.v1.SealService.Rekey:input_type -> rotor.v1.RekeyRequest
+	82,  // 120: rotor.v1.SealService.AbortRekey:input_type -> rotor.v1.AbortRekeyRequest
+	84,  // 121: rotor.v1.ServerService.Status:input_type -> rotor.v1.StatusRequest
+	86,  // 122: rotor.v1.AuthService.Login:input_type -> rotor.v1.LoginRequest
+	88,  // 123: rotor.v1.AuthService.Logout:input_type -> rotor.v1.LogoutRequest
+	90,  // 124: rotor.v1.AuthService.Whoami:input_type -> rotor.v1.WhoamiRequest
+	92,  // 125: rotor.v1.AuthService.Sessions:input_type -> rotor.v1.SessionsRequest
+	95,  // 126: rotor.v1.AuthService.RevokeSessions:input_type -> rotor.v1.RevokeSessionsRequest
+	98,  // 127: rotor.v1.AuthService.CreateCredential:input_type -> rotor.v1.CreateCredentialRequest
+	100, // 128: rotor.v1.AuthService.Credentials:input_type -> rotor.v1.CredentialsRequest
+	102, // 129: rotor.v1.AuthService.ChangeCredential:input_type -> rotor.v1.ChangeCredentialRequest
+	104, // 130: rotor.v1.AuthService.CreateGrant:input_type -> rotor.v1.CreateGrantRequest
+	105, // 131: rotor.v1.AuthService.Grants:input_type -> rotor.v1.GrantsRequest
+	107, // 132: rotor.v1.AuthService.RevokeGrant:input_type -> rotor.v1.RevokeGrantRequest
+	109, // 133: rotor.v1.AuthService.InviteAdmin:input_type -> rotor.v1.InviteAdminRequest
+	111, // 134: rotor.v1.AuthService.Admins:input_type -> rotor.v1.AdminsRequest
+	114, // 135: rotor.v1.AuthService.RemoveAdmin:input_type -> rotor.v1.RemoveAdminRequest
+	4,   // 136: rotor.v1.KeyService.Create:output_type -> rotor.v1.Key
+	4,   // 137: rotor.v1.KeyService.Get:output_type -> rotor.v1.Key
+	8,   // 138: rotor.v1.KeyService.List:output_type -> rotor.v1.ListResponse
+	4,   // 139: rotor.v1.KeyService.Change:output_type -> rotor.v1.Key
+	4,   // 140: rotor.v1.KeyService.Rotate:output_type -> rotor.v1.Key
+	11,  // 141: rotor.v1.KeyService.Progress:output_type -> rotor.v1.ProgressResponse
+	4,   // 142: rotor.v1.KeyService.Retire:output_type -> rotor.v1.Key
+	14,  // 143: rotor.v1.KeyService.Destroy:output_type -> rotor.v1.DestroyResponse
+	16,  // 144: rotor.v1.KeyService.Encrypt:output_type -> rotor.v1.EncryptResponse
+	18,  // 145: rotor.v1.KeyService.Decrypt:output_type -> rotor.v1.DecryptResponse
+	21,  // 146: rotor.v1.KeyService.Wrap:output_type -> rotor.v1.WrapResponse
+	23,  // 147: rotor.v1.KeyService.Unwrap:output_type -> rotor.v1.UnwrapResponse
+	25,  // 148: rotor.v1.KeyService.Rewrap:output_type -> rotor.v1.RewrapResponse
+	27,  // 149: rotor.v1.KeyService.Sign:output_type -> rotor.v1.SignResponse
+	29,  // 150: rotor.v1.KeyService.Verify:output_type -> rotor.v1.VerifyResponse
+	31,  // 151: rotor.v1.KeyService.Encapsulate:output_type -> rotor.v1.EncapsulateResponse
+	33,  // 152: rotor.v1.KeyService.Decapsulate:output_type -> rotor.v1.DecapsulateResponse
+	35,  // 153: rotor.v1.KeyService.PrepareImport:output_type -> rotor.v1.PrepareImportResponse
+	4,   // 154: rotor.v1.KeyService.Import:output_type -> rotor.v1.Key
+	38,  // 155: rotor.v1.KeyService.Export:output_type -> rotor.v1.ExportKeyResponse
+	41,  // 156: rotor.v1.JoinService.Join:output_type -> rotor.v1.JoinResponse
+	41,  // 157: rotor.v1.JoinService.Renew:output_type -> rotor.v1.JoinResponse
+	45,  // 158: rotor.v1.FleetService.Hold:output_type -> rotor.v1.HoldDown
+	50,  // 159: rotor.v1.FleetService.Invite:output_type -> rotor.v1.InviteResponse
+	53,  // 160: rotor.v1.FleetService.Instances:output_type -> rotor.v1.InstancesResponse
+	55,  // 161: rotor.v1.FleetService.Remove:output_type -> rotor.v1.RemoveResponse
+	57,  // 162: rotor.v1.TokenService.Issue:output_type -> rotor.v1.IssueResponse
+	59,  // 163: rotor.v1.DataService.Register:output_type -> rotor.v1.DataSet
+	61,  // 164: rotor.v1.DataService.DataSets:output_type -> rotor.v1.DataSetsResponse
+	64,  // 165: rotor.v1.DataService.Census:output_type -> rotor.v1.CensusResponse
+	67,  // 166: rotor.v1.DataService.StartCampaign:output_type -> rotor.v1.Campaign
+	67,  // 167: rotor.v1.DataService.GetCampaign:output_type -> rotor.v1.Campaign
+	69,  // 168: rotor.v1.AuditService.Tail:output_type -> rotor.v1.TailEntry
+	71,  // 169: rotor.v1.AuditService.Export:output_type -> rotor.v1.ExportFile
+	73,  // 170: rotor.v1.SealService.Status:output_type -> rotor.v1.SealStatus
+	75,  // 171: rotor.v1.SealService.Unseal:output_type -> rotor.v1.SealProgress
+	75,  // 172: rotor.v1.SealService.Reset:output_type -> rotor.v1.SealProgress
+	73,  // 173: rotor.v1.SealService.Seal:output_type -> rotor.v1.SealStatus
+	73,  // 174: rotor.v1.SealService.Change:output_type -> rotor.v1.SealStatus
+	83,  // 175: rotor.v1.SealService.StartRekey:output_type -> rotor.v1.RekeyProgress
+	83,  // 176: rotor.v1.SealService.Rekey:output_type -> rotor.v1.RekeyProgress
+	83,  // 177: rotor.v1.SealService.AbortRekey:output_type -> rotor.v1.RekeyProgress
+	85,  // 178: rotor.v1.ServerService.Status:output_type -> rotor.v1.StatusResponse
+	87,  // 179: rotor.v1.AuthService.Login:output_type -> rotor.v1.LoginResponse
+	89,  // 180: rotor.v1.AuthService.Logout:output_type -> rotor.v1.LogoutResponse
+	91,  // 181: rotor.v1.AuthService.Whoami:output_type -> rotor.v1.WhoamiResponse
+	94,  // 182: rotor.v1.AuthService.Sessions:output_type -> rotor.v1.SessionsResponse
+	96,  // 183: rotor.v1.AuthService.RevokeSessions:output_type -> rotor.v1.RevokeSessionsResponse
+	99,  // 184: rotor.v1.AuthService.CreateCredential:output_type -> rotor.v1.CreateCredentialResponse
+	101, // 185: rotor.v1.AuthService.Credentials:output_type -> rotor.v1.CredentialsResponse
+	97,  // 186: rotor.v1.AuthService.ChangeCredential:output_type -> rotor.v1.Credential
+	103, // 187: rotor.v1.AuthService.CreateGrant:output_type -> rotor.v1.Grant
+	106, // 188: rotor.v1.AuthService.Grants:output_type -> rotor.v1.GrantsResponse
+	108, // 189: rotor.v1.AuthService.RevokeGrant:output_type -> rotor.v1.RevokeGrantResponse
+	110, // 190: rotor.v1.AuthService.InviteAdmin:output_type -> rotor.v1.InviteAdminResponse
+	113, // 191: rotor.v1.AuthService.Admins:output_type -> rotor.v1.AdminsResponse
+	115, // 192: rotor.v1.AuthService.RemoveAdmin:output_type -> rotor.v1.RemoveAdminResponse
+	136, // [136:193] is the sub-list for method output_type
+	79,  // [79:136] is the sub-list for method input_type
+	79,  // [79:79] is the sub-list for extension type_name
+	79,  // [79:79] is the sub-list for extension extendee
+	0,   // [0:79] is the sub-list for field type_name
 }
 
 func init() { file_rotor_v1_rotor_proto_init() }

@@ -1,0 +1,213 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/rotorkms/rotor/internal/audit"
+	"github.com/rotorkms/rotor/internal/authn"
+	"github.com/rotorkms/rotor/internal/backup"
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/guard"
+	"github.com/rotorkms/rotor/internal/kms"
+	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/store/bolt"
+	"github.com/rotorkms/rotor/internal/wire"
+	"github.com/rotorkms/rotor/internal/wire/native"
+)
+
+// serveRecovery serves what a server in recovery mode does: it is alive, it is not ready, and it says why to who may ask.
+func (s *Server) serveRecovery(ctx context.Context, group *errgroup.Group, run context.Context) error {
+	c := s.config
+	found := s.guard.Detected()
+	c.Log.ErrorContext(ctx, "recovery mode: the store is not the one that it was, nothing is served", "detected", found[0].String(), "count", len(found))
+	a, err := authn.New(ctx, authn.Config{Guard: s.guard, TrustDomain: c.TrustDomain, Namespace: c.Namespace, Now: c.Now})
+	if err != nil {
+		return errors.Join(fault.New(fault.Recovery, found[0].String()), err) // without its certificate authority it cannot even say so
+	}
+	s.authority = a
+	s.guard.SetRules(a.Decider(s.rules))
+	tlsConfig := a.Server(s.hosts(c)...)
+	s.live.Store(&settings{config: c, certificate: tlsConfig.GetCertificate})
+	if s.listener, err = wire.Listen(ctx, c.Listen, tlsConfig); err != nil {
+		return err
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("/healthz", alive)
+	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "recovery mode", http.StatusServiceUnavailable)
+	})
+	native.MountRecovery(mux, native.Config{Guard: s.guard, Authority: a, Now: c.Now, Log: c.Log})
+	s.http = wire.NewServer(wire.Config{TLS: tlsConfig, Identifier: a, Handler: mux, Now: c.Now, Log: c.Log})
+	group.Go(func() error { return a.Run(run) })
+	group.Go(func() error { return s.http.Serve(s.listener) })
+	return nil
+}
+
+// RecoverOptions say how to recover.
+type RecoverOptions struct {
+	By     string        // who asks, for the log
+	Log    string        // directory of an exported audit log that is newer than the store; "": none
+	Delay  time.Duration // between asking and recovering; default 24 h
+	Cancel bool
+}
+
+// RecoverDelay is the default of RecoverOptions.Delay.
+const RecoverDelay = 24 * time.Hour
+
+// Recovered is what a recovery did.
+type Recovered struct {
+	Detected    []string
+	NotUntil    time.Time // it was announced, and may go on then
+	Done        bool
+	Canceled    bool
+	Incarnation uint32
+	Keys        int
+}
+
+// Recover brings a store that is not the one that it was back into use, while the server is stopped: the first call announces it, one after
+// the delay does it. fault.WrongState when nothing is wrong.
+func Recover(ctx context.Context, c Config, o RecoverOptions) (out Recovered, err error) {
+	c = c.defaults()
+	if err := c.validate(); err != nil {
+		return out, err
+	}
+	return out, c.offline(ctx, func(ctx context.Context, g *guard.Guard) error {
+		for _, d := range g.Detected() {
+			out.Detected = append(out.Detected, d.String())
+		}
+		if o.Cancel {
+			out.Canceled = true
+			return g.CancelRecovery(ctx)
+		}
+		asked, err := g.Recovering(ctx)
+		if fault.CodeOf(err) == fault.NotFound {
+			asked, err = g.AskRecovery(ctx, o.By, o.Delay)
+		}
+		if err != nil {
+			return err
+		}
+		out.NotUntil = asked.NotUntil
+		if asked.Target == 0 && c.Now().Before(asked.NotUntil) {
+			return nil
+		}
+		return c.recover(ctx, g, o, &out)
+	})
+}
+
+func (c Config) recover(ctx context.Context, g *guard.Guard, o RecoverOptions, out *Recovered) error {
+	var past *guard.Past
+	if o.Log != "" {
+		past = guard.NewPast()
+		if _, err := audit.Read(os.DirFS(o.Log), g.CheckpointKey(), past.Add); err != nil {
+			return err
+		}
+	}
+	p, incarnation, err := g.BeginRecovery(ctx, past, false)
+	if err != nil {
+		return err
+	}
+	if out.Keys, err = kms.Recover(ctx, g, p, incarnation, past, c.Now()); err != nil {
+		return err
+	}
+	if err := g.EndRecovery(ctx, incarnation); err != nil {
+		return err
+	}
+	out.Done, out.Incarnation = true, incarnation
+	if _, err := c.anchor(g, -1); err != nil {
+		return err
+	}
+	return nil
+}
+
+// offline opens the store and its guard, whatever is wrong with it, for the time that f takes.
+func (c Config) offline(ctx context.Context, f func(context.Context, *guard.Guard) error) (err error) {
+	sealers, err := openSealers(c)
+	if err != nil {
+		return err
+	}
+	db, err := openExisting(ctx, c)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	statements, err := c.statements()
+	if err != nil {
+		return err
+	}
+	g, err := guard.Open(ctx, guard.Config{Store: db, Sealers: sealers, Now: c.Now, Log: c.Log, Statements: statements, Recovery: true})
+	if err != nil {
+		return err
+	}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	done := make(chan error, 1)
+	go func() { done <- g.Run(ctx) }() // ends with ctx, below
+	err = f(ctx, g)
+	stop()
+	return errors.Join(err, <-done)
+}
+
+// Backup writes a backup of a server that is stopped.
+func Backup(ctx context.Context, c Config, keep time.Duration, w io.Writer) (made guard.Backup, err error) {
+	c = c.defaults()
+	if err := c.validate(); err != nil {
+		return made, err
+	}
+	return made, c.offline(ctx, func(ctx context.Context, g *guard.Guard) error {
+		var err error
+		made, err = backup.Create(ctx, g, g.System("offline", policy.ActBackup, policy.Resource{}), keep, w)
+		return err
+	})
+}
+
+// VerifyBackup checks a backup with the server's sealers: the log, its counters and every record.
+func VerifyBackup(ctx context.Context, c Config, r io.Reader) (backup.Report, error) {
+	c = c.defaults()
+	sealers, err := openSealers(c)
+	if err != nil {
+		return backup.Report{}, err
+	}
+	dir, err := os.MkdirTemp("", "rotor-verify-*")
+	if err != nil {
+		return backup.Report{}, err
+	}
+	defer func() { _ = os.RemoveAll(dir) }() // what is left of it is sealed
+	scratch, err := bolt.Open(filepath.Join(dir, storeFile), bolt.Options{})
+	if err != nil {
+		return backup.Report{}, openFault(err)
+	}
+	report, err := backup.Verify(ctx, r, sealers, scratch, c.Now)
+	return report, errors.Join(err, scratch.Close())
+}
+
+// RestoreBackup fills the server's store, which has to be empty, from a backup. The server then comes up in recovery mode.
+func RestoreBackup(ctx context.Context, c Config, r io.Reader) (backup.Report, error) {
+	c = c.defaults()
+	if err := c.validate(); err != nil {
+		return backup.Report{}, err
+	}
+	sealers, err := openSealers(c)
+	if err != nil {
+		return backup.Report{}, err
+	}
+	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
+		return backup.Report{}, err
+	}
+	db, err := openStore(ctx, c)
+	if err != nil {
+		return backup.Report{}, err
+	}
+	report, err := backup.Restore(ctx, r, sealers, db)
+	if err == nil {
+		err = writeRules(c.Rules)
+	}
+	return report, errors.Join(err, db.Close())
+}
