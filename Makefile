@@ -5,7 +5,7 @@ SHELL := /bin/bash
 
 INSTANCES ?= 50
 
-.PHONY: help build demo test test-fast test-race test-slow test-python test-interop test-repro fuzz lint bench release vuln clean
+.PHONY: help build demo test test-fast test-race test-slow test-fips test-python test-interop test-repro fuzz lint bench release vuln clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -17,7 +17,7 @@ demo: build ## a fleet of 50 processes rotates its keys under load and faults; r
 	go build -o bin/fleet ./examples/fleet
 	bin/fleet run -rotor bin/rotor -model "$$(scripts/model)" -instances $(INSTANCES)
 
-test: test-fast test-race test-slow test-services test-python test-interop test-repro fuzz ## every test
+test: test-fast test-race test-slow test-services test-fips test-python test-interop test-repro fuzz ## every test
 
 test-fast: ## the fast suite, under a minute
 	go test ./...
@@ -31,6 +31,9 @@ test-slow: ## exhaustive model checking, crash rounds: minutes
 test-services: ## what needs a real PostgreSQL, etcd or SoftHSM, which it installs
 	scripts/services
 	go test -tags services -count=1 -timeout 20m $(SERVICES_ROOMS)
+
+test-fips: ## the FIPS suites, a server and its clients within Go's cryptographic module, under GODEBUG=fips140=only
+	GOFIPS140=v1.26.0 GODEBUG=fips140=only go test -tags fips -count=1 -run FIPS ./internal/suite ./envelope ./internal/delivery ./internal/cli
 
 test-python: ## the Python package, in both directions against the Go code
 	scripts/test-python

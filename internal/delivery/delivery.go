@@ -4,6 +4,7 @@
 package delivery
 
 import (
+	"crypto/fips140"
 	"crypto/hmac"
 	"crypto/hpke"
 	"crypto/sha256"
@@ -55,9 +56,25 @@ type Parcel struct {
 // Private is the process's half of the delivery key.
 type Private struct{ key hpke.PrivateKey }
 
-// NewPrivate makes a fresh X-Wing key pair (ML-KEM-768 with X25519, draft-ietf-hpke-pq).
+// kemOf finds the KEM of an encoded delivery key by its length: X-Wing (ML-KEM-768 with X25519) or ML-KEM-768 with P-256
+// (draft-ietf-hpke-pq).
+func kemOf(public []byte) hpke.KEM {
+	if len(public) == p256Size {
+		return hpke.MLKEM768P256()
+	}
+	return hpke.MLKEM768X25519()
+}
+
+// p256Size is the length of a public key of ML-KEM-768 with P-256, in bytes.
+const p256Size = 1184 + 65
+
+// NewPrivate makes a fresh key pair: X-Wing, in FIPS mode ML-KEM-768 with P-256.
 func NewPrivate() (Private, error) {
-	k, err := hpke.MLKEM768X25519().GenerateKey()
+	kem := hpke.MLKEM768X25519()
+	if fips140.Enabled() {
+		kem = hpke.MLKEM768P256()
+	}
+	k, err := kem.GenerateKey()
 	if err != nil {
 		return Private{}, fmt.Errorf("make delivery key: %w", err)
 	}
@@ -69,7 +86,7 @@ func (p Private) Public() []byte { return p.key.PublicKey().Bytes() }
 
 // CheckPublic says whether bytes are a delivery key. fault.Invalid.
 func CheckPublic(public []byte) error {
-	if _, err := hpke.MLKEM768X25519().NewPublicKey(public); err != nil {
+	if _, err := kemOf(public).NewPublicKey(public); err != nil {
 		return fault.Wrap(fault.Invalid, "delivery key", err)
 	}
 	return nil
@@ -120,7 +137,7 @@ func (d *Sender) seal(s keyring.Snapshot, m Materials) (p Parcel, err error) {
 		return p, nil
 	}
 	if d.context == nil {
-		pk, err := hpke.MLKEM768X25519().NewPublicKey(d.public)
+		pk, err := kemOf(d.public).NewPublicKey(d.public)
 		if err != nil {
 			return p, fault.Wrap(fault.Invalid, "delivery key of "+d.address.Instance, err)
 		}

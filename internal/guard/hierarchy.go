@@ -85,8 +85,7 @@ func (h hierarchy) data(path string, front []byte) []byte {
 // seal makes a blob: generation and counter 8, nonce 24, ciphertext, tag 16.
 func (h hierarchy) seal(path string, counter uint64, value []byte) []byte {
 	blob := binary.BigEndian.AppendUint64(make([]byte, 0, 8+24+len(value)+16), front(h.generation, counter))
-	blob = append(blob, secret.Random(suite.XAESNonceSize).Reveal()...)
-	return h.records.Seal(blob, blob[8:32], value, h.data(path, blob[:8]))
+	return suite.Seal(h.records, blob, value, h.data(path, blob))
 }
 
 func (h hierarchy) open(path string, blob []byte) (counter uint64, value []byte, err error) {
@@ -94,7 +93,7 @@ func (h hierarchy) open(path string, blob []byte) (counter uint64, value []byte,
 		return 0, nil, errors.New("record is too short")
 	}
 	counter = binary.BigEndian.Uint64(blob) & maxCounter
-	value, err = h.records.Open(nil, blob[8:32], blob[32:], h.data(path, blob[:8]))
+	value, err = suite.Open(h.records, nil, blob[8:], h.data(path, blob[:8]))
 	return counter, value, err
 }
 
@@ -274,8 +273,7 @@ func (g *Guard) SealMaterial(ctx context.Context, namespace string, facts []byte
 	if err != nil {
 		return nil, err
 	}
-	nonce := secret.Random(suite.XAESNonceSize).Reveal()
-	return aead.Seal(nonce, nonce, m.Reveal(), materialData(facts)), nil
+	return suite.Seal(aead, nil, m.Reveal(), materialData(facts)), nil
 }
 
 // OpenMaterial opens what SealMaterial made with the same facts. fault.RecordTampered.
@@ -284,10 +282,7 @@ func (g *Guard) OpenMaterial(ctx context.Context, namespace string, facts, blob 
 	if err != nil {
 		return secret.Bytes{}, err
 	}
-	if len(blob) < suite.XAESNonceSize+suite.XAESTagSize {
-		return secret.Bytes{}, fault.New(fault.RecordTampered, "material")
-	}
-	m, err := aead.Open(nil, blob[:suite.XAESNonceSize], blob[suite.XAESNonceSize:], materialData(facts))
+	m, err := suite.Open(aead, nil, blob, materialData(facts))
 	if err != nil {
 		return secret.Bytes{}, fault.New(fault.RecordTampered, "material")
 	}

@@ -50,6 +50,7 @@ type Config struct {
 	Sandbox     string           `yaml:"sandbox"`      // on, off or require: whether the process shuts itself in; default by profile on, off (dev), require (ha)
 	Drain       Drain            `yaml:"drain"`        // how the server stops
 	Logging     Logging          `yaml:"log"`          // how the server logs
+	Suites      Suites           `yaml:"suites"`       // which algorithms new key versions may have
 	Auth        Auth             `yaml:"auth"`         // who may come in besides instances and administrators
 	Limits      Limits           `yaml:"limits"`       // what callers may do and keep
 	Public      Public           `yaml:"public"`       // a second listener with a certificate of the operator's
@@ -109,6 +110,9 @@ func (c Config) validate() error {
 		return bad("session_ttl", "500 ms to 1 m")
 	case c.Metrics.MaxKeys < 0 || c.Metrics.MaxKeys > maxMetricKeys:
 		return bad("metrics.max_keys", "at most 100,000")
+	}
+	if err := c.Suites.validate(); err != nil {
+		return err
 	}
 	if _, err := engineOf(c.Store); err != nil {
 		return err

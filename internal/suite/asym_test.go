@@ -11,7 +11,7 @@ import (
 )
 
 var (
-	decrypters = []suite.Algorithm{suite.HPKEXWing, suite.HPKEMLKEM768P256, suite.HPKEX25519, suite.HPKEP256, suite.RSAOAEP256, suite.RSAOAEP256_2k}
+	decrypters = []suite.Algorithm{suite.HPKEXWing, suite.HPKEMLKEM768P256, suite.HPKEX25519, suite.HPKEP256, suite.RSAOAEP256_2k}
 	kems       = []suite.Algorithm{suite.MLKEM768, suite.MLKEM1024}
 )
 

@@ -5,6 +5,7 @@ package every
 import (
 	"bytes"
 	"context"
+	"crypto/cipher"
 	"crypto/hkdf"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -77,17 +78,11 @@ func (s *Sealer) Wrap(ctx context.Context, root secret.Bytes, generation uint64)
 	if err != nil {
 		return nil, err
 	}
-	nonce := secret.Random(suite.XAESNonceSize).Reveal()
-	return append(append(head, nonce...), aead.Seal(nil, nonce, root.Reveal(), s.data(head))...), nil
-}
-
-type opener interface {
-	Open(dst, nonce, ciphertext, data []byte) ([]byte, error)
-	Seal(dst, nonce, plaintext, data []byte) []byte
+	return append(head, suite.Seal(aead, nil, root.Reveal(), s.data(head))...), nil
 }
 
 // aead makes the cipher of a key and destroys the key. The parts are never used as they are.
-func (s *Sealer) aead(key secret.Bytes) (opener, error) {
+func (s *Sealer) aead(key secret.Bytes) (cipher.AEAD, error) {
 	defer key.Destroy()
 	derived, err := hkdf.Key(sha256.New, key.Reveal(), nil, "rotor/seal/all/1", suite.XAESKeySize)
 	if err != nil {
@@ -155,7 +150,7 @@ func (s *Sealer) Unwrap(ctx context.Context, blob []byte) (secret.Bytes, error) 
 	if err != nil {
 		return secret.Bytes{}, err
 	}
-	root, err := aead.Open(nil, rest[:suite.XAESNonceSize], rest[suite.XAESNonceSize:], s.data(bytes.Clone(head)))
+	root, err := suite.Open(aead, nil, rest, s.data(bytes.Clone(head)))
 	if err != nil {
 		return secret.Bytes{}, seal.ErrWrongSealer
 	}

@@ -155,8 +155,7 @@ func (s *Sealer) Wrap(_ context.Context, root secret.Bytes, generation uint64) (
 		return nil, err
 	}
 	blob := binary.BigEndian.AppendUint64(nil, generation)
-	nonce := secret.Random(suite.XAESNonceSize).Reveal()
-	return aead.Seal(append(blob, nonce...), nonce, root.Reveal(), s.data(blob[:8])), nil
+	return suite.Seal(aead, blob, root.Reveal(), s.data(blob)), nil
 }
 
 // Unwrap implements seal.Sealer.
@@ -174,8 +173,7 @@ func (s *Sealer) Unwrap(_ context.Context, blob []byte) (secret.Bytes, error) {
 	if err != nil {
 		return secret.Bytes{}, err
 	}
-	nonce, body := blob[8:8+suite.XAESNonceSize], blob[8+suite.XAESNonceSize:]
-	root, err := aead.Open(nil, nonce, body, s.data(blob[:8]))
+	root, err := suite.Open(aead, nil, blob[8:], s.data(blob[:8]))
 	if err != nil {
 		return secret.Bytes{}, seal.ErrWrongSealer
 	}
