@@ -24,35 +24,36 @@ func TestAddresses(t *testing.T) {
 	}
 }
 
-// fleet answers by address.
-type answers map[string]func(body string) (*http.Response, error)
+// answers are servers, by address.
+type answers map[string]func(body string) (status int, err error)
 
 func (a answers) RoundTrip(r *http.Request) (*http.Response, error) {
 	b, err := io.ReadAll(r.Body)
 	if err != nil {
 		return nil, err
 	}
-	return a[r.URL.Host](string(b))
+	status, err := a[r.URL.Host](string(b))
+	if err != nil {
+		return nil, err
+	}
+	return &http.Response{StatusCode: status, Body: io.NopCloser(bytes.NewReader(nil))}, nil
 }
 
 // TestFailover: what was not sent goes to the next server, what was sent does only if it may be repeated, with its whole body; the next request
 // begins where the last one ended.
 func TestFailover(t *testing.T) {
 	var log []string
-	say := func(who string, status int, err error) func(string) (*http.Response, error) {
-		return func(body string) (*http.Response, error) {
+	say := func(who string, status int, err error) func(string) (int, error) {
+		return func(body string) (int, error) {
 			log = append(log, who+body)
-			if err != nil {
-				return nil, err
-			}
-			return &http.Response{StatusCode: status, Body: io.NopCloser(bytes.NewReader(nil))}, nil
+			return status, err
 		}
 	}
 	refused, broken := &net.OpError{Op: "dial", Err: errors.New("refused")}, errors.New("connection reset")
 	const reads, writes = "/rotor.v1.KeyService/Decrypt", "/rotor.v1.KeyService/Rotate"
 	for name, c := range map[string]struct {
 		path   string
-		first  func(string) (*http.Response, error)
+		first  func(string) (int, error)
 		want   string
 		failed bool
 	}{
@@ -74,7 +75,7 @@ func TestFailover(t *testing.T) {
 			}
 			resp, err := f.RoundTrip(r)
 			if i == 0 {
-				failed = err != nil || resp.StatusCode != 200
+				failed = err != nil || resp.StatusCode != http.StatusOK
 			}
 			if err == nil {
 				_ = resp.Body.Close()

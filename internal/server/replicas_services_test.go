@@ -1,0 +1,243 @@
+//go:build services
+
+package server_test
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/rotorkms/rotor"
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/server"
+	"github.com/rotorkms/rotor/internal/testenv"
+	rotorv1 "github.com/rotorkms/rotor/proto/rotor/v1"
+)
+
+// replicas are server processes on one store.
+type replicas struct {
+	t     *testing.T
+	bin   string
+	dir   string
+	url   string
+	ports []int
+	procs []*exec.Cmd
+}
+
+// newReplicas makes a cluster in a store and starts three servers on it.
+func newReplicas(t *testing.T, bin, url string) *replicas {
+	t.Helper()
+	r := &replicas{t: t, bin: bin, dir: t.TempDir(), url: url}
+	for range 3 {
+		r.ports, r.procs = append(r.ports, testenv.FreePort(t)), append(r.procs, nil)
+	}
+	c := server.Config{Dir: r.dir, Listen: r.address(0), Store: url, Rules: filepath.Join(r.dir, "rules.yaml")}
+	if err := os.WriteFile(c.Rules, []byte(rules), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := server.Init(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	config := fmt.Sprintf("dir: %s\nrules: %s\nstore: %s\nsession_ttl: 1s\nsandbox: \"off\"\n", r.dir, c.Rules, url)
+	if err := os.WriteFile(filepath.Join(r.dir, "rotor.yaml"), []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for i := range r.procs {
+		r.start(i)
+	}
+	return r
+}
+
+func (r *replicas) address(i int) string { return fmt.Sprintf("127.0.0.1:%d", r.ports[i]) }
+
+// addresses are those of all servers, from one on.
+func (r *replicas) addresses(from int) string {
+	var all []string
+	for i := range r.ports {
+		all = append(all, r.address((from+i)%len(r.ports)))
+	}
+	return strings.Join(all, ",")
+}
+
+// start runs a server and returns when it answers.
+func (r *replicas) start(i int) {
+	r.t.Helper()
+	c := exec.Command(r.bin, "server", "run", "--config", filepath.Join(r.dir, "rotor.yaml"), "--listen", r.address(i)) //nolint:noctx // killed below
+	log, err := os.Create(filepath.Join(r.t.TempDir(), "log"))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	c.Stderr = log
+	out, err := c.StdoutPipe()
+	if err == nil {
+		err = c.Start()
+	}
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.procs[i] = c
+	r.t.Cleanup(func() {
+		_ = c.Process.Kill() // gone already is fine
+		_ = c.Wait()
+	})
+	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || !strings.HasPrefix(line, "listening on ") {
+		b, _ := os.ReadFile(log.Name())
+		r.t.Fatalf("server %d: %q, %v: %s", i, line, err, b)
+	}
+}
+
+func (r *replicas) kill(i int) {
+	r.t.Helper()
+	if err := r.procs[i].Process.Kill(); err != nil {
+		r.t.Fatal(err)
+	}
+	_ = r.procs[i].Wait() // it was killed
+}
+
+func (r *replicas) signal(i int, s syscall.Signal) {
+	r.t.Helper()
+	if err := r.procs[i].Process.Signal(s); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+func (r *replicas) dial(config rotor.Config, from int) *rotor.Client {
+	r.t.Helper()
+	config.Address = r.addresses(from)
+	c, err := rotor.Dial(r.t.Context(), config)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+// load reads without pause, with the keys that members hold and with a key at the servers, and counts.
+type load struct {
+	reads, failed atomic.Int64
+	stop          context.CancelFunc
+	done          sync.WaitGroup
+}
+
+func (r *replicas) load(members []*rotor.Client, admin *rotor.Client, message []byte) *load {
+	l := &load{}
+	ctx, stop := context.WithCancel(context.Background())
+	l.stop = stop
+	read := func(what string, f func() error) {
+		l.done.Go(func() {
+			for ctx.Err() == nil {
+				l.reads.Add(1)
+				if err := f(); err != nil && ctx.Err() == nil {
+					l.failed.Add(1)
+					r.t.Errorf("%s: %v", what, err)
+					return
+				}
+				time.Sleep(5 * time.Millisecond) // the machine is small
+			}
+		})
+	}
+	for i, m := range members {
+		read(fmt.Sprintf("member %d", i), func() error {
+			c, err := m.Key("records").Encrypt(ctx, []byte("text"))
+			if err == nil {
+				_, err = members[(i+1)%len(members)].Key("records").Decrypt(ctx, c)
+			}
+			return err
+		})
+	}
+	read("server key", func() error {
+		_, err := admin.Admin().Keys.Decrypt(ctx, connect.NewRequest(&rotorv1.DecryptRequest{Key: &rotorv1.KeyRef{Name: "server"}, Ciphertext: message}))
+		return err
+	})
+	return l
+}
+
+// TestReplicas: of three servers on one engine any is killed under load. No read fails, writes go on, and so does a rotation that is in flight; a
+// leader that is frozen past its session and thaws takes no step twice.
+func TestReplicas(t *testing.T) {
+	bin := filepath.Join(t.TempDir(), "rotor")
+	build := exec.CommandContext(t.Context(), "go", "build", "-o", bin, "github.com/rotorkms/rotor/cmd/rotor")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for engine, url := range map[string]func() string{
+		"postgres": func() string { return testenv.Postgres(t).URL },
+		"etcd":     func() string { return "etcd://" + testenv.Etcd(t, "3.4", 1).Hosts() + "/r" },
+	} {
+		t.Run(engine, func(t *testing.T) { testReplicas(t, newReplicas(t, bin, url())) })
+	}
+}
+
+func testReplicas(t *testing.T, r *replicas) {
+	admin := r.dial(rotor.Config{Identity: filepath.Join(r.dir, "admin")}, 0)
+	for name, custody := range map[string]string{"records": "fleet", "server": "server"} {
+		if _, err := admin.Admin().Keys.Create(t.Context(), connect.NewRequest(&rotorv1.CreateRequest{
+			Key: &rotorv1.Key{Name: name, Purpose: "encrypt", Custody: custody},
+		})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m, err := admin.Admin().Keys.Encrypt(t.Context(), connect.NewRequest(&rotorv1.EncryptRequest{Key: &rotorv1.KeyRef{Name: "server"}, Plaintext: []byte("x")}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var members []*rotor.Client
+	for i := range 3 {
+		token, err := admin.Admin().Fleet.Invite(t.Context(), connect.NewRequest(&rotorv1.InviteRequest{Name: fmt.Sprintf("m%d", i)}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		members = append(members, r.dial(rotor.Config{Identity: filepath.Join(t.TempDir(), "m"), JoinToken: token.Msg.GetToken(), Keys: []string{"records"}}, i))
+	}
+	l := r.load(members, admin, m.Msg.GetCiphertext())
+	ref, version := &rotorv1.KeyRef{Name: "records"}, uint32(1)
+	rotate := func(during func()) {
+		t.Helper()
+		version++
+		began := time.Now()
+		for {
+			try, cancel := context.WithTimeout(t.Context(), time.Second) // a server that is frozen answers nothing
+			_, err := admin.Admin().Keys.Rotate(try, connect.NewRequest(&rotorv1.RotateRequest{Key: ref}))
+			cancel()
+			if err == nil || fault.CodeOf(err) == fault.RotationInFlight { // the answer to an earlier try was lost
+				break
+			}
+			if c := fault.CodeOf(err); c != fault.Unavailable && c != fault.OutcomeUnknown && c != fault.Canceled {
+				t.Fatal(err)
+			}
+		}
+		wrote := time.Since(began)
+		during()
+		awaitPrimary(t, admin, ref, version)
+		t.Logf("version %d: written after %s, primary after %s", version, wrote.Round(time.Millisecond), time.Since(began).Round(time.Millisecond))
+	}
+	rotate(func() {})
+	for i := range r.procs {
+		rotate(func() { r.kill(i) }) // a rotation in flight
+		rotate(func() {})            // with two servers
+		r.start(i)
+	}
+	l.stop()
+	l.done.Wait()
+	for i := range r.procs { // one of them leads
+		r.signal(i, syscall.SIGSTOP)
+		time.Sleep(3 * time.Second) // past its session
+		rotate(func() { r.signal(i, syscall.SIGCONT) })
+	}
+	k, err := admin.Admin().Keys.Get(t.Context(), connect.NewRequest(ref))
+	if err != nil || len(k.Msg.GetVersions()) != int(version) {
+		t.Errorf("%d versions of %d, %v", len(k.Msg.GetVersions()), version, err)
+	}
+	t.Logf("%d reads, %d failed", l.reads.Load(), l.failed.Load())
+}
