@@ -24,6 +24,9 @@ func pages(t *testing.T) []string {
 	if err != nil || len(found) == 0 {
 		t.Fatalf("no page in docs/start: %v", err)
 	}
+	for _, name := range []string{"rotate-root", "restore-a-store", "recovery-mode"} {
+		found = append(found, filepath.Join(root, "docs/runbooks", name+".md"))
+	}
 	return append([]string{filepath.Join(root, "README.md"), filepath.Join(root, "docs/howto/bring-your-own-key.md")}, found...)
 }
 
