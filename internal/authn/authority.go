@@ -115,6 +115,9 @@ func New(ctx context.Context, c Config) (*Authority, error) {
 	if err := a.load(r.Value); err != nil {
 		return nil, err
 	}
+	if err := a.succeed(ctx); err != nil {
+		return nil, err
+	}
 	return a, a.read(ctx)
 }
 
@@ -123,23 +126,9 @@ func (a *Authority) create(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("make CA key: %w", err)
 	}
-	now := a.Now()
-	t := &x509.Certificate{
-		SerialNumber: serial(), Subject: pkix.Name{CommonName: "rotor CA " + a.TrustDomain}, NotBefore: now.Add(-backdate),
-		NotAfter: now.Add(caLife), IsCA: true, BasicConstraintsValid: true, MaxPathLenZero: true,
-		KeyUsage: x509.KeyUsageCertSign, URIs: []*url.URL{{Scheme: "spiffe", Host: a.TrustDomain}},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, t, t, &key.PublicKey, key)
+	der, value, err := a.selfSign(key, a.Now().Add(-backdate), nil)
 	if err != nil {
-		return fmt.Errorf("make CA certificate: %w", err)
-	}
-	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return fmt.Errorf("encode CA key: %w", err)
-	}
-	value, err := json.Marshal(caRecord{der, pkcs8, a.TrustDomain})
-	if err != nil {
-		return fmt.Errorf("encode CA: %w", err)
+		return err
 	}
 	sum := sha256.Sum256(der)
 	p := a.Guard.System("authn", "ca.create", policy.Resource{})

@@ -154,7 +154,7 @@ func certificates(s Subject) []Finding {
 		case left < c.Life/10, c.Auto && left < c.Life/4: // what is renewed by itself was due at half of its life
 			state = Warn
 		}
-		hint := "renew it: rotor instance join, rotor server admin; docs/runbooks tells of an authority that ended"
+		hint := "docs/runbooks/expired-ca.md says how: an administrator's with rotor admin invite or rotor server admin, the authority's by a start of its servers"
 		if c.Auto {
 			hint = "it should have been renewed by now: look at the log of whoever holds it"
 		}

@@ -202,7 +202,7 @@ func (d *Dir) parse(n bundle) (parsed, error) {
 		return p, bad.WithHint("its certificate is for another key")
 	}
 	// At the start of its life, because an identity that is expired can still be renewed.
-	if err := verifyChain(p.leaf, p.ca, p.leaf.NotBefore); err != nil || SPIFFE(p.leaf) == "" {
+	if err := verifyChain(p.leaf, p.leaf.NotBefore, p.ca); err != nil || SPIFFE(p.leaf) == "" {
 		return p, bad.WithHint("its certificate is not of its CA")
 	}
 	return p, nil
@@ -287,7 +287,7 @@ func (d *Dir) CSR() ([]byte, error) {
 }
 
 // Accept stores what a renewal answered, or what an administrator's certificate came with. What was pinned at join stays: an answer
-// that has another CA, server key, cluster or SPIFFE ID is refused. fault.Invalid.
+// that has another CA, server key, cluster or SPIFFE ID is refused; a later certificate of the same CA is pinned instead. fault.Invalid.
 func (d *Dir) Accept(g Grant, address string) error {
 	d.mu.RLock()
 	have := parsed{d.bundle, d.key, d.leaf, d.ca}
@@ -297,10 +297,12 @@ func (d *Dir) Accept(g Grant, address string) error {
 		return err
 	}
 	if have.leaf != nil {
-		same := have.ca.Equal(next.ca) && bytes.Equal(have.bundle.ServerKey, g.ServerKey) && have.bundle.Cluster == g.Cluster
+		ca := later(have.ca, next.ca)
+		same := ca != nil && bytes.Equal(have.bundle.ServerKey, g.ServerKey) && have.bundle.Cluster == g.Cluster
 		if !same || SPIFFE(have.leaf) != SPIFFE(next.leaf) {
 			return fault.New(fault.Invalid, "renewal").WithHint("it is not of the cluster or not for the identity that was joined")
 		}
+		next.bundle.CA, next.ca = ca.Raw, ca
 	}
 	next.bundle.Address = cmp.Or(address, next.bundle.Address)
 	return d.keep(next)
@@ -423,8 +425,11 @@ func verifyPeer(s tls.ConnectionState, ca *x509.Certificate, accept func(string)
 	if ca == nil || len(s.PeerCertificates) == 0 {
 		return fault.New(fault.Unauthenticated, "peer")
 	}
-	leaf := s.PeerCertificates[0]
-	if err := verifyChain(leaf, ca, time.Time{}); err != nil {
+	leaf, roots := s.PeerCertificates[0], []*x509.Certificate{ca}
+	if len(s.PeerCertificates) > 1 && Succeeds(ca, s.PeerCertificates[1]) {
+		roots = append(roots, s.PeerCertificates[1])
+	}
+	if err := verifyChain(leaf, time.Time{}, roots...); err != nil {
 		return fault.Wrap(fault.Unauthenticated, "peer", err)
 	}
 	if id := SPIFFE(leaf); id == "" || !accept(id) {
@@ -433,10 +438,12 @@ func verifyPeer(s tls.ConnectionState, ca *x509.Certificate, accept func(string)
 	return nil
 }
 
-// verifyChain checks a certificate against the cluster's CA at a time; zero: now.
-func verifyChain(leaf, ca *x509.Certificate, at time.Time) error {
+// verifyChain checks a certificate against certificates of the cluster's CA at a time; zero: now.
+func verifyChain(leaf *x509.Certificate, at time.Time, cas ...*x509.Certificate) error {
 	roots := x509.NewCertPool()
-	roots.AddCert(ca)
+	for _, ca := range cas {
+		roots.AddCert(ca)
+	}
 	_, err := leaf.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
 	return err
 }
