@@ -39,6 +39,7 @@ type api struct {
 	server  rotorv1.ServerServiceClient
 	auth    rotorv1.AuthServiceClient
 	roots   rotorv1.RootServiceClient
+	seal    rotorv1.SealServiceClient
 }
 
 // connect reads the identity or the session; the connection is made by the first call.
@@ -68,6 +69,7 @@ func newAPI(h *http.Client, address string) *api {
 		keys: rotorv1.NewKeyServiceClient(h, url, o), fleet: rotorv1.NewFleetServiceClient(h, url, o), tokens: rotorv1.NewTokenServiceClient(h, url, o),
 		data: rotorv1.NewDataServiceClient(h, url, o), audit: rotorv1.NewAuditServiceClient(h, url, o), server: rotorv1.NewServerServiceClient(h, url, o),
 		auth: rotorv1.NewAuthServiceClient(h, url, o), roots: rotorv1.NewRootServiceClient(h, url, o),
+		seal: rotorv1.NewSealServiceClient(h, url, o),
 	}
 }
 

@@ -50,10 +50,36 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": exits, "startserver": startServer, "stopserver": stopServer, "sighup": sighup, "procstatus": procStatus, "interrupt": interrupt, "interruptfed": interruptFed,
-			"flip": flip, "startboard": startBoard, "truncate": truncate, "capture": capture, "extract": extract, "empty": empty, "reorder": reorder, "forms": forms,
+			"flip": flip, "startboard": startBoard, "truncate": truncate, "capture": capture, "extract": extract, "empty": empty, "reorder": reorder, "forms": forms, "page": page,
 		},
 	})
 }
+
+// page FILE writes the sh blocks of a page of docs, in order, to page.sh.
+func page(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: page FILE")
+	}
+	b, err := os.ReadFile(filepath.Join(docs, args[0]))
+	ts.Check(err)
+	var script bytes.Buffer
+	for _, block := range regexp.MustCompile("(?ms)^```sh\n(.*?)^```").FindAllSubmatch(b, -1) {
+		script.Write(block[1])
+	}
+	if script.Len() == 0 {
+		ts.Fatalf("%s has no sh block", args[0])
+	}
+	ts.Check(os.WriteFile(ts.MkAbs("page.sh"), script.Bytes(), 0o600))
+}
+
+// docs is where the pages are, whatever directory a script is in.
+var docs = func() string {
+	dir, err := filepath.Abs(filepath.Join("..", "..", "docs"))
+	if err != nil {
+		panic(err)
+	}
+	return dir
+}()
 
 // exits CODE PROGRAM ARGS... runs a program that must end with the exit status.
 func exits(ts *testscript.TestScript, neg bool, args []string) {

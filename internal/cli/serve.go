@@ -99,7 +99,8 @@ func (a *app) serve(ctx context.Context, c server.Config, ready func(address str
 		return err
 	}
 	ended := make(chan error, 1)
-	go func() { ended <- s.Wait() }() // ends with the server, which this function closes
+	wait := func() { ended <- s.Wait() } // ends with the server, which this function closes
+	go wait()
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
@@ -113,7 +114,14 @@ func (a *app) serve(ctx context.Context, c server.Config, ready func(address str
 			c.Log.Info("stopping")
 			return s.Close()
 		case err := <-ended:
-			return err
+			if fault.CodeOf(err) != fault.Sealed {
+				return err
+			}
+			c.Log.Warn("the server has sealed itself", "why", err)
+			if s, err = s.Restart(ctx); err != nil {
+				return err
+			}
+			go wait()
 		case <-hup:
 			if err := s.Reload(); err != nil {
 				var f *fault.Error

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"time"
 
@@ -14,7 +15,8 @@ import (
 
 func newServer(a *app) *cobra.Command {
 	return newNoun("server", "Set up and run a server", newServerInit(a), newServerRun(a), newServerStatus(a), newServerAdmin(a), newServerCA(a), newServerCopy(a),
-		newServerRoots(a), newServerTurn(a, false), newServerTurn(a, true), newServerRecover(a))
+		newServerRoots(a), newServerTurn(a, false), newServerTurn(a, true), newServerRecover(a),
+		newServerUnseal(a), newServerSeal(a), newServerRekey(a), newServerSealer(a))
 }
 
 // initView is what server init and server admin answer.
@@ -23,6 +25,8 @@ type initView struct {
 	CheckpointKey string `json:"checkpoint_key"`
 	Identity      string `json:"identity,omitempty"`
 	Enrolment     string `json:"enrolment,omitempty"`
+
+	Shares []string `json:"shares,omitempty"`
 }
 
 func newServerInit(a *app) *cobra.Command {
@@ -37,7 +41,9 @@ the log, and keep it somewhere else than the server.
 
 It also prints, once, the enrolment token of the first administrator. It is a secret, good once and for an hour: once the server runs, whoever shall
 administrate it gives it to "rotor admin enrol", where the private key is made and stays. If the hour passes, "rotor server admin" makes another
-administrator while the server is stopped.`,
+administrator while the server is stopped.
+
+With --seal shamir:3/5 it also prints, once, the five shares, any three of which open the server. Give each to another custodian. They are kept nowhere.`,
 		Example: "  rotor server init --dir /var/lib/rotor --listen 0.0.0.0:7420 --advertise kms.example:7420",
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -54,18 +60,23 @@ administrator while the server is stopped.`,
 	}
 	serverFlags(c, &f, "")
 	c.Flags().BoolVar(&local, "local-admin", false, "make the first administrator's identity in DIR/admin instead of an enrolment token, as rotor dev does")
+	c.Flags().StringArrayVar(&f.InitSeals, "seal", nil, `what opens the cluster: a name from the configuration, shamir:THRESHOLD/TOTAL for custodians' shares, or
+several joined by + that are all needed; may be repeated, and then any one opens (default the first of the configuration: local)`)
 	load = configFlag(c, &f)
 	return c
 }
 
 func (a *app) showInit(made server.InitResult) error {
-	v := initView{made.ClusterID, made.CheckpointKey, made.AdminDir, made.Enrolment}
+	v := initView{Cluster: made.ClusterID, CheckpointKey: made.CheckpointKey, Identity: made.AdminDir, Enrolment: made.Enrolment, Shares: made.Shares}
 	t := table{rows: [][]string{{"cluster", v.Cluster}, {"checkpoint key", v.CheckpointKey}}}
 	if v.Identity != "" {
 		t.add("identity", v.Identity)
 	}
 	if v.Enrolment != "" {
 		t.add("enrolment", v.Enrolment)
+	}
+	for i, s := range made.Shares {
+		t.add(fmt.Sprintf("share %d of %d", i+1, len(made.Shares)), s)
 	}
 	return a.show(v, t)
 }

@@ -19,6 +19,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -473,6 +474,15 @@ func (d *Dir) ServerID() string {
 		return ""
 	}
 	return "spiffe://" + c.URIs[0].Host + "/server"
+}
+
+// SealedID is the SPIFFE ID that the cluster's server has while it is sealed: whoever shows it gets shares and nothing else.
+func (d *Dir) SealedID() string {
+	id, ok := strings.CutSuffix(d.ServerID(), "/server")
+	if !ok {
+		return ""
+	}
+	return id + "/sealed"
 }
 
 func (d *Dir) isServer(id string) bool { return id != "" && id == d.ServerID() }

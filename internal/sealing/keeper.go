@@ -28,11 +28,11 @@ const (
 
 // Config is what a Keeper needs.
 type Config struct {
-	Named map[string]seal.Sealer // those of the configuration, by name
-	Wraps map[string][]byte      // the wrap set as the store had it at the start
-	Hold  time.Duration          // how long the server goes on when no root that opens by itself can be reached; 0: for ever
-	Seal  func(reason error)     // seals the server; it is not waited for
-	Every time.Duration          // between two looks of the watch; default 1 min
+	Named map[string]seal.Sealer        // those of the configuration, by name
+	Wraps map[string][]byte             // the wrap set as the store had it at the start
+	Hold  time.Duration                 // how long the server goes on when no root that opens by itself can be reached; 0: for ever
+	Seal  func(reason error, told bool) // seals the server, because somebody told it to or by itself; it is not waited for
+	Every time.Duration                 // between two looks of the watch; default 1 min
 	Now   func() time.Time
 	Log   *slog.Logger
 }
@@ -269,6 +269,15 @@ func (k *Keeper) refresh(wraps map[string][]byte) Set {
 	return k.set
 }
 
+// SetNamed follows a change of the configuration. Members of the wrap set that it names no more cannot be asked from now on.
+func (k *Keeper) SetNamed(named map[string]seal.Sealer) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.clear()
+	k.Named, k.set = named, Members(k.Wraps, named)
+	k.guard.SetSealers(k.set.Sealers())
+}
+
 // warning says what is wrong with the roots now. Call with mu held.
 func (k *Keeper) warning() string {
 	var bad []string
@@ -346,7 +355,7 @@ func (k *Keeper) Watch(ctx context.Context) error {
 	k.mu.Unlock()
 	if k.Hold > 0 && away >= k.Hold {
 		k.Log.ErrorContext(ctx, "no root of trust for the hold time, the server seals itself", "hold", k.Hold)
-		k.Seal(fault.New(fault.Sealed, "server").WithHint("no root of trust answered for %s; it opens by itself when one does", k.Hold))
+		k.Seal(fault.New(fault.Sealed, "server").WithHint("no root of trust answered for %s; it opens by itself when one does", k.Hold), false)
 	}
 	return nil
 }
@@ -441,9 +450,6 @@ func (k *Keeper) Close(ctx context.Context, c policy.Caller) error {
 		return err
 	}
 	k.Log.WarnContext(ctx, "the server is sealed", "by", c.Name)
-	k.Seal(Told)
+	k.Seal(fault.New(fault.Sealed, "server").WithHint("somebody sealed it; bring shares, or start it again"), true)
 	return nil
 }
-
-// Told is why a server was sealed that somebody told to: it does not open by itself again.
-var Told = fault.New(fault.Sealed, "server").WithHint("somebody sealed it; bring shares, or start it again")

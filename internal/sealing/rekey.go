@@ -32,6 +32,12 @@ type Rekey struct {
 	Sealer   string         // what they make
 }
 
+// Texts are the new shares as they are printed.
+func (r Rekey) Texts() []string { return shamir.Texts(r.Shares) }
+
+// Progress is how far a collection of shares is.
+type Progress = shamir.Progress
+
 // rekey is one that goes on.
 type rekey struct {
 	attempt string

@@ -48,6 +48,9 @@ type CAAuth struct {
 // paths are the files that a configuration file may name relative to itself.
 func (c *Config) paths() []*string {
 	out := []*string{&c.Dir, &c.Rules, &c.SealKey, &c.Anchor, &c.Public.Certificate, &c.Public.Key}
+	for i := range c.Seals {
+		out = append(out, c.Seals[i].files()...)
+	}
 	for i := range c.Auth.Issuers {
 		out = append(out, &c.Auth.Issuers[i].CAFile, &c.Auth.Issuers[i].BearerFile)
 	}

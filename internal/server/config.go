@@ -40,6 +40,10 @@ type Config struct {
 	Rules       string           `yaml:"rules"`        // path of the rules file; default Dir/rules.yaml
 	SealKey     string           `yaml:"seal_key"`     // path of the local seal's key file; default Dir/seal.key. On another disk than Dir it protects more
 	Anchor      string           `yaml:"anchor"`       // path of the file that keeps how far the log was; default Dir/anchor. On another disk than the store it shows more
+	Seals       []Seal           `yaml:"seals"`        // roots of trust that the server can ask; default: one named local, of seal_key
+	SealHold    time.Duration    `yaml:"seal_hold"`    // how long the server goes on when no root that opens by itself answers; then it seals itself; default 0, for ever
+	InitSeals   []string         `yaml:"-"`            // of Init: the wrap set, each a specification of sealing.New; default: the first seal
+	Sealed      bool             `yaml:"-"`            // start sealed, and open by shares alone
 	TrustDomain string           `yaml:"trust_domain"` // of SPIFFE IDs, chosen at Init; default rotor.local
 	Namespace   string           `yaml:"namespace"`    // that joined instances work in; default "default"
 	LeaseTTL    time.Duration    `yaml:"lease_ttl"`    // how long an instance may go on in fence mode without the server; default 10 s
@@ -138,7 +142,7 @@ func (c Config) validate() error {
 	if slices.Contains(c.Hosts, "") {
 		return bad("hosts", "names and addresses, none empty")
 	}
-	if err := errors.Join(c.Limits.validate(), c.Public.validate()); err != nil {
+	if err := errors.Join(c.Limits.validate(), c.Public.validate(), c.validateSeals()); err != nil {
 		return err
 	}
 	return c.validateProfile()

@@ -9,7 +9,17 @@ import (
 )
 
 // StartOn starts a server on a store of the test's.
-var StartOn = start
+func StartOn(ctx context.Context, c Config, db store.Store, sealers []seal.Sealer) (*Server, error) {
+	return start(ctx, c, db, named(sealers), nil)
+}
+
+func named(sealers []seal.Sealer) map[string]seal.Sealer {
+	out := map[string]seal.Sealer{}
+	for _, s := range sealers {
+		out[s.ID()] = s
+	}
+	return out
+}
 
 // Defaults fills what a test left out.
 func (c Config) Defaults() Config { return c.defaults() }
@@ -23,7 +33,7 @@ func (s *Server) Impatient() {
 
 // StartShared starts a server on a store of the test's that other servers share.
 func StartShared(ctx context.Context, c Config, db store.Store, sealers []seal.Sealer) (*Server, error) {
-	return startAs(ctx, c.defaults(), db, sealers, true)
+	return startAs(ctx, c.defaults(), db, named(sealers), nil, true)
 }
 
 // InitOn makes a cluster in a store of the test's.
@@ -32,4 +42,14 @@ func InitOn(ctx context.Context, c Config, db store.Store) (InitResult, error) {
 }
 
 // Sealers opens the sealers of a configuration.
-func Sealers(c Config) ([]seal.Sealer, error) { return openSealers(c.defaults()) }
+func Sealers(c Config) ([]seal.Sealer, error) {
+	return listSealers(c.defaults())
+}
+
+// Opened waits until the store is open and served, or the server has ended.
+func (s *Server) Opened() {
+	select {
+	case <-s.opened:
+	case <-s.ended:
+	}
+}

@@ -14,6 +14,7 @@ import (
 	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/identity"
 	"github.com/rotorkms/rotor/internal/seal"
+	"github.com/rotorkms/rotor/internal/seal/shamir"
 	"github.com/rotorkms/rotor/internal/store"
 )
 
@@ -30,9 +31,10 @@ rules:
 // InitResult is what Init made.
 type InitResult struct {
 	ClusterID     string
-	CheckpointKey string // pins the audit log; give it to whoever verifies the log
-	AdminDir      string // the administrator's identity; empty with Config.Enrol
-	Enrolment     string // with Config.Enrol: makes the first administrator, once, within an hour. It is a secret
+	CheckpointKey string   // pins the audit log; give it to whoever verifies the log
+	AdminDir      string   // the administrator's identity; empty with Config.Enrol
+	Shares        []string // what custodians get, if the cluster is sealed with shares; they exist nowhere else
+	Enrolment     string   // with Config.Enrol: makes the first administrator, once, within an hour. It is a secret
 }
 
 // Init makes a new cluster: store, seal key, rules, certificate authority and an administrator's identity. fault.Exists.
@@ -65,14 +67,16 @@ func initDir(ctx context.Context, c Config, db store.Store) (InitResult, error) 
 		return InitResult{}, fault.New(fault.Exists, c.storeName()).
 			WithHint("if its init was cut off before it made the administrator: rotor server admin %s --dir DIR --out DIR/%s", firstAdmin, adminDir)
 	}
-	sealers, err := makeSealers(c)
+	sealers, shares, err := makeSealers(c)
 	if err != nil {
 		return InitResult{}, err
 	}
 	if err := writeRules(c.Rules); err != nil {
 		return InitResult{}, err
 	}
-	return initStore(ctx, c, db, sealers)
+	out, err := initStore(ctx, c, db, sealers)
+	out.Shares = shamir.Texts(shares)
+	return out, err
 }
 
 func initStore(ctx context.Context, c Config, db store.Store, sealers []seal.Sealer) (InitResult, error) {
@@ -108,13 +112,13 @@ func NewAdmin(ctx context.Context, c Config, name, path string) (InitResult, err
 	if err := c.validate(); err != nil {
 		return InitResult{}, err
 	}
-	sealers, err := openSealers(c)
-	if err != nil {
-		return InitResult{}, err
-	}
 	db, err := openExisting(ctx, c)
 	if err != nil {
 		return InitResult{}, err
+	}
+	sealers, err := storeSealers(ctx, c, db)
+	if err != nil {
+		return InitResult{}, errors.Join(err, db.Close())
 	}
 	made, err := makeAdmin(ctx, c, db, sealers, name, path)
 	return InitResult{ClusterID: made.ClusterID, CheckpointKey: made.CheckpointKey, AdminDir: path}, errors.Join(err, db.Close())
@@ -152,6 +156,9 @@ func withAuthority(ctx context.Context, c Config, db store.Store, sealers []seal
 	a, err := authn.New(ctx, authn.Config{Guard: g, TrustDomain: c.TrustDomain, Namespace: c.Namespace, Now: c.Now})
 	if err == nil {
 		err = do(ctx, a)
+	}
+	if err == nil {
+		err = c.keepSealedCertificate(a, c.hosts())
 	}
 	stop()
 	return guard.InitResult{ClusterID: g.ClusterID(), CheckpointKey: g.CheckpointKey()}, errors.Join(err, <-done)

@@ -39,6 +39,7 @@ func (s *Server) serveRecovery(ctx context.Context, group *errgroup.Group, run c
 	if s.listener, err = wire.Listen(ctx, c.Listen, tlsConfig); err != nil {
 		return err
 	}
+	s.address = s.listener.Addr().String()
 	mux := http.NewServeMux()
 	mux.HandleFunc("/healthz", alive)
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
@@ -129,15 +130,15 @@ func (c Config) recover(ctx context.Context, g *guard.Guard, o RecoverOptions, o
 
 // offline opens the store and its guard, whatever is wrong with it, for the time that f takes.
 func (c Config) offline(ctx context.Context, f func(context.Context, *guard.Guard) error) (err error) {
-	sealers, err := openSealers(c)
-	if err != nil {
-		return err
-	}
 	db, err := openExisting(ctx, c)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
+	sealers, err := storeSealers(ctx, c, db)
+	if err != nil {
+		return err
+	}
 	statements, err := c.statements()
 	if err != nil {
 		return err
@@ -171,7 +172,7 @@ func Backup(ctx context.Context, c Config, keep time.Duration, w io.Writer) (mad
 // VerifyBackup checks a backup with the server's sealers: the log, its counters and every record.
 func VerifyBackup(ctx context.Context, c Config, r io.Reader) (backup.Report, error) {
 	c = c.defaults()
-	sealers, err := openSealers(c)
+	sealers, err := listSealers(c)
 	if err != nil {
 		return backup.Report{}, err
 	}
@@ -194,7 +195,7 @@ func RestoreBackup(ctx context.Context, c Config, r io.Reader) (backup.Report, e
 	if err := c.validate(); err != nil {
 		return backup.Report{}, err
 	}
-	sealers, err := openSealers(c)
+	sealers, err := listSealers(c)
 	if err != nil {
 		return backup.Report{}, err
 	}

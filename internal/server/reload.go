@@ -18,7 +18,7 @@ import (
 // liveKeys are the keys of the configuration that can change while the server runs. Every other key that changed is refused by name, and
 // then nothing changes at all.
 func liveKeys() []string {
-	return []string{"hosts", "rules", "log", "metrics", "drain", "auth", "limits"}
+	return []string{"hosts", "rules", "log", "metrics", "drain", "seals", "auth", "limits"}
 }
 
 // settings are what a reload swaps as a whole: a request sees the old ones or the new ones.
@@ -30,6 +30,11 @@ type settings struct {
 // Reload reads configuration, rules and certificate settings again, checks all of it, notes it in the audit log, and swaps it in. When
 // anything is wrong everything stays as it was. fault.Invalid names the key that is wrong, or that cannot change while the server runs.
 func (s *Server) Reload() error {
+	select {
+	case <-s.opened:
+	default:
+		return errSealed
+	}
 	s.reloading.Lock()
 	defer s.reloading.Unlock()
 	if s.fleet == nil {
@@ -76,10 +81,17 @@ func (s *Server) reload(ctx context.Context) error {
 			return fmt.Errorf("make certificate: %w", err)
 		}
 	}
+	named, err := openSealers(next)
+	if err != nil && slices.Contains(changed, "seals") {
+		return err
+	}
 	if err := s.note(ctx, "config.reload", map[string]string{"rules_sha256": sum, "changed": strings.Join(changed, " ")}); err != nil {
 		return err
 	}
 	s.live.Store(fresh)
+	if slices.Contains(changed, "seals") {
+		s.seals.SetNamed(named)
+	}
 	if err := s.authority.Configure(allow); err != nil {
 		return err // which Validate has found before
 	}

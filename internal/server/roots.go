@@ -1,32 +1,169 @@
 package server
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/guard"
+	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/seal"
 	"github.com/rotorkms/rotor/internal/seal/local"
+	"github.com/rotorkms/rotor/internal/seal/shamir"
+	"github.com/rotorkms/rotor/internal/sealing"
+	"github.com/rotorkms/rotor/internal/store"
 )
 
-// openSealers opens the wrap set that the configuration names: any one of it opens the root key. fault.NotFound, SealWrong.
-func openSealers(c Config) ([]seal.Sealer, error) {
-	sealer, err := local.Open(c.SealKey)
-	if err != nil {
-		return nil, err
-	}
-	return []seal.Sealer{sealer}, nil
+// Seal is one root of trust that the server can ask. That it is named here does not make it a member of the wrap set: init and "rotor
+// server sealer add" do. Sets of shares and compositions need no entry.
+type Seal struct {
+	Name    string `yaml:"name"`     // how commands name it
+	Type    string `yaml:"type"`     // local
+	KeyFile string `yaml:"key_file"` // local: path of the key file
 }
 
-// makeSealers makes what a new cluster is sealed with; what an Init has left that was cut off is taken.
-func makeSealers(c Config) ([]seal.Sealer, error) {
-	sealer, err := local.Create(c.SealKey)
-	if fault.CodeOf(err) == fault.Exists {
-		return openSealers(c)
+// theLocal is the name and type of the seal that needs no configuration.
+const theLocal = "local"
+
+func (c Config) seals() []Seal {
+	if len(c.Seals) == 0 {
+		return []Seal{{Name: theLocal, Type: theLocal, KeyFile: c.SealKey}}
 	}
+	return c.Seals
+}
+
+// validateSeals names the first seal that is not one.
+func (c Config) validateSeals() error {
+	seen := map[string]bool{}
+	for i, s := range c.Seals {
+		at := fmt.Sprintf("seals[%d]", i)
+		bad := func(field, hint string) error {
+			return fault.New(fault.Invalid, at+"."+field).WithHint("%s", hint)
+		}
+		switch {
+		case !keyring.ValidName(s.Name) || seen[s.Name]:
+			return bad("name", "1 to 64 lower-case letters, digits, and inside . _ -, each once")
+		case !slices.Contains(sealTypes, s.Type):
+			return bad("type", strings.Join(sealTypes, ", "))
+		}
+		seen[s.Name] = true
+		if field, ok := s.complete(); !ok {
+			return bad(field, "type "+s.Type+" needs it")
+		}
+	}
+	if c.SealHold < 0 {
+		return fault.New(fault.Invalid, "seal_hold").WithHint("not negative; 0: for ever")
+	}
+	return nil
+}
+
+// sealTypes are the kinds of root that a configuration can name.
+var sealTypes = []string{theLocal}
+
+// complete names a setting that the type needs and that is empty.
+func (s Seal) complete() (missing string, ok bool) {
+	need := map[string]string{"key_file": s.KeyFile}
+	for field, value := range need {
+		if value == "" {
+			return field, false
+		}
+	}
+	return "", true
+}
+
+// files are the paths in it.
+func (s *Seal) files() []*string { return []*string{&s.KeyFile} }
+
+// open makes the sealer. Nothing is asked of a root that is elsewhere.
+func (s Seal) open() (seal.Sealer, error) {
+	return local.Open(s.KeyFile)
+}
+
+// openSealers opens what the configuration names. What cannot be opened is in the error and not in the map: any one member of the wrap set
+// opens the store.
+func openSealers(c Config) (map[string]seal.Sealer, error) {
+	named := map[string]seal.Sealer{}
+	var failed []error
+	for _, s := range c.seals() {
+		sealer, err := s.open()
+		if err != nil {
+			failed = append(failed, err)
+			continue
+		}
+		named[s.Name] = sealer
+	}
+	if len(failed) == 1 {
+		return named, failed[0]
+	}
+	return named, errors.Join(failed...)
+}
+
+// listSealers are those of the configuration, without people. fault.NotFound, SealWrong.
+func listSealers(c Config) ([]seal.Sealer, error) {
+	named, problem := openSealers(c)
+	if len(named) == 0 {
+		return nil, problem
+	}
+	return slices.Collect(maps.Values(named)), nil
+}
+
+// storeSealers are those that the wrap set of a store names and that can be asked here. fault.NotFound, SealWrong, RecordTampered.
+func storeSealers(ctx context.Context, c Config, db store.Store) ([]seal.Sealer, error) {
+	named, problem := openSealers(c)
+	if len(named) == 0 && len(c.Seals) == 0 && fault.CodeOf(problem) != fault.NotFound {
+		return nil, problem
+	}
+	wrapped, err := guard.ReadWraps(ctx, db)
 	if err != nil {
 		return nil, err
 	}
-	return []seal.Sealer{sealer}, nil
+	sealers := sealing.Members(wrapped.Wraps, named).Sealers()
+	if len(sealers) == 0 && problem != nil {
+		return nil, problem
+	}
+	return sealers, nil
+}
+
+// makeSealers makes what a new cluster is sealed with, by the specifications of sealing.New; key files that are missing are made, and what an
+// Init has left that was cut off is taken. The sealers have enough of the shares to open until they are cleared.
+func makeSealers(c Config) (sealers []seal.Sealer, shares []shamir.Share, err error) {
+	specs := c.InitSeals
+	if len(specs) == 0 {
+		specs = []string{c.seals()[0].Name}
+	}
+	for _, s := range c.seals() {
+		if s.Type != theLocal || !slices.ContainsFunc(specs, func(spec string) bool { return slices.Contains(strings.Split(spec, "+"), s.Name) }) {
+			continue
+		}
+		if _, err := local.Create(s.KeyFile); err != nil && fault.CodeOf(err) != fault.Exists {
+			return nil, nil, err
+		}
+	}
+	named, problem := openSealers(c)
+	for _, spec := range specs {
+		s, people, some, err := sealing.New(spec, named)
+		if err != nil {
+			return nil, nil, errors.Join(err, problem)
+		}
+		for i := range some {
+			if i == some[0].Threshold {
+				break
+			}
+			own, err := shamir.ParseShare(some[i].Text()) // the sealer destroys what it was given
+			if err == nil {
+				_, err = people.Add("", own)
+			}
+			if err != nil {
+				return nil, nil, err
+			}
+		}
+		sealers, shares = append(sealers, s), append(shares, some...)
+	}
+	return sealers, shares, nil
 }
 
 // sealNames lists the sealers for status.

@@ -25,6 +25,7 @@ import (
 	"github.com/rotorkms/rotor/internal/rollout"
 	"github.com/rotorkms/rotor/internal/rotation"
 	"github.com/rotorkms/rotor/internal/seal"
+	"github.com/rotorkms/rotor/internal/sealing"
 	"github.com/rotorkms/rotor/internal/store"
 	"github.com/rotorkms/rotor/internal/store/transfer"
 	"github.com/rotorkms/rotor/internal/telemetry"
@@ -39,8 +40,11 @@ type Server struct {
 	store     store.Store
 	guard     *guard.Guard
 	rules     guard.Decider // at the start
+	seals     *sealing.Keeper
 	listener  net.Listener
-	public    net.Listener // nil: there is none
+	public    net.Listener  // nil: there is none
+	address   string        // that it listens on, from the start on
+	opened    chan struct{} // closed once the store is open and served
 	http      *wire.Server
 	fleet     *fleet.Fleet
 	keeper    *replica.Keeper // nil: no other server can open the store
@@ -60,6 +64,10 @@ type Server struct {
 	quit    chan struct{} // closed by Close
 	now     chan struct{} // closed by CloseNow
 	hurried sync.Once
+
+	sealing sync.Once
+	sealed  error // why the server sealed itself
+	told    bool  // because somebody told it to
 }
 
 // rooms are the parts that serve requests.
@@ -71,36 +79,41 @@ type rooms struct {
 	authority *authn.Authority
 }
 
-// Start opens the store, unseals it, verifies its audit log and serves. fault.StoreLocked when another server has the store open,
-// SealWrong, AuditBroken, RecordTampered.
+// Start opens the store, unseals it, verifies its audit log and serves. When no root of trust can open it now the server starts sealed: it
+// takes shares, asks the roots again, and answers nothing else. fault.StoreLocked when another server has the store open, SealWrong,
+// AuditBroken, RecordTampered.
 func Start(ctx context.Context, c Config) (*Server, error) {
 	c = c.defaults()
 	if err := c.validate(); err != nil {
 		return nil, err
 	}
-	sealers, err := openSealers(c)
-	if err != nil {
-		return nil, err
+	named, problem := openSealers(c)
+	if len(named) == 0 && problem != nil && len(c.Seals) == 0 && fault.CodeOf(problem) != fault.NotFound {
+		return nil, problem
 	}
 	db, err := openStore(ctx, c)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, problem)
 	}
-	s, err := start(ctx, c, db, sealers)
+	s, err := start(ctx, c, db, named, problem)
 	if err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
 	return s, nil
 }
 
-func start(ctx context.Context, c Config, db store.Store, sealers []seal.Sealer) (*Server, error) {
+// start serves a store. problem is why some of the configured roots of trust are not among those that are named.
+func start(ctx context.Context, c Config, db store.Store, named map[string]seal.Sealer, problem error) (*Server, error) {
 	engine, _ := engineOf(c.Store) // validate has asked it
-	return startAs(ctx, c, db, sealers, engine != engineBolt)
+	return startAs(ctx, c, db, named, problem, engine != engineBolt)
 }
 
 // startAs is start on a store that other servers share, or not.
-func startAs(ctx context.Context, c Config, db store.Store, sealers []seal.Sealer, shared bool) (*Server, error) {
-	rules, sum, err := hashedRules(c.Rules)
+func startAs(ctx context.Context, c Config, db store.Store, named map[string]seal.Sealer, problem error, shared bool) (*Server, error) {
+	if _, _, err := hashedRules(c.Rules); err != nil { // now, and not when custodians have come
+		return nil, err
+	}
+	wrapped, err := guard.ReadWraps(ctx, db)
 	if err != nil {
 		return nil, err
 	}
@@ -111,48 +124,81 @@ func startAs(ctx context.Context, c Config, db store.Store, sealers []seal.Seale
 		return nil, err
 	}
 	s := &Server{
-		config: c, store: db, rules: rules, metrics: metrics, tracing: tracing, ended: make(chan struct{}), quit: make(chan struct{}), now: make(chan struct{}),
+		config: c, store: db, metrics: metrics, tracing: tracing, ended: make(chan struct{}), quit: make(chan struct{}), now: make(chan struct{}), opened: make(chan struct{}),
 	}
-	if err := s.assemble(ctx, sealers, sum, shared); err != nil {
+	s.seals = sealing.NewKeeper(sealing.Config{Named: named, Wraps: wrapped.Wraps, Hold: c.SealHold, Seal: s.seal, Now: c.Now, Log: c.Log})
+	if shared {
+		s.keeper = s.newKeeper()
+	}
+	s.live.Store(&settings{config: c})
+	if err := s.begin(ctx, problem); err != nil {
 		return nil, errors.Join(err, tracing.Stop(context.WithoutCancel(ctx)))
 	}
 	return s, nil
 }
 
-// assemble opens the guard and builds on it.
-func (s *Server) assemble(ctx context.Context, sealers []seal.Sealer, sum string, shared bool) error {
+// begin opens the store and serves it, or waits sealed for what opens it.
+func (s *Server) begin(ctx context.Context, problem error) error {
+	c := s.config
+	if len(s.seals.Sealers()) == 0 && problem != nil {
+		return problem
+	}
+	if problem != nil && len(c.Seals) > 0 {
+		c.Log.WarnContext(ctx, "a configured root of trust cannot be used", "error", problem)
+	}
+	if c.Sealed {
+		return s.startSealed(ctx, errSealed)
+	}
+	g, err := s.open(ctx)
+	if closed(err) {
+		return s.startSealed(ctx, err)
+	}
+	if err != nil {
+		return err
+	}
+	return s.startOpen(ctx, g)
+}
+
+// open opens the store with what its root of trust gives now.
+func (s *Server) open(ctx context.Context) (*guard.Guard, error) {
 	c := s.config
 	statements, err := c.statements()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	gc := guard.Config{
-		Store: s.tracing.Store(s.metrics.Store(s.store)), Sealers: sealers, Rules: s.rules, Now: c.Now, Log: c.Log, Statements: statements, Recovery: true,
+		Store: s.tracing.Store(s.metrics.Store(s.store)), Sealers: s.seals.Sealers(), Now: c.Now, Log: c.Log, Statements: statements, Recovery: true,
 	}
-	if shared {
-		s.keeper = s.newKeeper()
+	if s.keeper != nil {
 		gc.Turn = s.keeper.Turn
 	}
-	g, err := guard.Open(ctx, gc)
+	return guard.Open(ctx, gc)
+}
+
+// startOpen serves a store that is open.
+func (s *Server) startOpen(ctx context.Context, g *guard.Guard) error {
+	rules, sum, err := hashedRules(s.config.Rules)
 	if err != nil {
 		return err
 	}
+	g.SetRules(rules)
 	run, stop := context.WithCancel(context.WithoutCancel(ctx))
 	group, run := errgroup.WithContext(run)
 	group.Go(func() error { return g.Run(run) })
 	group.Go(func() error { return openFault(transfer.Watch(run, s.store)) })
-	s.guard, s.health, s.stop = g, newHealth(g), stop
-	s.live.Store(&settings{config: c})
+	s.guard, s.rules, s.health, s.stop = g, rules, newHealth(g), stop
+	s.seals.Opened(g)
 	if len(g.Detected()) > 0 {
 		err = s.serveRecovery(ctx, group, run)
 	} else if err = s.started(ctx, sum); err == nil {
-		group.Go(func() error { return c.keepAnchor(run, g) })
-		err = s.serve(ctx, run, group, sealNames(sealers))
+		group.Go(func() error { return s.config.keepAnchor(run, g) })
+		err = s.serve(ctx, run, group, sealNames(s.seals.Sealers()))
 	}
 	if err != nil {
 		stop()
 		return errors.Join(err, group.Wait())
 	}
+	close(s.opened)
 	go s.supervise(run, group) //nolint:gosec // it outlives the request that started it; Wait waits for it
 	return nil
 }
@@ -168,7 +214,9 @@ func (s *Server) started(ctx context.Context, rules string) error {
 }
 
 // hosts are the names in the server's certificate.
-func (s *Server) hosts(c Config) []string {
+func (s *Server) hosts(c Config) []string { return c.hosts() }
+
+func (c Config) hosts() []string {
 	if len(c.Hosts) > 0 {
 		return c.Hosts
 	}
@@ -196,6 +244,10 @@ func (s *Server) serve(ctx, run context.Context, group *errgroup.Group, sealer s
 	if err := s.listenPublic(ctx); err != nil {
 		return errors.Join(err, s.listener.Close())
 	}
+	s.address = cmp.Or(s.address, s.listener.Addr().String())
+	if err := s.config.keepSealedCertificate(r.authority, s.hosts(s.config)); err != nil {
+		s.config.Log.WarnContext(ctx, "a server that starts sealed will have no certificate", "error", err)
+	}
 	mux := s.mux(r, sealer)
 	method := counted(mux)
 	s.http = wire.NewServer(wire.Config{
@@ -214,7 +266,7 @@ func (s *Server) serve(ctx, run context.Context, group *errgroup.Group, sealer s
 		r.rollout.Look(k.ID)
 	})
 	r.fleet.OnChange = r.rollout.Look
-	for _, loop := range []func(context.Context) error{r.authority.Run, r.kms.Run, r.fleet.Run, r.campaigns.Run, r.rollout.Run} {
+	for _, loop := range []func(context.Context) error{r.authority.Run, s.seals.Run, r.kms.Run, r.fleet.Run, r.campaigns.Run, r.rollout.Run} {
 		group.Go(func() error { return loop(run) })
 	}
 	if s.keeper != nil {
@@ -277,7 +329,7 @@ func (s *Server) mux(r rooms, sealer string) *http.ServeMux {
 		Guard: s.guard, KMS: r.kms, Fleet: r.fleet, Rollout: r.rollout, Authority: r.authority, Issuer: tokens, Campaigns: r.campaigns,
 		Cut: func(name string) { s.http.Cut(name) }, Address: s.Advertised(),
 		Interceptors: s.tracing.Calls(),
-		About:        native.About{Version: Version, Engine: engine, Seal: sealer, Started: c.Now()}, Now: c.Now, Log: c.Log,
+		About:        native.About{Version: Version, Engine: engine, Seal: sealer, Started: c.Now()}, Seals: s.seals, Now: c.Now, Log: c.Log,
 	})
 	return mux
 }
@@ -313,11 +365,16 @@ func (s *Server) supervise(run context.Context, group *errgroup.Group) {
 	if err := s.tracing.Stop(drain); err != nil {
 		s.config.Log.Warn("last traces not sent", "error", err)
 	}
+	s.sealing.Do(func() {}) // from here on it is too late
+	if s.err == nil && s.sealed != nil {
+		s.guard.Destroy()
+		s.err = s.sealed
+	}
 	close(s.ended)
 }
 
 // Address is the host:port that the server listens on.
-func (s *Server) Address() string { return s.listener.Addr().String() }
+func (s *Server) Address() string { return s.address }
 
 // Advertised is the host:port that join tokens and token issuers name.
 func (s *Server) Advertised() string { return cmp.Or(s.config.Advertise, s.Address()) }

@@ -35,9 +35,11 @@ const (
 	maxStreams     = 256 // HTTP/2 streams of one connection
 )
 
-// Strangers are the paths that answer without a caller: health, JWKS, join and login.
+// Strangers are the paths that answer without a caller: health, JWKS, join, login, and what custodians need, whose
+// shares are their credential.
 func Strangers() []string {
-	return []string{"/healthz", "/readyz", "/.well-known/jwks.json", "/rotor.v1.JoinService/Join", login}
+	return []string{"/healthz", "/readyz", "/.well-known/jwks.json", "/rotor.v1.JoinService/Join", login,
+		"/rotor.v1.SealService/Status", "/rotor.v1.SealService/Unseal", "/rotor.v1.SealService/Reset"}
 }
 
 // login is the path that tells itself who comes.
@@ -268,7 +270,7 @@ func deny(ctx context.Context, w http.ResponseWriter, r *http.Request, writer *c
 		status = http.StatusRequestEntityTooLarge
 	case fault.RateLimited:
 		status = http.StatusTooManyRequests
-	case fault.Unavailable:
+	case fault.Unavailable, fault.Sealed:
 		status = http.StatusServiceUnavailable
 	}
 	http.Error(w, err.Error(), status)

@@ -53,6 +53,15 @@ func (s Share) Text() secret.Bytes {
 	return secret.Take(text)
 }
 
+// Texts are the texts of shares, for whoever prints them once.
+func Texts(shares []Share) []string {
+	var out []string
+	for _, s := range shares {
+		out = append(out, string(s.Text().Reveal()))
+	}
+	return out
+}
+
 func (s Share) head() []byte {
 	set, _ := hex.DecodeString(s.Set) // ParseShare and split made it
 	return append([]byte{shareVersion, byte(s.Threshold), byte(s.Total), byte(s.Index)}, set...)

@@ -23,6 +23,7 @@ import (
 	"github.com/rotorkms/rotor/internal/kms"
 	"github.com/rotorkms/rotor/internal/rollout"
 	"github.com/rotorkms/rotor/internal/rpc"
+	"github.com/rotorkms/rotor/internal/sealing"
 	"github.com/rotorkms/rotor/internal/wire"
 	rotorv1 "github.com/rotorkms/rotor/proto/rotor/v1"
 )
@@ -39,6 +40,7 @@ type Config struct {
 	Cut       func(instance string) // closes the connections of a removed instance
 	Address   string                // host:port that join tokens name
 	About     About
+	Seals     *sealing.Keeper
 	// Interceptors stand around every handler, outermost first.
 	Interceptors []connect.Interceptor
 	Now          func() time.Time
@@ -49,6 +51,23 @@ type Config struct {
 type About struct {
 	Version, Engine, Seal string
 	Started               time.Time
+}
+
+// options are those of every service.
+func (c Config) options() []connect.HandlerOption {
+	around := append(slices.Clone(c.Interceptors), faults{c.Log})
+	if c.Guard != nil { // a sealed server has no namespaces
+		around = append(around, namespaces{c})
+	}
+	return []connect.HandlerOption{
+		connect.WithReadMaxBytes(wire.MaxMessage), connect.WithSendMaxBytes(wire.MaxMessage), connect.WithInterceptors(around...),
+		// Keys and ciphertexts do not get shorter, and what is short can be made to become long.
+		connect.WithCompression("gzip", nil, nil),
+		connect.WithCodec(strictJSON{"json"}), connect.WithCodec(strictJSON{"json; charset=utf-8"}),
+		connect.WithRecover(func(ctx context.Context, s connect.Spec, _ http.Header, r any) error {
+			return rpc.Encode(c.panicked(ctx, s.Procedure, r))
+		}),
+	}
 }
 
 // Mount adds the services to a mux.
@@ -63,18 +82,7 @@ func Mount(mux *http.ServeMux, c Config) {
 	mux.Handle(rotorv1.NewAuditServiceHandler(log{c}, o...))
 	mux.Handle(rotorv1.NewServerServiceHandler(status{c}, o...))
 	mux.Handle(rotorv1.NewRootServiceHandler(roots{c}, o...))
-}
-
-func (c Config) options() []connect.HandlerOption {
-	return []connect.HandlerOption{
-		connect.WithReadMaxBytes(wire.MaxMessage), connect.WithSendMaxBytes(wire.MaxMessage), connect.WithInterceptors(append(slices.Clone(c.Interceptors), faults{c.Log}, namespaces{c})...),
-		// Keys and ciphertexts do not get shorter, and what is short can be made to become long.
-		connect.WithCompression("gzip", nil, nil),
-		connect.WithCodec(strictJSON{"json"}), connect.WithCodec(strictJSON{"json; charset=utf-8"}),
-		connect.WithRecover(func(ctx context.Context, s connect.Spec, _ http.Header, r any) error {
-			return rpc.Encode(c.panicked(ctx, s.Procedure, r))
-		}),
-	}
+	mux.Handle(rotorv1.NewSealServiceHandler(seals{c.Seals}, o...))
 }
 
 // panicked logs a panic, which is a mistake of ours and nothing the caller can mend.

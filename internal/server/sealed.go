@@ -1,0 +1,210 @@
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/rotorkms/rotor/internal/authn"
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/guard"
+	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/rpc"
+	"github.com/rotorkms/rotor/internal/seal"
+	"github.com/rotorkms/rotor/internal/wire"
+	"github.com/rotorkms/rotor/internal/wire/native"
+)
+
+const (
+	sealedFile = "sealed.pem" // certificate and key for the time without an authority
+	askAgain   = 5 * time.Second
+)
+
+// errSealed is what a sealed server answers.
+var errSealed = fault.New(fault.Sealed, "server")
+
+// closed says whether a store did not open because its roots of trust are away or people have to come: it may open later.
+func closed(err error) bool {
+	return fault.CodeOf(err) == fault.Sealed || fault.CodeOf(err) == fault.Unavailable && errors.Is(err, seal.ErrUnavailable)
+}
+
+// nobody is the identifier of a sealed server: there is no authority to know anybody by.
+type nobody struct{}
+
+// Identify implements wire.Identifier.
+func (nobody) Identify(tls.ConnectionState, bool) (policy.Caller, error) {
+	return policy.Caller{}, errSealed
+}
+
+// Session implements wire.Identifier.
+func (nobody) Session(context.Context, string, string) (policy.Caller, time.Time, error) {
+	return policy.Caller{}, time.Time{}, errSealed
+}
+
+// startSealed listens, takes shares and answers nothing else until the store opens; then it goes on as start does.
+func (s *Server) startSealed(ctx context.Context, why error) error {
+	certificate, err := s.sealedCertificate()
+	if err != nil {
+		return err
+	}
+	c := &tls.Config{
+		MinVersion: tls.VersionTLS13, ClientAuth: tls.RequestClientCert, NextProtos: []string{"h2", "http/1.1"}, Certificates: []tls.Certificate{certificate},
+		CurvePreferences: []tls.CurveID{tls.X25519MLKEM768, tls.X25519, tls.CurveP256},
+	}
+	if s.listener, err = wire.Listen(ctx, s.config.Listen, c); err != nil {
+		return err
+	}
+	s.address = s.listener.Addr().String()
+	s.config.Log.WarnContext(ctx, "the server is sealed", "why", why, "listen", s.address)
+	sealed := wire.NewServer(wire.Config{TLS: c, Identifier: nobody{}, Handler: s.sealedMux(), Now: s.config.Now, Log: s.config.Log})
+	served := make(chan error, 1)
+	go func() { served <- sealed.Serve(s.listener) }() // ends with Shutdown, below
+	go func() {                                        // ends with the server; Wait waits for it
+		g, err := s.awaitOpen(context.WithoutCancel(ctx))
+		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), askAgain)
+		defer cancel()
+		sealed.Shutdown(drain)
+		err = errors.Join(err, <-served)
+		if err == nil && g != nil {
+			s.config.Listen = s.address // the same port again
+			err = s.startOpen(context.WithoutCancel(ctx), g)
+			if err == nil {
+				return
+			}
+		}
+		s.err = errors.Join(err, s.store.Close(), s.tracing.Stop(drain))
+		close(s.ended)
+	}()
+	return nil
+}
+
+// awaitOpen waits until the store opens: by shares, or because a root of trust can be reached again. nil when the server is closed.
+func (s *Server) awaitOpen(ctx context.Context) (*guard.Guard, error) {
+	again := time.NewTicker(askAgain)
+	defer again.Stop()
+	for {
+		select {
+		case <-s.quit:
+			return nil, nil
+		case <-s.seals.Enough():
+		case <-again.C:
+			if s.config.Sealed { // somebody sealed it, so only people open it
+				continue
+			}
+		}
+		g, err := s.open(ctx)
+		switch {
+		case err == nil:
+			s.config.Log.InfoContext(ctx, "the server is open")
+			return g, nil
+		case !closed(err) && fault.CodeOf(err) != fault.SealWrong:
+			return nil, err
+		}
+		s.config.Log.WarnContext(ctx, "the store does not open yet", "error", err)
+	}
+}
+
+// sealedMux is all that a sealed server answers.
+func (s *Server) sealedMux() *http.ServeMux {
+	mux := http.NewServeMux()
+	mux.HandleFunc("/healthz", alive)
+	mux.HandleFunc("/readyz", func(w http.ResponseWriter, r *http.Request) {
+		wire.Failed(r.Context(), errSealed)
+		w.Header().Set("Cache-Control", "no-store")
+		http.Error(w, "sealed", http.StatusServiceUnavailable)
+	})
+	native.MountSeal(mux, s.seals, s.config.Log)
+	writer := connect.NewErrorWriter()
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		wire.Failed(r.Context(), errSealed)
+		if writer.IsSupported(r) {
+			_ = writer.Write(w, r, rpc.Encode(errSealed)) // the client is gone when this fails
+			return
+		}
+		w.WriteHeader(http.StatusServiceUnavailable)
+		_, _ = io.WriteString(w, errSealed.Error()+"\n") // the client is gone when this fails
+	})
+	return mux
+}
+
+// sealedCertificate reads what init and every start leave for this time.
+func (s *Server) sealedCertificate() (tls.Certificate, error) {
+	path := filepath.Join(s.config.Dir, sealedFile)
+	c, err := readCertificate(path)
+	if err != nil {
+		return c, fault.Wrap(fault.NotFound, "certificate of the sealed server", err).
+			WithHint("%s is made by init and by every start that opens; copy it from another server of the cluster", path)
+	}
+	return c, nil
+}
+
+func readCertificate(path string) (tls.Certificate, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	defer clear(b)
+	return tls.X509KeyPair(b, b)
+}
+
+// keepSealedCertificate makes the certificate, or a new one at half of its life or of another authority.
+func (c Config) keepSealedCertificate(a *authn.Authority, hosts []string) error {
+	path := filepath.Join(c.Dir, sealedFile)
+	if old, err := readCertificate(path); err == nil && len(old.Certificate) == 2 && old.Leaf != nil &&
+		old.Leaf.CheckSignatureFrom(a.CA()) == nil && c.Now().Before(old.Leaf.NotAfter.Add(-authn.SealedLife/2)) && covers(old.Leaf, hosts) {
+		return nil
+	}
+	fresh, err := a.SealedCertificate(hosts...)
+	if err != nil {
+		return err
+	}
+	defer clear(fresh)
+	tmp, err := os.CreateTemp(c.Dir, ".sealed-*") // mode 0600
+	if err != nil {
+		return fmt.Errorf("write certificate of the sealed server: %w", err)
+	}
+	defer func() { _ = os.Remove(tmp.Name()) }() // gone already after a rename
+	_, err = tmp.Write(fresh)
+	if err = errors.Join(err, tmp.Sync(), tmp.Close()); err == nil {
+		err = os.Rename(tmp.Name(), path)
+	}
+	if err != nil {
+		return fmt.Errorf("write certificate of the sealed server: %w", err)
+	}
+	return nil
+}
+
+func covers(leaf *x509.Certificate, hosts []string) bool {
+	for _, h := range hosts {
+		if leaf.VerifyHostname(h) != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// seal stops the server because its root of trust is gone or somebody says so. Wait then returns reason, which is fault.Sealed.
+func (s *Server) seal(reason error, told bool) {
+	s.sealing.Do(func() {
+		s.sealed, s.told = reason, told
+		go func() { // ends with the server
+			_ = s.CloseNow() // Wait tells
+		}()
+	})
+}
+
+// Restart starts a server again that has sealed itself, sealed and at the same address. Call it after Wait.
+func (s *Server) Restart(ctx context.Context) (*Server, error) {
+	c := s.config
+	c.Listen, c.Sealed = s.address, s.told
+	return Start(ctx, c)
+}
