@@ -295,21 +295,28 @@ func TestTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := mem.New()
 		l := open(t, s, false)
+		var mu sync.Mutex // guards change and mine
 		change, mine := make(chan struct{}), false
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 2)
 		go func() { done <- l.Follow(ctx, 0, func(audit.Commit) error { return nil }) }() // ends with ctx
 		go func() {
-			done <- l.Sequence(ctx, func() (bool, <-chan struct{}) { return mine, change }) // ends with ctx
+			done <- l.Sequence(ctx, func() (bool, <-chan struct{}) { // ends with ctx
+				mu.Lock()
+				defer mu.Unlock()
+				return mine, change
+			})
 		}()
 		l.write(t, 0, 10)
 		synctest.Wait()
 		if n := len(stored(t, s, "log/entry/")); n != 0 {
 			t.Errorf("%d entries in order without the turn", n)
 		}
+		mu.Lock()
 		mine = true
 		close(change)
 		change = make(chan struct{})
+		mu.Unlock()
 		settle(t, l)
 		if n := len(stored(t, s, "log/entry/")); n != 10 {
 			t.Errorf("%d entries in order with it", n)
