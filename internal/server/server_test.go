@@ -60,7 +60,7 @@ func (l *logged) String() string {
 
 // world is a cluster whose server can be started again.
 type world struct {
-	t      *testing.T
+	t      testing.TB
 	config server.Config
 	source server.Config // what a reload reads, after reconfigure
 	admin  string
@@ -69,12 +69,12 @@ type world struct {
 	*server.Server
 }
 
-func newWorld(t *testing.T) *world { t.Helper(); return newWorldAt(t, 0) }
+func newWorld(t testing.TB) *world { t.Helper(); return newWorldAt(t, 0) }
 
 // newConfig is the configuration of a cluster that is still to be made.
-func newConfig(t *testing.T) *world { t.Helper(); return newConfigAt(t, 0) }
+func newConfig(t testing.TB) *world { t.Helper(); return newConfigAt(t, 0) }
 
-func newConfigAt(t *testing.T, offset time.Duration) *world {
+func newConfigAt(t testing.TB, offset time.Duration) *world {
 	t.Helper()
 	dir := t.TempDir()
 	w := &world{t: t, log: &logged{}}
@@ -90,7 +90,7 @@ func newConfigAt(t *testing.T, offset time.Duration) *world {
 }
 
 // newWorldAt makes a cluster whose clock is off by so much.
-func newWorldAt(t *testing.T, offset time.Duration) *world {
+func newWorldAt(t testing.TB, offset time.Duration) *world {
 	t.Helper()
 	w := newConfigAt(t, offset)
 	made, err := server.Init(t.Context(), w.config)
@@ -150,7 +150,7 @@ func (w *world) join(name string) string {
 }
 
 // as is an HTTP client that shows the certificate of an identity, and trusts whoever answers.
-func as(t *testing.T, path string) *http.Client {
+func as(t testing.TB, path string) *http.Client {
 	t.Helper()
 	c := &tls.Config{InsecureSkipVerify: true}
 	if path != "" {

@@ -5,6 +5,7 @@ package native
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"log/slog"
 	"net/http"
 	"runtime/debug"
@@ -110,8 +111,37 @@ func (f faults) WrapStreamingClient(next connect.StreamingClientFunc) connect.St
 // WrapStreamingHandler implements connect.Interceptor.
 func (f faults) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
 	return func(ctx context.Context, c connect.StreamingHandlerConn) error {
-		return f.encode(ctx, c.Spec(), next(ctx, c))
+		a := &asked{StreamingHandlerConn: c}
+		return f.encode(ctx, c.Spec(), a.refused(next(ctx, a)))
 	}
+}
+
+// asked is a stream whose request is read behind the interceptors: what Connect finds wrong with it is the caller's mistake and not ours.
+type asked struct {
+	connect.StreamingHandlerConn
+	unsent bool // an answer could not be sent
+}
+
+// Send implements connect.StreamingHandlerConn.
+func (a *asked) Send(m any) error {
+	err := a.StreamingHandlerConn.Send(m)
+	a.unsent = a.unsent || err != nil
+	return err
+}
+
+// refused makes a fault of Connect's refusal of a request. fault.Invalid, TooLarge, Canceled.
+func (a *asked) refused(err error) error {
+	var c *connect.Error
+	if a.unsent || fault.CodeOf(err) != fault.Internal || !errors.As(err, &c) {
+		return err
+	}
+	switch c.Code() {
+	case connect.CodeResourceExhausted:
+		return fault.Wrap(fault.TooLarge, "request", err).WithHint("at most %d bytes", wire.MaxMessage)
+	case connect.CodeCanceled, connect.CodeDeadlineExceeded, connect.CodeUnknown: // it did not come to its end
+		return fault.Wrap(fault.Canceled, "request", err)
+	}
+	return fault.Wrap(fault.Invalid, "request", err).WithHint("one message of this protocol")
 }
 
 func (f faults) encode(ctx context.Context, s connect.Spec, err error) error {
