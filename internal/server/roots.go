@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"github.com/rotorkms/rotor/internal/seal"
 	"github.com/rotorkms/rotor/internal/seal/local"
 	"github.com/rotorkms/rotor/internal/seal/shamir"
+	"github.com/rotorkms/rotor/internal/seal/transit"
 	"github.com/rotorkms/rotor/internal/sealing"
 	"github.com/rotorkms/rotor/internal/store"
 )
@@ -22,12 +24,21 @@ import (
 // server sealer add" do. Sets of shares and compositions need no entry.
 type Seal struct {
 	Name    string `yaml:"name"`     // how commands name it
-	Type    string `yaml:"type"`     // local
+	Type    string `yaml:"type"`     // local or transit
 	KeyFile string `yaml:"key_file"` // local: path of the key file
+
+	Address   string `yaml:"address"`    // transit: https://HOST:PORT of a Vault-compatible server
+	Mount     string `yaml:"mount"`      // transit: path of the engine; default transit
+	Key       string `yaml:"key"`        // transit: keys are called KEY-GENERATION
+	TokenFile string `yaml:"token_file"` // transit: file with the token, read for each call
+	CAFile    string `yaml:"ca_file"`    // transit: PEM of the authority; default the system's
+	Namespace string `yaml:"namespace"`  // transit: of the server, where it has them
 }
 
 // theLocal is the name and type of the seal that needs no configuration.
 const theLocal = "local"
+
+const theTransit = "transit"
 
 func (c Config) seals() []Seal {
 	if len(c.Seals) == 0 {
@@ -62,11 +73,14 @@ func (c Config) validateSeals() error {
 }
 
 // sealTypes are the kinds of root that a configuration can name.
-var sealTypes = []string{theLocal}
+var sealTypes = []string{theLocal, theTransit}
 
 // complete names a setting that the type needs and that is empty.
 func (s Seal) complete() (missing string, ok bool) {
 	need := map[string]string{"key_file": s.KeyFile}
+	if s.Type == theTransit {
+		need = map[string]string{"address": s.Address, "key": s.Key, "token_file": s.TokenFile}
+	}
 	for field, value := range need {
 		if value == "" {
 			return field, false
@@ -76,10 +90,15 @@ func (s Seal) complete() (missing string, ok bool) {
 }
 
 // files are the paths in it.
-func (s *Seal) files() []*string { return []*string{&s.KeyFile} }
+func (s *Seal) files() []*string { return []*string{&s.KeyFile, &s.TokenFile, &s.CAFile} }
 
 // open makes the sealer. Nothing is asked of a root that is elsewhere.
 func (s Seal) open() (seal.Sealer, error) {
+	if s.Type == theTransit {
+		return transit.New(transit.Config{
+			Address: s.Address, Mount: cmp.Or(s.Mount, theTransit), Key: s.Key, TokenFile: s.TokenFile, CAFile: s.CAFile, Namespace: s.Namespace,
+		})
+	}
 	return local.Open(s.KeyFile)
 }
 
