@@ -32,7 +32,8 @@ var statuses = map[fault.Code]connect.Code{
 	fault.Sealed: connect.CodeUnavailable, fault.ShareWrong: connect.CodeInvalidArgument, fault.ShareForeign: connect.CodeInvalidArgument,
 	fault.ShareDuplicate: connect.CodeAlreadyExists,
 	fault.AuditBroken:    connect.CodeInternal, fault.AlgorithmForbidden: connect.CodeInvalidArgument, fault.DiskFull: connect.CodeResourceExhausted, fault.RateLimited: connect.CodeResourceExhausted,
-	fault.QuotaReached: connect.CodeResourceExhausted,
+	fault.QuotaReached: connect.CodeResourceExhausted, fault.VolumeOver: connect.CodeFailedPrecondition, fault.Recovery: connect.CodeFailedPrecondition,
+	fault.StoreIncomplete: connect.CodeFailedPrecondition, fault.StoreMoved: connect.CodeFailedPrecondition, fault.NotExportable: connect.CodeFailedPrecondition,
 }
 
 func TestEveryCodeCrosses(t *testing.T) {

@@ -23,6 +23,16 @@ import (
 func (w *world) entries() string {
 	w.t.Helper()
 	var all strings.Builder
+	x, err := w.client().Admin().Audit.Export(w.t.Context(), connect.NewRequest(&rotorv1.ExportRequest{})) // waits until what was committed is in order
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for x.Receive() {
+		continue
+	}
+	if err := x.Err(); err != nil {
+		w.t.Fatal(err)
+	}
 	s, err := w.client().Admin().Audit.Tail(w.t.Context(), connect.NewRequest(&rotorv1.TailRequest{}))
 	if err != nil {
 		w.t.Fatal(err)
@@ -81,7 +91,7 @@ func TestReloadIsOneSwap(t *testing.T) {
 		t.Errorf("level %v", got)
 	}
 	if log := w.entries(); !strings.Contains(log, `"action":"config.reload","caller":"system/server"`) || !strings.Contains(log, `"changed":"hosts log"`) {
-		t.Error("no entry tells of the reload")
+		t.Errorf("no entry tells of the reload:\n%s", log)
 	}
 }
 
