@@ -163,14 +163,21 @@ func (r *replicas) load(members []*rotor.Client, admin *rotor.Client, message []
 	return l
 }
 
-// TestReplicas: of three servers on one engine any is killed under load. No read fails, writes go on, and so does a rotation that is in flight; a
-// leader that is frozen past its session and thaws takes no step twice.
-func TestReplicas(t *testing.T) {
+// built is the command, built for this test.
+func built(t *testing.T) string {
+	t.Helper()
 	bin := filepath.Join(t.TempDir(), "rotor")
 	build := exec.CommandContext(t.Context(), "go", "build", "-o", bin, "github.com/rotorkms/rotor/cmd/rotor")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
+	return bin
+}
+
+// TestReplicas: of three servers on one engine any is killed under load. No read fails, writes go on, and so does a rotation that is in flight; a
+// leader that is frozen past its session and thaws takes no step twice.
+func TestReplicas(t *testing.T) {
+	bin := built(t)
 	for engine, url := range map[string]func() string{
 		"postgres": func() string { return testenv.Postgres(t).URL },
 		"etcd":     func() string { return "etcd://" + testenv.Etcd(t, "3.4", 1).Hosts() + "/r" },
