@@ -25,7 +25,7 @@ import (
 
 const token = "s.0123456789"
 
-// peer is a transit engine after the documentation of its HTTP API. The true server is not part of the tests.
+// peer is a transit engine from what is known of its HTTP API. Neither the true server nor its documentation was at hand.
 type peer struct {
 	t    *testing.T
 	http *httptest.Server
