@@ -313,6 +313,9 @@ func TestSoak(t *testing.T) {
 	clients.Wait()
 	s.reconcile(seen)
 	t.Logf("error budget:%s", &s.budget)
+	if e := s.budget.kinds["encrypt"]; e == nil || e.again[fault.Unavailable] == 0 || e.again[fault.Canceled] == 0 {
+		t.Error("nobody noticed that the engine and the servers were frozen")
+	}
 }
 
 type outage struct {
@@ -333,6 +336,9 @@ func (s *soak) faults(pg *testenv.PostgreSQL) (all []outage) {
 			thaw()
 		}, none}
 	}
+	for i := range s.procs { // one of them has the clients
+		all = append(all, frozen(fmt.Sprintf("server %d frozen", i), func() { s.signal(i, syscall.SIGSTOP) }, func() { s.signal(i, syscall.SIGCONT) }))
+	}
 	key := filepath.Join(s.dir, "seal.key")
 	move := func(from, to string) func() {
 		return func() {
@@ -343,7 +349,6 @@ func (s *soak) faults(pg *testenv.PostgreSQL) (all []outage) {
 	}
 	return append(all,
 		outage{"engine killed", func() { pg.Kill(); pg.Start() }, none},
-		frozen("server 0 frozen", func() { s.signal(0, syscall.SIGSTOP) }, func() { s.signal(0, syscall.SIGCONT) }),
 		outage{"seal's key file away", move(key, key+".away"), move(key+".away", key)},
 		frozen("engine frozen", pg.Freeze, pg.Thaw),
 		outage{"server 1 stopped", func() {

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 )
@@ -108,7 +109,23 @@ func (p *PostgreSQL) Stop() {
 }
 
 // Freeze stops every process of the server (SIGSTOP); Thaw lets them go on.
-func (p *PostgreSQL) Freeze() { p.proc.signal(syscall.SIGSTOP) }
+func (p *PostgreSQL) Freeze() { p.all(syscall.SIGSTOP) }
 
 // Thaw undoes Freeze.
-func (p *PostgreSQL) Thaw() { p.proc.signal(syscall.SIGCONT) }
+func (p *PostgreSQL) Thaw() { p.all(syscall.SIGCONT) }
+
+// all signals the server and its children, each of which leads a group of its own.
+func (p *PostgreSQL) all(s syscall.Signal) {
+	p.t.Helper()
+	pid := p.proc.cmd.Process.Pid
+	p.proc.signal(s)
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+	if err != nil || len(children) == 0 {
+		p.t.Fatalf("children of PostgreSQL: %q, %v", children, err)
+	}
+	for child := range strings.FieldsSeq(string(children)) {
+		if n, err := strconv.Atoi(child); err == nil {
+			_ = syscall.Kill(n, s) // gone already is fine
+		}
+	}
+}
