@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/rotorkms/rotor/internal/fault"
@@ -183,26 +184,51 @@ func TestWrapIsProven(t *testing.T) {
 
 var errFuse = errors.New("the process is gone")
 
-// fuse counts the calls that leave the process and cuts it off at one of them, before it or after it.
+// fuse counts the calls of one change that leave the process and cuts the change off at one of them, before it or after it. The guard's own
+// loops, whose calls come when they come, are let through.
 type fuse struct {
+	mu    sync.Mutex // guards what follows
+	armed bool
 	left  int
 	after bool
 	blown bool
 }
 
-func (f *fuse) call(do func() error) error {
-	if f.blown {
-		return errFuse
-	}
-	f.left--
-	if f.left >= 0 {
+// ofChange marks the context of the change whose calls count.
+type ofChange struct{}
+
+func (f *fuse) call(ctx context.Context, do func() error) error {
+	if ctx.Value(ofChange{}) == nil {
 		return do()
 	}
-	f.blown = true
-	if f.after {
-		_ = do() // it happens, and nobody hears of it
+	f.mu.Lock()
+	if f.armed && !f.blown {
+		f.left--
+		f.blown = f.left < 0
+		if f.blown && f.after {
+			f.mu.Unlock()
+			_ = do() // it happens, and nobody hears of it
+			return errFuse
+		}
 	}
-	return errFuse
+	gone := f.blown
+	f.mu.Unlock()
+	if gone {
+		return errFuse
+	}
+	return do()
+}
+
+func (f *fuse) arm(left int, after bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.armed, f.left, f.after = true, left, after
+}
+
+func (f *fuse) isBlown() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.blown
 }
 
 type fusedStore struct {
@@ -211,12 +237,12 @@ type fusedStore struct {
 }
 
 func (s fusedStore) Get(ctx context.Context, key string) (r store.Record, err error) {
-	err = s.f.call(func() error { r, err = s.Store.Get(ctx, key); return err })
+	err = s.f.call(ctx, func() error { r, err = s.Store.Get(ctx, key); return err })
 	return r, err
 }
 
 func (s fusedStore) Commit(ctx context.Context, conds []store.Cond, ops []store.Op) (rev store.Rev, err error) {
-	err = s.f.call(func() error { rev, err = s.Store.Commit(ctx, conds, ops); return err })
+	err = s.f.call(ctx, func() error { rev, err = s.Store.Commit(ctx, conds, ops); return err })
 	return rev, err
 }
 
@@ -230,12 +256,12 @@ type fusedSealer struct {
 }
 
 func (s fusedSealer) Wrap(ctx context.Context, root secret.Bytes, generation uint64) (blob []byte, err error) {
-	err = s.f.call(func() error { blob, err = s.Sealer.Wrap(ctx, root, generation); return err })
+	err = s.f.call(ctx, func() error { blob, err = s.Sealer.Wrap(ctx, root, generation); return err })
 	return blob, err
 }
 
 func (s fusedSealer) Unwrap(ctx context.Context, blob []byte) (root secret.Bytes, err error) {
-	err = s.f.call(func() error { root, err = s.Sealer.Unwrap(ctx, blob); return err })
+	err = s.f.call(ctx, func() error { root, err = s.Sealer.Unwrap(ctx, blob); return err })
 	return root, err
 }
 
@@ -261,7 +287,7 @@ func TestCrashes(t *testing.T) {
 			for cut := 0; ; cut++ {
 				done := false
 				for _, after := range []bool{false, true} {
-					done = crash(t, &fuse{left: cut, after: after}, change)
+					done = crash(t, cut, after, change)
 				}
 				if done {
 					steps = cut
@@ -276,9 +302,9 @@ func TestCrashes(t *testing.T) {
 }
 
 // crash makes one change with a fuse, and says whether it came through whole.
-func crash(t *testing.T, f *fuse, change func(ctx context.Context, g *guard.Guard, p *guard.Permit, first, second, third seal.Sealer) error) bool {
+func crash(t *testing.T, cut int, after bool, change func(ctx context.Context, g *guard.Guard, p *guard.Permit, first, second, third seal.Sealer) error) bool {
 	t.Helper()
-	far := &fuse{left: 1 << 30}
+	far := &fuse{}
 	inner := mem.New()
 	w := newWorld(t, fusedStore{inner, far})
 	first, ok := w.sealer.(*local.Sealer)
@@ -293,19 +319,18 @@ func crash(t *testing.T, f *fuse, change func(ctx context.Context, g *guard.Guar
 	}
 	p := w.sealPermit(g)
 	old := w.set(g)
-	*far = *f
-	err := change(t.Context(), g, p, fusedSealer{first, far}, fusedSealer{second, far}, fusedSealer{third, far})
-	blown := far.blown
+	far.arm(cut, after)
+	err := change(context.WithValue(t.Context(), ofChange{}, true), g, p, fusedSealer{first, far}, fusedSealer{second, far}, fusedSealer{third, far})
+	blown := far.isBlown()
 	if blown != (err != nil) {
-		t.Fatalf("cut at %d: %v", f.left, err)
+		t.Fatalf("cut at %d: %v", cut, err)
 	}
-	*far = fuse{left: 1 << 30}
 	stop()
 
 	w.store = inner
 	rec, err := guard.ReadWraps(t.Context(), inner)
 	if err != nil || len(rec.Wraps) == 0 {
-		t.Fatalf("cut at %d: %v", f.left, err)
+		t.Fatalf("cut at %d: %v", cut, err)
 	}
 	files := map[string]*local.Sealer{first.ID(): first} // what the other two keep is read again from their files
 	for _, path := range []string{path2, path3} {
@@ -319,12 +344,12 @@ func crash(t *testing.T, f *fuse, change func(ctx context.Context, g *guard.Guar
 	for id := range rec.Wraps {
 		now = append(now, id)
 		if err := w.opensWith(files[id]); err != nil {
-			t.Errorf("cut at %d, after %t: %s does not open: %v", f.left, f.after, id, err)
+			t.Errorf("cut at %d, after %t: %s does not open: %v", cut, after, id, err)
 		}
 	}
 	slices.Sort(now)
-	if blown && !f.after && !slices.Equal(now, old) {
-		t.Errorf("cut before call %d: %v became %v", f.left, old, now)
+	if blown && !after && !slices.Equal(now, old) {
+		t.Errorf("cut before call %d: %v became %v", cut, old, now)
 	}
 	return !blown
 }
