@@ -59,6 +59,12 @@ func become(script string) error {
 	if err := loopbackUp(); err != nil {
 		return fmt.Errorf("bring the loopback interface up: %w", err)
 	}
+	if os.Getpid() == 1 { // in a namespace of its own, which needs a /proc that tells of its processes
+		err := errors.Join(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""), unix.Mount("proc", "/proc", "proc", 0, ""))
+		if err != nil {
+			return fmt.Errorf("mount /proc: %w", err)
+		}
+	}
 	bash, err := exec.LookPath("bash")
 	if err != nil {
 		return err
@@ -166,7 +172,7 @@ func runScript(t *testing.T, text string) (string, error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, flags := range []uintptr{unix.CLONE_NEWNET | unix.CLONE_NEWPID, unix.CLONE_NEWUSER | unix.CLONE_NEWNET | unix.CLONE_NEWPID, 0} {
+	for _, flags := range []uintptr{unix.CLONE_NEWNET | unix.CLONE_NEWPID | unix.CLONE_NEWNS, unix.CLONE_NEWUSER | unix.CLONE_NEWNET | unix.CLONE_NEWPID | unix.CLONE_NEWNS, 0} {
 		cmd := exec.CommandContext(ctx, self)
 		cmd.Dir, cmd.Env = dir, []string{"HOME=" + home, "PATH=" + os.Getenv("PATH"), "PYTHON=" + python(t), "PYTHONPATH=" + absolute(t, root+"/python"), inside + "=" + path}
 		attr := &syscall.SysProcAttr{Setpgid: true, Cloneflags: flags}

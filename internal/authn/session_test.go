@@ -467,9 +467,10 @@ func TestSlotsAreUsedAgain(t *testing.T) {
 	if len(slots) > 22 {
 		t.Errorf("%d slots for 20 sessions at a time", len(slots))
 	}
+	c.advance(time.Second) // those before are older
 	first = login()
 	c.advance(time.Second)
-	for range 99 {
+	for range 100 {
 		login()
 		c.advance(time.Second)
 	}

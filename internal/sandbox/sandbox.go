@@ -75,10 +75,10 @@ type Config struct {
 // Report is what was done.
 type Report struct {
 	Landlock int      // version of the kernel's interface, 0: none
-	Missing  []string // what this kernel cannot do
+	Missing  []string // what this machine cannot do
 }
 
-// Missing names what this kernel cannot do.
+// Missing names what this machine cannot do: parts of the kernel, or a /proc that would tell of this process.
 func Missing() (names []string) {
 	if _, err := lsys.LandlockGetABIVersion(); err != nil {
 		names = append(names, "landlock")
@@ -86,7 +86,17 @@ func Missing() (names []string) {
 	if !seccomp.Supported() {
 		names = append(names, "seccomp")
 	}
+	if !ownProc() {
+		names = append(names, "/proc of the process's own PID namespace")
+	}
 	return names
+}
+
+// ownProc says whether /proc tells of this process. With cgo its threads are found there, to restrict each of them, and where they are not the
+// library that does it ends the process.
+func ownProc() bool {
+	self, err := os.Readlink("/proc/self")
+	return err == nil && self == strconv.Itoa(os.Getpid())
 }
 
 // Enter shuts the process in, all threads of it, for good. It cannot be undone, and what is open stays open. fault.Unavailable with Require.
@@ -97,7 +107,11 @@ func Enter(c Config) (Report, error) {
 		r.Landlock = v
 	}
 	if c.Require && len(r.Missing) > 0 {
-		return r, fault.New(fault.Unavailable, "sandbox").WithHint("the kernel has no %s", strings.Join(r.Missing, " and no "))
+		return r, fault.New(fault.Unavailable, "sandbox").WithHint("there is no %s", strings.Join(r.Missing, " and no "))
+	}
+	if !ownProc() {
+		r.Landlock = 0
+		return r, nil
 	}
 	if err := dropCapabilities(); err != nil {
 		return r, err

@@ -49,8 +49,9 @@ type job struct {
 	User           string
 	Own, Read, Out string // directories: to write, to read, and one that it is not given
 	URL            string
-	Lock           bool // its limit lets it lock all memory
-	Off            bool // it does not shut itself in: what would happen then
+	Lock           bool    // its limit lets it lock all memory
+	Off            bool    // it does not shut itself in: what would happen then
+	Flags          uintptr // namespaces of its own; nothing is tried in them
 }
 
 // outcome is how each try ended: ok, or the error.
@@ -80,6 +81,9 @@ func (j job) run() outcome {
 	if !j.Off {
 		r, err := sandbox.Enter(sandbox.Config{Read: []string{j.Read}, Write: []string{j.Own}, Require: true})
 		out["enter"], out["missing"] = said(err), fmt.Sprint(r.Missing)
+	}
+	if j.Flags != 0 {
+		return out
 	}
 	j.try(out)
 	status, err := os.ReadFile("/proc/self/status")
@@ -174,6 +178,7 @@ func start(t *testing.T, j job) outcome {
 	}
 	c := exec.CommandContext(t.Context(), exe)
 	c.Env = append(os.Environ(), inside+"="+string(text))
+	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: j.Flags}
 	var stderr bytes.Buffer
 	c.Stderr = &stderr
 	b, err := c.Output()
@@ -262,6 +267,18 @@ func TestOutside(t *testing.T) {
 	}
 	if !strings.Contains(out["status"], "Seccomp:\t0") {
 		t.Error("a filter is there already")
+	}
+}
+
+// TestForeignProc: in a PID namespace whose /proc tells of another's processes the threads cannot be found; that is said, and ends nobody.
+func TestForeignProc(t *testing.T) {
+	j := prepared(t)
+	j.Flags = unix.CLONE_NEWPID
+	if os.Getuid() != 0 {
+		j.Flags |= unix.CLONE_NEWUSER
+	}
+	if out := start(t, j); !strings.Contains(out["enter"], "unavailable") || !strings.Contains(out["missing"], "/proc") {
+		t.Errorf("%s, missing %s", out["enter"], out["missing"])
 	}
 }
 
