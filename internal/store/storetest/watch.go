@@ -374,7 +374,8 @@ func testWatchConcurrent(t *testing.T, e Engine) {
 		}
 		acked[rev] = what
 	}
-	var writing, watching sync.WaitGroup
+	var writing, starting, watching sync.WaitGroup
+	starting.Add(watchers)
 	seen := make([][]string, watchers)
 	for i := range watchers {
 		watching.Go(func() {
@@ -382,6 +383,7 @@ func testWatchConcurrent(t *testing.T, e Engine) {
 			if i%3 == 1 { // these start somewhere in the middle
 				after, _ = list(t, s, "")
 			}
+			starting.Done() // the end, which all wait for, is not before this
 			prefix := []string{"", "w", "w/3/"}[i%3]
 			for events, err := range s.Watch(t.Context(), prefix, after) {
 				if err != nil {
@@ -409,6 +411,7 @@ func testWatchConcurrent(t *testing.T, e Engine) {
 		})
 	}
 	writing.Wait()
+	starting.Wait()
 	commit(t, s, put("w/3/end", ""), put("w/end", ""))
 	watching.Wait()
 	var all, third []string
