@@ -203,6 +203,7 @@ func TestHomeComesBack(t *testing.T) {
 		cut := &cutting{Store: two.store.Store}
 		cut.off.Store(true)
 		two.stop()
+		synctest.Wait()
 		two.keeper.Store = cut // the same session, for a while without the store
 		two.start()
 		if err := p.connect(); err != nil {
