@@ -68,9 +68,9 @@ type Guard struct {
 
 	detected atomic.Pointer[[]Detection]
 
-	rootMu  sync.Mutex // held while the root record is read again
-	turnMu  sync.Mutex // held while another root key is made
-	tendMu  sync.Mutex // held while a turn is taken further
+	rootMu  sync.Mutex    // held while the root record is read again
+	turnMu  sync.Mutex    // held while another root key is made
+	further chan struct{} // full while a turn is taken further
 	tender  chan struct{}
 	tending atomic.Pointer[error] // why the turn in flight is not done
 

@@ -187,8 +187,12 @@ func (g *Guard) Tend(ctx context.Context) error {
 	if err := g.refuse(); err != nil {
 		return err
 	}
-	g.tendMu.Lock()
-	defer g.tendMu.Unlock()
+	select { // one at a time, and nobody waits longer than its context
+	case g.further <- struct{}{}:
+		defer func() { <-g.further }()
+	case <-ctx.Done():
+		return fault.Wrap(fault.Canceled, "root keys", ctx.Err())
+	}
 	if len(g.keys.Load().older()) > 0 {
 		for {
 			left, err := g.reseal(ctx)
