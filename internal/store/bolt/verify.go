@@ -163,7 +163,7 @@ func (w *walker) elements(id uint64, b []byte, bucket string, low, high []byte, 
 			pos, n = binary.NativeEndian.Uint32(b[e:]), binary.NativeEndian.Uint32(b[e+4:])
 		}
 		key, ok := cut(b, e, uint64(pos), uint64(n))
-		if !ok || i > 0 && bytes.Compare(keys[i-1], key) >= 0 || i == 0 && bytes.Compare(key, low) < 0 || high != nil && bytes.Compare(key, high) >= 0 {
+		if !ok || len(key) == 0 || i > 0 && bytes.Compare(keys[i-1], key) >= 0 || i == 0 && bytes.Compare(key, low) < 0 || high != nil && bytes.Compare(key, high) >= 0 {
 			return damaged("page %d, key %d", id, i)
 		}
 		keys[i] = key
