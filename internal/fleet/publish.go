@@ -45,7 +45,7 @@ func (f *Fleet) holders(id keyring.KeyID) []*Session {
 	return all
 }
 
-// publish audits the release of material that is new to the sessions, as one entry, and then puts the snapshot into their boxes.
+// publish audits the release of material that is new to the sessions, in entries of some instances each, and then puts the snapshot into their boxes.
 // What could not be audited is not sent, and tried again.
 func (f *Fleet) publish(ctx context.Context, k keyring.Key, to []*Session, asked bool) {
 	var release []string
@@ -70,10 +70,19 @@ func (f *Fleet) publish(ctx context.Context, k keyring.Key, to []*Session, asked
 	}
 }
 
+// releaseBatch bounds the instances that one entry names: longer text would be cut in the log (guard: 2 KiB), and a name has up to 64 bytes.
+const releaseBatch = 30
+
+// release records who gets material. An entry more than what is then sent is no harm; one less would be.
 func (f *Fleet) release(ctx context.Context, k keyring.Key, instances []string) error {
 	slices.Sort(instances)
 	p := f.Guard.System("fleet", policy.ActDeliver, resource(k))
-	return p.Release(ctx, map[string]string{"instances": strings.Join(instances, " "), "epoch": fmt.Sprint(k.Epoch.Counter)})
+	for some := range slices.Chunk(instances, releaseBatch) {
+		if err := p.Release(ctx, map[string]string{"instances": strings.Join(some, " "), "epoch": fmt.Sprint(k.Epoch.Counter)}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // resend publishes again what could not be published.
