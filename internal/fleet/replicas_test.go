@@ -66,6 +66,17 @@ func (p *process) move(to *world) error {
 	return p.connect()
 }
 
+// cutOff starts a server again whose session goes on, for a while without the store.
+func (w *world) cutOff() *cutting {
+	cut := &cutting{Store: w.store.Store}
+	cut.off.Store(true)
+	w.stop()
+	synctest.Wait() // the keeper has ended, and may be changed
+	w.keeper.Store = cut
+	w.start()
+	return cut
+}
+
 // crash ends a server without a word.
 func (w *world) crash() { w.stop() }
 
@@ -200,12 +211,7 @@ func TestHomeComesBack(t *testing.T) {
 		p := two.join("a", "fenced")
 		p.catchUp("fenced")
 		time.Sleep(time.Second)
-		cut := &cutting{Store: two.store.Store}
-		cut.off.Store(true)
-		two.stop()
-		synctest.Wait()
-		two.keeper.Store = cut // the same session, for a while without the store
-		two.start()
+		cut := two.cutOff()
 		if err := p.connect(); err != nil {
 			t.Fatal(err)
 		}
@@ -260,11 +266,7 @@ func TestFencedElsewhere(t *testing.T) {
 		p := two.join("a", "fenced")
 		p.catchUp("fenced")
 		time.Sleep(time.Second)
-		cut := &cutting{Store: two.store.Store}
-		cut.off.Store(true)
-		two.stop()
-		two.keeper.Store = cut
-		two.start()
+		cut := two.cutOff()
 		if err := p.connect(); err != nil {
 			t.Fatal(err)
 		}
