@@ -232,6 +232,7 @@ func testNotReplicated(t *testing.T, server *testenv.PostgreSQL) {
 		}
 	}
 	set("nobody")
+	waitsNow(t, server, a)
 	if _, err := s.Commit(t.Context(), nil, []store.Op{put("k", "waits")}); !errors.Is(err, store.ErrUnknown) {
 		t.Errorf("commit: %v", err)
 	}
@@ -246,6 +247,7 @@ func testNotReplicated(t *testing.T, server *testenv.PostgreSQL) {
 	}
 
 	set("nobody")
+	waitsNow(t, server, a)
 	done := make(chan error)
 	go func() {
 		_, err := s.Commit(context.Background(), nil, []store.Op{put("k", "canceled")})
@@ -262,6 +264,36 @@ func testNotReplicated(t *testing.T, server *testenv.PostgreSQL) {
 			mustCommit(t, s, put("m", "again"))
 			return
 		default:
+		}
+	}
+}
+
+// waitsNow returns once commits wait for a synchronous replica. A setting is in force for them only when the checkpointer has seen it, which is after
+// sessions show it; until then a commit is rightly a success.
+func waitsNow(t *testing.T, server *testenv.PostgreSQL, a *pgx.Conn) {
+	t.Helper()
+	for in := false; !in; {
+		probe := admin(t, server.URL)
+		pid, done := probe.PgConn().PID(), make(chan struct{})
+		go func() {
+			defer close(done)
+			_, _ = probe.Exec(t.Context(), "SELECT pg_logical_emit_message(true, 'probe', '')") // waits, and is canceled; or does not
+		}()
+		for ended := false; !ended && !in; {
+			if err := a.QueryRow(t.Context(), "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1 AND wait_event = 'SyncRep')", pid).Scan(&in); err != nil {
+				t.Fatal(err)
+			}
+			select {
+			case <-done:
+				ended = true
+			default:
+			}
+		}
+		if in {
+			if _, err := a.Exec(t.Context(), "SELECT pg_cancel_backend($1)", pid); err != nil {
+				t.Fatal(err)
+			}
+			<-done
 		}
 	}
 }
