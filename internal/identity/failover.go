@@ -1,7 +1,9 @@
 package identity
 
 import (
+	"bytes"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"strings"
@@ -43,25 +45,28 @@ func (f *Failover) RoundTrip(r *http.Request) (*http.Response, error) {
 		next := r.Clone(r.Context())
 		next.URL.Host, next.Host = to, to
 		resp, err := f.Base.RoundTrip(next)
+		if err == nil && f.Repeat(r.URL.Path) {
+			err = whole(resp)
+		}
 		busy := err == nil && resp.StatusCode == http.StatusServiceUnavailable
 		if err == nil && !busy {
 			return resp, nil
 		}
 		f.at.CompareAndSwap(at, at+1) // also when this request is given up: the next one goes elsewhere
 		if r.Context().Err() != nil {
-			return resp, err
+			return answered(resp, err)
 		}
 		again := f.Repeat(r.URL.Path) || err != nil && unsent(err)
 		if tried >= len(f.Addresses) || !again {
-			return resp, err
+			return answered(resp, err)
 		}
 		if r.Body != nil && r.Body != http.NoBody {
 			if r.GetBody == nil {
-				return resp, err
+				return answered(resp, err)
 			}
 			body, berr := r.GetBody()
 			if berr != nil {
-				return resp, err
+				return answered(resp, err)
 			}
 			r.Body = body
 		}
@@ -69,6 +74,34 @@ func (f *Failover) RoundTrip(r *http.Request) (*http.Response, error) {
 			_ = resp.Body.Close() // another server's answer takes its place
 		}
 	}
+}
+
+// maxWhole bounds what is read of an answer before it is given on, in bytes: a server that dies later than that within a larger one is seen by the
+// caller.
+const maxWhole = 1 << 20
+
+// whole reads an answer, so that one whose server dies in the middle is no answer. Trailers are there afterwards.
+func whole(resp *http.Response) error {
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxWhole))
+	if err != nil {
+		return errors.Join(err, resp.Body.Close())
+	}
+	resp.Body = rest{io.MultiReader(bytes.NewReader(b), resp.Body), resp.Body}
+	return nil
+}
+
+// rest is an answer whose beginning was read already.
+type rest struct {
+	io.Reader
+	io.Closer
+}
+
+// answered is what RoundTrip returns: an answer or an error, never both.
+func answered(resp *http.Response, err error) (*http.Response, error) {
+	if err != nil {
+		return nil, err
+	}
+	return resp, nil
 }
 
 // CloseIdleConnections is called by http.Client.

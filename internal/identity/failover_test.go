@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 
@@ -93,5 +94,43 @@ func TestFailover(t *testing.T) {
 	if resp, err := none.RoundTrip(r); err == nil {
 		_ = resp.Body.Close()
 		t.Error("answered by nobody")
+	}
+}
+
+// TestAnswerBreaksOff: an answer whose server dies in the middle of it is no answer, if another server may be asked; else the caller hears of it.
+func TestAnswerBreaksOff(t *testing.T) {
+	serve := func(h http.HandlerFunc) string {
+		s := httptest.NewServer(h)
+		t.Cleanup(s.Close)
+		return strings.TrimPrefix(s.URL, "http://")
+	}
+	large := strings.Repeat("whole", 1<<19) // more than is read ahead
+	dies := serve(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Length", "1000")
+		_, _ = io.WriteString(w, "half")
+		_ = http.NewResponseController(w).Flush()
+		panic(http.ErrAbortHandler)
+	})
+	lives := serve(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Trailer", "T")
+		_, _ = io.WriteString(w, large)
+		w.Header().Set("T", "there")
+	})
+	for path, good := range map[string]bool{"/rotor.v1.KeyService/Decrypt": true, "/rotor.v1.KeyService/Rotate": false} {
+		f := &identity.Failover{Base: &http.Transport{}, Addresses: []string{dies, lives}, Repeat: identity.Repeatable}
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://x:1"+path, strings.NewReader("x"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := f.RoundTrip(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(resp.Body)
+		_ = resp.Body.Close()
+		if whole := err == nil && string(b) == large && resp.Trailer.Get("T") == "there"; whole != good {
+			t.Errorf("%s: %d bytes, %v, trailer %v", path, len(b), err, resp.Trailer)
+		}
+		f.CloseIdleConnections()
 	}
 }
