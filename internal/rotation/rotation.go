@@ -101,7 +101,7 @@ func Promote(k keyring.Key, members []Member, now time.Time, emergency bool) (ke
 		if k, err = k.Apply(v.Number, keyring.Activate, "", now); err != nil {
 			return k, err
 		}
-		v = k.Versions[v.Number-1]
+		v, _ = k.Version(v.Number) // it was there
 	}
 	if v.State != keyring.Active {
 		return k, fault.New(fault.WrongState, fmt.Sprintf("key %s, version %d is %s", k.Name, v.Number, v.State))
@@ -158,8 +158,8 @@ func Back(k keyring.Key, n uint32, now time.Time) (keyring.Key, error) {
 // withdrawnAbove returns a version after n that was used and is retired or destroyed; 0: none. Going back to n would lower the floors
 // of the data sets below it, and a write under it, frozen since before its retirement, would be accepted again.
 func withdrawnAbove(k keyring.Key, n uint32) uint32 {
-	for _, v := range k.Versions[n:] {
-		if v.Promoted != (keyring.Epoch{}) && (v.Phase == keyring.PhaseRetired || v.Phase == keyring.PhaseDestroyed) {
+	for _, v := range k.Versions {
+		if v.Number > n && v.Promoted != (keyring.Epoch{}) && (v.Phase == keyring.PhaseRetired || v.Phase == keyring.PhaseDestroyed) {
 			return v.Number
 		}
 	}
@@ -182,7 +182,7 @@ func giveUp(k keyring.Key, n uint32, now time.Time) (keyring.Key, error) {
 	if k, err = k.Apply(target.Number, keyring.Destroy, "rotation given up", now); err != nil {
 		return k, err
 	}
-	target = k.Versions[target.Number-1]
+	target, _ = k.Version(target.Number) // it was there
 	target.Phase, target.Withdrawn = keyring.PhaseDestroyed, k.Epoch
 	return put(k, target), nil
 }

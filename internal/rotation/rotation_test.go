@@ -470,3 +470,27 @@ func TestRenewable(t *testing.T) {
 		}
 	}
 }
+
+// TestGaps: numbers jump where a recovery lost some, and the machine finds versions by their numbers all the same.
+func TestGaps(t *testing.T) {
+	k := promoted(t)
+	k = k.Recovered(2, 100, func(uint32) bool { return true }, start)
+	k = must(rotation.Stage(k, version(3), start))(t)
+	if k.Target != 101 {
+		t.Fatalf("target %d", k.Target)
+	}
+	k = must(rotation.Distribute(k, start))(t)
+	given := must(rotation.Back(k, 2, start))(t)
+	if v := must(given.Version(101))(t); v.Phase != keyring.PhaseDestroyed || given.Target != 0 {
+		t.Errorf("given up: %+v", v)
+	}
+	k = must(rotation.Promote(k, all(k.Epoch), start, false))(t)
+	if v := must(k.Version(101))(t); k.Primary != 101 || v.State != keyring.Active {
+		t.Errorf("promoted: primary %d, %+v", k.Primary, v)
+	}
+	k = must(rotation.Back(k, 2, start))(t)
+	k = must(rotation.Promote(k, all(k.Epoch), start, false))(t)
+	if k.Primary != 2 {
+		t.Errorf("back: primary %d", k.Primary)
+	}
+}
