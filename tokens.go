@@ -1,6 +1,7 @@
 package rotor
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -48,15 +49,17 @@ func (c *Client) VerifyToken(ctx context.Context, text, audience string) (Claims
 	if err != nil {
 		return Claims{}, err
 	}
-	set, err := c.jwks.with(ctx, kid)
+	keys, err := c.jwks.with(ctx, kid)
 	if err != nil {
 		return Claims{}, err
 	}
-	return token.Verify(c.config.clock.Now(), text, set, token.Expect{Issuer: "https://" + c.dir.Issuer(), Audience: audience})
+	issuer := cmp.Or(keys.issuer, "https://"+c.dir.Issuer())
+	return token.Verify(c.config.clock.Now(), text, keys.set, token.Expect{Issuer: issuer, Audience: audience})
 }
 
 const (
 	jwksPath  = "/.well-known/jwks.json"
+	issuerIs  = "Rotor-Issuer" // header of the key set: what the cluster's servers call themselves, if they have one name for all
 	maxJWKS   = 1 << 20
 	maxOldSet = 10 * time.Minute
 	missEvery = time.Second // at most one fetch in this time for unknown kids, whoever sends them
@@ -65,6 +68,7 @@ const (
 // published is a fetched key set.
 type published struct {
 	set     token.Set
+	issuer  string // "": each server has its own
 	fetched time.Time
 	maxAge  time.Duration
 }
@@ -83,26 +87,23 @@ func newKeySet(fetch func(context.Context) (published, error), c clock) *keySet 
 }
 
 // with returns a set that has the kid if there is one.
-func (s *keySet) with(ctx context.Context, kid string) (token.Set, error) {
+func (s *keySet) with(ctx context.Context, kid string) (*published, error) {
 	now, have := s.clock.Now(), s.now.Load()
 	if have != nil && now.Sub(have.fetched) < max(have.maxAge, missEvery) {
 		_, known := have.set.Find(kid)
 		if known || now.Sub(have.fetched) < missEvery {
-			return have.set, nil
+			return have, nil
 		}
 	}
 	usable := have != nil && now.Sub(have.fetched) < have.maxAge+maxOldSet
 	if at := s.tried.Load(); usable && at != nil && now.Sub(*at) < missEvery {
-		return have.set, nil // the server did not answer a moment ago, and nobody waits for it again
+		return have, nil // the server did not answer a moment ago, and nobody waits for it again
 	}
 	fresh, err := s.refresh(ctx)
-	if err == nil {
-		return fresh.set, nil
+	if err != nil && usable {
+		return have, nil
 	}
-	if usable {
-		return have.set, nil
-	}
-	return token.Set{}, err
+	return fresh, err
 }
 
 // refresh fetches the set, once for all who ask meanwhile. It goes on for the others when the one who asked first gives up.
@@ -144,7 +145,7 @@ func (c *Client) fetchKeys(ctx context.Context) (published, error) {
 		return published{}, fault.Wrap(fault.Unavailable, "key set", err)
 	}
 	set, err := token.ParseSet(b)
-	return published{set, asked, maxAge(resp.Header.Get("Cache-Control"))}, err
+	return published{set, resp.Header.Get(issuerIs), asked, maxAge(resp.Header.Get("Cache-Control"))}, err
 }
 
 // maxAge reads the max-age directive (RFC 9111, 5.2.2.1), 0 when there is none.

@@ -154,42 +154,6 @@ who are no instances check the server with it.`,
 	}
 }
 
-// serverView is the server as programs see it.
-type serverView struct {
-	Version   string `json:"version"`
-	Cluster   string `json:"cluster"`
-	Engine    string `json:"engine"`
-	Seal      string `json:"seal"`
-	Started   string `json:"started"`
-	Keys      uint32 `json:"keys"`
-	Instances uint32 `json:"instances"`
-	Connected uint32 `json:"connected"`
-}
-
-func newServerStatus(a *app) *cobra.Command {
-	var patience time.Duration
-	c := &cobra.Command{
-		Use: "status", Short: "Say how the server is",
-		Long: `Say how the server is. With --wait a server that is being started is waited for, which scripts need after "rotor dev &".`,
-		Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			m, err := a.awaitServer(c.Context(), patience)
-			if err != nil {
-				return err
-			}
-			v := serverView{
-				m.GetVersion(), m.GetCluster(), m.GetEngine(), m.GetSeal(), moment(m.GetStarted()), m.GetKeys(), m.GetInstances(), m.GetConnected(),
-			}
-			return a.show(v, table{rows: [][]string{
-				{"version", v.Version}, {"cluster", v.Cluster}, {"engine", v.Engine}, {"seal", v.Seal}, {"started", v.Started},
-				{"keys", number(v.Keys)}, {"instances", number(v.Instances)}, {"connected", number(v.Connected)},
-			}})
-		},
-	}
-	c.Flags().Var(duration{&patience}, "wait", "how long to wait for it to answer (default 0s)")
-	return c
-}
-
 // awaitServer asks the server how it is, and again while it is being made or started, for as long as the caller has patience.
 func (a *app) awaitServer(ctx context.Context, patience time.Duration) (*rotorv1.StatusResponse, error) {
 	limited, cancel := context.WithTimeout(ctx, patience)

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/http"
@@ -76,7 +77,7 @@ a file with --jwks, which needs no server.`,
 		RunE:    func(c *cobra.Command, _ []string) error { return a.verifyToken(c.Context(), f) },
 	}
 	c.Flags().StringVar(&f.audience, "audience", "", "who you are: the token must be for it")
-	c.Flags().StringVar(&f.issuer, "issuer", "", "issuer to demand (default: https:// and the server's address)")
+	c.Flags().StringVar(&f.issuer, "issuer", "", "issuer to demand (default: the one that the server names, else https:// and its address)")
 	c.Flags().StringVar(&f.jwks, "jwks", "", "file with the key set, instead of the server's; needs --issuer")
 	c.Flags().StringVar(&f.file, "token-file", "", "file that holds the token")
 	c.Flags().Var(duration{&f.leeway}, "leeway", "how far clocks may differ (default 0s)")
@@ -130,26 +131,28 @@ func (a *app) keySet(ctx context.Context, f verifyFlags) (token.Set, string, err
 		return token.Set{}, "", err
 	}
 	defer s.close()
-	set, err := s.fetchKeySet(ctx)
-	return set, or(f.issuer, "https://"+s.address), err
+	set, issuer, err := s.fetchKeySet(ctx)
+	return set, cmp.Or(f.issuer, issuer, "https://"+s.address), err
 }
 
-func (s *api) fetchKeySet(ctx context.Context) (token.Set, error) {
+// fetchKeySet reads the server's key set, and what the cluster's servers call themselves if they have one name for all.
+func (s *api) fetchKeySet(ctx context.Context) (token.Set, string, error) {
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+s.address+jwksPath, nil)
 	if err != nil {
-		return token.Set{}, fmt.Errorf("ask for key set: %w", err)
+		return token.Set{}, "", fmt.Errorf("ask for key set: %w", err)
 	}
 	resp, err := s.http.Do(r)
 	if err != nil {
-		return token.Set{}, fault.Wrap(fault.Unavailable, "key set", err)
+		return token.Set{}, "", fault.Wrap(fault.Unavailable, "key set", err)
 	}
 	defer func() { _ = resp.Body.Close() }() // only read
 	if resp.StatusCode != http.StatusOK {
-		return token.Set{}, fault.New(fault.Unavailable, "key set").WithHint("the server answered %s", resp.Status)
+		return token.Set{}, "", fault.New(fault.Unavailable, "key set").WithHint("the server answered %s", resp.Status)
 	}
 	b, err := readAll(resp.Body, maxJWKS, "key set")
 	if err != nil {
-		return token.Set{}, err
+		return token.Set{}, "", err
 	}
-	return token.ParseSet(b)
+	set, err := token.ParseSet(b)
+	return set, resp.Header.Get("Rotor-Issuer"), err
 }

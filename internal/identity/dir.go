@@ -325,7 +325,8 @@ func (d *Dir) AcceptJoin(t JoinToken, g Grant, address string) error {
 	if SPIFFE(next.leaf) != t.SPIFFE {
 		return fault.New(fault.Invalid, "join answer").WithHint("its certificate is not for the identity that the join token names")
 	}
-	next.bundle.Address, next.bundle.Issuer = address, t.Address
+	next.bundle.Address = address
+	next.bundle.Issuer, _, _ = strings.Cut(t.Address, ",") // the server that made the token
 	return d.keep(next)
 }
 

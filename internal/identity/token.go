@@ -9,7 +9,6 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
-	"net"
 	"net/url"
 	"strings"
 	"time"
@@ -31,7 +30,7 @@ const (
 
 // JoinToken lets one process become one identity, once: an instance or, as an enrolment token, an administrator.
 type JoinToken struct {
-	Address  string    `json:"a"` // host:port of the server
+	Address  string    `json:"a"` // host:port of the server, several with commas between
 	CA       []byte    `json:"c"` // SHA-256 of the CA's certificate
 	ID       string    `json:"i"` // of the token: 16 bytes in hex
 	Instance string    `json:"n"` // name of the instance, or of the administrator
@@ -94,8 +93,7 @@ func (t JoinToken) wellFormed() bool {
 	if err != nil || len(id) != tokenIDSize || hex.EncodeToString(id) != t.ID {
 		return false
 	}
-	host, port, err := net.SplitHostPort(t.Address)
-	if err != nil || host == "" || port == "" || strings.ContainsAny(t.Address, "/\\?#@% \t\r\n") {
+	if _, err := Addresses(t.Address); err != nil || strings.ContainsAny(t.Address, " \t\r\n") {
 		return false
 	}
 	u, err := url.Parse(t.SPIFFE)

@@ -40,8 +40,15 @@ const (
 func Passing(path string) bool { return strings.HasPrefix(path, Prefix) && path != formatPath }
 
 // Format is the newest format of records that this build writes. A store says which one its servers have agreed on; a build that does not
-// know it does not touch the store. Raise it with every change that an older build would get wrong.
-const Format = 1
+// know it does not touch the store. Raise it with every change that an older build would get wrong, and write nothing of it before Keeper.Format
+// says that every server on the store knows it.
+//
+//	1: the first
+//	2: join tokens name several servers
+const Format = 2
+
+// FormatManyAddresses is the first in which servers read join tokens that name several servers.
+const FormatManyAddresses = 2
 
 // DefaultTTL is how long a session lasts without a sign of life.
 const DefaultTTL = 5 * time.Second
@@ -57,6 +64,7 @@ type Config struct {
 	Store   store.Store
 	Address string        // host:port that clients reach this server at, shown to people
 	Version string        // of the build, shown to people
+	Issuer  string        // that this server's access tokens name, shown to people
 	TTL     time.Duration // 0: DefaultTTL
 	Newest  int           // format that this build can write, of tests; 0: Format
 	// Caught returns when this server's memory has everything of the commits up to a revision. Until it has, a sign of life of this server
@@ -74,6 +82,7 @@ type Config struct {
 type record struct {
 	Address string        `json:"address"`
 	Version string        `json:"version"`
+	Issuer  string        `json:"issuer,omitempty"`
 	Format  int           `json:"format"` // the newest that it can write
 	Started time.Time     `json:"started"`
 	TTL     time.Duration `json:"ttl"`
@@ -131,7 +140,7 @@ func New(c Config) *Keeper {
 	rand.Read(id[:])
 	return &Keeper{
 		Config: c, id: hex.EncodeToString(id[:]), began: c.Clock(), sessions: map[string]observed{}, changed: make(chan struct{}),
-		own: record{Address: c.Address, Version: c.Version, Format: c.Newest, Started: c.Now().UTC().Truncate(time.Second), TTL: c.TTL},
+		own: record{Address: c.Address, Version: c.Version, Issuer: c.Issuer, Format: c.Newest, Started: c.Now().UTC().Truncate(time.Second), TTL: c.TTL},
 	}
 }
 
@@ -188,11 +197,12 @@ func parseFormat(b []byte, newest int) (int, error) {
 	return n, nil
 }
 
-// Introduce sets the host:port that the session names, before Start.
-func (k *Keeper) Introduce(address string) {
+// Introduce sets the host:port and the issuer of tokens that the session names, before Start.
+func (k *Keeper) Introduce(address, issuer string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.Address, k.own.Address = address, address
+	k.Issuer, k.own.Issuer = issuer, issuer
 }
 
 // Start stores the session and reads the others'. Run goes on with it; the session is fresh once Run has given the next sign of life.
@@ -623,6 +633,8 @@ func (k *Keeper) Behind(rev store.Rev) []string {
 // Info describes a session.
 type Info struct {
 	ID, Address, Version string
+	Issuer               string
+	Format               int // the newest that it knows
 	Started              time.Time
 	Alive, Leads, Self   bool
 }
@@ -641,7 +653,7 @@ func (k *Keeper) Sessions() []Info {
 		if id == k.id {
 			alive = k.fresh()
 		}
-		all = append(all, Info{id, o.Address, o.Version, o.Started, alive, alive && k.term != 0 && k.leader.Session == id, id == k.id})
+		all = append(all, Info{id, o.Address, o.Version, o.Issuer, o.Format, o.Started, alive, alive && k.term != 0 && k.leader.Session == id, id == k.id})
 	}
 	slices.SortFunc(all, func(a, b Info) int { return cmp.Or(cmp.Compare(a.Address, b.Address), cmp.Compare(a.ID, b.ID)) })
 	return all

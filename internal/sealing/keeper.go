@@ -278,6 +278,13 @@ func (k *Keeper) SetNamed(named map[string]seal.Sealer) {
 	k.guard.SetSealers(k.set.Sealers())
 }
 
+// Warning says what is wrong with the roots of trust now, for who may see the status; "" when nothing is. It asks nobody.
+func (k *Keeper) Warning() string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.warning()
+}
+
 // warning says what is wrong with the roots now. Call with mu held.
 func (k *Keeper) warning() string {
 	var bad []string

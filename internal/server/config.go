@@ -34,7 +34,8 @@ const (
 type Config struct {
 	Dir         string           `yaml:"dir"`          // everything the server keeps; made with mode 0700
 	Listen      string           `yaml:"listen"`       // host:port; default 127.0.0.1:7420; port 0 takes a free one
-	Advertise   string           `yaml:"advertise"`    // host:port that join tokens name; default: the listener's
+	Advertise   string           `yaml:"advertise"`    // host:port that clients reach this server at; default: the listener's
+	Issuer      string           `yaml:"issuer"`       // https URL that access tokens name as their issuer, the same at all servers of a cluster; default https:// and Advertise
 	Hosts       []string         `yaml:"hosts"`        // names and addresses in the server's certificate, for strangers that check them; default: the listener's host
 	Store       string           `yaml:"store"`        // URL of the store; default bolt:, which is the file Dir/rotor.db
 	Rules       string           `yaml:"rules"`        // path of the rules file; default Dir/rules.yaml
@@ -133,6 +134,9 @@ func (c Config) validate() error {
 			return bad("advertise", "host:port")
 		}
 	}
+	if c.Issuer != "" && (len(c.Issuer) > 256 || !issuerURL.MatchString(c.Issuer)) {
+		return bad("issuer", "https://HOST, with a port and a path if it has them, without a slash at its end (RFC 8414, 2); at most 256 bytes")
+	}
 	if !trustDomain.MatchString(c.TrustDomain) {
 		return bad("trust_domain", "1 to 255 lower-case letters, digits and . _ - (SPIFFE-ID, 2.1)")
 	}
@@ -149,3 +153,6 @@ func (c Config) validate() error {
 }
 
 var trustDomain = regexp.MustCompile(`^[a-z0-9._-]{1,255}$`)
+
+// issuerURL is what verifiers compare byte by byte: no query, no fragment, no user.
+var issuerURL = regexp.MustCompile(`^https://[A-Za-z0-9.\[\]:_-]{1,200}(/[A-Za-z0-9._~-]+){0,8}$`)

@@ -15,8 +15,10 @@ import (
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/replica"
 	"github.com/rotorkms/rotor/internal/telemetry"
 	"github.com/rotorkms/rotor/internal/wire"
+	"github.com/rotorkms/rotor/internal/wire/native"
 )
 
 // maxProfile bounds a profile over time, below the time that a request may take.
@@ -94,6 +96,26 @@ func counted(mux *http.ServeMux) func(r *http.Request) string {
 			return "other"
 		}
 		return pattern
+	}
+}
+
+// about is what the status tells of this server, with what changes added to what does not.
+func (s *Server) about(fixed native.About) func(context.Context) native.About {
+	return func(ctx context.Context) native.About {
+		a, ready := fixed, s.health.look(ctx)
+		a.Ready, a.Sandbox, a.Format = ready.Ready, "pending", replica.Format
+		for _, c := range ready.Checks {
+			a.Checks = append(a.Checks, native.Check{Name: c.Name, OK: c.OK, Reason: c.Reason})
+		}
+		if shut := s.sandbox.Load(); shut != nil {
+			a.Sandbox = *shut
+		} else if s.config.Sandbox == SandboxOff {
+			a.Sandbox = SandboxOff
+		}
+		if s.keeper != nil {
+			a.Format, a.Replicas = s.keeper.Format(), s.keeper.Sessions()
+		}
+		return a
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/rotorkms/rotor/internal/fault"
@@ -155,6 +156,11 @@ func (s *Server) ShutIn() error {
 	if len(r.Missing) > 0 {
 		c.Log.Warn("the kernel cannot shut the process in as far as rotor would", "missing", r.Missing)
 	}
+	state := SandboxOn
+	if len(r.Missing) > 0 {
+		state = "partial, without " + strings.Join(r.Missing, ", ")
+	}
+	s.sandbox.Store(&state)
 	s.sandboxed.Store(len(r.Missing) == 0)
 	c.Log.Info("shut in", "landlock", r.Landlock, "missing", r.Missing)
 	return nil

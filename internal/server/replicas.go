@@ -1,12 +1,16 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net/http"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/rotorkms/rotor/internal/guard"
+	"github.com/rotorkms/rotor/internal/identity"
 	"github.com/rotorkms/rotor/internal/replica"
 	"github.com/rotorkms/rotor/internal/store"
 )
@@ -33,8 +37,12 @@ func (s *Server) introduce(ctx context.Context) error {
 	if s.keeper == nil {
 		return replica.MarkFormat(ctx, s.store)
 	}
-	s.keeper.Introduce(s.Advertised())
-	return s.keeper.Start(ctx)
+	s.keeper.Introduce(s.Advertised(), s.issuer())
+	if err := s.keeper.Start(ctx); err != nil {
+		return err
+	}
+	s.compareIssuers(ctx)
+	return nil
 }
 
 // settled returns once the session counts: from then on this server may protect and grant leases.
@@ -102,4 +110,41 @@ func (s *Server) Leads() bool {
 	}
 	_, ok := s.keeper.Lead()
 	return ok
+}
+
+// issuer is what access tokens name as their issuer.
+func (s *Server) issuer() string { return cmp.Or(s.config.Issuer, "https://"+s.Advertised()) }
+
+// maxInvited bounds the addresses in a join token, in bytes and in number (identity.Addresses).
+const (
+	maxInvitedBytes = 1 << 10
+	maxInvited      = 16
+)
+
+// inviteTo is the list of addresses that a join token names: this server's, and those of the others that live, once every server on the
+// store can read such a token.
+func (s *Server) inviteTo() string {
+	all := []string{s.Advertised()}
+	if s.keeper == nil || s.keeper.Format() < replica.FormatManyAddresses {
+		return all[0]
+	}
+	for _, other := range s.keeper.Sessions() {
+		one, err := identity.Addresses(other.Address) // anybody who can write the store may have put it there
+		if other.Alive && err == nil && len(one) == 1 && len(all) < maxInvited && !slices.Contains(all, other.Address) {
+			all = append(all, other.Address)
+		}
+	}
+	for len(strings.Join(all, ",")) > maxInvitedBytes && len(all) > 1 {
+		all = all[:len(all)-1]
+	}
+	return strings.Join(all, ",")
+}
+
+// compareIssuers warns of servers whose access tokens name another issuer: who verifies those of one refuses those of the other.
+func (s *Server) compareIssuers(ctx context.Context) {
+	for _, other := range s.keeper.Sessions() {
+		if other.Alive && !other.Self && other.Issuer != "" && other.Issuer != s.issuer() {
+			s.config.Log.WarnContext(ctx, "access tokens of another server name another issuer: set the same issuer at all", "server", other.Address, "its", other.Issuer, "ours", s.issuer())
+		}
+	}
 }

@@ -5,12 +5,14 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
 	"connectrpc.com/connect"
 
 	"github.com/rotorkms/rotor"
+	"github.com/rotorkms/rotor/internal/replica"
 	"github.com/rotorkms/rotor/internal/server"
 	"github.com/rotorkms/rotor/internal/store/mem"
 	rotorv1 "github.com/rotorkms/rotor/proto/rotor/v1"
@@ -25,7 +27,7 @@ func (unclosed) Close() error { return nil }
 // them and goes on when the server that leads stops, and nobody fails to read meanwhile.
 func TestThreeServers(t *testing.T) {
 	dir, shared := t.TempDir(), unclosed{mem.New()}
-	c := server.Config{Dir: dir, Listen: "127.0.0.1:0", Rules: filepath.Join(dir, "rules.yaml"), SessionTTL: time.Second, Log: slog.New(slog.DiscardHandler)}
+	c := server.Config{Dir: dir, Listen: "127.0.0.1:0", Rules: filepath.Join(dir, "rules.yaml"), SessionTTL: time.Second, Issuer: "https://kms.example", Log: slog.New(slog.DiscardHandler)}
 	if err := os.WriteFile(c.Rules, []byte(rules), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -82,14 +84,23 @@ func TestThreeServers(t *testing.T) {
 	}
 	rotate(other, 2)
 	exchange(t, members)
-	for _, s := range servers { // its members and callers go on at the others
-		if s.Leads() {
-			if err := s.Close(); err != nil {
-				t.Error(err)
-			}
-			break
-		}
+	shown(t, admin, servers)
+	verified(t, []*rotor.Client{admin, other}, members)
+	leader := slices.IndexFunc(servers, (*server.Server).Leads)
+	invited, err := dial(rotor.Config{Identity: made.AdminDir}, leader).Admin().Fleet.Invite(t.Context(), connect.NewRequest(&rotorv1.InviteRequest{Name: "late"}))
+	if err != nil {
+		t.Fatal(err)
 	}
+	if err := servers[leader].Close(); err != nil { // its members and callers go on at the others
+		t.Error(err)
+	}
+	exchange(t, members)
+	late, err := rotor.Dial(t.Context(), rotor.Config{Identity: filepath.Join(dir, "late"), JoinToken: invited.Msg.GetToken(), Keys: []string{"records"}})
+	if err != nil {
+		t.Fatalf("a join token names every server: %v", err)
+	}
+	t.Cleanup(func() { _ = late.Close() })
+	members = append(members, late)
 	exchange(t, members)
 	rotate(other, 3)
 	exchange(t, members)
@@ -121,6 +132,55 @@ func exchange(t *testing.T, members []*rotor.Client) {
 		for _, to := range members {
 			if got, err := to.Key("records").Decrypt(t.Context(), m); err != nil || string(got) != "text" {
 				t.Fatalf("%q, %v", got, err)
+			}
+		}
+	}
+}
+
+// shown checks that the status names every server, which of them leads, and which one answers.
+func shown(t *testing.T, admin *rotor.Client, servers []*server.Server) {
+	t.Helper()
+	m, err := admin.Admin().Server.Status(t.Context(), connect.NewRequest(&rotorv1.StatusRequest{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !m.Msg.GetReady() || m.Msg.GetProfile() != "single" || m.Msg.GetIncarnation() != 1 || m.Msg.GetFormat() != replica.Format || len(m.Msg.GetReplicas()) != len(servers) {
+		t.Errorf("%v", m.Msg)
+	}
+	self := 0
+	for _, r := range m.Msg.GetReplicas() {
+		i := slices.IndexFunc(servers, func(s *server.Server) bool { return s.Address() == r.GetAddress() })
+		if i < 0 {
+			t.Fatalf("no server is at %s", r.GetAddress())
+		}
+		if r.GetSelf() {
+			self++
+		}
+		if !r.GetAlive() || r.GetLeads() != servers[i].Leads() || r.GetVersion() != server.Version || r.GetFormat() != replica.Format {
+			t.Errorf("%v; it leads: %t", r, servers[i].Leads())
+		}
+	}
+	if self != 1 {
+		t.Errorf("%d servers have answered", self)
+	}
+}
+
+// verified checks that an access token of any server is verified at any other, whose address the issuer is not.
+func verified(t *testing.T, admins, members []*rotor.Client) {
+	t.Helper()
+	if _, err := admins[0].Admin().Keys.Create(t.Context(), connect.NewRequest(&rotorv1.CreateRequest{
+		Key: &rotorv1.Key{Name: "tokens", Purpose: "sign", Custody: "server"},
+	})); err != nil {
+		t.Fatal(err)
+	}
+	for _, by := range admins {
+		text, err := by.Token(t.Context(), rotor.TokenRequest{Key: "tokens", Audience: "b"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, at := range members {
+			if claims, err := at.VerifyToken(t.Context(), text, "b"); err != nil || claims.Issuer != "https://kms.example" {
+				t.Errorf("%v, %v", claims, err)
 			}
 		}
 	}

@@ -54,8 +54,9 @@ type Server struct {
 	tracing   *telemetry.Tracing
 	live      atomic.Pointer[settings]
 	authority *authn.Authority
-	sandboxed atomic.Bool // all of it
-	reloading sync.Mutex  // held over a reload, so that there is one at a time
+	sandboxed atomic.Bool            // all of it
+	sandbox   atomic.Pointer[string] // as the status shows it; nil: it is to come
+	reloading sync.Mutex             // held over a reload, so that there is one at a time
 	stop      context.CancelFunc
 	ended     chan struct{} // closed when everything has stopped
 	err       error         // why; read after ended
@@ -238,13 +239,13 @@ func (s *Server) serve(ctx, run context.Context, group *errgroup.Group, sealer s
 	if s.listener, err = wire.Listen(ctx, s.config.Listen, tlsConfig); err != nil {
 		return err
 	}
+	s.address = cmp.Or(s.address, s.listener.Addr().String())
 	if err := s.introduce(ctx); err != nil {
 		return errors.Join(err, s.listener.Close())
 	}
 	if err := s.listenPublic(ctx); err != nil {
 		return errors.Join(err, s.listener.Close())
 	}
-	s.address = cmp.Or(s.address, s.listener.Addr().String())
 	if err := s.config.keepSealedCertificate(r.authority, s.hosts(s.config)); err != nil {
 		s.config.Log.WarnContext(ctx, "a server that starts sealed will have no certificate", "error", err)
 	}
@@ -321,15 +322,15 @@ func (s *Server) build(ctx context.Context) (r rooms, err error) {
 func (s *Server) mux(r rooms, sealer string) *http.ServeMux {
 	c := s.config
 	engine, _ := engineOf(c.Store) // validate has asked it
-	tokens := issuer.Issuer{KMS: r.kms, Name: "https://" + s.Advertised(), Lag: s.lag(), Now: c.Now}
+	tokens := issuer.Issuer{KMS: r.kms, Name: s.issuer(), Lag: s.lag(), Now: c.Now}
 	mux := http.NewServeMux()
 	s.observe(mux)
-	mux.Handle(jwks.Path, s.whenFresh(jwks.Handler(tokens, keyring.Namespace(c.Namespace))))
+	mux.Handle(jwks.Path, s.whenFresh(jwks.Handler(tokens, keyring.Namespace(c.Namespace), c.Issuer)))
 	native.Mount(mux, native.Config{
 		Guard: s.guard, KMS: r.kms, Fleet: r.fleet, Rollout: r.rollout, Authority: r.authority, Issuer: tokens, Campaigns: r.campaigns,
-		Cut: func(name string) { s.http.Cut(name) }, Address: s.Advertised(),
+		Cut: func(name string) { s.http.Cut(name) }, Address: s.inviteTo,
 		Interceptors: s.tracing.Calls(),
-		About:        native.About{Version: Version, Engine: engine, Seal: sealer, Started: c.Now()}, Seals: s.seals, Now: c.Now, Log: c.Log,
+		About:        s.about(native.About{Version: Version, Engine: engine, Seal: sealer, Profile: c.Profile, Started: c.Now()}), Seals: s.seals, Now: c.Now, Log: c.Log,
 	})
 	return mux
 }
@@ -376,7 +377,7 @@ func (s *Server) supervise(run context.Context, group *errgroup.Group) {
 // Address is the host:port that the server listens on.
 func (s *Server) Address() string { return s.address }
 
-// Advertised is the host:port that join tokens and token issuers name.
+// Advertised is the host:port that clients reach this server at.
 func (s *Server) Advertised() string { return cmp.Or(s.config.Advertise, s.Address()) }
 
 // Wait returns when the server has stopped, with the reason if it was not Close.

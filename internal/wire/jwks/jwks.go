@@ -19,8 +19,13 @@ type Source interface {
 	Set(ns keyring.Namespace) (token.Set, time.Duration)
 }
 
-// Handler serves the set of a namespace. Cache-Control carries the time that the scheduler waits before a new version signs.
-func Handler(s Source, ns keyring.Namespace) http.Handler {
+// issuerIs is a header of ours that names the issuer of the cluster's tokens, for rotor's own clients: they reach a server by an address, and have
+// checked that it is of their cluster.
+const issuerIs = "Rotor-Issuer"
+
+// Handler serves the set of a namespace. Cache-Control carries the time that the scheduler waits before a new version signs. issuer is what all
+// servers of the cluster call themselves; "": each has a name of its own.
+func Handler(s Source, ns keyring.Namespace, issuer string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodGet && r.Method != http.MethodHead {
 			http.Error(w, "GET or HEAD", http.StatusMethodNotAllowed)
@@ -33,6 +38,9 @@ func Handler(s Source, ns keyring.Namespace) http.Handler {
 			return
 		}
 		w.Header().Set("Content-Type", "application/jwk-set+json")
+		if issuer != "" {
+			w.Header().Set(issuerIs, issuer)
+		}
 		w.Header().Set("Cache-Control", fmt.Sprintf("public, max-age=%d", int(age.Seconds())))
 		_, _ = w.Write(b) // the client is gone when this fails
 	})

@@ -106,7 +106,7 @@ func credentialMessage(c authn.Credential) *rotorv1.Credential {
 
 // InviteAdmin makes an enrolment token.
 func (s auth) InviteAdmin(ctx context.Context, r *connect.Request[rotorv1.InviteAdminRequest]) (*connect.Response[rotorv1.InviteAdminResponse], error) {
-	t, err := s.Authority.InviteAdmin(ctx, wire.Caller(ctx), r.Msg.GetName(), duration(r.Msg.GetTtlNs()), s.Address)
+	t, err := s.Authority.InviteAdmin(ctx, wire.Caller(ctx), r.Msg.GetName(), duration(r.Msg.GetTtlNs()), s.Address())
 	return answer(&rotorv1.InviteAdminResponse{Token: t}, err)
 }
 

@@ -154,7 +154,7 @@ func parcelOf(p delivery.Parcel) *rotorv1.Parcel {
 
 // Invite makes a join token.
 func (s members) Invite(ctx context.Context, r *connect.Request[rotorv1.InviteRequest]) (*connect.Response[rotorv1.InviteResponse], error) {
-	t, err := s.Authority.Invite(ctx, wire.Caller(ctx), r.Msg.GetName(), time.Duration(r.Msg.GetTtlNs()), s.Address)
+	t, err := s.Authority.Invite(ctx, wire.Caller(ctx), r.Msg.GetName(), time.Duration(r.Msg.GetTtlNs()), s.Address())
 	return answer(&rotorv1.InviteResponse{Token: t}, err)
 }
 

@@ -22,6 +22,7 @@ import (
 	"github.com/rotorkms/rotor/internal/issuer"
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/kms"
+	"github.com/rotorkms/rotor/internal/replica"
 	"github.com/rotorkms/rotor/internal/rollout"
 	"github.com/rotorkms/rotor/internal/rpc"
 	"github.com/rotorkms/rotor/internal/sealing"
@@ -39,8 +40,8 @@ type Config struct {
 	Issuer    issuer.Issuer
 	Campaigns *campaign.Service
 	Cut       func(instance string) // closes the connections of a removed instance
-	Address   string                // host:port that join tokens name
-	About     About
+	Address   func() string         // host:port that join tokens name, several with commas between
+	About     func(context.Context) About
 	Seals     *sealing.Keeper
 	// Interceptors stand around every handler, outermost first.
 	Interceptors []connect.Interceptor
@@ -50,8 +51,19 @@ type Config struct {
 
 // About is what Status tells of the server.
 type About struct {
-	Version, Engine, Seal string
-	Started               time.Time
+	Version, Engine, Seal, Profile, Sandbox string
+	Started                                 time.Time
+	Format                                  int // that the servers on the store have agreed on
+	Ready                                   bool
+	Checks                                  []Check
+	Replicas                                []replica.Info // nil: no other server can open the store
+}
+
+// Check is one of the things that have to hold before a server gets requests.
+type Check struct {
+	Name   string
+	OK     bool
+	Reason string
 }
 
 // options are those of every service.

@@ -70,8 +70,19 @@ func (s status) Status(ctx context.Context, _ *connect.Request[rotorv1.StatusReq
 		return nil, err
 	}
 	members, connected := s.Fleet.Count()
-	return answer(&rotorv1.StatusResponse{
-		Version: s.About.Version, Cluster: s.Guard.ClusterID(), Engine: s.About.Engine, Seal: s.About.Seal, Keys: uint32(len(s.KMS.Keys())),
-		Instances: uint32(members), Connected: uint32(connected), Started: timestamppb.New(s.About.Started),
-	}, nil)
+	about := s.About(ctx)
+	m := &rotorv1.StatusResponse{
+		Version: about.Version, Cluster: s.Guard.ClusterID(), Engine: about.Engine, Seal: about.Seal, Keys: uint32(len(s.KMS.Keys())),
+		Instances: uint32(members), Connected: uint32(connected), Started: timestamppb.New(about.Started), Profile: about.Profile, Sandbox: about.Sandbox,
+		Incarnation: s.Guard.Incarnation(), Format: uint32(about.Format), Ready: about.Ready, SealWarning: s.Seals.Warning(),
+	}
+	for _, c := range about.Checks {
+		m.Checks = append(m.Checks, &rotorv1.Check{Name: c.Name, Ok: c.OK, Reason: c.Reason})
+	}
+	for _, r := range about.Replicas {
+		m.Replicas = append(m.Replicas, &rotorv1.Replica{
+			Address: r.Address, Version: r.Version, Format: uint32(r.Format), Started: timestamppb.New(r.Started), Alive: r.Alive, Leads: r.Leads, Self: r.Self, Issuer: r.Issuer,
+		})
+	}
+	return answer(m, nil)
 }

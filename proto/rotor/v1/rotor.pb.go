@@ -5092,6 +5092,14 @@ type StatusResponse struct {
 	Instances     uint32                 `protobuf:"varint,7,opt,name=instances,proto3" json:"instances,omitempty"`
 	Connected     uint32                 `protobuf:"varint,8,opt,name=connected,proto3" json:"connected,omitempty"`
 	Started       *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=started,proto3" json:"started,omitempty"`
+	Profile       string                 `protobuf:"bytes,10,opt,name=profile,proto3" json:"profile,omitempty"`          // dev, single, ha
+	Sandbox       string                 `protobuf:"bytes,11,opt,name=sandbox,proto3" json:"sandbox,omitempty"`          // off; on; partial, with what the kernel cannot do; pending until the process has shut itself in
+	Incarnation   uint32                 `protobuf:"varint,12,opt,name=incarnation,proto3" json:"incarnation,omitempty"` // 1 until the first recovery
+	Format        uint32                 `protobuf:"varint,13,opt,name=format,proto3" json:"format,omitempty"`           // of the store's records: the newest that every server on it knows
+	Ready         bool                   `protobuf:"varint,14,opt,name=ready,proto3" json:"ready,omitempty"`
+	Checks        []*Check               `protobuf:"bytes,15,rep,name=checks,proto3" json:"checks,omitempty"`                              // that have to hold before the server gets requests
+	SealWarning   string                 `protobuf:"bytes,16,opt,name=seal_warning,json=sealWarning,proto3" json:"seal_warning,omitempty"` // what is wrong with the roots of trust now
+	Replicas      []*Replica             `protobuf:"bytes,17,rep,name=replicas,proto3" json:"replicas,omitempty"`                          // the servers on this store, by address; none when no other can open it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5182,6 +5190,222 @@ func (x *StatusResponse) GetStarted() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *StatusResponse) GetProfile() string {
+	if x != nil {
+		return x.Profile
+	}
+	return ""
+}
+
+func (x *StatusResponse) GetSandbox() string {
+	if x != nil {
+		return x.Sandbox
+	}
+	return ""
+}
+
+func (x *StatusResponse) GetIncarnation() uint32 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetFormat() uint32 {
+	if x != nil {
+		return x.Format
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetReady() bool {
+	if x != nil {
+		return x.Ready
+	}
+	return false
+}
+
+func (x *StatusResponse) GetChecks() []*Check {
+	if x != nil {
+		return x.Checks
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetSealWarning() string {
+	if x != nil {
+		return x.SealWarning
+	}
+	return ""
+}
+
+func (x *StatusResponse) GetReplicas() []*Replica {
+	if x != nil {
+		return x.Replicas
+	}
+	return nil
+}
+
+type Check struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Ok            bool                   `protobuf:"varint,2,opt,name=ok,proto3" json:"ok,omitempty"`
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Check) Reset() {
+	*x = Check{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[86]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Check) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Check) ProtoMessage() {}
+
+func (x *Check) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[86]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Check.ProtoReflect.Descriptor instead.
+func (*Check) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{86}
+}
+
+func (x *Check) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Check) GetOk() bool {
+	if x != nil {
+		return x.Ok
+	}
+	return false
+}
+
+func (x *Check) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type Replica struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Address       string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	Format        uint32                 `protobuf:"varint,3,opt,name=format,proto3" json:"format,omitempty"` // the newest that it knows
+	Started       *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=started,proto3" json:"started,omitempty"`
+	Alive         bool                   `protobuf:"varint,5,opt,name=alive,proto3" json:"alive,omitempty"`
+	Leads         bool                   `protobuf:"varint,6,opt,name=leads,proto3" json:"leads,omitempty"`
+	Self          bool                   `protobuf:"varint,7,opt,name=self,proto3" json:"self,omitempty"`    // the server that answers
+	Issuer        string                 `protobuf:"bytes,8,opt,name=issuer,proto3" json:"issuer,omitempty"` // that its access tokens name
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Replica) Reset() {
+	*x = Replica{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[87]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Replica) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Replica) ProtoMessage() {}
+
+func (x *Replica) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[87]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Replica.ProtoReflect.Descriptor instead.
+func (*Replica) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{87}
+}
+
+func (x *Replica) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Replica) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *Replica) GetFormat() uint32 {
+	if x != nil {
+		return x.Format
+	}
+	return 0
+}
+
+func (x *Replica) GetStarted() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Started
+	}
+	return nil
+}
+
+func (x *Replica) GetAlive() bool {
+	if x != nil {
+		return x.Alive
+	}
+	return false
+}
+
+func (x *Replica) GetLeads() bool {
+	if x != nil {
+		return x.Leads
+	}
+	return false
+}
+
+func (x *Replica) GetSelf() bool {
+	if x != nil {
+		return x.Self
+	}
+	return false
+}
+
+func (x *Replica) GetIssuer() string {
+	if x != nil {
+		return x.Issuer
+	}
+	return ""
+}
+
 // LoginRequest has one of both, or neither when the connection's client certificate is to be exchanged.
 type LoginRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -5194,7 +5418,7 @@ type LoginRequest struct {
 
 func (x *LoginRequest) Reset() {
 	*x = LoginRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[86]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5206,7 +5430,7 @@ func (x *LoginRequest) String() string {
 func (*LoginRequest) ProtoMessage() {}
 
 func (x *LoginRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[86]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5219,7 +5443,7 @@ func (x *LoginRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoginRequest.ProtoReflect.Descriptor instead.
 func (*LoginRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{86}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *LoginRequest) GetJwt() string {
@@ -5257,7 +5481,7 @@ type LoginResponse struct {
 
 func (x *LoginResponse) Reset() {
 	*x = LoginResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[87]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5269,7 +5493,7 @@ func (x *LoginResponse) String() string {
 func (*LoginResponse) ProtoMessage() {}
 
 func (x *LoginResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[87]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5282,7 +5506,7 @@ func (x *LoginResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoginResponse.ProtoReflect.Descriptor instead.
 func (*LoginResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{87}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *LoginResponse) GetToken() string {
@@ -5335,7 +5559,7 @@ type LogoutRequest struct {
 
 func (x *LogoutRequest) Reset() {
 	*x = LogoutRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[88]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5347,7 +5571,7 @@ func (x *LogoutRequest) String() string {
 func (*LogoutRequest) ProtoMessage() {}
 
 func (x *LogoutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[88]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5360,7 +5584,7 @@ func (x *LogoutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogoutRequest.ProtoReflect.Descriptor instead.
 func (*LogoutRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{88}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{90}
 }
 
 type LogoutResponse struct {
@@ -5371,7 +5595,7 @@ type LogoutResponse struct {
 
 func (x *LogoutResponse) Reset() {
 	*x = LogoutResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[89]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5383,7 +5607,7 @@ func (x *LogoutResponse) String() string {
 func (*LogoutResponse) ProtoMessage() {}
 
 func (x *LogoutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[89]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5396,7 +5620,7 @@ func (x *LogoutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogoutResponse.ProtoReflect.Descriptor instead.
 func (*LogoutResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{89}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{91}
 }
 
 type WhoamiRequest struct {
@@ -5407,7 +5631,7 @@ type WhoamiRequest struct {
 
 func (x *WhoamiRequest) Reset() {
 	*x = WhoamiRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[90]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5419,7 +5643,7 @@ func (x *WhoamiRequest) String() string {
 func (*WhoamiRequest) ProtoMessage() {}
 
 func (x *WhoamiRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[90]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5432,7 +5656,7 @@ func (x *WhoamiRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoamiRequest.ProtoReflect.Descriptor instead.
 func (*WhoamiRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{90}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{92}
 }
 
 type WhoamiResponse struct {
@@ -5448,7 +5672,7 @@ type WhoamiResponse struct {
 
 func (x *WhoamiResponse) Reset() {
 	*x = WhoamiResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[91]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5460,7 +5684,7 @@ func (x *WhoamiResponse) String() string {
 func (*WhoamiResponse) ProtoMessage() {}
 
 func (x *WhoamiResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[91]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5473,7 +5697,7 @@ func (x *WhoamiResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoamiResponse.ProtoReflect.Descriptor instead.
 func (*WhoamiResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{91}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *WhoamiResponse) GetCaller() string {
@@ -5521,7 +5745,7 @@ type SessionsRequest struct {
 
 func (x *SessionsRequest) Reset() {
 	*x = SessionsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[92]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5533,7 +5757,7 @@ func (x *SessionsRequest) String() string {
 func (*SessionsRequest) ProtoMessage() {}
 
 func (x *SessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[92]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5546,7 +5770,7 @@ func (x *SessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionsRequest.ProtoReflect.Descriptor instead.
 func (*SessionsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{92}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *SessionsRequest) GetCaller() string {
@@ -5578,7 +5802,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[93]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5590,7 +5814,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[93]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5603,7 +5827,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{93}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *Session) GetId() string {
@@ -5664,7 +5888,7 @@ type SessionsResponse struct {
 
 func (x *SessionsResponse) Reset() {
 	*x = SessionsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[94]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5676,7 +5900,7 @@ func (x *SessionsResponse) String() string {
 func (*SessionsResponse) ProtoMessage() {}
 
 func (x *SessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[94]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5689,7 +5913,7 @@ func (x *SessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionsResponse.ProtoReflect.Descriptor instead.
 func (*SessionsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{94}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *SessionsResponse) GetSessions() []*Session {
@@ -5710,7 +5934,7 @@ type RevokeSessionsRequest struct {
 
 func (x *RevokeSessionsRequest) Reset() {
 	*x = RevokeSessionsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[95]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5722,7 +5946,7 @@ func (x *RevokeSessionsRequest) String() string {
 func (*RevokeSessionsRequest) ProtoMessage() {}
 
 func (x *RevokeSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[95]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5735,7 +5959,7 @@ func (x *RevokeSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeSessionsRequest.ProtoReflect.Descriptor instead.
 func (*RevokeSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{95}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *RevokeSessionsRequest) GetId() string {
@@ -5761,7 +5985,7 @@ type RevokeSessionsResponse struct {
 
 func (x *RevokeSessionsResponse) Reset() {
 	*x = RevokeSessionsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[96]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5773,7 +5997,7 @@ func (x *RevokeSessionsResponse) String() string {
 func (*RevokeSessionsResponse) ProtoMessage() {}
 
 func (x *RevokeSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[96]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5786,7 +6010,7 @@ func (x *RevokeSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeSessionsResponse.ProtoReflect.Descriptor instead.
 func (*RevokeSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{96}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *RevokeSessionsResponse) GetRevoked() uint32 {
@@ -5816,7 +6040,7 @@ type Credential struct {
 
 func (x *Credential) Reset() {
 	*x = Credential{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[97]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5828,7 +6052,7 @@ func (x *Credential) String() string {
 func (*Credential) ProtoMessage() {}
 
 func (x *Credential) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[97]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5841,7 +6065,7 @@ func (x *Credential) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Credential.ProtoReflect.Descriptor instead.
 func (*Credential) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{97}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *Credential) GetId() string {
@@ -5941,7 +6165,7 @@ type CreateCredentialRequest struct {
 
 func (x *CreateCredentialRequest) Reset() {
 	*x = CreateCredentialRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[98]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5953,7 +6177,7 @@ func (x *CreateCredentialRequest) String() string {
 func (*CreateCredentialRequest) ProtoMessage() {}
 
 func (x *CreateCredentialRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[98]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5966,7 +6190,7 @@ func (x *CreateCredentialRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateCredentialRequest.ProtoReflect.Descriptor instead.
 func (*CreateCredentialRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{98}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *CreateCredentialRequest) GetName() string {
@@ -6014,7 +6238,7 @@ type CreateCredentialResponse struct {
 
 func (x *CreateCredentialResponse) Reset() {
 	*x = CreateCredentialResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[99]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6026,7 +6250,7 @@ func (x *CreateCredentialResponse) String() string {
 func (*CreateCredentialResponse) ProtoMessage() {}
 
 func (x *CreateCredentialResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[99]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6039,7 +6263,7 @@ func (x *CreateCredentialResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateCredentialResponse.ProtoReflect.Descriptor instead.
 func (*CreateCredentialResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{99}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *CreateCredentialResponse) GetCredential() *Credential {
@@ -6064,7 +6288,7 @@ type CredentialsRequest struct {
 
 func (x *CredentialsRequest) Reset() {
 	*x = CredentialsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[100]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6076,7 +6300,7 @@ func (x *CredentialsRequest) String() string {
 func (*CredentialsRequest) ProtoMessage() {}
 
 func (x *CredentialsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[100]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6089,7 +6313,7 @@ func (x *CredentialsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CredentialsRequest.ProtoReflect.Descriptor instead.
 func (*CredentialsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{100}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{102}
 }
 
 type CredentialsResponse struct {
@@ -6101,7 +6325,7 @@ type CredentialsResponse struct {
 
 func (x *CredentialsResponse) Reset() {
 	*x = CredentialsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[101]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6113,7 +6337,7 @@ func (x *CredentialsResponse) String() string {
 func (*CredentialsResponse) ProtoMessage() {}
 
 func (x *CredentialsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[101]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6126,7 +6350,7 @@ func (x *CredentialsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CredentialsResponse.ProtoReflect.Descriptor instead.
 func (*CredentialsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{101}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *CredentialsResponse) GetCredentials() []*Credential {
@@ -6146,7 +6370,7 @@ type ChangeCredentialRequest struct {
 
 func (x *ChangeCredentialRequest) Reset() {
 	*x = ChangeCredentialRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[102]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6158,7 +6382,7 @@ func (x *ChangeCredentialRequest) String() string {
 func (*ChangeCredentialRequest) ProtoMessage() {}
 
 func (x *ChangeCredentialRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[102]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6171,7 +6395,7 @@ func (x *ChangeCredentialRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeCredentialRequest.ProtoReflect.Descriptor instead.
 func (*ChangeCredentialRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{102}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *ChangeCredentialRequest) GetId() string {
@@ -6206,7 +6430,7 @@ type Grant struct {
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[103]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6218,7 +6442,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[103]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6231,7 +6455,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{103}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *Grant) GetId() string {
@@ -6318,7 +6542,7 @@ type CreateGrantRequest struct {
 
 func (x *CreateGrantRequest) Reset() {
 	*x = CreateGrantRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[104]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6330,7 +6554,7 @@ func (x *CreateGrantRequest) String() string {
 func (*CreateGrantRequest) ProtoMessage() {}
 
 func (x *CreateGrantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[104]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6343,7 +6567,7 @@ func (x *CreateGrantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateGrantRequest.ProtoReflect.Descriptor instead.
 func (*CreateGrantRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{104}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *CreateGrantRequest) GetGrantee() string {
@@ -6396,7 +6620,7 @@ type GrantsRequest struct {
 
 func (x *GrantsRequest) Reset() {
 	*x = GrantsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[105]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6408,7 +6632,7 @@ func (x *GrantsRequest) String() string {
 func (*GrantsRequest) ProtoMessage() {}
 
 func (x *GrantsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[105]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6421,7 +6645,7 @@ func (x *GrantsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantsRequest.ProtoReflect.Descriptor instead.
 func (*GrantsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{105}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{107}
 }
 
 type GrantsResponse struct {
@@ -6433,7 +6657,7 @@ type GrantsResponse struct {
 
 func (x *GrantsResponse) Reset() {
 	*x = GrantsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[106]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6445,7 +6669,7 @@ func (x *GrantsResponse) String() string {
 func (*GrantsResponse) ProtoMessage() {}
 
 func (x *GrantsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[106]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6458,7 +6682,7 @@ func (x *GrantsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantsResponse.ProtoReflect.Descriptor instead.
 func (*GrantsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{106}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *GrantsResponse) GetGrants() []*Grant {
@@ -6477,7 +6701,7 @@ type RevokeGrantRequest struct {
 
 func (x *RevokeGrantRequest) Reset() {
 	*x = RevokeGrantRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[107]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6489,7 +6713,7 @@ func (x *RevokeGrantRequest) String() string {
 func (*RevokeGrantRequest) ProtoMessage() {}
 
 func (x *RevokeGrantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[107]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6502,7 +6726,7 @@ func (x *RevokeGrantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeGrantRequest.ProtoReflect.Descriptor instead.
 func (*RevokeGrantRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{107}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *RevokeGrantRequest) GetId() string {
@@ -6520,7 +6744,7 @@ type RevokeGrantResponse struct {
 
 func (x *RevokeGrantResponse) Reset() {
 	*x = RevokeGrantResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[108]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6532,7 +6756,7 @@ func (x *RevokeGrantResponse) String() string {
 func (*RevokeGrantResponse) ProtoMessage() {}
 
 func (x *RevokeGrantResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[108]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6545,7 +6769,7 @@ func (x *RevokeGrantResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeGrantResponse.ProtoReflect.Descriptor instead.
 func (*RevokeGrantResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{108}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{110}
 }
 
 type InviteAdminRequest struct {
@@ -6558,7 +6782,7 @@ type InviteAdminRequest struct {
 
 func (x *InviteAdminRequest) Reset() {
 	*x = InviteAdminRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[109]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6570,7 +6794,7 @@ func (x *InviteAdminRequest) String() string {
 func (*InviteAdminRequest) ProtoMessage() {}
 
 func (x *InviteAdminRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[109]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6583,7 +6807,7 @@ func (x *InviteAdminRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteAdminRequest.ProtoReflect.Descriptor instead.
 func (*InviteAdminRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{109}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *InviteAdminRequest) GetName() string {
@@ -6609,7 +6833,7 @@ type InviteAdminResponse struct {
 
 func (x *InviteAdminResponse) Reset() {
 	*x = InviteAdminResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[110]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6621,7 +6845,7 @@ func (x *InviteAdminResponse) String() string {
 func (*InviteAdminResponse) ProtoMessage() {}
 
 func (x *InviteAdminResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[110]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6634,7 +6858,7 @@ func (x *InviteAdminResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteAdminResponse.ProtoReflect.Descriptor instead.
 func (*InviteAdminResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{110}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *InviteAdminResponse) GetToken() string {
@@ -6652,7 +6876,7 @@ type AdminsRequest struct {
 
 func (x *AdminsRequest) Reset() {
 	*x = AdminsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[111]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6664,7 +6888,7 @@ func (x *AdminsRequest) String() string {
 func (*AdminsRequest) ProtoMessage() {}
 
 func (x *AdminsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[111]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6677,7 +6901,7 @@ func (x *AdminsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminsRequest.ProtoReflect.Descriptor instead.
 func (*AdminsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{111}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{113}
 }
 
 type Administrator struct {
@@ -6691,7 +6915,7 @@ type Administrator struct {
 
 func (x *Administrator) Reset() {
 	*x = Administrator{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[112]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6703,7 +6927,7 @@ func (x *Administrator) String() string {
 func (*Administrator) ProtoMessage() {}
 
 func (x *Administrator) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[112]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6716,7 +6940,7 @@ func (x *Administrator) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Administrator.ProtoReflect.Descriptor instead.
 func (*Administrator) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{112}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *Administrator) GetName() string {
@@ -6749,7 +6973,7 @@ type AdminsResponse struct {
 
 func (x *AdminsResponse) Reset() {
 	*x = AdminsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[113]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6761,7 +6985,7 @@ func (x *AdminsResponse) String() string {
 func (*AdminsResponse) ProtoMessage() {}
 
 func (x *AdminsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[113]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6774,7 +6998,7 @@ func (x *AdminsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminsResponse.ProtoReflect.Descriptor instead.
 func (*AdminsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{113}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *AdminsResponse) GetAdmins() []*Administrator {
@@ -6793,7 +7017,7 @@ type RemoveAdminRequest struct {
 
 func (x *RemoveAdminRequest) Reset() {
 	*x = RemoveAdminRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[114]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6805,7 +7029,7 @@ func (x *RemoveAdminRequest) String() string {
 func (*RemoveAdminRequest) ProtoMessage() {}
 
 func (x *RemoveAdminRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[114]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6818,7 +7042,7 @@ func (x *RemoveAdminRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveAdminRequest.ProtoReflect.Descriptor instead.
 func (*RemoveAdminRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{114}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *RemoveAdminRequest) GetName() string {
@@ -6836,7 +7060,7 @@ type RemoveAdminResponse struct {
 
 func (x *RemoveAdminResponse) Reset() {
 	*x = RemoveAdminResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[115]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6848,7 +7072,7 @@ func (x *RemoveAdminResponse) String() string {
 func (*RemoveAdminResponse) ProtoMessage() {}
 
 func (x *RemoveAdminResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[115]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6861,7 +7085,7 @@ func (x *RemoveAdminResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveAdminResponse.ProtoReflect.Descriptor instead.
 func (*RemoveAdminResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{115}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{117}
 }
 
 var File_rotor_v1_rotor_proto protoreflect.FileDescriptor
@@ -7230,7 +7454,7 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\aattempt\x18\x03 \x01(\tR\aattempt\x12\x16\n" +
 	"\x06shares\x18\x04 \x03(\tR\x06shares\x12\x16\n" +
 	"\x06sealer\x18\x05 \x01(\tR\x06sealer\"\x0f\n" +
-	"\rStatusRequest\"\xf6\x01\n" +
+	"\rStatusRequest\"\xf5\x03\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\tR\acluster\x12\x16\n" +
@@ -7239,7 +7463,29 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\x04keys\x18\x06 \x01(\rR\x04keys\x12\x1c\n" +
 	"\tinstances\x18\a \x01(\rR\tinstances\x12\x1c\n" +
 	"\tconnected\x18\b \x01(\rR\tconnected\x124\n" +
-	"\astarted\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\astarted\"X\n" +
+	"\astarted\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\astarted\x12\x18\n" +
+	"\aprofile\x18\n" +
+	" \x01(\tR\aprofile\x12\x18\n" +
+	"\asandbox\x18\v \x01(\tR\asandbox\x12 \n" +
+	"\vincarnation\x18\f \x01(\rR\vincarnation\x12\x16\n" +
+	"\x06format\x18\r \x01(\rR\x06format\x12\x14\n" +
+	"\x05ready\x18\x0e \x01(\bR\x05ready\x12'\n" +
+	"\x06checks\x18\x0f \x03(\v2\x0f.rotor.v1.CheckR\x06checks\x12!\n" +
+	"\fseal_warning\x18\x10 \x01(\tR\vsealWarning\x12-\n" +
+	"\breplicas\x18\x11 \x03(\v2\x11.rotor.v1.ReplicaR\breplicas\"C\n" +
+	"\x05Check\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
+	"\x02ok\x18\x02 \x01(\bR\x02ok\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"\xe3\x01\n" +
+	"\aReplica\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\tR\aversion\x12\x16\n" +
+	"\x06format\x18\x03 \x01(\rR\x06format\x124\n" +
+	"\astarted\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\astarted\x12\x14\n" +
+	"\x05alive\x18\x05 \x01(\bR\x05alive\x12\x14\n" +
+	"\x05leads\x18\x06 \x01(\bR\x05leads\x12\x12\n" +
+	"\x04self\x18\a \x01(\bR\x04self\x12\x16\n" +
+	"\x06issuer\x18\b \x01(\tR\x06issuer\"X\n" +
 	"\fLoginRequest\x12\x10\n" +
 	"\x03jwt\x18\x01 \x01(\tR\x03jwt\x12\x1e\n" +
 	"\n" +
@@ -7455,7 +7701,7 @@ func file_rotor_v1_rotor_proto_rawDescGZIP() []byte {
 	return file_rotor_v1_rotor_proto_rawDescData
 }
 
-var file_rotor_v1_rotor_proto_msgTypes = make([]protoimpl.MessageInfo, 122)
+var file_rotor_v1_rotor_proto_msgTypes = make([]protoimpl.MessageInfo, 124)
 var file_rotor_v1_rotor_proto_goTypes = []any{
 	(*Fault)(nil),                    // 0: rotor.v1.Fault
 	(*Part)(nil),                     // 1: rotor.v1.Part
@@ -7543,54 +7789,56 @@ var file_rotor_v1_rotor_proto_goTypes = []any{
 	(*RekeyProgress)(nil),            // 83: rotor.v1.RekeyProgress
 	(*StatusRequest)(nil),            // 84: rotor.v1.StatusRequest
 	(*StatusResponse)(nil),           // 85: rotor.v1.StatusResponse
-	(*LoginRequest)(nil),             // 86: rotor.v1.LoginRequest
-	(*LoginResponse)(nil),            // 87: rotor.v1.LoginResponse
-	(*LogoutRequest)(nil),            // 88: rotor.v1.LogoutRequest
-	(*LogoutResponse)(nil),           // 89: rotor.v1.LogoutResponse
-	(*WhoamiRequest)(nil),            // 90: rotor.v1.WhoamiRequest
-	(*WhoamiResponse)(nil),           // 91: rotor.v1.WhoamiResponse
-	(*SessionsRequest)(nil),          // 92: rotor.v1.SessionsRequest
-	(*Session)(nil),                  // 93: rotor.v1.Session
-	(*SessionsResponse)(nil),         // 94: rotor.v1.SessionsResponse
-	(*RevokeSessionsRequest)(nil),    // 95: rotor.v1.RevokeSessionsRequest
-	(*RevokeSessionsResponse)(nil),   // 96: rotor.v1.RevokeSessionsResponse
-	(*Credential)(nil),               // 97: rotor.v1.Credential
-	(*CreateCredentialRequest)(nil),  // 98: rotor.v1.CreateCredentialRequest
-	(*CreateCredentialResponse)(nil), // 99: rotor.v1.CreateCredentialResponse
-	(*CredentialsRequest)(nil),       // 100: rotor.v1.CredentialsRequest
-	(*CredentialsResponse)(nil),      // 101: rotor.v1.CredentialsResponse
-	(*ChangeCredentialRequest)(nil),  // 102: rotor.v1.ChangeCredentialRequest
-	(*Grant)(nil),                    // 103: rotor.v1.Grant
-	(*CreateGrantRequest)(nil),       // 104: rotor.v1.CreateGrantRequest
-	(*GrantsRequest)(nil),            // 105: rotor.v1.GrantsRequest
-	(*GrantsResponse)(nil),           // 106: rotor.v1.GrantsResponse
-	(*RevokeGrantRequest)(nil),       // 107: rotor.v1.RevokeGrantRequest
-	(*RevokeGrantResponse)(nil),      // 108: rotor.v1.RevokeGrantResponse
-	(*InviteAdminRequest)(nil),       // 109: rotor.v1.InviteAdminRequest
-	(*InviteAdminResponse)(nil),      // 110: rotor.v1.InviteAdminResponse
-	(*AdminsRequest)(nil),            // 111: rotor.v1.AdminsRequest
-	(*Administrator)(nil),            // 112: rotor.v1.Administrator
-	(*AdminsResponse)(nil),           // 113: rotor.v1.AdminsResponse
-	(*RemoveAdminRequest)(nil),       // 114: rotor.v1.RemoveAdminRequest
-	(*RemoveAdminResponse)(nil),      // 115: rotor.v1.RemoveAdminResponse
-	nil,                              // 116: rotor.v1.Key.LabelsEntry
-	nil,                              // 117: rotor.v1.WhoamiResponse.AttributesEntry
-	nil,                              // 118: rotor.v1.Credential.AttributesEntry
-	nil,                              // 119: rotor.v1.CreateCredentialRequest.AttributesEntry
-	nil,                              // 120: rotor.v1.Grant.ContextEntry
-	nil,                              // 121: rotor.v1.CreateGrantRequest.ContextEntry
-	(*timestamppb.Timestamp)(nil),    // 122: google.protobuf.Timestamp
+	(*Check)(nil),                    // 86: rotor.v1.Check
+	(*Replica)(nil),                  // 87: rotor.v1.Replica
+	(*LoginRequest)(nil),             // 88: rotor.v1.LoginRequest
+	(*LoginResponse)(nil),            // 89: rotor.v1.LoginResponse
+	(*LogoutRequest)(nil),            // 90: rotor.v1.LogoutRequest
+	(*LogoutResponse)(nil),           // 91: rotor.v1.LogoutResponse
+	(*WhoamiRequest)(nil),            // 92: rotor.v1.WhoamiRequest
+	(*WhoamiResponse)(nil),           // 93: rotor.v1.WhoamiResponse
+	(*SessionsRequest)(nil),          // 94: rotor.v1.SessionsRequest
+	(*Session)(nil),                  // 95: rotor.v1.Session
+	(*SessionsResponse)(nil),         // 96: rotor.v1.SessionsResponse
+	(*RevokeSessionsRequest)(nil),    // 97: rotor.v1.RevokeSessionsRequest
+	(*RevokeSessionsResponse)(nil),   // 98: rotor.v1.RevokeSessionsResponse
+	(*Credential)(nil),               // 99: rotor.v1.Credential
+	(*CreateCredentialRequest)(nil),  // 100: rotor.v1.CreateCredentialRequest
+	(*CreateCredentialResponse)(nil), // 101: rotor.v1.CreateCredentialResponse
+	(*CredentialsRequest)(nil),       // 102: rotor.v1.CredentialsRequest
+	(*CredentialsResponse)(nil),      // 103: rotor.v1.CredentialsResponse
+	(*ChangeCredentialRequest)(nil),  // 104: rotor.v1.ChangeCredentialRequest
+	(*Grant)(nil),                    // 105: rotor.v1.Grant
+	(*CreateGrantRequest)(nil),       // 106: rotor.v1.CreateGrantRequest
+	(*GrantsRequest)(nil),            // 107: rotor.v1.GrantsRequest
+	(*GrantsResponse)(nil),           // 108: rotor.v1.GrantsResponse
+	(*RevokeGrantRequest)(nil),       // 109: rotor.v1.RevokeGrantRequest
+	(*RevokeGrantResponse)(nil),      // 110: rotor.v1.RevokeGrantResponse
+	(*InviteAdminRequest)(nil),       // 111: rotor.v1.InviteAdminRequest
+	(*InviteAdminResponse)(nil),      // 112: rotor.v1.InviteAdminResponse
+	(*AdminsRequest)(nil),            // 113: rotor.v1.AdminsRequest
+	(*Administrator)(nil),            // 114: rotor.v1.Administrator
+	(*AdminsResponse)(nil),           // 115: rotor.v1.AdminsResponse
+	(*RemoveAdminRequest)(nil),       // 116: rotor.v1.RemoveAdminRequest
+	(*RemoveAdminResponse)(nil),      // 117: rotor.v1.RemoveAdminResponse
+	nil,                              // 118: rotor.v1.Key.LabelsEntry
+	nil,                              // 119: rotor.v1.WhoamiResponse.AttributesEntry
+	nil,                              // 120: rotor.v1.Credential.AttributesEntry
+	nil,                              // 121: rotor.v1.CreateCredentialRequest.AttributesEntry
+	nil,                              // 122: rotor.v1.Grant.ContextEntry
+	nil,                              // 123: rotor.v1.CreateGrantRequest.ContextEntry
+	(*timestamppb.Timestamp)(nil),    // 124: google.protobuf.Timestamp
 }
 var file_rotor_v1_rotor_proto_depIdxs = []int32{
-	122, // 0: rotor.v1.Version.created:type_name -> google.protobuf.Timestamp
-	122, // 1: rotor.v1.Version.activated:type_name -> google.protobuf.Timestamp
-	122, // 2: rotor.v1.Version.retired:type_name -> google.protobuf.Timestamp
-	122, // 3: rotor.v1.Version.originated:type_name -> google.protobuf.Timestamp
-	122, // 4: rotor.v1.Version.erased:type_name -> google.protobuf.Timestamp
-	116, // 5: rotor.v1.Key.labels:type_name -> rotor.v1.Key.LabelsEntry
+	124, // 0: rotor.v1.Version.created:type_name -> google.protobuf.Timestamp
+	124, // 1: rotor.v1.Version.activated:type_name -> google.protobuf.Timestamp
+	124, // 2: rotor.v1.Version.retired:type_name -> google.protobuf.Timestamp
+	124, // 3: rotor.v1.Version.originated:type_name -> google.protobuf.Timestamp
+	124, // 4: rotor.v1.Version.erased:type_name -> google.protobuf.Timestamp
+	118, // 5: rotor.v1.Key.labels:type_name -> rotor.v1.Key.LabelsEntry
 	3,   // 6: rotor.v1.Key.rotation:type_name -> rotor.v1.Rotation
 	2,   // 7: rotor.v1.Key.versions:type_name -> rotor.v1.Version
-	122, // 8: rotor.v1.Key.created:type_name -> google.protobuf.Timestamp
+	124, // 8: rotor.v1.Key.created:type_name -> google.protobuf.Timestamp
 	4,   // 9: rotor.v1.CreateRequest.key:type_name -> rotor.v1.Key
 	4,   // 10: rotor.v1.ListResponse.keys:type_name -> rotor.v1.Key
 	5,   // 11: rotor.v1.ChangeRequest.key:type_name -> rotor.v1.KeyRef
@@ -7613,9 +7861,9 @@ var file_rotor_v1_rotor_proto_depIdxs = []int32{
 	5,   // 28: rotor.v1.EncapsulateRequest.key:type_name -> rotor.v1.KeyRef
 	5,   // 29: rotor.v1.DecapsulateRequest.key:type_name -> rotor.v1.KeyRef
 	5,   // 30: rotor.v1.PrepareImportRequest.key:type_name -> rotor.v1.KeyRef
-	122, // 31: rotor.v1.PrepareImportResponse.expires:type_name -> google.protobuf.Timestamp
+	124, // 31: rotor.v1.PrepareImportResponse.expires:type_name -> google.protobuf.Timestamp
 	4,   // 32: rotor.v1.ImportRequest.key:type_name -> rotor.v1.Key
-	122, // 33: rotor.v1.ImportRequest.originated:type_name -> google.protobuf.Timestamp
+	124, // 33: rotor.v1.ImportRequest.originated:type_name -> google.protobuf.Timestamp
 	5,   // 34: rotor.v1.ExportKeyRequest.key:type_name -> rotor.v1.KeyRef
 	43,  // 35: rotor.v1.HoldUp.hello:type_name -> rotor.v1.Hello
 	44,  // 36: rotor.v1.HoldUp.acks:type_name -> rotor.v1.Ack
@@ -7623,7 +7871,7 @@ var file_rotor_v1_rotor_proto_depIdxs = []int32{
 	47,  // 38: rotor.v1.HoldDown.parcel:type_name -> rotor.v1.Parcel
 	48,  // 39: rotor.v1.HoldDown.refusal:type_name -> rotor.v1.KeyRefusal
 	0,   // 40: rotor.v1.KeyRefusal.fault:type_name -> rotor.v1.Fault
-	122, // 41: rotor.v1.Instance.heard:type_name -> google.protobuf.Timestamp
+	124, // 41: rotor.v1.Instance.heard:type_name -> google.protobuf.Timestamp
 	52,  // 42: rotor.v1.InstancesResponse.instances:type_name -> rotor.v1.Instance
 	5,   // 43: rotor.v1.IssueRequest.key:type_name -> rotor.v1.KeyRef
 	59,  // 44: rotor.v1.RegisterRequest.data_set:type_name -> rotor.v1.DataSet
@@ -7635,151 +7883,154 @@ var file_rotor_v1_rotor_proto_depIdxs = []int32{
 	75,  // 50: rotor.v1.SealStatus.shares:type_name -> rotor.v1.SealProgress
 	74,  // 51: rotor.v1.SealStatus.members:type_name -> rotor.v1.SealMember
 	83,  // 52: rotor.v1.SealStatus.rekey:type_name -> rotor.v1.RekeyProgress
-	122, // 53: rotor.v1.SealMember.opened:type_name -> google.protobuf.Timestamp
+	124, // 53: rotor.v1.SealMember.opened:type_name -> google.protobuf.Timestamp
 	75,  // 54: rotor.v1.RekeyProgress.progress:type_name -> rotor.v1.SealProgress
-	122, // 55: rotor.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
-	122, // 56: rotor.v1.LoginResponse.expires:type_name -> google.protobuf.Timestamp
-	117, // 57: rotor.v1.WhoamiResponse.attributes:type_name -> rotor.v1.WhoamiResponse.AttributesEntry
-	122, // 58: rotor.v1.WhoamiResponse.expires:type_name -> google.protobuf.Timestamp
-	122, // 59: rotor.v1.Session.created:type_name -> google.protobuf.Timestamp
-	122, // 60: rotor.v1.Session.used:type_name -> google.protobuf.Timestamp
-	122, // 61: rotor.v1.Session.expires:type_name -> google.protobuf.Timestamp
-	93,  // 62: rotor.v1.SessionsResponse.sessions:type_name -> rotor.v1.Session
-	122, // 63: rotor.v1.Credential.expires:type_name -> google.protobuf.Timestamp
-	122, // 64: rotor.v1.Credential.created:type_name -> google.protobuf.Timestamp
-	118, // 65: rotor.v1.Credential.attributes:type_name -> rotor.v1.Credential.AttributesEntry
-	119, // 66: rotor.v1.CreateCredentialRequest.attributes:type_name -> rotor.v1.CreateCredentialRequest.AttributesEntry
-	97,  // 67: rotor.v1.CreateCredentialResponse.credential:type_name -> rotor.v1.Credential
-	97,  // 68: rotor.v1.CredentialsResponse.credentials:type_name -> rotor.v1.Credential
-	5,   // 69: rotor.v1.Grant.key:type_name -> rotor.v1.KeyRef
-	120, // 70: rotor.v1.Grant.context:type_name -> rotor.v1.Grant.ContextEntry
-	122, // 71: rotor.v1.Grant.expires:type_name -> google.protobuf.Timestamp
-	122, // 72: rotor.v1.Grant.created:type_name -> google.protobuf.Timestamp
-	5,   // 73: rotor.v1.CreateGrantRequest.key:type_name -> rotor.v1.KeyRef
-	121, // 74: rotor.v1.CreateGrantRequest.context:type_name -> rotor.v1.CreateGrantRequest.ContextEntry
-	103, // 75: rotor.v1.GrantsResponse.grants:type_name -> rotor.v1.Grant
-	122, // 76: rotor.v1.Administrator.created:type_name -> google.protobuf.Timestamp
-	122, // 77: rotor.v1.Administrator.removed:type_name -> google.protobuf.Timestamp
-	112, // 78: rotor.v1.AdminsResponse.admins:type_name -> rotor.v1.Administrator
-	6,   // 79: rotor.v1.KeyService.Create:input_type -> rotor.v1.CreateRequest
-	5,   // 80: rotor.v1.KeyService.Get:input_type -> rotor.v1.KeyRef
-	7,   // 81: rotor.v1.KeyService.List:input_type -> rotor.v1.ListRequest
-	9,   // 82: rotor.v1.KeyService.Change:input_type -> rotor.v1.ChangeRequest
-	10,  // 83: rotor.v1.KeyService.Rotate:input_type -> rotor.v1.RotateRequest
-	5,   // 84: rotor.v1.KeyService.Progress:input_type -> rotor.v1.KeyRef
-	12,  // 85: rotor.v1.KeyService.Retire:input_type -> rotor.v1.RetireRequest
-	13,  // 86: rotor.v1.KeyService.Destroy:input_type -> rotor.v1.DestroyRequest
-	15,  // 87: rotor.v1.KeyService.Encrypt:input_type -> rotor.v1.EncryptRequest
-	17,  // 88: rotor.v1.KeyService.Decrypt:input_type -> rotor.v1.DecryptRequest
-	20,  // 89: rotor.v1.KeyService.Wrap:input_type -> rotor.v1.WrapRequest
-	22,  // 90: rotor.v1.KeyService.Unwrap:input_type -> rotor.v1.UnwrapRequest
-	24,  // 91: rotor.v1.KeyService.Rewrap:input_type -> rotor.v1.RewrapRequest
-	26,  // 92: rotor.v1.KeyService.Sign:input_type -> rotor.v1.SignRequest
-	28,  // 93: rotor.v1.KeyService.Verify:input_type -> rotor.v1.VerifyRequest
-	30,  // 94: rotor.v1.KeyService.Encapsulate:input_type -> rotor.v1.EncapsulateRequest
-	32,  // 95: rotor.v1.KeyService.Decapsulate:input_type -> rotor.v1.DecapsulateRequest
-	34,  // 96: rotor.v1.KeyService.PrepareImport:input_type -> rotor.v1.PrepareImportRequest
-	36,  // 97: rotor.v1.KeyService.Import:input_type -> rotor.v1.ImportRequest
-	37,  // 98: rotor.v1.KeyService.Export:input_type -> rotor.v1.ExportKeyRequest
-	39,  // 99: rotor.v1.JoinService.Join:input_type -> rotor.v1.JoinRequest
-	40,  // 100: rotor.v1.JoinService.Renew:input_type -> rotor.v1.RenewRequest
-	42,  // 101: rotor.v1.FleetService.Hold:input_type -> rotor.v1.HoldUp
-	49,  // 102: rotor.v1.FleetService.Invite:input_type -> rotor.v1.InviteRequest
-	51,  // 103: rotor.v1.FleetService.Instances:input_type -> rotor.v1.InstancesRequest
-	54,  // 104: rotor.v1.FleetService.Remove:input_type -> rotor.v1.RemoveRequest
-	56,  // 105: rotor.v1.TokenService.Issue:input_type -> rotor.v1.IssueRequest
-	58,  // 106: rotor.v1.DataService.Register:input_type -> rotor.v1.RegisterRequest
-	60,  // 107: rotor.v1.DataService.DataSets:input_type -> rotor.v1.DataSetsRequest
-	62,  // 108: rotor.v1.DataService.Census:input_type -> rotor.v1.CensusRequest
-	65,  // 109: rotor.v1.DataService.StartCampaign:input_type -> rotor.v1.CampaignRequest
-	66,  // 110: rotor.v1.DataService.GetCampaign:input_type -> rotor.v1.CampaignRef
-	68,  // 111: rotor.v1.AuditService.Tail:input_type -> rotor.v1.TailRequest
-	70,  // 112: rotor.v1.AuditService.Export:input_type -> rotor.v1.ExportRequest
-	72,  // 113: rotor.v1.SealService.Status:input_type -> rotor.v1.SealStatusRequest
-	76,  // 114: rotor.v1.SealService.Unseal:input_type -> rotor.v1.UnsealRequest
-	77,  // 115: rotor.v1.SealService.Reset:input_type -> rotor.v1.UnsealResetRequest
-	78,  // 116: rotor.v1.SealService.Seal:input_type -> rotor.v1.SealRequest
-	79,  // 117: rotor.v1.SealService.Change:input_type -> rotor.v1.SealChangeRequest
-	80,  // 118: rotor.v1.SealService.StartRekey:input_type -> rotor.v1.StartRekeyRequest
-	81,  // 119: rotor.v1.SealService.Rekey:input_type -> rotor.v1.RekeyRequest
-	82,  // 120: rotor.v1.SealService.AbortRekey:input_type -> rotor.v1.AbortRekeyRequest
-	84,  // 121: rotor.v1.ServerService.Status:input_type -> rotor.v1.StatusRequest
-	86,  // 122: rotor.v1.AuthService.Login:input_type -> rotor.v1.LoginRequest
-	88,  // 123: rotor.v1.AuthService.Logout:input_type -> rotor.v1.LogoutRequest
-	90,  // 124: rotor.v1.AuthService.Whoami:input_type -> rotor.v1.WhoamiRequest
-	92,  // 125: rotor.v1.AuthService.Sessions:input_type -> rotor.v1.SessionsRequest
-	95,  // 126: rotor.v1.AuthService.RevokeSessions:input_type -> rotor.v1.RevokeSessionsRequest
-	98,  // 127: rotor.v1.AuthService.CreateCredential:input_type -> rotor.v1.CreateCredentialRequest
-	100, // 128: rotor.v1.AuthService.Credentials:input_type -> rotor.v1.CredentialsRequest
-	102, // 129: rotor.v1.AuthService.ChangeCredential:input_type -> rotor.v1.ChangeCredentialRequest
-	104, // 130: rotor.v1.AuthService.CreateGrant:input_type -> rotor.v1.CreateGrantRequest
-	105, // 131: rotor.v1.AuthService.Grants:input_type -> rotor.v1.GrantsRequest
-	107, // 132: rotor.v1.AuthService.RevokeGrant:input_type -> rotor.v1.RevokeGrantRequest
-	109, // 133: rotor.v1.AuthService.InviteAdmin:input_type -> rotor.v1.InviteAdminRequest
-	111, // 134: rotor.v1.AuthService.Admins:input_type -> rotor.v1.AdminsRequest
-	114, // 135: rotor.v1.AuthService.RemoveAdmin:input_type -> rotor.v1.RemoveAdminRequest
-	4,   // 136: rotor.v1.KeyService.Create:output_type -> rotor.v1.Key
-	4,   // 137: rotor.v1.KeyService.Get:output_type -> rotor.v1.Key
-	8,   // 138: rotor.v1.KeyService.List:output_type -> rotor.v1.ListResponse
-	4,   // 139: rotor.v1.KeyService.Change:output_type -> rotor.v1.Key
-	4,   // 140: rotor.v1.KeyService.Rotate:output_type -> rotor.v1.Key
-	11,  // 141: rotor.v1.KeyService.Progress:output_type -> rotor.v1.ProgressResponse
-	4,   // 142: rotor.v1.KeyService.Retire:output_type -> rotor.v1.Key
-	14,  // 143: rotor.v1.KeyService.Destroy:output_type -> rotor.v1.DestroyResponse
-	16,  // 144: rotor.v1.KeyService.Encrypt:output_type -> rotor.v1.EncryptResponse
-	18,  // 145: rotor.v1.KeyService.Decrypt:output_type -> rotor.v1.DecryptResponse
-	21,  // 146: rotor.v1.KeyService.Wrap:output_type -> rotor.v1.WrapResponse
-	23,  // 147: rotor.v1.KeyService.Unwrap:output_type -> rotor.v1.UnwrapResponse
-	25,  // 148: rotor.v1.KeyService.Rewrap:output_type -> rotor.v1.RewrapResponse
-	27,  // 149: rotor.v1.KeyService.Sign:output_type -> rotor.v1.SignResponse
-	29,  // 150: rotor.v1.KeyService.Verify:output_type -> rotor.v1.VerifyResponse
-	31,  // 151: rotor.v1.KeyService.Encapsulate:output_type -> rotor.v1.EncapsulateResponse
-	33,  // 152: rotor.v1.KeyService.Decapsulate:output_type -> rotor.v1.DecapsulateResponse
-	35,  // 153: rotor.v1.KeyService.PrepareImport:output_type -> rotor.v1.PrepareImportResponse
-	4,   // 154: rotor.v1.KeyService.Import:output_type -> rotor.v1.Key
-	38,  // 155: rotor.v1.KeyService.Export:output_type -> rotor.v1.ExportKeyResponse
-	41,  // 156: rotor.v1.JoinService.Join:output_type -> rotor.v1.JoinResponse
-	41,  // 157: rotor.v1.JoinService.Renew:output_type -> rotor.v1.JoinResponse
-	45,  // 158: rotor.v1.FleetService.Hold:output_type -> rotor.v1.HoldDown
-	50,  // 159: rotor.v1.FleetService.Invite:output_type -> rotor.v1.InviteResponse
-	53,  // 160: rotor.v1.FleetService.Instances:output_type -> rotor.v1.InstancesResponse
-	55,  // 161: rotor.v1.FleetService.Remove:output_type -> rotor.v1.RemoveResponse
-	57,  // 162: rotor.v1.TokenService.Issue:output_type -> rotor.v1.IssueResponse
-	59,  // 163: rotor.v1.DataService.Register:output_type -> rotor.v1.DataSet
-	61,  // 164: rotor.v1.DataService.DataSets:output_type -> rotor.v1.DataSetsResponse
-	64,  // 165: rotor.v1.DataService.Census:output_type -> rotor.v1.CensusResponse
-	67,  // 166: rotor.v1.DataService.StartCampaign:output_type -> rotor.v1.Campaign
-	67,  // 167: rotor.v1.DataService.GetCampaign:output_type -> rotor.v1.Campaign
-	69,  // 168: rotor.v1.AuditService.Tail:output_type -> rotor.v1.TailEntry
-	71,  // 169: rotor.v1.AuditService.Export:output_type -> rotor.v1.ExportFile
-	73,  // 170: rotor.v1.SealService.Status:output_type -> rotor.v1.SealStatus
-	75,  // 171: rotor.v1.SealService.Unseal:output_type -> rotor.v1.SealProgress
-	75,  // 172: rotor.v1.SealService.Reset:output_type -> rotor.v1.SealProgress
-	73,  // 173: rotor.v1.SealService.Seal:output_type -> rotor.v1.SealStatus
-	73,  // 174: rotor.v1.SealService.Change:output_type -> rotor.v1.SealStatus
-	83,  // 175: rotor.v1.SealService.StartRekey:output_type -> rotor.v1.RekeyProgress
-	83,  // 176: rotor.v1.SealService.Rekey:output_type -> rotor.v1.RekeyProgress
-	83,  // 177: rotor.v1.SealService.AbortRekey:output_type -> rotor.v1.RekeyProgress
-	85,  // 178: rotor.v1.ServerService.Status:output_type -> rotor.v1.StatusResponse
-	87,  // 179: rotor.v1.AuthService.Login:output_type -> rotor.v1.LoginResponse
-	89,  // 180: rotor.v1.AuthService.Logout:output_type -> rotor.v1.LogoutResponse
-	91,  // 181: rotor.v1.AuthService.Whoami:output_type -> rotor.v1.WhoamiResponse
-	94,  // 182: rotor.v1.AuthService.Sessions:output_type -> rotor.v1.SessionsResponse
-	96,  // 183: rotor.v1.AuthService.RevokeSessions:output_type -> rotor.v1.RevokeSessionsResponse
-	99,  // 184: rotor.v1.AuthService.CreateCredential:output_type -> rotor.v1.CreateCredentialResponse
-	101, // 185: rotor.v1.AuthService.Credentials:output_type -> rotor.v1.CredentialsResponse
-	97,  // 186: rotor.v1.AuthService.ChangeCredential:output_type -> rotor.v1.Credential
-	103, // 187: rotor.v1.AuthService.CreateGrant:output_type -> rotor.v1.Grant
-	106, // 188: rotor.v1.AuthService.Grants:output_type -> rotor.v1.GrantsResponse
-	108, // 189: rotor.v1.AuthService.RevokeGrant:output_type -> rotor.v1.RevokeGrantResponse
-	110, // 190: rotor.v1.AuthService.InviteAdmin:output_type -> rotor.v1.InviteAdminResponse
-	113, // 191: rotor.v1.AuthService.Admins:output_type -> rotor.v1.AdminsResponse
-	115, // 192: rotor.v1.AuthService.RemoveAdmin:output_type -> rotor.v1.RemoveAdminResponse
-	136, // [136:193] is the sub-list for method output_type
-	79,  // [79:136] is the sub-list for method input_type
-	79,  // [79:79] is the sub-list for extension type_name
-	79,  // [79:79] is the sub-list for extension extendee
-	0,   // [0:79] is the sub-list for field type_name
+	124, // 55: rotor.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	86,  // 56: rotor.v1.StatusResponse.checks:type_name -> rotor.v1.Check
+	87,  // 57: rotor.v1.StatusResponse.replicas:type_name -> rotor.v1.Replica
+	124, // 58: rotor.v1.Replica.started:type_name -> google.protobuf.Timestamp
+	124, // 59: rotor.v1.LoginResponse.expires:type_name -> google.protobuf.Timestamp
+	119, // 60: rotor.v1.WhoamiResponse.attributes:type_name -> rotor.v1.WhoamiResponse.AttributesEntry
+	124, // 61: rotor.v1.WhoamiResponse.expires:type_name -> google.protobuf.Timestamp
+	124, // 62: rotor.v1.Session.created:type_name -> google.protobuf.Timestamp
+	124, // 63: rotor.v1.Session.used:type_name -> google.protobuf.Timestamp
+	124, // 64: rotor.v1.Session.expires:type_name -> google.protobuf.Timestamp
+	95,  // 65: rotor.v1.SessionsResponse.sessions:type_name -> rotor.v1.Session
+	124, // 66: rotor.v1.Credential.expires:type_name -> google.protobuf.Timestamp
+	124, // 67: rotor.v1.Credential.created:type_name -> google.protobuf.Timestamp
+	120, // 68: rotor.v1.Credential.attributes:type_name -> rotor.v1.Credential.AttributesEntry
+	121, // 69: rotor.v1.CreateCredentialRequest.attributes:type_name -> rotor.v1.CreateCredentialRequest.AttributesEntry
+	99,  // 70: rotor.v1.CreateCredentialResponse.credential:type_name -> rotor.v1.Credential
+	99,  // 71: rotor.v1.CredentialsResponse.credentials:type_name -> rotor.v1.Credential
+	5,   // 72: rotor.v1.Grant.key:type_name -> rotor.v1.KeyRef
+	122, // 73: rotor.v1.Grant.context:type_name -> rotor.v1.Grant.ContextEntry
+	124, // 74: rotor.v1.Grant.expires:type_name -> google.protobuf.Timestamp
+	124, // 75: rotor.v1.Grant.created:type_name -> google.protobuf.Timestamp
+	5,   // 76: rotor.v1.CreateGrantRequest.key:type_name -> rotor.v1.KeyRef
+	123, // 77: rotor.v1.CreateGrantRequest.context:type_name -> rotor.v1.CreateGrantRequest.ContextEntry
+	105, // 78: rotor.v1.GrantsResponse.grants:type_name -> rotor.v1.Grant
+	124, // 79: rotor.v1.Administrator.created:type_name -> google.protobuf.Timestamp
+	124, // 80: rotor.v1.Administrator.removed:type_name -> google.protobuf.Timestamp
+	114, // 81: rotor.v1.AdminsResponse.admins:type_name -> rotor.v1.Administrator
+	6,   // 82: rotor.v1.KeyService.Create:input_type -> rotor.v1.CreateRequest
+	5,   // 83: rotor.v1.KeyService.Get:input_type -> rotor.v1.KeyRef
+	7,   // 84: rotor.v1.KeyService.List:input_type -> rotor.v1.ListRequest
+	9,   // 85: rotor.v1.KeyService.Change:input_type -> rotor.v1.ChangeRequest
+	10,  // 86: rotor.v1.KeyService.Rotate:input_type -> rotor.v1.RotateRequest
+	5,   // 87: rotor.v1.KeyService.Progress:input_type -> rotor.v1.KeyRef
+	12,  // 88: rotor.v1.KeyService.Retire:input_type -> rotor.v1.RetireRequest
+	13,  // 89: rotor.v1.KeyService.Destroy:input_type -> rotor.v1.DestroyRequest
+	15,  // 90: rotor.v1.KeyService.Encrypt:input_type -> rotor.v1.EncryptRequest
+	17,  // 91: rotor.v1.KeyService.Decrypt:input_type -> rotor.v1.DecryptRequest
+	20,  // 92: rotor.v1.KeyService.Wrap:input_type -> rotor.v1.WrapRequest
+	22,  // 93: rotor.v1.KeyService.Unwrap:input_type -> rotor.v1.UnwrapRequest
+	24,  // 94: rotor.v1.KeyService.Rewrap:input_type -> rotor.v1.RewrapRequest
+	26,  // 95: rotor.v1.KeyService.Sign:input_type -> rotor.v1.SignRequest
+	28,  // 96: rotor.v1.KeyService.Verify:input_type -> rotor.v1.VerifyRequest
+	30,  // 97: rotor.v1.KeyService.Encapsulate:input_type -> rotor.v1.EncapsulateRequest
+	32,  // 98: rotor.v1.KeyService.Decapsulate:input_type -> rotor.v1.DecapsulateRequest
+	34,  // 99: rotor.v1.KeyService.PrepareImport:input_type -> rotor.v1.PrepareImportRequest
+	36,  // 100: rotor.v1.KeyService.Import:input_type -> rotor.v1.ImportRequest
+	37,  // 101: rotor.v1.KeyService.Export:input_type -> rotor.v1.ExportKeyRequest
+	39,  // 102: rotor.v1.JoinService.Join:input_type -> rotor.v1.JoinRequest
+	40,  // 103: rotor.v1.JoinService.Renew:input_type -> rotor.v1.RenewRequest
+	42,  // 104: rotor.v1.FleetService.Hold:input_type -> rotor.v1.HoldUp
+	49,  // 105: rotor.v1.FleetService.Invite:input_type -> rotor.v1.InviteRequest
+	51,  // 106: rotor.v1.FleetService.Instances:input_type -> rotor.v1.InstancesRequest
+	54,  // 107: rotor.v1.FleetService.Remove:input_type -> rotor.v1.RemoveRequest
+	56,  // 108: rotor.v1.TokenService.Issue:input_type -> rotor.v1.IssueRequest
+	58,  // 109: rotor.v1.DataService.Register:input_type -> rotor.v1.RegisterRequest
+	60,  // 110: rotor.v1.DataService.DataSets:input_type -> rotor.v1.DataSetsRequest
+	62,  // 111: rotor.v1.DataService.Census:input_type -> rotor.v1.CensusRequest
+	65,  // 112: rotor.v1.DataService.StartCampaign:input_type -> rotor.v1.CampaignRequest
+	66,  // 113: rotor.v1.DataService.GetCampaign:input_type -> rotor.v1.CampaignRef
+	68,  // 114: rotor.v1.AuditService.Tail:input_type -> rotor.v1.TailRequest
+	70,  // 115: rotor.v1.AuditService.Export:input_type -> rotor.v1.ExportRequest
+	72,  // 116: rotor.v1.SealService.Status:input_type -> rotor.v1.SealStatusRequest
+	76,  // 117: rotor.v1.SealService.Unseal:input_type -> rotor.v1.UnsealRequest
+	77,  // 118: rotor.v1.SealService.Reset:input_type -> rotor.v1.UnsealResetRequest
+	78,  // 119: rotor.v1.SealService.Seal:input_type -> rotor.v1.SealRequest
+	79,  // 120: rotor.v1.SealService.Change:input_type -> rotor.v1.SealChangeRequest
+	80,  // 121: rotor.v1.SealService.StartRekey:input_type -> rotor.v1.StartRekeyRequest
+	81,  // 122: rotor.v1.SealService.Rekey:input_type -> rotor.v1.RekeyRequest
+	82,  // 123: rotor.v1.SealService.AbortRekey:input_type -> rotor.v1.AbortRekeyRequest
+	84,  // 124: rotor.v1.ServerService.Status:input_type -> rotor.v1.StatusRequest
+	88,  // 125: rotor.v1.AuthService.Login:input_type -> rotor.v1.LoginRequest
+	90,  // 126: rotor.v1.AuthService.Logout:input_type -> rotor.v1.LogoutRequest
+	92,  // 127: rotor.v1.AuthService.Whoami:input_type -> rotor.v1.WhoamiRequest
+	94,  // 128: rotor.v1.AuthService.Sessions:input_type -> rotor.v1.SessionsRequest
+	97,  // 129: rotor.v1.AuthService.RevokeSessions:input_type -> rotor.v1.RevokeSessionsRequest
+	100, // 130: rotor.v1.AuthService.CreateCredential:input_type -> rotor.v1.CreateCredentialRequest
+	102, // 131: rotor.v1.AuthService.Credentials:input_type -> rotor.v1.CredentialsRequest
+	104, // 132: rotor.v1.AuthService.ChangeCredential:input_type -> rotor.v1.ChangeCredentialRequest
+	106, // 133: rotor.v1.AuthService.CreateGrant:input_type -> rotor.v1.CreateGrantRequest
+	107, // 134: rotor.v1.AuthService.Grants:input_type -> rotor.v1.GrantsRequest
+	109, // 135: rotor.v1.AuthService.RevokeGrant:input_type -> rotor.v1.RevokeGrantRequest
+	111, // 136: rotor.v1.AuthService.InviteAdmin:input_type -> rotor.v1.InviteAdminRequest
+	113, // 137: rotor.v1.AuthService.Admins:input_type -> rotor.v1.AdminsRequest
+	116, // 138: rotor.v1.AuthService.RemoveAdmin:input_type -> rotor.v1.RemoveAdminRequest
+	4,   // 139: rotor.v1.KeyService.Create:output_type -> rotor.v1.Key
+	4,   // 140: rotor.v1.KeyService.Get:output_type -> rotor.v1.Key
+	8,   // 141: rotor.v1.KeyService.List:output_type -> rotor.v1.ListResponse
+	4,   // 142: rotor.v1.KeyService.Change:output_type -> rotor.v1.Key
+	4,   // 143: rotor.v1.KeyService.Rotate:output_type -> rotor.v1.Key
+	11,  // 144: rotor.v1.KeyService.Progress:output_type -> rotor.v1.ProgressResponse
+	4,   // 145: rotor.v1.KeyService.Retire:output_type -> rotor.v1.Key
+	14,  // 146: rotor.v1.KeyService.Destroy:output_type -> rotor.v1.DestroyResponse
+	16,  // 147: rotor.v1.KeyService.Encrypt:output_type -> rotor.v1.EncryptResponse
+	18,  // 148: rotor.v1.KeyService.Decrypt:output_type -> rotor.v1.DecryptResponse
+	21,  // 149: rotor.v1.KeyService.Wrap:output_type -> rotor.v1.WrapResponse
+	23,  // 150: rotor.v1.KeyService.Unwrap:output_type -> rotor.v1.UnwrapResponse
+	25,  // 151: rotor.v1.KeyService.Rewrap:output_type -> rotor.v1.RewrapResponse
+	27,  // 152: rotor.v1.KeyService.Sign:output_type -> rotor.v1.SignResponse
+	29,  // 153: rotor.v1.KeyService.Verify:output_type -> rotor.v1.VerifyResponse
+	31,  // 154: rotor.v1.KeyService.Encapsulate:output_type -> rotor.v1.EncapsulateResponse
+	33,  // 155: rotor.v1.KeyService.Decapsulate:output_type -> rotor.v1.DecapsulateResponse
+	35,  // 156: rotor.v1.KeyService.PrepareImport:output_type -> rotor.v1.PrepareImportResponse
+	4,   // 157: rotor.v1.KeyService.Import:output_type -> rotor.v1.Key
+	38,  // 158: rotor.v1.KeyService.Export:output_type -> rotor.v1.ExportKeyResponse
+	41,  // 159: rotor.v1.JoinService.Join:output_type -> rotor.v1.JoinResponse
+	41,  // 160: rotor.v1.JoinService.Renew:output_type -> rotor.v1.JoinResponse
+	45,  // 161: rotor.v1.FleetService.Hold:output_type -> rotor.v1.HoldDown
+	50,  // 162: rotor.v1.FleetService.Invite:output_type -> rotor.v1.InviteResponse
+	53,  // 163: rotor.v1.FleetService.Instances:output_type -> rotor.v1.InstancesResponse
+	55,  // 164: rotor.v1.FleetService.Remove:output_type -> rotor.v1.RemoveResponse
+	57,  // 165: rotor.v1.TokenService.Issue:output_type -> rotor.v1.IssueResponse
+	59,  // 166: rotor.v1.DataService.Register:output_type -> rotor.v1.DataSet
+	61,  // 167: rotor.v1.DataService.DataSets:output_type -> rotor.v1.DataSetsResponse
+	64,  // 168: rotor.v1.DataService.Census:output_type -> rotor.v1.CensusResponse
+	67,  // 169: rotor.v1.DataService.StartCampaign:output_type -> rotor.v1.Campaign
+	67,  // 170: rotor.v1.DataService.GetCampaign:output_type -> rotor.v1.Campaign
+	69,  // 171: rotor.v1.AuditService.Tail:output_type -> rotor.v1.TailEntry
+	71,  // 172: rotor.v1.AuditService.Export:output_type -> rotor.v1.ExportFile
+	73,  // 173: rotor.v1.SealService.Status:output_type -> rotor.v1.SealStatus
+	75,  // 174: rotor.v1.SealService.Unseal:output_type -> rotor.v1.SealProgress
+	75,  // 175: rotor.v1.SealService.Reset:output_type -> rotor.v1.SealProgress
+	73,  // 176: rotor.v1.SealService.Seal:output_type -> rotor.v1.SealStatus
+	73,  // 177: rotor.v1.SealService.Change:output_type -> rotor.v1.SealStatus
+	83,  // 178: rotor.v1.SealService.StartRekey:output_type -> rotor.v1.RekeyProgress
+	83,  // 179: rotor.v1.SealService.Rekey:output_type -> rotor.v1.RekeyProgress
+	83,  // 180: rotor.v1.SealService.AbortRekey:output_type -> rotor.v1.RekeyProgress
+	85,  // 181: rotor.v1.ServerService.Status:output_type -> rotor.v1.StatusResponse
+	89,  // 182: rotor.v1.AuthService.Login:output_type -> rotor.v1.LoginResponse
+	91,  // 183: rotor.v1.AuthService.Logout:output_type -> rotor.v1.LogoutResponse
+	93,  // 184: rotor.v1.AuthService.Whoami:output_type -> rotor.v1.WhoamiResponse
+	96,  // 185: rotor.v1.AuthService.Sessions:output_type -> rotor.v1.SessionsResponse
+	98,  // 186: rotor.v1.AuthService.RevokeSessions:output_type -> rotor.v1.RevokeSessionsResponse
+	101, // 187: rotor.v1.AuthService.CreateCredential:output_type -> rotor.v1.CreateCredentialResponse
+	103, // 188: rotor.v1.AuthService.Credentials:output_type -> rotor.v1.CredentialsResponse
+	99,  // 189: rotor.v1.AuthService.ChangeCredential:output_type -> rotor.v1.Credential
+	105, // 190: rotor.v1.AuthService.CreateGrant:output_type -> rotor.v1.Grant
+	108, // 191: rotor.v1.AuthService.Grants:output_type -> rotor.v1.GrantsResponse
+	110, // 192: rotor.v1.AuthService.RevokeGrant:output_type -> rotor.v1.RevokeGrantResponse
+	112, // 193: rotor.v1.AuthService.InviteAdmin:output_type -> rotor.v1.InviteAdminResponse
+	115, // 194: rotor.v1.AuthService.Admins:output_type -> rotor.v1.AdminsResponse
+	117, // 195: rotor.v1.AuthService.RemoveAdmin:output_type -> rotor.v1.RemoveAdminResponse
+	139, // [139:196] is the sub-list for method output_type
+	82,  // [82:139] is the sub-list for method input_type
+	82,  // [82:82] is the sub-list for extension type_name
+	82,  // [82:82] is the sub-list for extension extendee
+	0,   // [0:82] is the sub-list for field type_name
 }
 
 func init() { file_rotor_v1_rotor_proto_init() }
@@ -7793,7 +8044,7 @@ func file_rotor_v1_rotor_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_rotor_v1_rotor_proto_rawDesc), len(file_rotor_v1_rotor_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   122,
+			NumMessages:   124,
 			NumExtensions: 0,
 			NumServices:   9,
 		},
