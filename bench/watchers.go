@@ -95,7 +95,7 @@ func startServer(ctx context.Context, o options) (*kms, error) {
 	if err := os.WriteFile(filepath.Join(o.dir, "crowd.yaml"), []byte(crowdRules), 0o600); err != nil {
 		return nil, err
 	}
-	if out, err := exec.CommandContext(ctx, o.rotor, append([]string{"server", "init"}, flags...)...).CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(ctx, o.rotor, append([]string{"server", "init", "--local-admin"}, flags...)...).CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("init a server: %w: %s", err, out)
 	}
 	s.cmd = exec.CommandContext(ctx, o.rotor, append([]string{"server", "run", "--lease-ttl", "1h"}, flags...)...)

@@ -87,6 +87,13 @@ type Fleet struct {
 
 	commits sync.Mutex // held over each read-decide-commit that bumps the members record, so that they do not conflict; taken before mu
 
+	queueMu sync.Mutex // guards queue
+	queue   []*change  // of members, that wait to be committed
+	queued  chan struct{}
+
+	records  *rounds[keyring.KeyID, keyring.Key] // keys as the store has them
+	catching *rounds[struct{}, store.Rev]
+
 	mu       sync.Mutex    // guards what follows; never held over I/O, so that leases and acknowledgements wait for no disk
 	applied  store.Rev     // memory is what the store had at this revision, but for acknowledgements that are not stored yet
 	changed  chan struct{} // closed and replaced when applied grows
@@ -117,8 +124,9 @@ func New(ctx context.Context, c Config) (*Fleet, error) {
 	f := &Fleet{
 		Config: c, cluster: c.Guard.ClusterID(), signer: delivery.NewSigner(c.Guard.Sign), sessions: map[string]*Session{}, heard: map[string]*hearing{},
 		unsaved: map[string]bool{}, unsent: map[keyring.KeyID]bool{}, flush: make(chan struct{}, 1), changed: make(chan struct{}),
-		members: map[string]*member{},
+		members: map[string]*member{}, queued: make(chan struct{}, 1),
 	}
+	f.share()
 	f.life, f.halt = context.WithCancel(context.WithoutCancel(ctx))
 	return f, f.load(ctx)
 }

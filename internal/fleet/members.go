@@ -197,7 +197,7 @@ func (m *member) absorb(old *member) (news bool) {
 	return news
 }
 
-// Run follows the store, stores acknowledgements in batches and tries again what failed, until ctx ends.
+// Run follows the store, commits changes of members, stores acknowledgements in batches and tries again what failed, until ctx ends.
 func (f *Fleet) Run(ctx context.Context) error {
 	defer f.halt()
 	ctx, stop := context.WithCancel(ctx)
@@ -208,6 +208,7 @@ func (f *Fleet) Run(ctx context.Context) error {
 		defer stop()
 		failed = f.follow(ctx)
 	})
+	follow.Go(func() { f.settleAll(ctx) })
 	again := time.NewTicker(tidyEvery)
 	defer again.Stop()
 	for {
@@ -282,14 +283,22 @@ func (f *Fleet) takeUnsaved() []*member {
 // fails, memory has caught up with what the store has.
 func (f *Fleet) store(ctx context.Context, p *guard.Permit, conds []guard.Cond, also []guard.Write, batch []*member, what string) error {
 	for _, m := range batch {
-		value, err := json.Marshal(m)
+		value, err := encodeMember(m)
 		if err != nil {
-			return fmt.Errorf("encode member %s: %w", m.Instance, err)
+			return err
 		}
 		conds = append(conds, guard.Cond{Path: memberPrefix + m.Instance, Rev: m.rev})
 		also = append(also, guard.Write{Path: memberPrefix + m.Instance, Value: value})
 	}
 	return f.commit(ctx, p, conds, also, what)
+}
+
+func encodeMember(m *member) ([]byte, error) {
+	value, err := json.Marshal(m)
+	if err != nil {
+		return nil, fmt.Errorf("encode member %s: %w", m.Instance, err)
+	}
+	return value, nil
 }
 
 func (f *Fleet) commit(ctx context.Context, p *guard.Permit, conds []guard.Cond, writes []guard.Write, what string) error {
@@ -311,20 +320,6 @@ func (f *Fleet) bump() (guard.Cond, guard.Write) {
 	defer f.mu.Unlock()
 	value, _ := json.Marshal(f.count + 1) // a number always encodes
 	return guard.Cond{Path: membersPath, Rev: f.rev}, guard.Write{Path: membersPath, Value: value}
-}
-
-// admit stores a member that joins or changes what it holds. Call with commits held.
-func (f *Fleet) admit(ctx context.Context, p *guard.Permit, next *member, what string, conds ...guard.Cond) error {
-	cond, write := f.bump()
-	return f.store(ctx, p, append(conds, cond), []guard.Write{write}, []*member{next}, what)
-}
-
-// leave deletes a member. Call with commits held.
-func (f *Fleet) leave(ctx context.Context, m *member, what string) error {
-	cond, write := f.bump()
-	p := f.Guard.System("fleet", policy.ActRemove, policy.Resource{})
-	path := memberPrefix + m.Instance
-	return f.commit(ctx, p, []guard.Cond{cond, {Path: path, Rev: m.rev}}, []guard.Write{write, {Path: path, Delete: true}}, what)
 }
 
 // whole gives a change of the membership the time that it needs, whatever becomes of who asked for it, but not past the server's end.
@@ -370,7 +365,8 @@ func (f *Fleet) Drop(ctx context.Context, id keyring.KeyID, name string) error {
 	f.mu.Unlock()
 	k, _ := f.Keys.Key(id)
 	p := f.Guard.System("fleet", policy.ActRotate, resource(k))
-	if err := f.admit(ctx, p, left, "fence "+name, conds...); err != nil {
+	cond, write := f.bump()
+	if err := f.store(ctx, p, append(conds, cond), []guard.Write{write}, []*member{left}, "fence "+name); err != nil {
 		return err
 	}
 	f.Log.InfoContext(ctx, "member fenced", "instance", name, "key", k.Name)
@@ -379,7 +375,6 @@ func (f *Fleet) Drop(ctx context.Context, id keyring.KeyID, name string) error {
 
 // Remove makes an instance leave everything at once and ends its stream.
 func (f *Fleet) Remove(ctx context.Context, name string) error {
-	f.commits.Lock()
 	ctx, cancel := f.whole(ctx)
 	defer cancel()
 	f.mu.Lock()
@@ -387,27 +382,21 @@ func (f *Fleet) Remove(ctx context.Context, name string) error {
 		f.end(s, fault.New(fault.Denied, "instance "+name))
 	}
 	f.mu.Unlock()
-	defer f.commits.Unlock()
-	return f.goes(ctx, name, "remove "+name, func(*member) bool { return true })
+	return f.goes(ctx, removes, name, func(*member) bool { return true })
 }
 
-// goes makes a member leave if it is the one that is meant, again when somebody else changed the membership meanwhile. It looks at what the
-// store has, because another server may have let it in. Call with commits held.
-func (f *Fleet) goes(ctx context.Context, name, what string, meant func(*member) bool) error {
+// goes makes a member leave if it is the one that is meant. It looks at what the store has, because another server may have let it in.
+func (f *Fleet) goes(ctx context.Context, k kind, name string, meant func(*member) bool) error {
 	if err := f.CatchUp(ctx); err != nil {
 		return err
 	}
-	for {
+	return f.change(k, name, func(context.Context, *group) (verdict, error) {
 		m := f.find(name)
 		if m == nil || !meant(m) {
-			return nil
+			return verdict{}, nil
 		}
-		err := f.leave(ctx, m, what)
-		if fault.CodeOf(err) == fault.Conflict && ctx.Err() == nil {
-			continue
-		}
-		return err
-	}
+		return verdict{next: m, gone: true}, nil
+	})
 }
 
 func resource(k keyring.Key) policy.Resource {

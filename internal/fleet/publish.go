@@ -25,7 +25,7 @@ func (f *Fleet) allowed(ctx context.Context, k keyring.Key) []*Session {
 			may = append(may, s)
 			continue
 		}
-		if err := s.refuse(ctx, k, k.Name, fault.New(fault.Denied, "key "+k.Name)); err != nil {
+		if err := s.refuse(k, k.Name, fault.New(fault.Denied, "key "+k.Name)); err != nil {
 			f.Log.WarnContext(ctx, "holder not refused", "instance", s.address.Instance, "key", k.Name, "error", err)
 		}
 	}

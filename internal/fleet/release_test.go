@@ -1,7 +1,6 @@
 package fleet_test
 
 import (
-	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
@@ -24,32 +23,15 @@ func TestReleasesNameEverybody(t *testing.T) {
 			p.catchUp("records")
 		}
 		w.distribute("records")
-		log, err := w.guard.ReadLog(t.Context(), w.admin)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := log.Settled(t.Context()); err != nil {
-			t.Fatal(err)
-		}
 		byEpoch := map[string]map[string]bool{}
-		err = log.Tail(t.Context(), 0, false, func(_ int64, b []byte) error {
-			var e struct {
-				Detail map[string]string `json:"detail"`
-			}
-			if err := json.Unmarshal(b, &e); err != nil {
-				return err
-			}
-			for name := range strings.FieldsSeq(e.Detail["instances"]) {
-				epoch := e.Detail["epoch"]
+		for _, detail := range w.log() {
+			for name := range strings.FieldsSeq(detail["instances"]) {
+				epoch := detail["epoch"]
 				if byEpoch[epoch] == nil {
 					byEpoch[epoch] = map[string]bool{}
 				}
 				byEpoch[epoch][name] = true
 			}
-			return nil
-		})
-		if err != nil {
-			t.Fatal(err)
 		}
 		if len(byEpoch) != 2 { // the joins and the new version
 			t.Fatalf("%d epochs", len(byEpoch))

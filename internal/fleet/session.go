@@ -4,12 +4,12 @@ import (
 	"context"
 	"crypto/hmac"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/rotorkms/rotor/internal/delivery"
 	"github.com/rotorkms/rotor/internal/fault"
-	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/rotation"
@@ -21,6 +21,7 @@ import (
 const (
 	MaxKeys    = 256 // keys that it holds, and names in one message
 	maxRefused = 256 // refusals that wait to be sent
+	joinBatch  = 64  // keys that one commit makes it a holder of: each is a condition, and the store takes 100
 )
 
 // Hello is how a process introduces itself; the wire layer has checked that the certificate's key signed it.
@@ -106,13 +107,15 @@ func (f *Fleet) Connect(ctx context.Context, c policy.Caller, h Hello) (*Session
 		box: map[keyring.KeyID]*outgoing{}, sent: map[keyring.KeyID]keyring.Epoch{}, delivered: map[keyring.KeyID]map[uint32]bool{}, dropping: map[keyring.KeyID]bool{},
 	}
 	s.parcels = delivery.NewSender(s.address, h.Public, f.signer.Sign)
+	asked := ctx
 	ctx, cancel := f.whole(ctx)
 	defer cancel()
 	for {
-		if err := f.vacate(ctx, s); err != nil {
+		old, err := f.vacate(ctx, s)
+		if err != nil {
 			return nil, err
 		}
-		err := f.enrol(ctx, s)
+		err = f.enrol(asked, s, old)
 		if err == nil && f.seat(s) {
 			return s, nil
 		}
@@ -143,8 +146,9 @@ func (f *Fleet) seat(s *Session) bool {
 // patience bounds how long a new process waits for another server to notice that the older one has gone.
 const patience = 3 * time.Second
 
-// vacate ends the stream that an instance has so far; not if it is the living one of another process. fault.IdentityInUse.
-func (f *Fleet) vacate(ctx context.Context, s *Session) error {
+// vacate ends the stream that an instance has so far; not if it is the living one of another process. It returns the member that the instance
+// is then, nil when it is none. fault.IdentityInUse.
+func (f *Fleet) vacate(ctx context.Context, s *Session) (*member, error) {
 	limited, cancel := context.WithTimeout(ctx, min(patience, f.Leases.TTL))
 	defer cancel()
 	inUse := fault.New(fault.IdentityInUse, "instance "+s.address.Instance)
@@ -153,52 +157,64 @@ func (f *Fleet) vacate(ctx context.Context, s *Session) error {
 		changed, old := f.changed, f.sessions[s.address.Instance]
 		if old != nil && !hmac.Equal(old.address.Incarnation, s.address.Incarnation) && f.Now().Before(old.heard.Add(f.Leases.TTL)) {
 			f.mu.Unlock()
-			return inUse
+			return nil, inUse
 		}
 		if old != nil {
 			f.end(old, inUse)
 		}
 		m := f.members[s.address.Instance]
 		away := f.Replicas == nil || m == nil || m.Incarnation == hexOf(s.address.Incarnation) || m.Home == f.Replicas.ID() || !f.connected(m)
+		if m != nil {
+			m = m.clone()
+		}
 		f.mu.Unlock()
 		if away {
-			return nil
+			return m, nil
 		}
 		select {
 		case <-changed:
 		case <-f.Replicas.Changed():
 		case <-limited.Done():
-			return inUse
+			return nil, inUse
 		}
 	}
 }
 
 // enrol stores the process as the instance's, in place of an older one, and this server as its home. fault.Conflict when somebody else was
 // faster; memory knows by then.
-func (f *Fleet) enrol(ctx context.Context, s *Session) error {
-	old, p, home := f.find(s.address.Instance), f.Guard.System("fleet", policy.ActDeliver, policy.Resource{}), ""
+func (f *Fleet) enrol(ctx context.Context, s *Session, old *member) error {
+	name, mine, home := s.address.Instance, hexOf(s.address.Incarnation), ""
 	if f.Replicas != nil {
 		home = f.Replicas.ID()
 	}
-	if old != nil && old.Incarnation == hexOf(s.address.Incarnation) {
-		if home == "" || old.Home == home && !old.Away {
-			return nil
-		}
-		if old.Home != home {
-			f.adopt(old)
-		}
-		old.Home, old.Away = home, false
-		return f.store(ctx, p, nil, nil, []*member{old}, "move "+old.Instance)
+	same := old != nil && old.Incarnation == mine
+	if same && (home == "" || old.Home == home && !old.Away) {
+		return nil
 	}
-	next := &member{
-		Instance: s.address.Instance, Incarnation: hexOf(s.address.Incarnation), Home: home, Joined: f.Now().UTC(), Keys: map[keyring.KeyID]*keyring.Epoch{},
-	}
+	next, how := &member{Instance: name, Incarnation: mine, Home: home, Joined: f.Now().UTC(), Keys: map[keyring.KeyID]*keyring.Epoch{}}, joins
 	if old != nil {
 		next.rev = old.rev
 	}
-	f.commits.Lock()
-	defer f.commits.Unlock()
-	return f.admit(ctx, p, next, "join "+next.Instance)
+	if same {
+		if old.Home != home {
+			f.adopt(old)
+		}
+		next, how = old, moves
+		next.Home, next.Away = home, false
+	}
+	return f.change(how, name, func(context.Context, *group) (verdict, error) {
+		if ctx.Err() != nil { // nobody waits for it
+			return verdict{}, fault.Wrap(fault.Canceled, "", ctx.Err())
+		}
+		now := f.find(name)
+		if (now == nil) != (old == nil) || now != nil && now.rev != next.rev {
+			return verdict{}, fault.New(fault.Conflict, "instance "+name)
+		}
+		if same { // what it has acknowledged meanwhile
+			next.Keys = now.Keys
+		}
+		return verdict{next: next}, nil
+	})
 }
 
 // adopt counts the leases of a process that another server has granted so far from now. It has asked for none after it left that server.
@@ -217,26 +233,25 @@ func (s *Session) Hold(ctx context.Context, names []string) error {
 	if len(names) > MaxKeys {
 		return fault.New(fault.TooLarge, "keys of one message")
 	}
-	var keys []keyring.Key
+	var ids []keyring.KeyID
 	for _, name := range names {
 		k, err := s.mayHold(ctx, name)
 		if err != nil {
-			if err := s.refuse(ctx, k, name, err); err != nil {
+			if err := s.refuse(k, name, err); err != nil {
 				return err
 			}
 			continue
 		}
-		keys = append(keys, k)
+		ids = append(ids, k.ID)
 	}
-	if len(keys) == 0 {
-		return nil
-	}
-	keys, err := s.join(ctx, keys)
-	if err != nil {
-		return err
-	}
-	for _, k := range keys {
-		s.fleet.publish(ctx, k, []*Session{s}, true)
+	for some := range slices.Chunk(ids, joinBatch) {
+		keys, err := s.join(ctx, some)
+		if err != nil {
+			return err
+		}
+		for _, k := range keys {
+			s.fleet.publish(ctx, k, []*Session{s}, true)
+		}
 	}
 	return nil
 }
@@ -275,61 +290,42 @@ func holdAction(k keyring.Key) policy.Action {
 
 // join stores that the process holds keys, and returns them as they are in that commit. A process that holds them already is told
 // what they are now.
-func (s *Session) join(ctx context.Context, keys []keyring.Key) ([]keyring.Key, error) {
+func (s *Session) join(ctx context.Context, ids []keyring.KeyID) ([]keyring.Key, error) {
 	f := s.fleet
-	f.commits.Lock()
-	defer f.commits.Unlock()
-	ctx, cancel := f.whole(ctx)
-	defer cancel()
-	p := f.Guard.System("fleet", policy.ActDeliver, policy.Resource{})
 	for {
-		next, err := s.member()
-		if err != nil {
-			return nil, err
+		keys, all, err := s.held(ctx, ids)
+		if err != nil || all {
+			return keys, err
 		}
-		held := len(next.Keys)
-		conds, err := s.read(ctx, keys)
-		if err != nil {
-			return nil, err
-		}
-		for _, k := range keys {
-			if next.Keys[k.ID] == nil {
-				next.Keys[k.ID] = &keyring.Epoch{}
+		err = f.change(holds, s.address.Instance, func(commit context.Context, g *group) (v verdict, err error) {
+			if v.next, err = s.member(); err != nil {
+				return v, err
 			}
-		}
-		if len(next.Keys) > MaxKeys {
-			return nil, fault.New(fault.TooLarge, "keys of one instance")
-		}
-		if len(next.Keys) == held { // already: a new stream of the same process
-			present, err := f.unchanged(ctx, next)
-			if err != nil {
-				return nil, err
+			if ctx.Err() != nil { // nobody waits for it
+				return v, fault.Wrap(fault.Canceled, "", ctx.Err())
 			}
-			if present {
-				return keys, nil
+			if keys, v.conds, err = g.read(commit, ids); err != nil {
+				return v, err
 			}
-			continue
+			before := len(v.next.Keys)
+			for _, id := range ids {
+				if v.next.Keys[id] == nil {
+					v.next.Keys[id] = &keyring.Epoch{}
+				}
+			}
+			switch {
+			case len(v.next.Keys) > MaxKeys:
+				return v, fault.New(fault.TooLarge, "keys of one instance")
+			case len(v.next.Keys) == before: // since it was looked at
+				return v, fault.New(fault.Conflict, "instance "+s.address.Instance)
+			}
+			f.arrive(v.next) // before the commit: from then on a gate may look at the lease
+			return v, nil
+		})
+		if fault.CodeOf(err) != fault.Conflict || ctx.Err() != nil {
+			return keys, err
 		}
-		f.arrive(next) // before the commit: from then on a gate may look at the lease
-		err = f.admit(ctx, p, next, "hold "+s.address.Instance, conds...)
-		if fault.CodeOf(err) == fault.Conflict && ctx.Err() == nil {
-			continue
-		}
-		return keys, err
 	}
-}
-
-// unchanged says whether a member is still what memory says. It is asked after the keys were read, so that the process held them when they
-// were: another server may have made it leave. If it has changed, memory has caught up.
-func (f *Fleet) unchanged(ctx context.Context, m *member) (bool, error) {
-	r, err := f.Guard.Get(ctx, memberPrefix+m.Instance)
-	if err != nil && fault.CodeOf(err) != fault.NotFound {
-		return false, err
-	}
-	if err == nil && r.Rev == m.rev {
-		return true, nil
-	}
-	return false, f.CatchUp(ctx)
 }
 
 // dropped says whether this server itself takes a key from the session.
@@ -362,19 +358,6 @@ func (s *Session) member() (*member, error) {
 	return m.clone(), nil
 }
 
-// read replaces keys by what the store has, with the conditions that they are still that.
-func (s *Session) read(ctx context.Context, keys []keyring.Key) ([]guard.Cond, error) {
-	var conds []guard.Cond
-	for i, k := range keys {
-		fresh, cond, err := s.fleet.Keys.Record(ctx, k.ID)
-		if err != nil {
-			return nil, err
-		}
-		keys[i], conds = fresh, append(conds, cond)
-	}
-	return conds, nil
-}
-
 // arrive counts the leases of keys that a process takes up from now: what it asked before on this stream was answered for them too.
 func (f *Fleet) arrive(next *member) {
 	f.mu.Lock()
@@ -389,8 +372,8 @@ func (f *Fleet) arrive(next *member) {
 
 // refuse answers that the process may not hold a key. If it held it, it does not any more: no rotation waits for it, and nothing is
 // sent to it. It is told, and stops.
-func (s *Session) refuse(ctx context.Context, k keyring.Key, name string, why error) error {
-	if err := s.drop(ctx, k.ID, "refuse "+s.address.Instance); err != nil {
+func (s *Session) refuse(k keyring.Key, name string, why error) error {
+	if err := s.drop(k.ID); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -406,29 +389,21 @@ func (s *Session) refuse(ctx context.Context, k keyring.Key, name string, why er
 }
 
 // drop takes a key from the session's member.
-func (s *Session) drop(ctx context.Context, id keyring.KeyID, what string) error {
+func (s *Session) drop(id keyring.KeyID) error {
 	f := s.fleet
 	if m, err := s.member(); err != nil || m.Keys[id] == nil {
 		return err
 	}
-	f.commits.Lock()
-	defer f.commits.Unlock()
-	ctx, cancel := f.whole(ctx)
-	defer cancel()
 	s.drops(id, true)
 	defer s.drops(id, false)
-	for {
+	return f.change(refuses, s.address.Instance, func(context.Context, *group) (verdict, error) {
 		m, err := s.member()
 		if err != nil || m.Keys[id] == nil {
-			return err
+			return verdict{}, err
 		}
 		delete(m.Keys, id)
-		err = f.admit(ctx, f.Guard.System("fleet", policy.ActDeliver, policy.Resource{}), m, what)
-		if fault.CodeOf(err) == fault.Conflict && ctx.Err() == nil {
-			continue
-		}
-		return err
-	}
+		return verdict{next: m}, nil
+	})
 }
 
 func (s *Session) poke() {
@@ -611,40 +586,36 @@ func (s *Session) Close(ctx context.Context, clean bool) {
 	if clean {
 		what, gone = f.left, "leave"
 	}
-	if err := what(ctx, s); err != nil && ctx.Err() == nil {
+	if err := what(ctx, s); err != nil && ctx.Err() == nil && f.life.Err() == nil {
 		f.Log.WarnContext(ctx, gone+" not stored", "instance", s.address.Instance, "error", err)
 	}
 }
 
 // left makes the process of a session leave.
 func (f *Fleet) left(ctx context.Context, s *Session) error {
-	f.commits.Lock()
-	defer f.commits.Unlock()
-	return f.goes(ctx, s.address.Instance, "leave "+s.address.Instance, func(m *member) bool {
+	return f.goes(ctx, leaves, s.address.Instance, func(m *member) bool {
 		return m.Incarnation == hexOf(s.address.Incarnation)
 	})
 }
 
 // away tells the other servers that the stream of a process has ended, so that another process of its instance can take its place with one of
 // them. This server remains the one that knows how long its leases run.
-func (f *Fleet) away(ctx context.Context, s *Session) error {
-	for f.Replicas != nil {
+func (f *Fleet) away(_ context.Context, s *Session) error {
+	if f.Replicas == nil {
+		return nil
+	}
+	name := s.address.Instance
+	return f.change(ends, name, func(context.Context, *group) (verdict, error) {
 		f.mu.Lock()
-		m, draining, another := f.members[s.address.Instance], f.draining, f.sessions[s.address.Instance] != nil
-		if draining || another || m == nil || m.Away || m.Home != f.Replicas.ID() || m.Incarnation != hexOf(s.address.Incarnation) {
-			f.mu.Unlock()
-			return nil
+		defer f.mu.Unlock()
+		m, another := f.members[name], f.sessions[name] != nil
+		if f.draining || another || m == nil || m.Away || m.Home != f.Replicas.ID() || m.Incarnation != hexOf(s.address.Incarnation) {
+			return verdict{}, nil
 		}
 		next := m.clone()
-		f.mu.Unlock()
 		next.Away = true
-		p := f.Guard.System("fleet", policy.ActDeliver, policy.Resource{})
-		err := f.store(ctx, p, nil, nil, []*member{next}, "end of stream "+next.Instance)
-		if fault.CodeOf(err) != fault.Conflict || ctx.Err() != nil {
-			return err
-		}
-	}
-	return nil
+		return verdict{next: next}, nil
+	})
 }
 
 // end makes Next fail. Call with fleet.mu held.
