@@ -11,6 +11,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -69,6 +70,7 @@ type Client struct {
 	process []byte // the incarnation: fresh for each process
 	verify  verifier
 	jwks    *keySet
+	witness *witness
 
 	stop context.CancelFunc
 	done sync.WaitGroup
@@ -122,7 +124,7 @@ func newClient(config Config, dir *identity.Dir) (*Client, error) {
 	}
 	c := &Client{
 		config: config, dir: dir, http: dir.ServersClient(servers), server: servers[0], private: private, process: make([]byte, delivery.NonceSize),
-		verify: verifier{dir}, held: map[string]*held{}, wanted: map[string][]chan struct{}{}, wished: make(chan struct{}, 1),
+		verify: verifier{dir}, witness: newWitness(dir), held: map[string]*held{}, wanted: map[string][]chan struct{}{}, wished: make(chan struct{}, 1),
 	}
 	rand.Read(c.process)
 	if config.transport != nil {
@@ -193,7 +195,7 @@ func (c *Client) Close() error {
 	}
 	c.mu.Unlock()
 	c.http.CloseIdleConnections()
-	return c.dir.Close()
+	return errors.Join(c.witness.keep(), c.dir.Close())
 }
 
 // Admin is the server's API as generated from proto/rotor/v1. Its errors are of type *Error.

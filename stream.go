@@ -71,6 +71,7 @@ type talk struct {
 	parcels *delivery.Receiver
 	cancel  context.CancelFunc
 	acks    chan *rotorv1.Ack
+	show    chan []byte // a statement that the server has to see
 
 	mu       sync.Mutex // guards what follows
 	ttl      time.Duration
@@ -87,7 +88,7 @@ func (c *Client) hold(ctx context.Context, number uint64) error {
 	live, cancel := context.WithCancel(context.WithoutCancel(ctx)) // outlives ctx for the clean leave
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(2*leaveTime, cancel) })() // a server that hangs does not hold Close up
-	t := &talk{client: c, number: number, cancel: cancel, acks: make(chan *rotorv1.Ack, 64), sent: map[uint64]holder.Instant{}}
+	t := &talk{client: c, number: number, cancel: cancel, acks: make(chan *rotorv1.Ack, 64), show: make(chan []byte, 1), sent: map[uint64]holder.Instant{}}
 	t.asked, t.retimed = map[uint64][]chan struct{}{}, make(chan struct{}, 1)
 	t.address = delivery.Address{Cluster: c.dir.Cluster(), Instance: c.Instance(), Incarnation: c.process, Session: make([]byte, delivery.NonceSize)}
 	rand.Read(t.address.Session)
@@ -99,6 +100,7 @@ func (c *Client) hold(ctx context.Context, number uint64) error {
 	t.stream = c.admin.Fleet.Hold(live)
 	err = t.stream.Send(&rotorv1.HoldUp{Hello: &rotorv1.Hello{
 		Incarnation: c.process, Session: t.address.Session, HpkePublic: c.private.Public(), Signature: signature, Namespace: c.Namespace(),
+		Statement: c.witness.statement(),
 	}})
 	if err != nil {
 		_, err = t.stream.Receive() // has the server's reason
@@ -151,6 +153,10 @@ func (t *talk) write(ctx, live context.Context) {
 			timer.Reset(t.period())
 		case a := <-t.acks:
 			if !t.send(&rotorv1.HoldUp{Acks: []*rotorv1.Ack{a}}) {
+				return
+			}
+		case b := <-t.show:
+			if !t.send(&rotorv1.HoldUp{Statement: b}) {
 				return
 			}
 		case <-t.client.wished:
@@ -226,6 +232,7 @@ func (t *talk) read(ctx context.Context) error {
 		}
 		switch {
 		case m.GetLease() != nil:
+			t.stated(m.GetLease().GetStatement())
 			t.leased(m.GetLease())
 		case m.GetParcel() != nil:
 			t.parcel(ctx, m.GetParcel())
@@ -233,6 +240,19 @@ func (t *talk) read(ctx context.Context) error {
 			if h := t.client.find(m.GetRefusal().GetName()); h != nil {
 				h.refuse(rpc.Parse(m.GetRefusal().GetFault()))
 			}
+		}
+	}
+}
+
+// stated takes how far the server says that its log is.
+func (t *talk) stated(b []byte) {
+	if len(b) == 0 {
+		return
+	}
+	if show := t.client.witness.take(b, t.client.config.clock.Now()); show != nil {
+		select {
+		case t.show <- show:
+		default: // one is on its way
 		}
 	}
 }

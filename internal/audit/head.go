@@ -24,15 +24,17 @@ func (l *Log) Head() (size int64, root string, err error) {
 	return l.size, r.String(), nil
 }
 
-// RootAt is the root that the log had at an earlier size. A log in the store that never had that size is fault.NotFound; one that has it is
-// waited for.
+// RootAt is the root that the log had at an earlier size. The store is asked only for a size that memory has not got; a log in the store that
+// never had that size is fault.NotFound, one that has it is waited for.
 func (l *Log) RootAt(ctx context.Context, size int64) (string, error) {
-	stored, err := l.storedSize(ctx)
-	if err != nil {
-		return "", err
-	}
-	if stored < size {
-		return "", fault.New(fault.NotFound, fmt.Sprintf("log has %d entries, not %d", stored, size))
+	if have, _ := l.Stats(); have < size {
+		stored, _, err := l.stored(ctx)
+		if err != nil {
+			return "", err
+		}
+		if stored < size {
+			return "", fault.New(fault.NotFound, fmt.Sprintf("log has %d entries, not %d", stored, size))
+		}
 	}
 	for {
 		l.mu.Lock()
@@ -54,19 +56,44 @@ func (l *Log) RootAt(ctx context.Context, size int64) (string, error) {
 	}
 }
 
-func (l *Log) storedSize(ctx context.Context) (int64, error) {
+// stored is how far the log in the store says that it is.
+func (l *Log) stored(ctx context.Context) (size int64, root string, err error) {
 	r, err := l.store.Get(ctx, statePath)
 	if errors.Is(err, store.ErrNotFound) {
-		return 0, nil
+		return 0, "", nil
 	}
 	if err != nil {
-		return 0, fmt.Errorf("read log state: %w", err)
+		return 0, "", fmt.Errorf("read log state: %w", err)
 	}
 	var h head
 	if err := json.Unmarshal(r.Value, &h); err != nil {
-		return 0, fault.Wrap(fault.AuditBroken, "log state", err)
+		return 0, "", fault.Wrap(fault.AuditBroken, "log state", err)
 	}
-	return h.Size, nil
+	return h.Size, h.Root, nil
+}
+
+// Agrees says whether the store still holds the log that memory was read from, and how it does not: it has gone back, or its last entries
+// are others.
+func (l *Log) Agrees(ctx context.Context) (why string, err error) {
+	size, root, err := l.Head() // before the store is asked, which can only be further then
+	if err != nil || size == 0 {
+		return "", err
+	}
+	stored, at, err := l.stored(ctx)
+	switch {
+	case err != nil:
+		return "", err
+	case stored < size:
+		return fmt.Sprintf("the log had %d entries and the store has %d", size, stored), nil
+	case stored == size && at != root:
+		return fmt.Sprintf("the log's first %d entries are others in the store", size), nil
+	}
+	if _, err := l.entry(ctx, size-1); fault.CodeOf(err) == fault.AuditBroken {
+		return fmt.Sprintf("entry %d is another in the store", size-1), nil
+	} else if err != nil {
+		return "", err
+	}
+	return "", nil
 }
 
 // Read verifies an exported log as Verify does, and calls each with every entry in order.

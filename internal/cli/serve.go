@@ -114,10 +114,10 @@ func (a *app) serve(ctx context.Context, c server.Config, ready func(address str
 			c.Log.Info("stopping")
 			return s.Close()
 		case err := <-ended:
-			if fault.CodeOf(err) != fault.Sealed {
+			if code := fault.CodeOf(err); code != fault.Sealed && code != fault.Recovery {
 				return err
 			}
-			c.Log.Warn("the server has sealed itself", "why", err)
+			c.Log.Warn("the server starts again", "why", err)
 			if s, err = s.Restart(ctx); err != nil {
 				return err
 			}

@@ -139,7 +139,7 @@ func (g *Guard) loadMarks(ctx context.Context) error {
 	return nil
 }
 
-// unlogged says whether a path is one whose writes need no entry: marks of deletions and of a restore, and what server replicas tell each other.
+// unlogged says whether a path is one whose writes need no entry: marks of deletions, of a restore and of a witness, and what server replicas tell each other.
 func unlogged(path string) bool {
-	return path == RestoredPath || strings.HasPrefix(path, markPrefix) || strings.HasPrefix(path, ReplicaPrefix)
+	return strings.HasPrefix(path, restoredRoom) || strings.HasPrefix(path, markPrefix) || strings.HasPrefix(path, ReplicaPrefix)
 }

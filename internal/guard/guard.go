@@ -66,7 +66,11 @@ type Guard struct {
 	turn     audit.Turn
 	looks    looks
 
-	detected atomic.Pointer[[]Detection]
+	detected  atomic.Pointer[[]Detection]
+	detecting sync.Mutex    // held while detected grows
+	suspended chan struct{} // closed when it does after Open
+	told      chan struct{} // full when a witness has come to another server
+	witnesses latest
 
 	rootMu  sync.Mutex    // held while the root record is read again
 	turnMu  sync.Mutex    // held while another root key is made
@@ -92,9 +96,9 @@ func (g *Guard) Run(ctx context.Context) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	var wait sync.WaitGroup
-	errs := make(chan error, 4)
+	errs := make(chan error, 5)
 	sequence := func(ctx context.Context) error { return g.audit.Sequence(ctx, g.turn) }
-	for _, loop := range []func(context.Context) error{g.follow, sequence, g.sweep, g.tend} {
+	for _, loop := range []func(context.Context) error{g.follow, sequence, g.sweep, g.tend, g.hearing} {
 		wait.Go(func() {
 			if err := loop(ctx); err != nil && ctx.Err() == nil {
 				errs <- err
@@ -125,6 +129,9 @@ func (g *Guard) follow(ctx context.Context) error {
 		for _, e := range c.Others {
 			if strings.HasPrefix(e.Key, markPrefix) {
 				g.index.marked(e.Key, e.Rev)
+			}
+			if e.Key == WitnessPath && !e.Deleted {
+				g.tell()
 			}
 			if unlogged(e.Key) {
 				continue

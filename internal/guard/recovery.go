@@ -2,9 +2,7 @@ package guard
 
 import (
 	"context"
-	"crypto/ed25519"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -13,232 +11,19 @@ import (
 
 	"github.com/rotorkms/rotor/internal/audit"
 	"github.com/rotorkms/rotor/internal/fault"
-	"github.com/rotorkms/rotor/internal/identity"
 	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/store"
 )
 
-// This file finds a store that is not the one that it was, and brings it back into use. A store is consistent in itself at every moment, so
-// an older copy of it is, too: only what is known outside tells. Statements are such knowledge: how far the log was, signed by the server,
-// kept in a file beside each server and by every instance. Each is of one incarnation of the cluster, and a recovery begins the next.
-
-// StatementDomain separates signatures of statements from all other uses of the server's signing key.
-const StatementDomain = "rotor/statement/1"
+// This file brings a store that is not the one that it was back into use. A recovery begins the next incarnation of the cluster.
 
 const (
 	incarnationPath = "guard/incarnation"
 	recoveryPath    = "guard/recovery"
-	// RestoredPath is the mark that a restore leaves: the store is older than the cluster was. It is not sealed.
-	RestoredPath = "restored/mark"
 	// actRecover stands in the log for each step of a recovery, actIncarnation for its end.
 	actRecover     policy.Action = "server.recover"
 	actIncarnation policy.Action = "server.incarnation"
-	maxDetections                = 100
 )
-
-// Statement says how far a log was.
-type Statement struct {
-	Cluster     string    `json:"cluster"`
-	Incarnation uint32    `json:"incarnation"`
-	Size        int64     `json:"size"`
-	Root        string    `json:"root"`
-	Time        time.Time `json:"time"`
-}
-
-type signedStatement struct {
-	Body      []byte `json:"body"`
-	Signature []byte `json:"signature"`
-}
-
-// maxStatement bounds an encoded statement in bytes.
-const maxStatement = 4 << 10
-
-// OpenStatement reads a statement and checks its signature. fault.Invalid.
-func OpenStatement(b []byte, verify func(domain string, msg, sig []byte) bool) (Statement, error) {
-	var s signedStatement
-	var out Statement
-	if len(b) > maxStatement || json.Unmarshal(b, &s) != nil || !verify(StatementDomain, s.Body, s.Signature) || json.Unmarshal(s.Body, &out) != nil {
-		return Statement{}, fault.New(fault.Invalid, "statement").WithHint("it is not signed by this cluster")
-	}
-	return out, nil
-}
-
-// Supersedes says whether a statement says more than another: of a later incarnation, or of more of the same log.
-func (s Statement) Supersedes(o Statement) bool {
-	return s.Incarnation > o.Incarnation || s.Incarnation == o.Incarnation && s.Size > o.Size
-}
-
-// Statement signs how far the log is now.
-func (g *Guard) Statement() ([]byte, error) {
-	size, root, err := g.audit.Head()
-	if err != nil {
-		return nil, err
-	}
-	body, err := json.Marshal(Statement{g.ClusterID(), g.Incarnation(), size, root, g.now().UTC()})
-	if err != nil {
-		return nil, fmt.Errorf("encode statement: %w", err)
-	}
-	return json.Marshal(signedStatement{body, g.Sign(StatementDomain, body)})
-}
-
-// StatementAt is Statement, with the size that it is of.
-func (g *Guard) StatementAt() ([]byte, int64, error) {
-	b, err := g.Statement()
-	if err != nil {
-		return nil, 0, err
-	}
-	var s signedStatement
-	var body Statement
-	if err := errors.Join(json.Unmarshal(b, &s), json.Unmarshal(s.Body, &body)); err != nil {
-		return nil, 0, err
-	}
-	return b, body.Size, nil
-}
-
-// Incarnation is the cluster's: 1 until the first recovery.
-func (g *Guard) Incarnation() uint32 { return g.index.incarnation() }
-
-// Detection is one thing that shows that the store is not the one that it was.
-type Detection struct {
-	Kind  string // rolled back, forked, restored, recovery unfinished, foreign, lost, tampered, replayed
-	About string
-}
-
-// String names it.
-func (d Detection) String() string { return d.Kind + ": " + d.About }
-
-// Detected is what was found at Open, or by a statement since; a guard that has any admits nobody and commits nothing but a recovery.
-func (g *Guard) Detected() []Detection {
-	if d := g.detected.Load(); d != nil {
-		return *d
-	}
-	return nil
-}
-
-// refuse is the answer to everything while something is detected; nil when nothing is.
-func (g *Guard) refuse() error {
-	d := g.Detected()
-	if len(d) == 0 {
-		return nil
-	}
-	return fault.New(fault.Recovery, d[0].String())
-}
-
-func detections(d []Detection) string {
-	var out []string
-	for _, one := range d {
-		out = append(out, one.String())
-	}
-	return strings.Join(out, "; ")
-}
-
-// Witness compares the log with a statement that somebody kept, and suspends the guard when they cannot both be true. It returns what it
-// found, "" for nothing. fault.Invalid for a statement of somebody else.
-func (g *Guard) Witness(ctx context.Context, b []byte) (Detection, error) {
-	public := g.PublicKey()
-	s, err := OpenStatement(b, func(domain string, msg, sig []byte) bool {
-		return ed25519.Verify(public, identity.ServerInput(domain, msg), sig)
-	})
-	if err != nil {
-		return Detection{}, err
-	}
-	d, err := g.contradicts(ctx, s)
-	if err != nil || d.Kind == "" {
-		return d, err
-	}
-	all := append(slices.Clone(g.Detected()), d)
-	g.detected.Store(&all)
-	return d, nil
-}
-
-func (g *Guard) contradicts(ctx context.Context, s Statement) (Detection, error) {
-	own := g.Incarnation()
-	when := s.Time.UTC().Format(time.RFC3339)
-	switch {
-	case s.Cluster != g.ClusterID():
-		return Detection{"foreign", "a statement of cluster " + s.Cluster}, nil
-	case s.Incarnation > own:
-		return Detection{"rolled back", fmt.Sprintf("the cluster was at incarnation %d on %s, the store is at %d", s.Incarnation, when, own)}, nil
-	case s.Incarnation < own:
-		return Detection{}, nil
-	}
-	root, err := g.audit.RootAt(ctx, s.Size)
-	if fault.CodeOf(err) == fault.NotFound {
-		return Detection{"rolled back", fmt.Sprintf("the log had %d entries on %s and has fewer now: an older copy of the store was put back", s.Size, when)}, nil
-	}
-	if err != nil {
-		return Detection{}, err
-	}
-	if root != s.Root {
-		return Detection{"forked", fmt.Sprintf("the log's first %d entries are others than on %s: two servers worked on copies of one store", s.Size, when)}, nil
-	}
-	return Detection{}, nil
-}
-
-// inspect finds everything that is wrong with a store whose log verifies: c.Statements, marks, and each record against the log.
-func (g *Guard) inspect(ctx context.Context, c Config) ([]Detection, error) {
-	found, err := g.records(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := g.store.Get(ctx, RestoredPath); err == nil {
-		found = append(found, Detection{"restored", "the store is a restored backup"})
-	}
-	if w, ok := g.index.latest(recoveryPath); ok && !w.deleted {
-		if r, err := g.recovering(ctx); err == nil && r.Target != 0 {
-			found = append(found, Detection{"recovery unfinished", "it was approved and did not come to its end"})
-		}
-	}
-	if len(c.Statements) == 0 {
-		return found, nil
-	}
-	if g.snapshot == nil { // without its keys nothing can be said of signatures
-		return found, nil
-	}
-	public := g.PublicKey()
-	for _, b := range c.Statements {
-		s, err := OpenStatement(b, func(domain string, msg, sig []byte) bool {
-			return ed25519.Verify(public, identity.ServerInput(domain, msg), sig)
-		})
-		if err != nil {
-			found = append(found, Detection{"foreign", "a kept statement is not signed by this cluster"})
-			continue
-		}
-		d, err := g.contradicts(ctx, s)
-		if err != nil {
-			return nil, err
-		}
-		if d.Kind != "" {
-			found = append(found, d)
-		}
-	}
-	return found, nil
-}
-
-// records compares every record with the log. Up to maxDetections are named.
-func (g *Guard) records(ctx context.Context) (found []Detection, err error) {
-	for _, room := range g.index.rooms() {
-		err := g.checkRoom(ctx, room, func(path string, cause error) error {
-			kind := "tampered"
-			switch {
-			case fault.CodeOf(cause) == fault.RecordReplayed:
-				kind = "replayed"
-			case cause == nil:
-				kind = "lost"
-			case fault.CodeOf(cause) != fault.RecordTampered:
-				return cause
-			}
-			if len(found) < maxDetections {
-				found = append(found, Detection{kind, "record " + path})
-			}
-			return nil
-		})
-		if err != nil {
-			return nil, err
-		}
-	}
-	return found, nil
-}
 
 // Recovering is a recovery that was asked for.
 type Recovering struct {
@@ -495,9 +280,12 @@ func (g *Guard) EndRecovery(ctx context.Context, target uint32) error {
 	}
 	conds := []Cond{{Path: recoveryPath, Rev: rec.Rev}, {Path: incarnationPath, Rev: inc.Rev}}
 	writes := []Write{{Path: recoveryPath, Delete: true}, {Path: incarnationPath, Value: []byte(number(uint64(target)))}}
-	if _, err := g.store.Get(ctx, RestoredPath); err == nil {
-		if _, err := g.store.Commit(ctx, nil, []store.Op{{Key: RestoredPath, Delete: true}}); err != nil {
-			return storeFault(RestoredPath, err)
+	for _, mark := range []string{RestoredPath, WitnessPath} {
+		if _, err := g.store.Get(ctx, mark); err != nil {
+			continue
+		}
+		if _, err := g.store.Commit(ctx, nil, []store.Op{{Key: mark, Delete: true}}); err != nil {
+			return storeFault(mark, err)
 		}
 	}
 	p := g.System("recovery", actIncarnation, policy.Resource{})

@@ -11,6 +11,7 @@ import (
 	"github.com/rotorkms/rotor/internal/audit"
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/guard"
+	"github.com/rotorkms/rotor/internal/identity"
 	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/store"
 	"github.com/rotorkms/rotor/internal/store/mem"
@@ -387,7 +388,7 @@ func FuzzStatement(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if s, err := guard.OpenStatement(b, func(_ string, msg, sig []byte) bool { return ed25519.Verify(public, msg, sig) }); err == nil {
+		if s, err := identity.OpenStatement(b, public); err == nil {
 			t.Errorf("%+v", s)
 		}
 		_ = guard.NewPast().Add(audit.Entry{Writes: []audit.Write{{Path: string(b)}}})

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/rotorkms/rotor/internal/guard"
+	"github.com/rotorkms/rotor/internal/identity"
 )
 
 // anchorFile is where a server keeps how far its log was, beside the store and not in it.
@@ -19,7 +20,7 @@ const anchorFile = "anchor"
 const anchorEvery = time.Second
 
 // maxAnchor bounds an anchor in bytes.
-const maxAnchor = 4 << 10
+const maxAnchor = identity.MaxStatement
 
 // statements reads what is kept of the log outside of the store.
 func (c Config) statements() ([][]byte, error) {
@@ -44,6 +45,9 @@ func (c Config) keepAnchor(ctx context.Context, g *guard.Guard) error {
 	defer tick.Stop()
 	last := int64(-1)
 	for {
+		if err := c.lookBack(ctx, g); err != nil && ctx.Err() == nil {
+			c.Log.DebugContext(ctx, "store not compared with what it was", "error", err)
+		}
 		size, err := c.anchor(g, last)
 		if err != nil {
 			c.Log.WarnContext(ctx, "anchor not written", "error", err)
@@ -65,6 +69,24 @@ func (c Config) anchor(g *guard.Guard, last int64) (int64, error) {
 	if len(g.Detected()) > 0 {
 		return last, nil
 	}
+	return c.writeAnchor(g, last)
+}
+
+// lookBack notices a store that was set back, or exchanged for another, under the running server. What the server knew is the anchor then.
+func (c Config) lookBack(ctx context.Context, g *guard.Guard) error {
+	if len(g.Detected()) > 0 || ctx.Err() != nil {
+		return nil
+	}
+	d, err := g.CheckStore(ctx)
+	if err != nil || d.Kind == "" {
+		return err
+	}
+	c.Log.ErrorContext(ctx, "the store is not the one that it was", "detected", d.String())
+	_, err = c.writeAnchor(g, -1)
+	return err
+}
+
+func (c Config) writeAnchor(g *guard.Guard, last int64) (int64, error) {
 	b, size, err := g.StatementAt()
 	if err != nil || size == last {
 		return last, err

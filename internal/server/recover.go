@@ -49,6 +49,36 @@ func (s *Server) serveRecovery(ctx context.Context, group *errgroup.Group, run c
 	s.http = wire.NewServer(wire.Config{TLS: tlsConfig, Identifier: a, Handler: mux, Now: c.Now, Log: c.Log})
 	group.Go(func() error { return a.Run(run) })
 	group.Go(func() error { return s.http.Serve(s.listener) })
+	group.Go(func() error { return s.awaitRecovered(run) })
+	return nil
+}
+
+// awaitRecovered ends a server in recovery mode when the recovery, at whatever server of the store, has come to its end; it starts again.
+func (s *Server) awaitRecovered(ctx context.Context) error {
+	began := s.guard.Incarnation()
+	tick := time.NewTicker(anchorEvery)
+	defer tick.Stop()
+	for s.guard.Incarnation() == began {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	s.config.Log.InfoContext(ctx, "the store was recovered", "incarnation", s.guard.Incarnation())
+	s.seal(fault.New(fault.Recovery, "server").WithHint("the store was recovered"), false)
+	return nil
+}
+
+// awaitSuspended ends the server when something shows that its store is not the one that it was; it starts again in recovery mode.
+func (s *Server) awaitSuspended(ctx context.Context, g *guard.Guard) error {
+	select {
+	case <-g.Suspended():
+		found := g.Detected()
+		s.config.Log.ErrorContext(ctx, "the server goes to recovery mode", "detected", found[0].String())
+		s.seal(fault.New(fault.Recovery, found[0].String()), false)
+	case <-ctx.Done():
+	}
 	return nil
 }
 

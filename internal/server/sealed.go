@@ -192,7 +192,8 @@ func covers(leaf *x509.Certificate, hosts []string) bool {
 	return true
 }
 
-// seal stops the server because its root of trust is gone or somebody says so. Wait then returns reason, which is fault.Sealed.
+// seal stops the server because its root of trust is gone, somebody says so, or its store is not the one that it was or is so again. Wait then
+// returns reason, which is fault.Sealed or Recovery.
 func (s *Server) seal(reason error, told bool) {
 	s.sealing.Do(func() {
 		s.sealed, s.told = reason, told
@@ -202,7 +203,7 @@ func (s *Server) seal(reason error, told bool) {
 	})
 }
 
-// Restart starts a server again that has sealed itself, sealed and at the same address. Call it after Wait.
+// Restart starts a server again that has sealed itself, or goes to recovery mode or comes from it, at the same address. Call it after Wait.
 func (s *Server) Restart(ctx context.Context) (*Server, error) {
 	c := s.config
 	c.Listen, c.Sealed = s.address, s.told

@@ -193,6 +193,7 @@ func (s *Server) startOpen(ctx context.Context, g *guard.Guard) error {
 		err = s.serveRecovery(ctx, group, run)
 	} else if err = s.started(ctx, sum); err == nil {
 		group.Go(func() error { return s.config.keepAnchor(run, g) })
+		group.Go(func() error { return s.awaitSuspended(run, g) })
 		err = s.serve(ctx, run, group, sealNames(s.seals.Sealers()))
 	}
 	if err != nil {

@@ -1,6 +1,7 @@
 package native
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -50,7 +51,7 @@ func (s members) Hold(ctx context.Context, stream *connect.BidiStream[rotorv1.Ho
 		}()
 		failed = s.receive(live, stream, session, &clean)
 	}()
-	down := send(live, stream, session)
+	down := s.send(live, stream, session)
 	cancel()
 	wire.StopReading(ctx)
 	<-up
@@ -82,7 +83,36 @@ func (s members) hello(ctx context.Context, h *rotorv1.Hello) (*fleet.Session, e
 		session.Close(context.WithoutCancel(ctx), true)
 		return nil, err
 	}
+	if err := s.witness(ctx, h.GetStatement()); err != nil {
+		session.Close(context.WithoutCancel(ctx), false)
+		return nil, err
+	}
 	return session, nil
+}
+
+// witnessTime bounds how long a stream waits until its statement has been compared with the log.
+const witnessTime = 10 * time.Second
+
+// witness compares the log with the statement that an instance brings, before anything is sent to it. What is not signed by this cluster has
+// no effect. fault.Recovery when the store is not the one that the instance knows.
+func (s members) witness(ctx context.Context, statement []byte) error {
+	if len(statement) == 0 {
+		return nil
+	}
+	limited, cancel := context.WithTimeout(ctx, witnessTime)
+	defer cancel()
+	d, err := s.Guard.Witness(limited, statement)
+	switch {
+	case fault.CodeOf(err) == fault.Invalid:
+		s.Log.WarnContext(ctx, "a statement that is not signed by this cluster", "instance", wire.Caller(ctx).Instance)
+		return nil
+	case err != nil:
+		return err
+	case d.Kind != "":
+		s.Log.ErrorContext(ctx, "a witness shows that the store is not the one that it was", "instance", wire.Caller(ctx).Instance, "detected", d.String())
+		return fault.New(fault.Recovery, d.String())
+	}
+	return nil
 }
 
 // receive takes the messages of the process until it leaves or the stream breaks.
@@ -94,6 +124,9 @@ func (s members) receive(ctx context.Context, stream *connect.BidiStream[rotorv1
 		}
 		if err != nil {
 			return fault.Wrap(fault.Canceled, "stream", err)
+		}
+		if err := s.witness(ctx, m.GetStatement()); err != nil {
+			return err
 		}
 		if m.GetBeat() != 0 {
 			session.Beat(m.GetBeat())
@@ -123,7 +156,8 @@ func (s members) receive(ctx context.Context, stream *connect.BidiStream[rotorv1
 }
 
 // send brings the session's messages to the process until the session ends.
-func send(ctx context.Context, stream *connect.BidiStream[rotorv1.HoldUp, rotorv1.HoldDown], session *fleet.Session) error {
+func (s members) send(ctx context.Context, stream *connect.BidiStream[rotorv1.HoldUp, rotorv1.HoldDown], session *fleet.Session) error {
+	var stated []byte // the last statement on this stream
 	for {
 		d, err := session.Next(ctx)
 		if err != nil {
@@ -135,6 +169,9 @@ func send(ctx context.Context, stream *connect.BidiStream[rotorv1.HoldUp, rotorv
 			m.Lease = &rotorv1.Lease{Beat: d.Lease.Beat, TtlNs: int64(d.Lease.TTL)}
 			for _, id := range d.Lease.Withheld {
 				m.Lease.Withheld = append(m.Lease.Withheld, string(id))
+			}
+			if b, err := s.Guard.Latest(); err == nil && !bytes.Equal(b, stated) {
+				m.Lease.Statement, stated = b, b
 			}
 		case d.Parcel != nil:
 			m.Parcel = parcelOf(*d.Parcel)

@@ -2651,7 +2651,8 @@ type HoldUp struct {
 	Beat          uint64                 `protobuf:"varint,2,opt,name=beat,proto3" json:"beat,omitempty"`  // sequence number of a lease request; 0: none
 	Keys          []string               `protobuf:"bytes,3,rep,name=keys,proto3" json:"keys,omitempty"`   // names to hold from now on
 	Acks          []*Ack                 `protobuf:"bytes,4,rep,name=acks,proto3" json:"acks,omitempty"`
-	Leave         bool                   `protobuf:"varint,5,opt,name=leave,proto3" json:"leave,omitempty"` // clean leave; the stream ends
+	Leave         bool                   `protobuf:"varint,5,opt,name=leave,proto3" json:"leave,omitempty"`        // clean leave; the stream ends
+	Statement     []byte                 `protobuf:"bytes,6,opt,name=statement,proto3" json:"statement,omitempty"` // the newest that the process has seen, when the server's last one does not follow it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2721,6 +2722,13 @@ func (x *HoldUp) GetLeave() bool {
 	return false
 }
 
+func (x *HoldUp) GetStatement() []byte {
+	if x != nil {
+		return x.Statement
+	}
+	return nil
+}
+
 type Hello struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Incarnation   []byte                 `protobuf:"bytes,1,opt,name=incarnation,proto3" json:"incarnation,omitempty"`                 // 16 bytes, one per process
@@ -2728,6 +2736,7 @@ type Hello struct {
 	HpkePublic    []byte                 `protobuf:"bytes,3,opt,name=hpke_public,json=hpkePublic,proto3" json:"hpke_public,omitempty"` // made fresh for the process
 	Signature     []byte                 `protobuf:"bytes,4,opt,name=signature,proto3" json:"signature,omitempty"`                     // by the certificate's key over cluster, incarnation, session and hpke_public
 	Namespace     string                 `protobuf:"bytes,5,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Statement     []byte                 `protobuf:"bytes,6,opt,name=statement,proto3" json:"statement,omitempty"` // of how far the log was: the newest signed one that the instance has seen from any server
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2795,6 +2804,13 @@ func (x *Hello) GetNamespace() string {
 		return x.Namespace
 	}
 	return ""
+}
+
+func (x *Hello) GetStatement() []byte {
+	if x != nil {
+		return x.Statement
+	}
+	return nil
 }
 
 type Ack struct {
@@ -2929,7 +2945,8 @@ type Lease struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Beat          uint64                 `protobuf:"varint,1,opt,name=beat,proto3" json:"beat,omitempty"`
 	TtlNs         int64                  `protobuf:"varint,2,opt,name=ttl_ns,json=ttlNs,proto3" json:"ttl_ns,omitempty"`
-	Withheld      []string               `protobuf:"bytes,3,rep,name=withheld,proto3" json:"withheld,omitempty"` // IDs of the keys that it is not for: the process is behind their distribution (fence mode)
+	Withheld      []string               `protobuf:"bytes,3,rep,name=withheld,proto3" json:"withheld,omitempty"`   // IDs of the keys that it is not for: the process is behind their distribution (fence mode)
+	Statement     []byte                 `protobuf:"bytes,4,opt,name=statement,proto3" json:"statement,omitempty"` // of how far the log is, signed; left out when it has not changed on this stream
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2981,6 +2998,13 @@ func (x *Lease) GetTtlNs() int64 {
 func (x *Lease) GetWithheld() []string {
 	if x != nil {
 		return x.Withheld
+	}
+	return nil
+}
+
+func (x *Lease) GetStatement() []byte {
+	if x != nil {
+		return x.Statement
 	}
 	return nil
 }
@@ -7293,20 +7317,22 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\n" +
 	"server_key\x18\x03 \x01(\fR\tserverKey\x12\x18\n" +
 	"\acluster\x18\x04 \x01(\tR\acluster\x12\x1c\n" +
-	"\tnamespace\x18\x05 \x01(\tR\tnamespace\"\x90\x01\n" +
+	"\tnamespace\x18\x05 \x01(\tR\tnamespace\"\xae\x01\n" +
 	"\x06HoldUp\x12%\n" +
 	"\x05hello\x18\x01 \x01(\v2\x0f.rotor.v1.HelloR\x05hello\x12\x12\n" +
 	"\x04beat\x18\x02 \x01(\x04R\x04beat\x12\x12\n" +
 	"\x04keys\x18\x03 \x03(\tR\x04keys\x12!\n" +
 	"\x04acks\x18\x04 \x03(\v2\r.rotor.v1.AckR\x04acks\x12\x14\n" +
-	"\x05leave\x18\x05 \x01(\bR\x05leave\"\xa0\x01\n" +
+	"\x05leave\x18\x05 \x01(\bR\x05leave\x12\x1c\n" +
+	"\tstatement\x18\x06 \x01(\fR\tstatement\"\xbe\x01\n" +
 	"\x05Hello\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\fR\vincarnation\x12\x18\n" +
 	"\asession\x18\x02 \x01(\fR\asession\x12\x1f\n" +
 	"\vhpke_public\x18\x03 \x01(\fR\n" +
 	"hpkePublic\x12\x1c\n" +
 	"\tsignature\x18\x04 \x01(\fR\tsignature\x12\x1c\n" +
-	"\tnamespace\x18\x05 \x01(\tR\tnamespace\"j\n" +
+	"\tnamespace\x18\x05 \x01(\tR\tnamespace\x12\x1c\n" +
+	"\tstatement\x18\x06 \x01(\fR\tstatement\"j\n" +
 	"\x03Ack\x12\x15\n" +
 	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\rR\vincarnation\x12\x14\n" +
@@ -7315,11 +7341,12 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\bHoldDown\x12%\n" +
 	"\x05lease\x18\x01 \x01(\v2\x0f.rotor.v1.LeaseR\x05lease\x12(\n" +
 	"\x06parcel\x18\x02 \x01(\v2\x10.rotor.v1.ParcelR\x06parcel\x12.\n" +
-	"\arefusal\x18\x03 \x01(\v2\x14.rotor.v1.KeyRefusalR\arefusal\"N\n" +
+	"\arefusal\x18\x03 \x01(\v2\x14.rotor.v1.KeyRefusalR\arefusal\"l\n" +
 	"\x05Lease\x12\x12\n" +
 	"\x04beat\x18\x01 \x01(\x04R\x04beat\x12\x15\n" +
 	"\x06ttl_ns\x18\x02 \x01(\x03R\x05ttlNs\x12\x1a\n" +
-	"\bwithheld\x18\x03 \x03(\tR\bwithheld\"\xb4\x01\n" +
+	"\bwithheld\x18\x03 \x03(\tR\bwithheld\x12\x1c\n" +
+	"\tstatement\x18\x04 \x01(\fR\tstatement\"\xb4\x01\n" +
 	"\x06Parcel\x12\x12\n" +
 	"\x04body\x18\x01 \x01(\fR\x04body\x12\x16\n" +
 	"\x06sealed\x18\x02 \x01(\fR\x06sealed\x12\x1c\n" +
