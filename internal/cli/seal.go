@@ -7,10 +7,12 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/rotorkms/rotor/internal/sealing"
 	rotorv1 "github.com/rotorkms/rotor/proto/rotor/v1"
 )
 
-// connectSealed is connect for a server that may be sealed, which then shows a certificate that is not the server's.
+// connectSealed is connect for a server that may be sealed, which then shows a certificate that is not the server's. What it is asked is about that one
+// server, in whose memory shares are collected, so it is one that is named.
 func (a *app) connectSealed() (*api, error) {
 	if a.sessionPath() != "" {
 		return a.connect()
@@ -22,6 +24,9 @@ func (a *app) connectSealed() (*api, error) {
 	address, err := a.serverAddress(dir)
 	if err != nil {
 		return nil, err
+	}
+	if strings.Contains(address, ",") {
+		return nil, usage("--address", "one server: shares, sealing and what opens are asked of each one by itself")
 	}
 	return newAPI(dir.PeerClient(dir.ClientTLS(func(id string) bool { return id != "" && (id == dir.ServerID() || id == dir.SealedID()) })), address), nil
 }
@@ -128,6 +133,7 @@ root of trust opens by itself. Of several servers this seals the one that answer
 // sealView is the root of trust as programs see it.
 type sealView struct {
 	Sealed  bool         `json:"sealed"`
+	Reason  string       `json:"reason,omitempty"`
 	Weakest string       `json:"weakest,omitempty"`
 	Warning string       `json:"warning,omitempty"`
 	Members []memberView `json:"members"`
@@ -145,11 +151,14 @@ type memberView struct {
 }
 
 func (a *app) showSeal(m *rotorv1.SealStatus) error {
-	v := sealView{Sealed: m.GetSealed(), Weakest: m.GetWeakest(), Warning: m.GetWarning(), Members: []memberView{}}
-	if phase := m.GetRekey().GetPhase(); phase != "none" {
-		v.Rekey = phase
+	v := sealView{Sealed: m.GetSealed(), Reason: m.GetReason(), Weakest: m.GetWeakest(), Warning: m.GetWarning(), Members: []memberView{}}
+	if phase := m.GetRekey().GetPhase(); phase != "none" && phase != "" {
+		v.Rekey = phase + " at " + m.GetRekey().GetServer()
 	}
 	facts := table{rows: [][]string{{"sealed", fmt.Sprint(v.Sealed)}}}
+	if v.Reason != "" {
+		facts.add("because", sealReason(v.Reason))
+	}
 	for _, p := range m.GetShares() {
 		v.Shares = append(v.Shares, viewShares(p))
 		facts.add("shares of set "+p.GetSet(), fmt.Sprintf("%d of %d", p.GetHave(), p.GetThreshold()))
@@ -179,6 +188,15 @@ func (a *app) showSeal(m *rotorv1.SealStatus) error {
 		t.add(member.ID, how, member.Opened, member.Error)
 	}
 	return a.show(v, facts, t)
+}
+
+// sealReason explains why a server is sealed.
+func sealReason(reason string) string {
+	hint := sealing.Reason(reason).Fault().HintText()
+	if hint == "" {
+		return printable(reason)
+	}
+	return reason + ": " + hint
 }
 
 func newServerSealer(a *app) *cobra.Command {
@@ -231,11 +249,12 @@ type rekeyView struct {
 	Attempt  string      `json:"attempt,omitempty"`
 	Progress *sharesView `json:"progress,omitempty"`
 	Sealer   string      `json:"sealer,omitempty"`
+	Server   string      `json:"server,omitempty"`
 	Shares   []string    `json:"shares,omitempty"`
 }
 
 func (a *app) showRekey(m *rotorv1.RekeyProgress) error {
-	v := rekeyView{Phase: m.GetPhase(), Attempt: m.GetAttempt(), Sealer: m.GetSealer(), Shares: m.GetShares()}
+	v := rekeyView{Phase: m.GetPhase(), Attempt: m.GetAttempt(), Sealer: m.GetSealer(), Server: m.GetServer(), Shares: m.GetShares()}
 	t := table{rows: [][]string{{"phase", v.Phase}}}
 	if p := viewShares(m.GetProgress()); p.Threshold > 0 && v.Phase != "done" {
 		v.Progress = &p
@@ -246,6 +265,9 @@ func (a *app) showRekey(m *rotorv1.RekeyProgress) error {
 	}
 	if v.Attempt != "" {
 		t.add("attempt", v.Attempt)
+	}
+	if v.Server != "" {
+		t.add("server", v.Server)
 	}
 	for i, s := range v.Shares {
 		t.add(fmt.Sprintf("share %d of %d", i+1, len(v.Shares)), s)

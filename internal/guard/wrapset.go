@@ -297,6 +297,11 @@ func (g *Guard) ProveSealer(ctx context.Context, s seal.Sealer) error {
 	return g.proves(ctx, s, blob)
 }
 
+// Opens has a sealer open a wrap that it made, of the set as it was read last; the store is not asked. fault.Unavailable, SealWrong.
+func (g *Guard) Opens(ctx context.Context, s seal.Sealer, wrap []byte) error {
+	return g.proves(ctx, s, wrap)
+}
+
 // rewrap wraps the root with a sealer and opens the wrap before anything relies on it.
 func (g *Guard) rewrap(ctx context.Context, rec *rootRecord, s seal.Sealer) error {
 	blob, err := s.Wrap(ctx, g.keys.Load().current.root, rec.Generation)

@@ -2,7 +2,6 @@ package sealing
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"maps"
 	"slices"
@@ -22,19 +21,19 @@ import (
 const (
 	AttemptLife = 15 * time.Minute // after its last share a collection is forgotten
 	maxWrong    = 20               // shares that are refused in a minute; then all are, until it is over
-	askTime     = 10 * time.Second // that a root of trust has to answer the watch
-	watchEvery  = time.Minute
 )
 
 // Config is what a Keeper needs.
 type Config struct {
-	Named map[string]seal.Sealer        // those of the configuration, by name
-	Wraps map[string][]byte             // the wrap set as the store had it at the start
-	Hold  time.Duration                 // how long the server goes on when no root that opens by itself can be reached; 0: for ever
-	Seal  func(reason error, told bool) // seals the server, because somebody told it to or by itself; it is not waited for
-	Every time.Duration                 // between two looks of the watch; default 1 min
+	Named map[string]seal.Sealer // those of the configuration, by name
+	Wraps map[string][]byte      // the wrap set as the store had it at the start
+	Hold  time.Duration          // how long the server goes on when no root that opens by itself can be reached; 0: for ever
+	Seal  func(Reason)           // seals the server, because somebody told it to or by itself; it is not waited for
+	Every time.Duration          // between two looks of the watch; default 1 min, or a quarter of the hold time
 	Now   func() time.Time
 	Log   *slog.Logger
+	// Address is the host:port that callers know this server by; nil: it has none.
+	Address func() string
 }
 
 // Keeper keeps the root of trust of one server. Safe for concurrent use.
@@ -51,19 +50,17 @@ type Keeper struct {
 	wrong  []time.Time
 	health map[string]health
 	since  time.Time // when the last root that opens by itself was reached
+	why    Reason    // that the server is sealed for; empty: it is open, or nobody has asked yet
 	rekey  *rekey
-}
-
-// health is what the watch found of a member.
-type health struct {
-	opened time.Time
-	err    string
 }
 
 // NewKeeper makes the keeper of a server that is still sealed.
 func NewKeeper(c Config) *Keeper {
 	if c.Every == 0 {
 		c.Every = watchEvery
+		if c.Hold > 0 {
+			c.Every = min(c.Every, max(c.Hold/4, leastWait))
+		}
 	}
 	return &Keeper{Config: c, enough: make(chan struct{}, 1), set: Members(c.Wraps, c.Named), health: map[string]health{}}
 }
@@ -82,7 +79,7 @@ func (k *Keeper) Enough() <-chan struct{} { return k.enough }
 func (k *Keeper) Opened(g *guard.Guard) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.guard, k.since = g, k.Now()
+	k.guard, k.since, k.why = g, k.Now(), ""
 	k.clear()
 }
 
@@ -100,8 +97,8 @@ func (k *Keeper) clear() {
 	}
 }
 
-// Sealed says whether the store is still closed.
-func (k *Keeper) Sealed() bool { return k.opened() == nil }
+// Sealed says whether the store is still closed, or is being closed again.
+func (k *Keeper) Sealed() bool { return k.opened() == nil || k.Why() != "" }
 
 func (k *Keeper) opened() *guard.Guard {
 	k.mu.Lock()
@@ -214,6 +211,7 @@ type Member struct {
 // State is the root of trust as the status shows it.
 type State struct {
 	Sealed  bool
+	Why     Reason // while it is sealed
 	Shares  []shamir.Progress
 	Members []Member
 	Weakest string
@@ -226,7 +224,7 @@ type State struct {
 func (k *Keeper) State(ctx context.Context, c policy.Caller) (State, error) {
 	g := k.opened()
 	k.mu.Lock()
-	out := State{Sealed: g == nil}
+	out := State{Sealed: g == nil || k.why != "", Why: k.why}
 	for _, s := range k.set.People {
 		if p := s.Progress(); g == nil || p.Have > 0 {
 			p.Attempt = "" // whoever brought the first share was told
@@ -276,115 +274,6 @@ func (k *Keeper) SetNamed(named map[string]seal.Sealer) {
 	k.clear()
 	k.Named, k.set = named, Members(k.Wraps, named)
 	k.guard.SetSealers(k.set.Sealers())
-}
-
-// Warning says what is wrong with the roots of trust now, for who may see the status; "" when nothing is. It asks nobody.
-func (k *Keeper) Warning() string {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return k.warning()
-}
-
-// warning says what is wrong with the roots now. Call with mu held.
-func (k *Keeper) warning() string {
-	var bad []string
-	for _, s := range k.set.Automatic {
-		if h := k.health[s.ID()]; h.err != "" {
-			bad = append(bad, s.ID())
-		}
-	}
-	switch {
-	case len(bad) == 0:
-		return ""
-	case len(bad) < len(k.set.Automatic):
-		return "does not open now: " + strings.Join(bad, ", ")
-	case k.Hold == 0:
-		return "no root of trust that opens by itself can be reached: the server goes on, and does not start again"
-	}
-	return "no root of trust that opens by itself can be reached: the server seals itself at " + k.since.Add(k.Hold).UTC().Format(time.RFC3339)
-}
-
-// Down counts the members that open by themselves and do not now, and all of them; for metrics.
-func (k *Keeper) Down() (down, all int) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	for _, s := range k.set.Automatic {
-		if k.health[s.ID()].err != "" {
-			down++
-		}
-	}
-	return down, len(k.set.Automatic)
-}
-
-// Run watches the roots until ctx ends: each member that opens by itself is made to, by a test unwrap. When none has for the hold time, the
-// server is sealed.
-func (k *Keeper) Run(ctx context.Context) error {
-	for {
-		if err := k.Watch(ctx); err != nil && ctx.Err() == nil {
-			k.Log.WarnContext(ctx, "wrap set not read", "error", err)
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(k.Every):
-		}
-	}
-}
-
-// Watch looks once.
-func (k *Keeper) Watch(ctx context.Context) error {
-	g := k.opened()
-	now, err := g.Wraps(ctx)
-	if err != nil {
-		return err
-	}
-	set := k.refresh(now.Wraps)
-	up := 0
-	for _, s := range set.Automatic {
-		limited, cancel := context.WithTimeout(ctx, askTime)
-		err := g.ProveSealer(limited, s)
-		cancel()
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if k.note(s.ID(), err); err == nil {
-			up++
-		} else {
-			k.Log.WarnContext(ctx, "a root of trust does not open", "sealer", s.ID(), "error", err)
-		}
-	}
-	k.mu.Lock()
-	k.expire()
-	if up > 0 || len(set.Automatic) == 0 { // people are not asked every minute
-		k.since = k.Now()
-	}
-	away := k.Now().Sub(k.since)
-	k.mu.Unlock()
-	if k.Hold > 0 && away >= k.Hold {
-		k.Log.ErrorContext(ctx, "no root of trust for the hold time, the server seals itself", "hold", k.Hold)
-		k.Seal(fault.New(fault.Sealed, "server").WithHint("no root of trust answered for %s; it opens by itself when one does", k.Hold), false)
-	}
-	return nil
-}
-
-func (k *Keeper) note(id string, err error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	h := k.health[id]
-	if h.err = ""; err == nil {
-		h.opened = k.Now()
-	} else {
-		h.err = reason(err)
-	}
-	k.health[id] = h
-}
-
-func reason(err error) string {
-	var f *fault.Error
-	if errors.As(err, &f) {
-		return string(f.Code)
-	}
-	return string(fault.Internal)
 }
 
 // Change adds, removes or rotates a member of the wrap set. sealer is a specification of New without shares, or an ID. fault.Invalid,
@@ -457,6 +346,6 @@ func (k *Keeper) Close(ctx context.Context, c policy.Caller) error {
 		return err
 	}
 	k.Log.WarnContext(ctx, "the server is sealed", "by", c.Name)
-	k.Seal(fault.New(fault.Sealed, "server").WithHint("somebody sealed it; bring shares, or start it again"), true)
+	k.seal(Told)
 	return nil
 }

@@ -30,6 +30,7 @@ type Rekey struct {
 	Progress shamir.Progress
 	Shares   []shamir.Share // the new ones, in the answer that makes them and nowhere else
 	Sealer   string         // what they make
+	Server   string         // host:port of the server in whose memory it is
 }
 
 // Texts are the new shares as they are printed.
@@ -38,9 +39,11 @@ func (r Rekey) Texts() []string { return shamir.Texts(r.Shares) }
 // Progress is how far a collection of shares is.
 type Progress = shamir.Progress
 
-// rekey is one that goes on.
+// rekey is one that goes on. It lives in the memory of one server and ends with it, as shares are kept nowhere: until the one commit that puts the new
+// set into the place of the old one nothing has changed, and after it all has.
 type rekey struct {
 	attempt string
+	server  string
 	spec    string
 	oldID   string         // the member that goes; empty: none
 	old     *shamir.Sealer // collects the old shares; nil: there are none
@@ -54,9 +57,9 @@ func (r *rekey) view() Rekey {
 	case r == nil:
 		return Rekey{Phase: PhaseNone}
 	case r.next == nil:
-		return Rekey{Phase: PhaseAuthorize, Attempt: r.attempt, Progress: r.old.Progress()}
+		return Rekey{Phase: PhaseAuthorize, Server: r.server, Attempt: r.attempt, Progress: r.old.Progress()}
 	}
-	return Rekey{Phase: PhaseVerify, Attempt: r.attempt, Progress: r.people.Progress(), Sealer: r.next.ID()}
+	return Rekey{Phase: PhaseVerify, Server: r.server, Attempt: r.attempt, Progress: r.people.Progress(), Sealer: r.next.ID()}
 }
 
 // StartRekey begins to make new shares, THRESHOLD/TOTAL. with names sealers that are to be needed beside them, joined by "+"; empty: those
@@ -92,7 +95,7 @@ func (k *Keeper) StartRekey(ctx context.Context, c policy.Caller, sizes, with st
 	if going != nil {
 		return going.view(), fault.New(fault.InUse, "rekey").WithHint("one goes on, attempt %s; finish it or abort it", going.attempt)
 	}
-	r := &rekey{attempt: rand.Text()[:16], spec: spec}
+	r := &rekey{attempt: rand.Text()[:16], server: k.server(), spec: spec}
 	if len(set.People) > 1 {
 		return Rekey{}, fault.New(fault.InUse, "rekey").WithHint("there are %d sets of shares; remove all but one first", len(set.People))
 	}
@@ -209,7 +212,7 @@ func (k *Keeper) install(ctx context.Context, g *guard.Guard, permit *guard.Perm
 		return r.view(), err
 	}
 	k.setRekey(nil)
-	out := Rekey{Phase: PhaseDone, Attempt: r.attempt, Progress: r.people.Progress(), Sealer: r.next.ID()}
+	out := Rekey{Phase: PhaseDone, Server: r.server, Attempt: r.attempt, Progress: r.people.Progress(), Sealer: r.next.ID()}
 	return out, k.changed(ctx, g, nil)
 }
 
@@ -234,12 +237,29 @@ func (k *Keeper) AbortRekey(ctx context.Context, c policy.Caller, attempt string
 	return Rekey{Phase: PhaseNone}, nil
 }
 
+// server is the host:port that callers know this server by.
+func (k *Keeper) server() string {
+	if k.Address == nil {
+		return ""
+	}
+	return k.Address()
+}
+
+// named is the server's address in a hint.
+func (k *Keeper) named() string {
+	if at := k.server(); at != "" {
+		return ", " + at
+	}
+	return ""
+}
+
 func (k *Keeper) going(attempt string) (*rekey, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	switch {
 	case k.rekey == nil:
-		return nil, fault.New(fault.NotFound, "rekey").WithHint("none goes on; start one")
+		return nil, fault.New(fault.NotFound, "rekey").WithHint("none goes on at this server%s: one lives in the memory of the server that it was started at, and ends with that; "+
+			"what opens now is what rotor server sealer list shows. Name the server with --address, or start again", k.named())
 	case attempt != "" && attempt != k.rekey.attempt:
 		return nil, fault.New(fault.Conflict, "attempt "+attempt).WithHint("attempt %s goes on", k.rekey.attempt)
 	}

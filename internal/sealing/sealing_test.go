@@ -54,8 +54,7 @@ type world struct {
 	off    atomic.Bool // of the sealers "far" and "near"
 	clock  atomic.Int64
 	hold   time.Duration
-	sealed []error
-	told   bool
+	sealed []sealing.Reason
 }
 
 func (w *world) now() time.Time { return time.Unix(w.clock.Load(), 0) }
@@ -100,7 +99,7 @@ func (w *world) keeper() *sealing.Keeper {
 	}
 	return sealing.NewKeeper(sealing.Config{
 		Named: w.named, Wraps: wraps.Wraps, Hold: w.hold, Now: w.now, Log: slog.New(slog.DiscardHandler),
-		Seal: func(reason error, told bool) { w.sealed, w.told = append(w.sealed, reason), told },
+		Seal: func(why sealing.Reason) { w.sealed = append(w.sealed, why) },
 	})
 }
 
@@ -360,6 +359,44 @@ func TestChange(t *testing.T) {
 	code(t, k.Change(ctx, alice, "remove", "near"), fault.Unavailable, "with one share")
 }
 
+// storeless is a store that can be away.
+type storeless struct {
+	store.Store
+	away atomic.Bool
+}
+
+func (s *storeless) Get(ctx context.Context, key string) (store.Record, error) {
+	if s.away.Load() {
+		return store.Record{}, store.ErrUnavailable
+	}
+	return s.Store.Get(ctx, key)
+}
+
+// TestHoldWithoutTheStore: while the store is away the roots are asked with what was read last, and the hold time runs.
+func TestHoldWithoutTheStore(t *testing.T) {
+	w := newWorld(t)
+	w.hold = time.Hour
+	w.init("near", "far")
+	db := &storeless{Store: w.store}
+	w.store = db
+	k := w.keeper()
+	w.must(w.open(k))
+	w.must(k.Watch(t.Context()))
+	db.away.Store(true)
+	w.clock.Add(3601)
+	if err := k.Watch(t.Context()); err == nil {
+		t.Error("nobody said that the store is away")
+	}
+	if members, left := k.Health(); left != -1 || len(members) != 2 || !members[0].Up || len(w.sealed) != 0 {
+		t.Errorf("with the roots there: %v, %s, %v", members, left, w.sealed)
+	}
+	w.off.Store(true)
+	w.clock.Add(3600)
+	if err := k.Watch(t.Context()); err == nil || !slices.Equal(w.sealed, []sealing.Reason{sealing.Held}) {
+		t.Errorf("with neither: %v, %v", w.sealed, err)
+	}
+}
+
 // TestHold: with all roots away the server goes on until the hold time, warns at once, and names what is wrong.
 func TestHold(t *testing.T) {
 	for name, c := range map[string]struct {
@@ -387,11 +424,23 @@ func TestHold(t *testing.T) {
 			w.off.Store(true)
 			w.clock.Add(3599)
 			w.must(k.Watch(t.Context()))
-			if down, all := k.Down(); down != 2 || all != 2 || !strings.Contains(warning(), "no root of trust") || len(w.sealed) != 0 {
-				t.Errorf("%d of %d, %q, %v", down, all, warning(), w.sealed)
+			members, left := k.Health()
+			if want := map[bool]time.Duration{true: time.Second, false: -1}[c.seals]; left != want {
+				t.Errorf("it goes on for %s, want %s", left, want)
+			}
+			for _, m := range members {
+				if m.Up || w.now().Sub(m.Opened) != 3599*time.Second || m.Kind != "local" {
+					t.Errorf("%+v", m)
+				}
+			}
+			if len(members) != 2 || !strings.Contains(warning(), "no root of trust") || len(w.sealed) != 0 || k.Why() != "" {
+				t.Errorf("%v, %q, %v", members, warning(), w.sealed)
 			}
 			w.off.Store(false)
 			w.must(k.Watch(t.Context()))
+			if members, left := k.Health(); left != -1 || !members[0].Up || !members[0].Opened.Equal(w.now()) {
+				t.Errorf("back: %v, %s", members, left)
+			}
 			w.off.Store(true)
 			w.clock.Add(3599)
 			w.must(k.Watch(t.Context()))
@@ -400,7 +449,8 @@ func TestHold(t *testing.T) {
 			}
 			w.clock.Add(1)
 			w.must(k.Watch(t.Context()))
-			if sealed := len(w.sealed) == 1; sealed != c.seals || w.told {
+			w.must(k.Watch(t.Context()))
+			if want := map[bool][]sealing.Reason{true: {sealing.Held}}[c.seals]; !slices.Equal(w.sealed, want) || k.Sealed() != c.seals {
 				t.Errorf("sealed: %v", w.sealed)
 			}
 		})
@@ -422,7 +472,7 @@ func TestPeopleAlone(t *testing.T) {
 	}
 	code(t, k.Close(t.Context(), bob), fault.Denied, "sealed without the right")
 	w.must(k.Close(t.Context(), alice))
-	if len(w.sealed) != 1 || !w.told {
+	if !slices.Equal(w.sealed, []sealing.Reason{sealing.Told}) {
 		t.Errorf("%v", w.sealed)
 	}
 }

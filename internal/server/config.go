@@ -15,6 +15,7 @@ import (
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/replica"
+	"github.com/rotorkms/rotor/internal/sealing"
 )
 
 // Version of this build.
@@ -44,7 +45,7 @@ type Config struct {
 	Seals       []Seal           `yaml:"seals"`        // roots of trust that the server can ask; default: one named local, of seal_key
 	SealHold    time.Duration    `yaml:"seal_hold"`    // how long the server goes on when no root that opens by itself answers; then it seals itself; default 0, for ever
 	InitSeals   []string         `yaml:"-"`            // of Init: the wrap set, each a specification of sealing.New; default: the first seal
-	Sealed      bool             `yaml:"-"`            // start sealed, and open by shares alone
+	SealedFor   sealing.Reason   `yaml:"-"`            // why a server that sealed itself is started again; one that was told to opens by shares alone
 	TrustDomain string           `yaml:"trust_domain"` // of SPIFFE IDs, chosen at Init; default rotor.local
 	Namespace   string           `yaml:"namespace"`    // that joined instances work in; default "default"
 	LeaseTTL    time.Duration    `yaml:"lease_ttl"`    // how long an instance may go on in fence mode without the server; default 10 s

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -73,7 +74,7 @@ func TestDashboardAndAlertsAreOfThisServer(t *testing.T) {
 			t.Errorf("%s asks for nothing", e)
 		}
 		for _, name := range names {
-			if !regexp.MustCompile(`(?m)^` + name + `[{ ]`).MatchString(body) {
+			if !regexp.MustCompile(`(?m)^`+name+`[{ ]`).MatchString(body) && !slices.Contains(unwell(), name) {
 				t.Errorf("%s: no %s", e, name)
 			}
 		}

@@ -12,6 +12,7 @@ import (
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/sealing"
 	"github.com/rotorkms/rotor/internal/wire"
 )
 
@@ -31,6 +32,7 @@ type Readiness struct {
 // health decides whether a server is ready.
 type health struct {
 	guard    *guard.Guard
+	seals    *sealing.Keeper
 	draining atomic.Bool
 	patience time.Duration // that a check may take
 	kept     time.Duration // that its answer stands for, so that strangers who ask cost the store nothing
@@ -40,8 +42,8 @@ type health struct {
 	last Readiness
 }
 
-func newHealth(g *guard.Guard) *health {
-	return &health{guard: g, patience: 2 * time.Second, kept: time.Second}
+func newHealth(g *guard.Guard, k *sealing.Keeper) *health {
+	return &health{guard: g, seals: k, patience: 2 * time.Second, kept: time.Second}
 }
 
 // look makes the checks, or answers what they said less than h.kept ago. Draining is always what it is now.
@@ -62,11 +64,19 @@ func (h *health) drain() error {
 	return nil
 }
 
+// sealed is why the server seals itself now. One that is sealed has no health; it answers for itself.
+func (h *health) sealed() error {
+	if why := h.seals.Why(); why != "" {
+		return why.Fault()
+	}
+	return nil
+}
+
 func (h *health) check(ctx context.Context) Readiness {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), h.patience)
 	defer cancel()
 	rev, err := h.guard.Reach(ctx)
-	checks := []Check{checked("unsealed", nil), checked("store", err)} // a server without its root key serves nothing at all
+	checks := []Check{checked("unsealed", h.sealed()), checked("store", err)}
 	if err == nil {
 		err = h.guard.Followed(ctx, rev)
 	}

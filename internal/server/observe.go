@@ -123,12 +123,17 @@ func (s *Server) about(fixed native.About) func(context.Context) native.About {
 func (s *Server) view(r rooms, certificates *tls.Config) telemetry.View {
 	now, ready, load := s.config.Now(), s.health.look(context.Background()), s.http.Load()
 	v := telemetry.View{
-		Ready: ready.Ready, Draining: s.health.draining.Load(), Checks: map[string]bool{}, Connections: load.Connections, InFlight: load.Requests,
+		Ready: ready.Ready, Sealed: s.seals.Sealed(), SealedFor: string(s.seals.Why()), Draining: s.health.draining.Load(), Checks: map[string]bool{}, Connections: load.Connections, InFlight: load.Requests,
 		Streams: load.Streams, Sandbox: s.sandboxed.Load(), MaxKeys: s.live.Load().config.Metrics.MaxKeys, CertificateDays: map[string]float64{"authority": r.authority.CA().NotAfter.Sub(now).Hours() / 24},
 	}
 	for _, c := range ready.Checks {
 		v.Checks[c.Name] = c.OK
 	}
+	roots, hold := s.seals.Health()
+	for _, m := range roots {
+		v.Sealers = append(v.Sealers, telemetry.Sealer{ID: m.ID, Kind: m.Kind, Up: m.Up, Opened: !m.Opened.IsZero(), OpenedSeconds: now.Sub(m.Opened).Seconds()})
+	}
+	v.Holds, v.HoldSeconds = hold >= 0, hold.Seconds()
 	v.Instances, v.Connected = r.fleet.Count()
 	entries, waiting := s.guard.LogStats()
 	v.AuditEntries, v.AuditWaiting = float64(entries), float64(waiting)

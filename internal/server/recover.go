@@ -66,7 +66,7 @@ func (s *Server) awaitRecovered(ctx context.Context) error {
 		}
 	}
 	s.config.Log.InfoContext(ctx, "the store was recovered", "incarnation", s.guard.Incarnation())
-	s.seal(fault.New(fault.Recovery, "server").WithHint("the store was recovered"), false)
+	s.endFor(fault.New(fault.Recovery, "server").WithHint("the store was recovered"), "")
 	return nil
 }
 
@@ -76,7 +76,7 @@ func (s *Server) awaitSuspended(ctx context.Context, g *guard.Guard) error {
 	case <-g.Suspended():
 		found := g.Detected()
 		s.config.Log.ErrorContext(ctx, "the server goes to recovery mode", "detected", found[0].String())
-		s.seal(fault.New(fault.Recovery, found[0].String()), false)
+		s.endFor(fault.New(fault.Recovery, found[0].String()), "")
 	case <-ctx.Done():
 	}
 	return nil

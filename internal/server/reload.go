@@ -33,7 +33,7 @@ func (s *Server) Reload() error {
 	select {
 	case <-s.opened:
 	default:
-		return errSealed
+		return s.seals.Why().Fault()
 	}
 	s.reloading.Lock()
 	defer s.reloading.Unlock()

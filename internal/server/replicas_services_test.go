@@ -3,13 +3,9 @@
 package server_test
 
 import (
-	"bufio"
 	"context"
 	"fmt"
-	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -27,100 +23,24 @@ import (
 
 // replicas are server processes on one store.
 type replicas struct {
-	t     *testing.T
-	bin   string
-	dir   string
-	url   string
-	ports []int
-	procs []*exec.Cmd
+	*processes
+	url string
 }
 
 // newReplicas makes a cluster in a store and starts three servers on it.
 func newReplicas(t *testing.T, bin, url string) *replicas {
 	t.Helper()
-	r := &replicas{t: t, bin: bin, dir: t.TempDir(), url: url}
-	for range 3 {
-		r.ports, r.procs = append(r.ports, testenv.FreePort(t)), append(r.procs, nil)
-	}
-	c := server.Config{Dir: r.dir, Listen: r.address(0), Store: url, Rules: filepath.Join(r.dir, "rules.yaml")}
-	if err := os.WriteFile(c.Rules, []byte(rules), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	r := &replicas{processes: newProcesses(t, bin, 3), url: url}
+	c := r.config()
+	c.Store = url
 	if _, err := server.Init(t.Context(), c); err != nil {
 		t.Fatal(err)
 	}
-	config := fmt.Sprintf("dir: %s\nrules: %s\nstore: %s\nsession_ttl: 1s\nsandbox: \"off\"\n", r.dir, c.Rules, url)
-	if err := os.WriteFile(filepath.Join(r.dir, "rotor.yaml"), []byte(config), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	r.configure("store: %s\nsession_ttl: 1s\nsandbox: \"off\"\n", url)
 	for i := range r.procs {
 		r.start(i)
 	}
 	return r
-}
-
-func (r *replicas) address(i int) string { return fmt.Sprintf("127.0.0.1:%d", r.ports[i]) }
-
-// addresses are those of all servers, from one on.
-func (r *replicas) addresses(from int) string {
-	var all []string
-	for i := range r.ports {
-		all = append(all, r.address((from+i)%len(r.ports)))
-	}
-	return strings.Join(all, ",")
-}
-
-// start runs a server and returns when it answers.
-func (r *replicas) start(i int) {
-	r.t.Helper()
-	c := exec.Command(r.bin, "server", "run", "--config", filepath.Join(r.dir, "rotor.yaml"), "--listen", r.address(i)) //nolint:noctx // killed below
-	log, err := os.Create(filepath.Join(r.t.TempDir(), "log"))
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	c.Stderr = log
-	out, err := c.StdoutPipe()
-	if err == nil {
-		err = c.Start()
-	}
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	r.procs[i] = c
-	r.t.Cleanup(func() {
-		_ = c.Process.Kill() // gone already is fine
-		_ = c.Wait()
-	})
-	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || !strings.HasPrefix(line, "listening on ") {
-		b, _ := os.ReadFile(log.Name())
-		r.t.Fatalf("server %d: %q, %v: %s", i, line, err, b)
-	}
-}
-
-func (r *replicas) kill(i int) {
-	r.t.Helper()
-	if err := r.procs[i].Process.Kill(); err != nil {
-		r.t.Fatal(err)
-	}
-	_ = r.procs[i].Wait() // it was killed
-}
-
-func (r *replicas) signal(i int, s syscall.Signal) {
-	r.t.Helper()
-	if err := r.procs[i].Process.Signal(s); err != nil {
-		r.t.Fatal(err)
-	}
-}
-
-func (r *replicas) dial(config rotor.Config, from int) *rotor.Client {
-	r.t.Helper()
-	config.Address = r.addresses(from)
-	c, err := rotor.Dial(r.t.Context(), config)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	r.t.Cleanup(func() { _ = c.Close() })
-	return c
 }
 
 // load reads without pause, with the keys that members hold and with a key at the servers, and counts.
@@ -161,17 +81,6 @@ func (r *replicas) load(members []*rotor.Client, admin *rotor.Client, message []
 		return err
 	})
 	return l
-}
-
-// built is the command, built for this test.
-func built(t *testing.T) string {
-	t.Helper()
-	bin := filepath.Join(t.TempDir(), "rotor")
-	build := exec.CommandContext(t.Context(), "go", "build", "-o", bin, "github.com/rotorkms/rotor/cmd/rotor")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	return bin
 }
 
 // TestReplicas: of three servers on one engine any is killed under load. No read fails, writes go on, and so does a rotation that is in flight; a

@@ -20,6 +20,8 @@ import (
 	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/rpc"
 	"github.com/rotorkms/rotor/internal/seal"
+	"github.com/rotorkms/rotor/internal/sealing"
+	"github.com/rotorkms/rotor/internal/telemetry"
 	"github.com/rotorkms/rotor/internal/wire"
 	"github.com/rotorkms/rotor/internal/wire/native"
 )
@@ -29,25 +31,22 @@ const (
 	askAgain   = 5 * time.Second
 )
 
-// errSealed is what a sealed server answers.
-var errSealed = fault.New(fault.Sealed, "server")
-
 // closed says whether a store did not open because its roots of trust are away or people have to come: it may open later.
 func closed(err error) bool {
 	return fault.CodeOf(err) == fault.Sealed || fault.CodeOf(err) == fault.Unavailable && errors.Is(err, seal.ErrUnavailable)
 }
 
-// nobody is the identifier of a sealed server: there is no authority to know anybody by.
-type nobody struct{}
+// nobody is the identifier of a sealed server: there is no authority to know anybody by. It says why the server is sealed.
+type nobody struct{ why error }
 
 // Identify implements wire.Identifier.
-func (nobody) Identify(tls.ConnectionState, bool) (policy.Caller, error) {
-	return policy.Caller{}, errSealed
+func (n nobody) Identify(tls.ConnectionState, bool) (policy.Caller, error) {
+	return policy.Caller{}, n.why
 }
 
 // Session implements wire.Identifier.
-func (nobody) Session(context.Context, string, string) (policy.Caller, time.Time, error) {
-	return policy.Caller{}, time.Time{}, errSealed
+func (n nobody) Session(context.Context, string, string) (policy.Caller, time.Time, error) {
+	return policy.Caller{}, time.Time{}, n.why
 }
 
 // startSealed listens, takes shares and answers nothing else until the store opens; then it goes on as start does.
@@ -64,8 +63,11 @@ func (s *Server) startSealed(ctx context.Context, why error) error {
 		return err
 	}
 	s.address = s.listener.Addr().String()
-	s.config.Log.WarnContext(ctx, "the server is sealed", "why", why, "listen", s.address)
-	sealed := wire.NewServer(wire.Config{TLS: c, Identifier: nobody{}, Handler: s.sealedMux(), Now: s.config.Now, Log: s.config.Log})
+	s.seals.Explain(s.config.SealedFor)
+	s.config.Log.WarnContext(ctx, "the server is sealed", "reason", s.seals.Why(), "error", why, "listen", s.address)
+	sealed := wire.NewServer(wire.Config{
+		TLS: c, Identifier: nobody{s.seals.Why().Fault()}, Handler: s.sealedMux(), Strangers: append(wire.Strangers(), "/metrics"), Now: s.config.Now, Log: s.config.Log,
+	})
 	served := make(chan error, 1)
 	go func() { served <- sealed.Serve(s.listener) }() // ends with Shutdown, below
 	go func() {                                        // ends with the server; Wait waits for it
@@ -89,7 +91,16 @@ func (s *Server) startSealed(ctx context.Context, why error) error {
 
 // awaitOpen waits until the store opens: by shares, or because a root of trust can be reached again. nil when the server is closed.
 func (s *Server) awaitOpen(ctx context.Context) (*guard.Guard, error) {
-	again := time.NewTicker(askAgain)
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	go func() { // ends with ctx: a root that does not answer does not keep the server from closing
+		select {
+		case <-s.quit:
+			stop()
+		case <-ctx.Done():
+		}
+	}()
+	again := time.NewTimer(s.firstAsk())
 	defer again.Stop()
 	for {
 		select {
@@ -97,12 +108,18 @@ func (s *Server) awaitOpen(ctx context.Context) (*guard.Guard, error) {
 			return nil, nil
 		case <-s.seals.Enough():
 		case <-again.C:
-			if s.config.Sealed { // somebody sealed it, so only people open it
+			again.Reset(askAgain)
+			if s.config.SealedFor == sealing.Told { // so only people open it
 				continue
 			}
 		}
 		g, err := s.open(ctx)
 		switch {
+		case ctx.Err() != nil:
+			if err == nil {
+				g.Destroy()
+			}
+			return nil, nil
 		case err == nil:
 			s.config.Log.InfoContext(ctx, "the server is open")
 			return g, nil
@@ -113,25 +130,34 @@ func (s *Server) awaitOpen(ctx context.Context) (*guard.Guard, error) {
 	}
 }
 
-// sealedMux is all that a sealed server answers.
+// firstAsk is when the roots are asked first: at once by a server that has sealed itself, for it has not been started in vain just now.
+func (s *Server) firstAsk() time.Duration {
+	if s.config.SealedFor == sealing.Held {
+		return 0
+	}
+	return askAgain
+}
+
+// sealedMux is all that a sealed server answers. Nobody can show a right, so its metrics say no more than its status, which strangers may ask for.
 func (s *Server) sealedMux() *http.ServeMux {
-	mux := http.NewServeMux()
+	mux, why := http.NewServeMux(), s.seals.Why().Fault()
 	mux.HandleFunc("/healthz", alive)
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, r *http.Request) {
-		wire.Failed(r.Context(), errSealed)
+		wire.Failed(r.Context(), why)
 		w.Header().Set("Cache-Control", "no-store")
-		http.Error(w, "sealed", http.StatusServiceUnavailable)
+		http.Error(w, fmt.Sprintf("sealed (%s): %s", s.seals.Why(), why.HintText()), http.StatusServiceUnavailable)
 	})
+	mux.Handle("GET /metrics", telemetry.Sealed(string(s.seals.Why())))
 	native.MountSeal(mux, s.seals, s.config.Log)
 	writer := connect.NewErrorWriter()
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		wire.Failed(r.Context(), errSealed)
+		wire.Failed(r.Context(), why)
 		if writer.IsSupported(r) {
-			_ = writer.Write(w, r, rpc.Encode(errSealed)) // the client is gone when this fails
+			_ = writer.Write(w, r, rpc.Encode(why)) // the client is gone when this fails
 			return
 		}
 		w.WriteHeader(http.StatusServiceUnavailable)
-		_, _ = io.WriteString(w, errSealed.Error()+"\n") // the client is gone when this fails
+		_, _ = io.WriteString(w, why.Error()+"\n") // the client is gone when this fails
 	})
 	return mux
 }
@@ -192,11 +218,14 @@ func covers(leaf *x509.Certificate, hosts []string) bool {
 	return true
 }
 
-// seal stops the server because its root of trust is gone, somebody says so, or its store is not the one that it was or is so again. Wait then
-// returns reason, which is fault.Sealed or Recovery.
-func (s *Server) seal(reason error, told bool) {
+// seal stops the server because its root of trust is gone or somebody says so. Wait then returns why, which is fault.Sealed.
+func (s *Server) seal(why sealing.Reason) { s.endFor(why.Fault(), why) }
+
+// endFor stops the server because it is sealed, or because its store is not the one that it was or is so again. Wait then returns reason, which is
+// fault.Sealed or Recovery.
+func (s *Server) endFor(reason error, sealed sealing.Reason) {
 	s.sealing.Do(func() {
-		s.sealed, s.told = reason, told
+		s.over, s.sealed = reason, sealed
 		go func() { // ends with the server
 			_ = s.CloseNow() // Wait tells
 		}()
@@ -206,6 +235,10 @@ func (s *Server) seal(reason error, told bool) {
 // Restart starts a server again that has sealed itself, or goes to recovery mode or comes from it, at the same address. Call it after Wait.
 func (s *Server) Restart(ctx context.Context) (*Server, error) {
 	c := s.config
-	c.Listen, c.Sealed = s.address, s.told
-	return Start(ctx, c)
+	c.Listen, c.SealedFor = s.address, s.sealed
+	next, err := Start(ctx, c)
+	if err == nil {
+		next.sandboxed.Store(s.sandboxed.Load()) // which is the process's, for good
+	}
+	return next, err
 }

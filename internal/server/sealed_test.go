@@ -87,8 +87,9 @@ func TestSealed(t *testing.T) {
 		t.Errorf("a key file was made that nobody asked for: %v", err)
 	}
 	address := w.Address()
-	for path, want := range map[string]int{"/healthz": 200, "/readyz": 503, "/.well-known/jwks.json": 503, "/metrics": 503, "/": 503, "/debug/pprof/heap": 503} {
-		if status, body := w.get(path); status != want || want == 503 && !strings.Contains(body, "sealed") {
+	for path, want := range map[string]int{"/healthz": 200, "/readyz": 503, "/.well-known/jwks.json": 503, "/metrics": 200, "/": 503, "/debug/pprof/heap": 503} {
+		if status, body := w.get(path); status != want || want == 503 && !strings.Contains(body, "sealed") || path == "/readyz" && !strings.Contains(body, "(shares)") ||
+			path == "/metrics" && !strings.Contains(body, "\nrotor_sealed_reason{reason=\"shares\"} 1\n") {
 			t.Errorf("%s: %d %q", path, status, body)
 		}
 	}
@@ -113,7 +114,7 @@ func TestSealed(t *testing.T) {
 		t.Fatalf("%v, %v", p, err)
 	}
 	state, err := c.Status(t.Context(), connect.NewRequest(&rotorv1.SealStatusRequest{}))
-	if err != nil || !state.Msg.GetSealed() || len(state.Msg.GetShares()) != 1 || state.Msg.GetShares()[0].GetHave() != 1 {
+	if err != nil || !state.Msg.GetSealed() || state.Msg.GetReason() != "shares" || len(state.Msg.GetShares()) != 1 || state.Msg.GetShares()[0].GetHave() != 1 {
 		t.Errorf("%v, %v", state, err)
 	}
 	if _, err = c.Unseal(t.Context(), connect.NewRequest(&rotorv1.UnsealRequest{Share: shares[2]})); codeOf(err) != fault.ShareDuplicate {
@@ -219,10 +220,13 @@ func TestSealCommand(t *testing.T) {
 	}
 	w.Server = s
 	t.Cleanup(func() { _ = s.Close() })
-	if status, _ := w.get("/readyz"); status != http.StatusServiceUnavailable {
-		t.Errorf("ready: %d", status)
+	if status, body := w.get("/readyz"); status != http.StatusServiceUnavailable || !strings.Contains(body, "(told)") {
+		t.Errorf("ready: %d %q", status, body)
 	}
 	w.unsealWith(shares...)
+	if status, body := w.get("/readyz"); status != http.StatusOK {
+		t.Errorf("after it was unsealed: %d %q", status, body)
+	}
 	w.made(&rotorv1.Key{Name: "records", Purpose: "encrypt"})
 }
 

@@ -67,8 +67,8 @@ type Server struct {
 	hurried sync.Once
 
 	sealing sync.Once
-	sealed  error // why the server sealed itself
-	told    bool  // because somebody told it to
+	over    error          // why the server ended itself
+	sealed  sealing.Reason // the same, if it sealed itself
 }
 
 // rooms are the parts that serve requests.
@@ -127,7 +127,7 @@ func startAs(ctx context.Context, c Config, db store.Store, named map[string]sea
 	s := &Server{
 		config: c, store: db, metrics: metrics, tracing: tracing, ended: make(chan struct{}), quit: make(chan struct{}), now: make(chan struct{}), opened: make(chan struct{}),
 	}
-	s.seals = sealing.NewKeeper(sealing.Config{Named: named, Wraps: wrapped.Wraps, Hold: c.SealHold, Seal: s.seal, Now: c.Now, Log: c.Log})
+	s.seals = sealing.NewKeeper(sealing.Config{Named: named, Wraps: wrapped.Wraps, Hold: c.SealHold, Seal: s.seal, Address: s.Advertised, Now: c.Now, Log: c.Log})
 	if shared {
 		s.keeper = s.newKeeper()
 	}
@@ -147,8 +147,8 @@ func (s *Server) begin(ctx context.Context, problem error) error {
 	if problem != nil && len(c.Seals) > 0 {
 		c.Log.WarnContext(ctx, "a configured root of trust cannot be used", "error", problem)
 	}
-	if c.Sealed {
-		return s.startSealed(ctx, errSealed)
+	if c.SealedFor != "" { // it listens at once, whatever a root of trust takes to answer
+		return s.startSealed(ctx, c.SealedFor.Fault())
 	}
 	g, err := s.open(ctx)
 	if closed(err) {
@@ -187,7 +187,7 @@ func (s *Server) startOpen(ctx context.Context, g *guard.Guard) error {
 	group, run := errgroup.WithContext(run)
 	group.Go(func() error { return g.Run(run) })
 	group.Go(func() error { return openFault(transfer.Watch(run, s.store)) })
-	s.guard, s.rules, s.health, s.stop = g, rules, newHealth(g), stop
+	s.guard, s.rules, s.health, s.stop = g, rules, newHealth(g, s.seals), stop
 	s.seals.Opened(g)
 	if len(g.Detected()) > 0 {
 		err = s.serveRecovery(ctx, group, run)
@@ -368,9 +368,9 @@ func (s *Server) supervise(run context.Context, group *errgroup.Group) {
 		s.config.Log.Warn("last traces not sent", "error", err)
 	}
 	s.sealing.Do(func() {}) // from here on it is too late
-	if s.err == nil && s.sealed != nil {
+	if s.err == nil && s.over != nil {
 		s.guard.Destroy()
-		s.err = s.sealed
+		s.err = s.over
 	}
 	close(s.ended)
 }

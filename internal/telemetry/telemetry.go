@@ -51,7 +51,15 @@ func New(b Build) *Metrics {
 }
 
 // Show adds what look finds at each scrape. Call it once.
-func (m *Metrics) Show(look func() View) { m.registry.MustRegister(views{look}) }
+func (m *Metrics) Show(look func() View) { m.registry.MustRegister(views{look, gauges()}) }
+
+// Sealed answers a scrape of a server that is sealed for a reason, with nothing that a stranger may not know.
+func Sealed(reason string) http.Handler {
+	v := View{Sealed: true, SealedFor: reason, Checks: map[string]bool{"unsealed": false}}
+	r := prometheus.NewRegistry()
+	r.MustRegister(views{func() View { return v }, stateGauges()})
+	return promhttp.HandlerFor(r, promhttp.HandlerOpts{MaxRequestsInFlight: 4, EnableOpenMetrics: true})
+}
 
 // Handler answers a scrape. It asks nobody for rights: its caller does.
 func (m *Metrics) Handler() http.Handler {

@@ -43,7 +43,8 @@ func scrape(t *testing.T, m *telemetry.Metrics) (lines []string, types map[strin
 
 func full() telemetry.View {
 	return telemetry.View{
-		Ready: true, Checks: map[string]bool{"store": true, "log": false}, Instances: 3, Connected: 2, CertificateDays: map[string]float64{"server": 12.5},
+		Ready: true, Sealed: true, SealedFor: "hold", Holds: true, HoldSeconds: 30, Sealers: []telemetry.Sealer{{ID: "local:x", Kind: "local", Opened: true, OpenedSeconds: 90}},
+		Checks: map[string]bool{"store": true, "log": false}, Instances: 3, Connected: 2, CertificateDays: map[string]float64{"server": 12.5},
 		Keys: []telemetry.Key{
 			{Namespace: "default", Name: "b", Primary: 1},
 			{
@@ -51,6 +52,21 @@ func full() telemetry.View {
 				Census: &telemetry.Census{AgeSeconds: 5, Primary: 7, Older: 2, Unknown: 1, Unreachable: 1},
 			},
 		},
+	}
+}
+
+// TestSealed: a sealed server shows that it is, why, and nothing else.
+func TestSealed(t *testing.T) {
+	w := httptest.NewRecorder()
+	telemetry.Sealed("hold").ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	var samples []string
+	for l := range strings.Lines(w.Body.String()) {
+		if !strings.HasPrefix(l, "#") {
+			samples = append(samples, strings.TrimSpace(l))
+		}
+	}
+	if want := []string{`rotor_check{check="unsealed"} 0`, "rotor_ready 0", "rotor_sealed 1", `rotor_sealed_reason{reason="hold"} 1`}; !slices.Equal(samples, want) {
+		t.Errorf("%q", samples)
 	}
 }
 

@@ -11,8 +11,13 @@ import (
 type View struct {
 	Ready    bool
 	Draining bool
-	Sealed   bool // the root key is not open
 	Checks   map[string]bool
+
+	Sealed      bool   // the root key is not open, or is being closed
+	SealedFor   string // why
+	Sealers     []Sealer
+	Holds       bool // no root answers, and the server seals itself in HoldSeconds
+	HoldSeconds float64
 
 	Instances, Connected int     // members of the fleet; those with a stream to this server
 	Connections          int     // open connections
@@ -24,6 +29,14 @@ type View struct {
 
 	Keys    []Key
 	MaxKeys int // how many of them are shown; 0: DefaultMaxKeys
+}
+
+// Sealer is what is shown of one root of trust that opens by itself.
+type Sealer struct {
+	ID, Kind      string
+	Up            bool    // it opened when it was asked last
+	Opened        bool    // it has, since the start
+	OpenedSeconds float64 // since it last did
 }
 
 // Key is what is shown of one key.
@@ -55,8 +68,11 @@ type gauge struct {
 	read func(v *View, set func(value float64, labels ...string))
 }
 
-// views collects the gauges.
-type views struct{ look func() View }
+// views collects gauges.
+type views struct {
+	look   func() View
+	gauges []gauge
+}
 
 // Describe implements prometheus.Collector: what a scrape shows differs with the keys, so nothing is promised.
 func (views) Describe(chan<- *prometheus.Desc) {}
@@ -67,7 +83,7 @@ func (c views) Collect(out chan<- prometheus.Metric) {
 	slices.SortFunc(v.Keys, func(a, b Key) int {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 	})
-	for _, g := range gauges() {
+	for _, g := range c.gauges {
 		desc := prometheus.NewDesc(g.Name, g.Help, g.Labels, nil)
 		g.read(&v, func(value float64, labels ...string) {
 			out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, labels...)
@@ -101,9 +117,12 @@ func perKey(name, help string, read func(k Key) (float64, bool)) gauge {
 	}}
 }
 
-func gauges() []gauge { return append(serverGauges(), keyGauges()...) }
+func gauges() []gauge {
+	return slices.Concat(stateGauges(), sealerGauges(), serverGauges(), keyGauges())
+}
 
-func serverGauges() []gauge {
+// stateGauges are what a sealed server shows too.
+func stateGauges() []gauge {
 	return []gauge{
 		simple("rotor_ready", "1 when /readyz answers 200.", func(v *View) float64 { return one(v.Ready) }),
 		{Metric{"rotor_check", "gauge", []string{"check"}, "1 for each check of /readyz that holds."}, func(v *View, set func(float64, ...string)) {
@@ -111,8 +130,43 @@ func serverGauges() []gauge {
 				set(one(ok), name)
 			}
 		}},
+		simple("rotor_sealed", "1 while the root key is not open. A sealed server shows this, its reason and that it is not ready, to anybody, and nothing else.", func(v *View) float64 { return one(v.Sealed) }),
+		{
+			Metric{"rotor_sealed_reason", "gauge", []string{"reason"}, "1 for the reason that the server is sealed for: told, hold, shares or away; absent while it is open."},
+			func(v *View, set func(float64, ...string)) {
+				if v.SealedFor != "" {
+					set(1, v.SealedFor)
+				}
+			},
+		},
+	}
+}
+
+func sealerGauges() []gauge {
+	return []gauge{
+		{Metric{"rotor_sealer_up", "gauge", []string{"sealer", "kind"}, "1 for each root of trust that opens by itself and did when it was asked last; people are not asked."}, func(v *View, set func(float64, ...string)) {
+			for _, s := range v.Sealers {
+				set(one(s.Up), s.ID, s.Kind)
+			}
+		}},
+		{Metric{"rotor_sealer_opened_age_seconds", "gauge", []string{"sealer", "kind"}, "Time since a root of trust last opened; absent when it has not since the start."}, func(v *View, set func(float64, ...string)) {
+			for _, s := range v.Sealers {
+				if s.Opened {
+					set(s.OpenedSeconds, s.ID, s.Kind)
+				}
+			}
+		}},
+		{Metric{"rotor_seal_hold_remaining_seconds", "gauge", nil, "Time until the server seals itself because no root of trust answers; absent while one does, and without seal_hold."}, func(v *View, set func(float64, ...string)) {
+			if v.Holds {
+				set(v.HoldSeconds)
+			}
+		}},
+	}
+}
+
+func serverGauges() []gauge {
+	return []gauge{
 		simple("rotor_draining", "1 while the server stops.", func(v *View) float64 { return one(v.Draining) }),
-		simple("rotor_sealed", "1 while the root key is not open.", func(v *View) float64 { return one(v.Sealed) }),
 		simple("rotor_sandboxed", "1 when the process has shut itself in.", func(v *View) float64 { return one(v.Sandbox) }),
 		simple("rotor_fleet_instances", "Members of the fleet.", func(v *View) float64 { return float64(v.Instances) }),
 		simple("rotor_fleet_connected", "Members with a stream to this server.", func(v *View) float64 { return float64(v.Connected) }),

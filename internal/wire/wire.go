@@ -72,6 +72,8 @@ type Config struct {
 	// Observe is told of each answer: ok, or the code of the fault; nil: nobody is.
 	Observe func(r *http.Request, code string, took time.Duration, stream bool)
 	Limits  Limits
+	// Strangers are the paths that answer without a caller; nil: those of the function of that name.
+	Strangers []string
 }
 
 // Server is the listener's HTTP server.
@@ -151,6 +153,10 @@ type (
 // authenticate names the caller and bounds the request before anything of its body is read.
 func (s *Server) authenticate(c Config) http.Handler {
 	writer := connect.NewErrorWriter()
+	open := c.Strangers
+	if open == nil {
+		open = Strangers()
+	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		began, stream := time.Now(), slices.Contains(streams, r.URL.Path)
 		p, err := identify(c, w, r)
@@ -163,7 +169,7 @@ func (s *Server) authenticate(c Config) http.Handler {
 			var cancel context.CancelFunc
 			ctx, cancel = context.WithTimeout(ctx, p.until.Sub(c.Now()))
 			defer cancel()
-		case err != nil && !slices.Contains(Strangers(), r.URL.Path):
+		case err != nil && !slices.Contains(open, r.URL.Path):
 			deny(ctx, w, r, writer, err)
 			return
 		}

@@ -1,17 +1,14 @@
 package transit_test
 
 import (
-	"crypto/aes"
-	"crypto/cipher"
 	"crypto/rand"
-	"encoding/base64"
-	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -21,27 +18,31 @@ import (
 	"github.com/rotorkms/rotor/internal/seal/sealtest"
 	"github.com/rotorkms/rotor/internal/seal/transit"
 	"github.com/rotorkms/rotor/internal/secret"
+	"github.com/rotorkms/rotor/internal/testenv"
 )
 
-const token = "s.0123456789"
+const token = testenv.TransitToken
 
-// peer is a transit engine from what is known of its HTTP API. Neither the true server nor its documentation was at hand.
+// peer is a transit engine that can be away, or slow.
 type peer struct {
-	t    *testing.T
-	http *httptest.Server
-	ca   string
+	t      *testing.T
+	engine *testenv.Transit
+	http   *httptest.Server
+	ca     string
 
-	mu      sync.Mutex // guards what follows
-	keys    map[string]cipher.AEAD
-	deletes map[string]bool // whose deletion is allowed
-	down    bool
-	stall   chan struct{} // not nil: requests wait until it is closed
-	asked   chan struct{}
+	mu    sync.Mutex // guards what follows
+	down  bool
+	stall chan struct{} // not nil: requests wait until it is closed
+	asked chan struct{}
 }
 
 func newPeer(t *testing.T) *peer {
 	t.Helper()
-	p := &peer{t: t, keys: map[string]cipher.AEAD{}, deletes: map[string]bool{}, asked: make(chan struct{}, 16)}
+	engine, err := testenv.NewTransit("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &peer{t: t, engine: engine, asked: make(chan struct{}, 16)}
 	p.http = httptest.NewTLSServer(p)
 	t.Cleanup(p.http.Close)
 	p.ca = filepath.Join(t.TempDir(), "ca.pem")
@@ -49,15 +50,6 @@ func newPeer(t *testing.T) *peer {
 		t.Fatal(err)
 	}
 	return p
-}
-
-func (p *peer) fail(w http.ResponseWriter, status int, why ...string) {
-	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(map[string]any{"errors": why})
-}
-
-func (p *peer) data(w http.ResponseWriter, data map[string]any) {
-	_ = json.NewEncoder(w).Encode(map[string]any{"data": data})
 }
 
 // ServeHTTP implements http.Handler.
@@ -73,104 +65,10 @@ func (p *peer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	if down {
-		p.fail(w, http.StatusServiceUnavailable, "Vault is sealed")
+		testenv.TransitFail(w, http.StatusServiceUnavailable, "Vault is sealed")
 		return
 	}
-	if r.Header.Get("X-Vault-Token") != token {
-		p.fail(w, http.StatusForbidden, "permission denied")
-		return
-	}
-	var body struct {
-		Plaintext       []byte `json:"plaintext"`
-		Ciphertext      string `json:"ciphertext"`
-		Type            string `json:"type"`
-		DeletionAllowed bool   `json:"deletion_allowed"`
-	}
-	if r.ContentLength > 0 && json.NewDecoder(r.Body).Decode(&body) != nil {
-		p.fail(w, http.StatusBadRequest, "failed to parse JSON input")
-		return
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	path, ok := strings.CutPrefix(r.URL.Path, "/v1/transit/")
-	op, key, _ := strings.Cut(path, "/")
-	key, config := strings.CutSuffix(key, "/config")
-	switch {
-	case !ok:
-		p.fail(w, http.StatusNotFound)
-	case op == "keys" && key == "" && r.URL.Query().Get("list") == "true":
-		p.list(w)
-	case op == "keys" && r.Method == http.MethodDelete:
-		p.remove(w, key)
-	case op == "keys" && config && p.keys[key] != nil:
-		p.deletes[key] = body.DeletionAllowed
-		w.WriteHeader(http.StatusNoContent)
-	case op == "keys" && r.Method == http.MethodPost && body.Type == "aes256-gcm96":
-		if p.keys[key] == nil {
-			p.keys[key] = aead()
-		}
-		w.WriteHeader(http.StatusNoContent)
-	case (op == "encrypt" || op == "decrypt") && p.keys[key] == nil:
-		p.fail(w, http.StatusBadRequest, "encryption key not found")
-	case op == "encrypt":
-		nonce := make([]byte, 12)
-		rand.Read(nonce)
-		p.data(w, map[string]any{"ciphertext": "vault:v1:" + base64.StdEncoding.EncodeToString(p.keys[key].Seal(nonce, nonce, body.Plaintext, nil))})
-	case op == "decrypt":
-		p.decrypt(w, p.keys[key], body.Ciphertext)
-	default:
-		p.fail(w, http.StatusMethodNotAllowed, "unsupported operation")
-	}
-}
-
-func aead() cipher.AEAD {
-	key := make([]byte, 32)
-	rand.Read(key)
-	block, err := aes.NewCipher(key)
-	if err != nil {
-		panic(err)
-	}
-	gcm, err := cipher.NewGCM(block)
-	if err != nil {
-		panic(err)
-	}
-	return gcm
-}
-
-func (p *peer) list(w http.ResponseWriter) {
-	if len(p.keys) == 0 {
-		p.fail(w, http.StatusNotFound)
-		return
-	}
-	var names []string
-	for k := range p.keys {
-		names = append(names, k)
-	}
-	p.data(w, map[string]any{"keys": names})
-}
-
-func (p *peer) remove(w http.ResponseWriter, key string) {
-	if !p.deletes[key] {
-		p.fail(w, http.StatusBadRequest, "deletion is not allowed for this key")
-		return
-	}
-	delete(p.keys, key)
-	w.WriteHeader(http.StatusNoContent)
-}
-
-func (p *peer) decrypt(w http.ResponseWriter, key cipher.AEAD, text string) {
-	body, ok := strings.CutPrefix(text, "vault:v1:")
-	b, err := base64.StdEncoding.Strict().DecodeString(body)
-	if !ok || err != nil || len(b) < 12 {
-		p.fail(w, http.StatusBadRequest, "invalid ciphertext")
-		return
-	}
-	plain, err := key.Open(nil, b[:12], b[12:], nil)
-	if err != nil {
-		p.fail(w, http.StatusBadRequest, "cipher: message authentication failed")
-		return
-	}
-	p.data(w, map[string]any{"plaintext": plain})
+	p.engine.ServeHTTP(w, r)
 }
 
 func (p *peer) config(key string) transit.Config {
@@ -267,7 +165,7 @@ func TestForgetDeletes(t *testing.T) {
 		t.Fatal(err)
 	}
 	for key, want := range map[string]bool{"root-0": false, "root-1": false, "root-2": true, "root-1-0": true, "root-1-1": true, "root-1-2": true} {
-		if got := p.keys[key] != nil; got != want {
+		if got := slices.Contains(p.engine.Keys(), key); got != want {
 			t.Errorf("%s: %t", key, got)
 		}
 	}

@@ -32,7 +32,7 @@ func (s seals) state(ctx context.Context) (*connect.Response[rotorv1.SealStatus]
 	if err != nil {
 		return nil, err
 	}
-	out := &rotorv1.SealStatus{Sealed: state.Sealed, Weakest: state.Weakest, Warning: state.Warning}
+	out := &rotorv1.SealStatus{Sealed: state.Sealed, Reason: string(state.Why), Weakest: state.Weakest, Warning: state.Warning}
 	for _, p := range state.Shares {
 		out.Shares = append(out.Shares, progress(p))
 	}
@@ -103,7 +103,7 @@ func progress(p sealing.Progress) *rotorv1.SealProgress {
 }
 
 func rekey(r sealing.Rekey) *rotorv1.RekeyProgress {
-	out := &rotorv1.RekeyProgress{Phase: r.Phase, Attempt: r.Attempt, Sealer: r.Sealer, Progress: progress(r.Progress)}
+	out := &rotorv1.RekeyProgress{Phase: r.Phase, Attempt: r.Attempt, Sealer: r.Sealer, Server: r.Server, Progress: progress(r.Progress)}
 	out.Shares = r.Texts()
 	return out
 }

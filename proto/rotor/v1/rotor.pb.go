@@ -4410,6 +4410,7 @@ type SealStatus struct {
 	Weakest       string                 `protobuf:"bytes,4,opt,name=weakest,proto3" json:"weakest,omitempty"` // the member that the set is as weak as
 	Warning       string                 `protobuf:"bytes,5,opt,name=warning,proto3" json:"warning,omitempty"` // what is wrong with the roots of trust now
 	Rekey         *RekeyProgress         `protobuf:"bytes,6,opt,name=rekey,proto3" json:"rekey,omitempty"`
+	Reason        string                 `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"` // while sealed: told, hold, shares or away
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4484,6 +4485,13 @@ func (x *SealStatus) GetRekey() *RekeyProgress {
 		return x.Rekey
 	}
 	return nil
+}
+
+func (x *SealStatus) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
 }
 
 type SealMember struct {
@@ -5001,6 +5009,7 @@ type RekeyProgress struct {
 	Attempt       string                 `protobuf:"bytes,3,opt,name=attempt,proto3" json:"attempt,omitempty"`
 	Shares        []string               `protobuf:"bytes,4,rep,name=shares,proto3" json:"shares,omitempty"` // the new ones, once
 	Sealer        string                 `protobuf:"bytes,5,opt,name=sealer,proto3" json:"sealer,omitempty"` // what the new shares make
+	Server        string                 `protobuf:"bytes,6,opt,name=server,proto3" json:"server,omitempty"` // host:port of the one server in whose memory all of this is; it ends with that
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5066,6 +5075,13 @@ func (x *RekeyProgress) GetShares() []string {
 func (x *RekeyProgress) GetSealer() string {
 	if x != nil {
 		return x.Sealer
+	}
+	return ""
+}
+
+func (x *RekeyProgress) GetServer() string {
+	if x != nil {
+		return x.Server
 	}
 	return ""
 }
@@ -7433,7 +7449,7 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"ExportFile\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\"\x13\n" +
-	"\x11SealStatusRequest\"\xe7\x01\n" +
+	"\x11SealStatusRequest\"\xff\x01\n" +
 	"\n" +
 	"SealStatus\x12\x16\n" +
 	"\x06sealed\x18\x01 \x01(\bR\x06sealed\x12.\n" +
@@ -7441,7 +7457,8 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\amembers\x18\x03 \x03(\v2\x14.rotor.v1.SealMemberR\amembers\x12\x18\n" +
 	"\aweakest\x18\x04 \x01(\tR\aweakest\x12\x18\n" +
 	"\awarning\x18\x05 \x01(\tR\awarning\x12-\n" +
-	"\x05rekey\x18\x06 \x01(\v2\x17.rotor.v1.RekeyProgressR\x05rekey\"\xac\x01\n" +
+	"\x05rekey\x18\x06 \x01(\v2\x17.rotor.v1.RekeyProgressR\x05rekey\x12\x16\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\"\xac\x01\n" +
 	"\n" +
 	"SealMember\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -7474,13 +7491,14 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\x05share\x18\x01 \x01(\tR\x05share\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\tR\aattempt\"-\n" +
 	"\x11AbortRekeyRequest\x12\x18\n" +
-	"\aattempt\x18\x01 \x01(\tR\aattempt\"\xa3\x01\n" +
+	"\aattempt\x18\x01 \x01(\tR\aattempt\"\xbb\x01\n" +
 	"\rRekeyProgress\x12\x14\n" +
 	"\x05phase\x18\x01 \x01(\tR\x05phase\x122\n" +
 	"\bprogress\x18\x02 \x01(\v2\x16.rotor.v1.SealProgressR\bprogress\x12\x18\n" +
 	"\aattempt\x18\x03 \x01(\tR\aattempt\x12\x16\n" +
 	"\x06shares\x18\x04 \x03(\tR\x06shares\x12\x16\n" +
-	"\x06sealer\x18\x05 \x01(\tR\x06sealer\"\x0f\n" +
+	"\x06sealer\x18\x05 \x01(\tR\x06sealer\x12\x16\n" +
+	"\x06server\x18\x06 \x01(\tR\x06server\"\x0f\n" +
 	"\rStatusRequest\"\xf5\x03\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x18\n" +
