@@ -2,13 +2,20 @@ package identity_test
 
 import (
 	"bytes"
+	"cmp"
+	"context"
 	"errors"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httptrace"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/identity"
@@ -34,6 +41,10 @@ func (a answers) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	status, err := a[r.URL.Host](string(b))
+	var op *net.OpError
+	if trace := httptrace.ContextClientTrace(r.Context()); trace != nil && !errors.As(err, &op) {
+		trace.GotConn(httptrace.GotConnInfo{})
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -51,7 +62,6 @@ func TestFailover(t *testing.T) {
 		}
 	}
 	refused, broken := &net.OpError{Op: "dial", Err: errors.New("refused")}, errors.New("connection reset")
-	const reads, writes = "/rotor.v1.KeyService/Decrypt", "/rotor.v1.KeyService/Rotate"
 	for name, c := range map[string]struct {
 		path   string
 		first  func(string) (int, error)
@@ -133,4 +143,132 @@ func TestAnswerBreaksOff(t *testing.T) {
 		}
 		f.CloseIdleConnections()
 	}
+}
+
+// slow are servers that take their time, by address; who asked them and gave up is noted.
+type slow struct {
+	takes map[string]time.Duration
+
+	mu       sync.Mutex // guards what follows
+	asked    []string
+	given    []string
+	restless string // path that is answered at once
+}
+
+func (s *slow) RoundTrip(r *http.Request) (*http.Response, error) {
+	host := r.URL.Host
+	if r.URL.Path == s.restless {
+		return &http.Response{StatusCode: http.StatusOK, Header: http.Header{"Who": {host}}, Body: http.NoBody}, nil
+	}
+	s.mu.Lock()
+	s.asked = append(s.asked, host)
+	s.mu.Unlock()
+	if trace := httptrace.ContextClientTrace(r.Context()); trace != nil && trace.GotConn != nil {
+		trace.GotConn(httptrace.GotConnInfo{})
+	}
+	select {
+	case <-time.After(s.takes[host]):
+		return &http.Response{StatusCode: http.StatusOK, Header: http.Header{"Who": {host}}, Body: http.NoBody}, nil
+	case <-r.Context().Done():
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.given = append(s.given, host)
+		return nil, r.Context().Err()
+	}
+}
+
+const (
+	reads  = "/rotor.v1.KeyService/Decrypt"
+	writes = "/rotor.v1.KeyService/Rotate"
+	long   = "/rotor.v1.DataService/Census"
+)
+
+// ask sends a request and says who answered, after how long.
+func ask(t *testing.T, f *identity.Failover, ctx context.Context, path string) (who string, took time.Duration) {
+	t.Helper()
+	began := time.Now()
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://x:1"+path, strings.NewReader("x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := f.RoundTrip(r)
+	if err != nil {
+		return err.Error(), time.Since(began)
+	}
+	_ = resp.Body.Close()
+	return resp.Header.Get("Who"), time.Since(began)
+}
+
+// TestFrozen: a server that answers nothing costs a quick request a second, or its share of the time until the deadline if that is less; the next ones
+// go elsewhere at once. What takes long by itself waits for its share alone, and what changes something is never sent twice.
+func TestFrozen(t *testing.T) {
+	const ever = time.Hour
+	for name, c := range map[string]struct {
+		path     string
+		takes    map[string]time.Duration
+		deadline time.Duration
+		who      string
+		took     time.Duration
+		asked    string
+	}{
+		"one is frozen":                 {reads, map[string]time.Duration{"a:1": ever}, 0, "b:2", time.Second, "a:1 b:2"},
+		"two are":                       {reads, map[string]time.Duration{"a:1": ever, "b:2": ever}, 0, "c:3", 2 * time.Second, "a:1 b:2 c:3"},
+		"a short deadline":              {reads, map[string]time.Duration{"a:1": ever, "b:2": ever}, 900 * time.Millisecond, "c:3", 600 * time.Millisecond, "a:1 b:2 c:3"},
+		"the first answers after all":   {reads, map[string]time.Duration{"a:1": 1500 * time.Millisecond, "b:2": ever}, 0, "a:1", 1500 * time.Millisecond, "a:1 b:2"},
+		"all are":                       {reads, map[string]time.Duration{"a:1": ever, "b:2": ever, "c:3": ever}, 9 * time.Second, "context deadline exceeded", 9 * time.Second, "a:1 b:2 c:3"},
+		"a census":                      {long, map[string]time.Duration{"a:1": 20 * time.Second}, 0, "a:1", 20 * time.Second, "a:1"},
+		"a census with a deadline":      {long, map[string]time.Duration{"a:1": ever}, 30 * time.Second, "b:2", 10 * time.Second, "a:1 b:2"},
+		"a change":                      {writes, map[string]time.Duration{"a:1": 20 * time.Second}, 0, "a:1", 20 * time.Second, "a:1"},
+		"a change that nobody answered": {writes, map[string]time.Duration{"a:1": ever}, 3 * time.Second, "context deadline exceeded", 3 * time.Second, "a:1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := &slow{takes: c.takes}
+				f := &identity.Failover{Base: s, Addresses: []string{"a:1", "b:2", "c:3"}, Repeat: identity.Repeatable, Quick: identity.Quick}
+				ctx, cancel := context.WithTimeout(t.Context(), cmp.Or(c.deadline, 24*time.Hour))
+				defer cancel()
+				if c.deadline == 0 {
+					ctx = t.Context()
+				}
+				who, took := ask(t, f, ctx, c.path)
+				synctest.Wait()
+				if asked := strings.Join(s.asked, " "); who != c.who || took != c.took || asked != c.asked {
+					t.Errorf("%s answered after %s, asked were %s", who, took, asked)
+				}
+				left := slices.DeleteFunc(slices.Clone(s.asked), func(h string) bool { return h == who })
+				slices.Sort(s.given)
+				if !slices.Equal(s.given, left) {
+					t.Errorf("still asked are %v without %v", left, s.given)
+				}
+				if c.took > time.Second && who != "a:1" || c.path == reads && who == "b:2" {
+					if again, took := ask(t, f, t.Context(), reads); c.takes[who] == 0 && strings.Contains(who, ":") && (again != who || took != 0) {
+						t.Errorf("the next request: %s after %s", again, took)
+					}
+				}
+			})
+		})
+	}
+}
+
+// TestSlowIsNotFrozen: a server that answers others is waited for, and not asked twice.
+func TestSlowIsNotFrozen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &slow{takes: map[string]time.Duration{"a:1": 5 * time.Second}, restless: "/rotor.v1.KeyService/Get"}
+		f := &identity.Failover{Base: s, Addresses: []string{"a:1", "b:2"}, Repeat: identity.Repeatable, Quick: identity.Quick}
+		busy, stop := context.WithCancel(t.Context())
+		var others sync.WaitGroup
+		others.Go(func() {
+			for busy.Err() == nil {
+				if who, _ := ask(t, f, t.Context(), s.restless); who != "a:1" {
+					t.Errorf("another request went to %s", who)
+				}
+				time.Sleep(400 * time.Millisecond)
+			}
+		})
+		if who, took := ask(t, f, t.Context(), reads); who != "a:1" || took != 5*time.Second || len(s.asked) != 1 {
+			t.Errorf("%s after %s, asked were %v", who, took, s.asked)
+		}
+		stop()
+		others.Wait()
+	})
 }

@@ -5,6 +5,7 @@ package server_test
 import (
 	"context"
 	"fmt"
+	"os/exec"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -77,14 +78,30 @@ func (r *replicas) load(members []*rotor.Client, admin *rotor.Client, message []
 		})
 	}
 	read("server key", func() error {
-		_, err := admin.Admin().Keys.Decrypt(ctx, connect.NewRequest(&rotorv1.DecryptRequest{Key: &rotorv1.KeyRef{Name: "server"}, Ciphertext: message}))
+		bounded, cancel := context.WithTimeout(ctx, frozenRead)
+		defer cancel()
+		_, err := admin.Admin().Keys.Decrypt(bounded, connect.NewRequest(&rotorv1.DecryptRequest{Key: &rotorv1.KeyRef{Name: "server"}, Ciphertext: message}))
 		return err
 	})
 	return l
 }
 
+// frozenRead is the time that a read has, so that one that waits for a frozen server (25 s) fails.
+const frozenRead = 10 * time.Second
+
+// status asks with the command, a frozen server first.
+func (r *replicas) status(from int) {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(r.t.Context(), 2*frozenRead)
+	defer cancel()
+	c := exec.CommandContext(ctx, r.bin, "server", "status", "--identity", filepath.Join(r.dir, "admin"), "--address", r.addresses(from))
+	if out, err := c.CombinedOutput(); err != nil {
+		r.t.Errorf("status with server %d frozen: %v: %s", from, err, out)
+	}
+}
+
 // TestReplicas: of three servers on one engine any is killed under load. No read fails, writes go on, and so does a rotation that is in flight; a
-// leader that is frozen past its session and thaws takes no step twice.
+// leader that is frozen past its session and thaws takes no step twice, and whoever reads from a frozen server is served by another.
 func TestReplicas(t *testing.T) {
 	bin := built(t)
 	for engine, url := range map[string]func() string{
@@ -144,13 +161,14 @@ func testReplicas(t *testing.T, r *replicas) {
 		rotate(func() {})            // with two servers
 		r.start(i)
 	}
-	l.stop()
-	l.done.Wait()
-	for i := range r.procs { // one of them leads
+	for i := range r.procs { // one of them leads, and one has the reads
 		r.signal(i, syscall.SIGSTOP)
+		r.status(i)
 		time.Sleep(3 * time.Second) // past its session
 		rotate(func() { r.signal(i, syscall.SIGCONT) })
 	}
+	l.stop()
+	l.done.Wait()
 	k, err := admin.Admin().Keys.Get(t.Context(), connect.NewRequest(ref))
 	if err != nil || len(k.Msg.GetVersions()) != int(version) {
 		t.Errorf("%d versions of %d, %v", len(k.Msg.GetVersions()), version, err)
