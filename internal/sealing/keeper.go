@@ -109,7 +109,7 @@ func (k *Keeper) opened() *guard.Guard {
 // Unseal takes a share. While the server is sealed enough of them open it; afterwards enough of them prove that they would, and count for a
 // removal until AttemptLife is over. Whoever has a genuine share may bring it. fault.ShareWrong, ShareForeign, ShareDuplicate, Conflict, Unavailable after too many wrong ones.
 func (k *Keeper) Unseal(ctx context.Context, attempt string, text secret.Bytes) (shamir.Progress, error) {
-	p, set, err := k.take(attempt, text)
+	p, set, err := k.take(ctx, attempt, text)
 	if err != nil || !p.Done() {
 		return p, err
 	}
@@ -144,21 +144,22 @@ func (k *Keeper) memberOf(people *shamir.Sealer) seal.Sealer {
 	return people
 }
 
-// take adds a share to the set that it is of.
-func (k *Keeper) take(attempt string, text secret.Bytes) (shamir.Progress, *shamir.Sealer, error) {
+// take adds a share to the set that it is of. An open server looks first whether another one has changed the wrap set; only a text that can be a share
+// has it look, and too many wrong ones do not.
+func (k *Keeper) take(ctx context.Context, attempt string, text secret.Bytes) (shamir.Progress, *shamir.Sealer, error) {
+	share, err := k.parse(text)
+	if err != nil {
+		return shamir.Progress{}, nil, err
+	}
+	if g := k.opened(); g != nil {
+		if now, err := g.Wraps(ctx); err == nil { // else what is known has to do
+			k.refresh(now.Wraps)
+		}
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	now := k.Now()
 	k.expire()
-	k.wrong = slices.DeleteFunc(k.wrong, func(t time.Time) bool { return now.Sub(t) >= time.Minute })
-	if len(k.wrong) >= maxWrong {
-		return shamir.Progress{}, nil, fault.New(fault.Unavailable, "shares").WithHint("%d wrong ones within a minute; wait for one", maxWrong)
-	}
-	share, err := shamir.ParseShare(text)
-	if err != nil {
-		k.wrong = append(k.wrong, now)
-		return shamir.Progress{}, nil, err
-	}
 	for _, s := range k.set.People {
 		if s.Set() != share.Set {
 			continue
@@ -173,6 +174,22 @@ func (k *Keeper) take(attempt string, text secret.Bytes) (shamir.Progress, *sham
 	}
 	k.wrong = append(k.wrong, now)
 	return shamir.Progress{}, nil, fault.New(fault.ShareForeign, share.Name()).WithHint("%s", k.sets())
+}
+
+// parse reads a share, unless there were too many wrong ones.
+func (k *Keeper) parse(text secret.Bytes) (shamir.Share, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	now := k.Now()
+	k.wrong = slices.DeleteFunc(k.wrong, func(t time.Time) bool { return now.Sub(t) >= time.Minute })
+	if len(k.wrong) >= maxWrong {
+		return shamir.Share{}, fault.New(fault.Unavailable, "shares").WithHint("%d wrong ones within a minute; wait for one", maxWrong)
+	}
+	share, err := shamir.ParseShare(text)
+	if err != nil {
+		k.wrong = append(k.wrong, now)
+	}
+	return share, err
 }
 
 // sets says whose shares are taken. Call with mu held.
