@@ -36,7 +36,7 @@ line is a check with its state: ok, warn or fail. Exit status 1 when one failed.
 			if err == nil && f.Dir != "" {
 				var full server.Config
 				full, s.Engine, s.Config = f.Checked()
-				s.Dir, s.Rules, s.Seal = full.Dir, full.Rules, full.SealKey
+				s.Dir, s.Rules, s.Seal, s.Tokens = full.Dir, full.Rules, full.SealKey, full.Tokens()
 			}
 			if err := a.doctorServer(c.Context(), &s); err != nil {
 				return err

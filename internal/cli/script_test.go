@@ -38,9 +38,12 @@ func TestMain(m *testing.M) {
 }
 
 // TestScripts runs testdata/script: a file for each group of commands, against servers that are processes of their own.
-func TestScripts(t *testing.T) {
+func TestScripts(t *testing.T) { runScripts(t, "script") }
+
+// runScripts runs the scripts of a directory in testdata.
+func runScripts(t *testing.T, dir string) {
 	testscript.Run(t, testscript.Params{
-		Dir:                 filepath.Join("testdata", "script"),
+		Dir:                 filepath.Join("testdata", dir),
 		RequireExplicitExec: true,
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("HOME", e.WorkDir)
@@ -49,7 +52,7 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits, "startserver": startServer, "stopserver": stopServer, "sighup": sighup, "procstatus": procStatus, "interrupt": interrupt, "interruptfed": interruptFed,
+			"exits": exits, "startserver": startServer, "stopserver": stopServer, "sighup": sighup, "procstatus": procStatus, "interrupt": interrupt, "interruptfed": interruptFed, "serversays": serverSays,
 			"flip": flip, "startboard": startBoard, "truncate": truncate, "capture": capture, "extract": extract, "empty": empty, "reorder": reorder, "forms": forms, "page": page,
 		},
 	})
@@ -109,7 +112,7 @@ func process(ts *testscript.TestScript, args []string) (*exec.Cmd, *logged) {
 	ts.Defer(cancel)
 	cmd := exec.CommandContext(ctx, "rotor", args...)
 	cmd.Dir = ts.MkAbs(".")
-	for _, name := range []string{"PATH", "HOME", "XDG_CONFIG_HOME", "ROTOR_IDENTITY", "ROTOR_ADDRESS", "TMPDIR", "GORACE"} {
+	for _, name := range []string{"PATH", "HOME", "XDG_CONFIG_HOME", "ROTOR_IDENTITY", "ROTOR_ADDRESS", "TMPDIR", "GORACE", "SOFTHSM2_CONF"} {
 		cmd.Env = append(cmd.Env, name+"="+ts.Getenv(name))
 	}
 	log := &logged{grown: make(chan struct{})}
@@ -219,9 +222,13 @@ func stopServer(ts *testscript.TestScript, _ bool, _ []string) {
 
 // sighup TEXT makes the server read its rules again and waits until its log contains the text.
 func sighup(ts *testscript.TestScript, _ bool, args []string) {
-	cmd := serverOf(ts)
-	ts.Check(cmd.Process.Signal(syscall.SIGHUP))
-	if log, _ := cmd.Stderr.(*logged); !log.wait(args[0]) {
+	ts.Check(serverOf(ts).Process.Signal(syscall.SIGHUP))
+	serverSays(ts, false, args)
+}
+
+// serverSays TEXT waits until the log of the server contains the text.
+func serverSays(ts *testscript.TestScript, _ bool, args []string) {
+	if log, _ := serverOf(ts).Stderr.(*logged); !log.wait(args[0]) {
 		ts.Fatalf("the log does not say %q: %s", args[0], log)
 	}
 }

@@ -3,6 +3,8 @@
 package doctor
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -14,6 +16,8 @@ import (
 	"golang.org/x/sys/cpu"
 	"golang.org/x/sys/unix"
 
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/hsm"
 	"github.com/rotorkms/rotor/internal/sandbox"
 )
 
@@ -58,6 +62,7 @@ type Subject struct {
 	ServerTime   time.Time // what time it said; zero: it was not asked
 	Config       error     // what is wrong with the configuration
 	HasConfig    bool
+	Tokens       []hsm.Config // PKCS #11 tokens that the configuration names
 }
 
 // Look makes every check that there is something for, in the order of their codes.
@@ -66,7 +71,7 @@ func Look(s Subject) []Finding {
 		s.Proc = "/proc"
 	}
 	checks := []func(Subject) []Finding{
-		swap, coreDumps, clockSync, clockDrift, certificates, versions, modes, limits, disk, hardware, entropy, kernel, sealPlace, configuration,
+		swap, coreDumps, clockSync, clockDrift, certificates, versions, modes, limits, disk, hardware, entropy, kernel, sealPlace, configuration, tokens,
 	}
 	var all []Finding
 	for _, c := range checks {
@@ -182,6 +187,10 @@ func modes(s Subject) []Finding {
 	}
 	for _, path := range append([]string{s.Dir, s.Seal}, s.Private...) {
 		look(path, 0o077)
+	}
+	for _, t := range s.Tokens {
+		look(t.PINFile, 0o077)
+		look(t.Module, 0o022) // it is code of the server
 	}
 	look(s.Rules, 0o022)
 	if s.Dir == "" && len(s.Private) == 0 {
@@ -308,4 +317,28 @@ func configuration(s Subject) []Finding {
 		found = s.Config.Error()
 	}
 	return one("configuration", when(s.Config != nil, Fail), found, "docs/reference/configuration.md tells the keys")
+}
+
+// tokens loads the module of each token and asks the token what it is, without logging in: a PIN that is tried too often locks it.
+func tokens(s Subject) []Finding {
+	var out []Finding
+	for _, c := range s.Tokens {
+		state, found, hint := OK, "", "check module, token and pin_file of the configuration, and what the vendor's tool says of the token"
+		t, err := hsm.Open(c)
+		if err == nil {
+			var i hsm.Info
+			if i, err = t.Info(context.Background()); err == nil { // which bounds itself
+				found = fmt.Sprintf("%s: %s %s, serial %s, by %s", i.Label, i.Maker, i.Model, i.Serial, i.Library)
+			}
+		}
+		if err != nil {
+			state, found = Fail, c.Token+": "+err.Error()
+			var f *fault.Error
+			if errors.As(err, &f) {
+				hint = f.HintText()
+			}
+		}
+		out = append(out, one("pkcs11_token", state, found, hint)...)
+	}
+	return out
 }

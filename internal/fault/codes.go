@@ -62,6 +62,7 @@ const (
 	RateLimited        Code = "rate_limited"
 	QuotaReached       Code = "quota_reached"
 	NotExportable      Code = "not_exportable"
+	NotBuilt           Code = "not_built"
 )
 
 // Text explains a code: what it means, what to do, and the exit status of the command line (conventions: 1 failed, 2 usage,
@@ -139,6 +140,7 @@ var texts = map[Code]Text{
 	AuditBroken:        {"the audit log does not verify", "keep it as evidence and compare with another copy", 5},
 	AlgorithmForbidden: {"the algorithm is not allowed", "see rotor key algorithms", 2},
 	NotExportable:      {"the key was not made to be exported", "only a new key made with --exportable can be", 1},
+	NotBuilt:           {"this build of rotor was made without it", "build it with the tag that the documentation of the feature names", 1},
 	RateLimited:        {"there are too many requests", "wait, and ask less often; limits are in the server's configuration", 1},
 	QuotaReached:       {"there is no room for another one", "remove what is not needed, or ask the operator for a larger quota", 1},
 	DiskFull:           {"the disk is full", "free space and repeat; the old file is unchanged", 1},

@@ -41,6 +41,11 @@ func ReadFile(path string) (Config, error) {
 			*p = filepath.Join(filepath.Dir(path), *p)
 		}
 	}
+	for i, p := range c.SandboxPaths {
+		if !filepath.IsAbs(p) {
+			c.SandboxPaths[i] = filepath.Join(filepath.Dir(path), p)
+		}
+	}
 	c.File = path
 	return c, nil
 }

@@ -6,14 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/guard"
+	"github.com/rotorkms/rotor/internal/hsm"
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/seal"
 	"github.com/rotorkms/rotor/internal/seal/local"
+	"github.com/rotorkms/rotor/internal/seal/pkcs11"
 	"github.com/rotorkms/rotor/internal/seal/shamir"
 	"github.com/rotorkms/rotor/internal/seal/transit"
 	"github.com/rotorkms/rotor/internal/sealing"
@@ -24,21 +27,28 @@ import (
 // server sealer add" do. Sets of shares and compositions need no entry.
 type Seal struct {
 	Name    string `yaml:"name"`     // how commands name it
-	Type    string `yaml:"type"`     // local or transit
+	Type    string `yaml:"type"`     // local, transit or pkcs11
 	KeyFile string `yaml:"key_file"` // local: path of the key file
 
 	Address   string `yaml:"address"`    // transit: https://HOST:PORT of a Vault-compatible server
 	Mount     string `yaml:"mount"`      // transit: path of the engine; default transit
-	Key       string `yaml:"key"`        // transit: keys are called KEY-GENERATION
+	Key       string `yaml:"key"`        // transit: keys are called KEY-GENERATION; pkcs11: label of the keys in the token
 	TokenFile string `yaml:"token_file"` // transit: file with the token, read for each call
 	CAFile    string `yaml:"ca_file"`    // transit: PEM of the authority; default the system's
 	Namespace string `yaml:"namespace"`  // transit: of the server, where it has them
+
+	Module  string `yaml:"module"`   // pkcs11: path of the token's library
+	Token   string `yaml:"token"`    // pkcs11: label of the token
+	PINFile string `yaml:"pin_file"` // pkcs11: file with the PIN of the token's user, read at every login
 }
 
 // theLocal is the name and type of the seal that needs no configuration.
 const theLocal = "local"
 
-const theTransit = "transit"
+const (
+	theTransit = "transit"
+	thePKCS11  = "pkcs11"
+)
 
 func (c Config) seals() []Seal {
 	if len(c.Seals) == 0 {
@@ -73,13 +83,16 @@ func (c Config) validateSeals() error {
 }
 
 // sealTypes are the kinds of root that a configuration can name.
-var sealTypes = []string{theLocal, theTransit}
+var sealTypes = []string{theLocal, theTransit, thePKCS11}
 
 // complete names a setting that the type needs and that is empty.
 func (s Seal) complete() (missing string, ok bool) {
 	need := map[string]string{"key_file": s.KeyFile}
-	if s.Type == theTransit {
+	switch s.Type {
+	case theTransit:
 		need = map[string]string{"address": s.Address, "key": s.Key, "token_file": s.TokenFile}
+	case thePKCS11:
+		need = map[string]string{"module": s.Module, "token": s.Token, "key": s.Key, "pin_file": s.PINFile}
 	}
 	for field, value := range need {
 		if value == "" {
@@ -90,16 +103,41 @@ func (s Seal) complete() (missing string, ok bool) {
 }
 
 // files are the paths in it.
-func (s *Seal) files() []*string { return []*string{&s.KeyFile, &s.TokenFile, &s.CAFile} }
+func (s *Seal) files() []*string {
+	return []*string{&s.KeyFile, &s.TokenFile, &s.CAFile, &s.Module, &s.PINFile}
+}
 
 // open makes the sealer. Nothing is asked of a root that is elsewhere.
 func (s Seal) open() (seal.Sealer, error) {
-	if s.Type == theTransit {
+	switch s.Type {
+	case theTransit:
 		return transit.New(transit.Config{
 			Address: s.Address, Mount: cmp.Or(s.Mount, theTransit), Key: s.Key, TokenFile: s.TokenFile, CAFile: s.CAFile, Namespace: s.Namespace,
 		})
+	case thePKCS11:
+		return pkcs11.New(pkcs11.Config{Config: s.pkcs11(), Key: s.Key})
 	}
 	return local.Open(s.KeyFile)
+}
+
+// pkcs11 names the token, with a path of the module that no search path of the loader changes.
+func (s Seal) pkcs11() hsm.Config {
+	c := hsm.Config{Module: s.Module, Token: s.Token, PINFile: s.PINFile}
+	if abs, err := filepath.Abs(s.Module); err == nil && s.Module != "" {
+		c.Module = abs
+	}
+	return c
+}
+
+// Tokens are the PKCS #11 tokens that the configuration names, each once.
+func (c Config) Tokens() []hsm.Config {
+	var all []hsm.Config
+	for _, s := range c.Seals {
+		if s.Type == thePKCS11 && !slices.Contains(all, s.pkcs11()) {
+			all = append(all, s.pkcs11())
+		}
+	}
+	return all
 }
 
 // openSealers opens what the configuration names. What cannot be opened is in the error and not in the map: any one member of the wrap set
@@ -166,7 +204,7 @@ func makeSealers(c Config) (sealers []seal.Sealer, shares []shamir.Share, err er
 	for _, spec := range specs {
 		s, people, some, err := sealing.New(spec, named)
 		if err != nil {
-			return nil, nil, errors.Join(err, problem)
+			return nil, nil, errors.Join(problem, err) // why it is not there comes first
 		}
 		for i := range some {
 			if i == some[0].Threshold {

@@ -283,6 +283,7 @@ func TestBadSeals(t *testing.T) {
 		"twice":        {[]server.Seal{{Name: "a", Type: "local", KeyFile: "k"}, {Name: "a", Type: "local", KeyFile: "k"}}, "seals[1].name"},
 		"no such type": {[]server.Seal{{Name: "a", Type: "shamir"}}, "seals[0].type"},
 		"incomplete":   {[]server.Seal{{Name: "a", Type: "local"}}, "seals[0].key_file"},
+		"no PIN":       {[]server.Seal{{Name: "a", Type: "pkcs11", Module: "/m.so", Token: "t", Key: "k"}}, "seals[0].pin_file"},
 	} {
 		w := newConfig(t)
 		w.config.Seals = c.seals

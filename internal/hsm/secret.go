@@ -1,0 +1,298 @@
+//go:build pkcs11
+
+package hsm
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+
+	"github.com/miekg/pkcs11"
+
+	"github.com/rotorkms/rotor/internal/secret"
+)
+
+const (
+	nonceSize = 12 // of AES-GCM, bytes
+	tagSize   = 16
+
+	maxFound = 4096 // objects that one search returns
+
+	aeadDecryptFailed = pkcs11.Error(0x42) // CKR_AEAD_DECRYPT_FAILED of 3.0
+)
+
+// object is what handles are remembered by.
+type object struct {
+	Name
+	class uint
+}
+
+func (o object) attributes() []*pkcs11.Attribute {
+	a := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, o.class), pkcs11.NewAttribute(pkcs11.CKA_LABEL, o.Label)}
+	if o.ID != "" {
+		a = append(a, pkcs11.NewAttribute(pkcs11.CKA_ID, []byte(o.ID)))
+	}
+	return a
+}
+
+// search finds objects in the token.
+func (s *session) search(o object) ([]pkcs11.ObjectHandle, error) {
+	s.token.module.alone.Lock()
+	defer s.token.module.alone.Unlock()
+	if err := s.lib.FindObjectsInit(s.at, o.attributes()); err != nil {
+		return nil, fmt.Errorf("search: %w", err)
+	}
+	found, _, err := s.lib.FindObjects(s.at, maxFound)
+	if err = errors.Join(err, s.lib.FindObjectsFinal(s.at)); err != nil {
+		return nil, fmt.Errorf("search: %w", err)
+	}
+	return found, nil
+}
+
+// find is search with a memory, and ErrNoKey when there is none.
+func (s *session) find(o object) ([]pkcs11.ObjectHandle, error) {
+	t := s.token
+	t.mu.Lock()
+	known := t.handles[o]
+	t.mu.Unlock()
+	if len(known) > 0 {
+		return known, nil
+	}
+	found, err := s.search(o)
+	if err != nil {
+		return nil, err
+	}
+	if len(found) == 0 {
+		return nil, ErrNoKey
+	}
+	s.remember(o, found)
+	return found, nil
+}
+
+func (s *session) remember(o object, found []pkcs11.ObjectHandle) {
+	s.token.mu.Lock()
+	defer s.token.mu.Unlock()
+	if s.token.epoch == s.epoch {
+		s.token.handles[o] = found
+	}
+}
+
+// IDs are the CKA_ID of the secret keys of a label. ErrAway, ErrNoKey when there is none.
+func (t *Token) IDs(ctx context.Context, label string) ([]string, error) {
+	out := make(chan []string, 1)
+	err := t.do(ctx, func(s *session) error {
+		found, err := s.search(object{Name{Label: label}, pkcs11.CKO_SECRET_KEY})
+		if err != nil {
+			return err
+		}
+		if len(found) == 0 {
+			return ErrNoKey
+		}
+		var ids []string
+		for _, h := range found {
+			a, err := s.lib.GetAttributeValue(s.at, h, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_ID, nil)})
+			if err != nil {
+				return fmt.Errorf("read CKA_ID: %w", err)
+			}
+			ids = append(ids, string(a[0].Value))
+		}
+		return give(out, ids)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return <-out, nil
+}
+
+// give puts what an operation returns where its caller takes it, if it still waits.
+func give[T any](out chan T, v T) error {
+	select {
+	case <-out: // of an attempt whose answer nobody saw
+	default:
+	}
+	out <- v
+	return nil
+}
+
+// unfinished is the label of keys that are being made: some tokens show an object before it is whole, so it gets its name when it is. One that keeps this
+// label was cut off and never used.
+const unfinished = "rotor unfinished"
+
+// MakeAES has the token make an AES key of 256 bits that never leaves it. When the answer is lost there may be two of a name; either is as good. ErrAway, ErrUnable.
+func (t *Token) MakeAES(ctx context.Context, n Name) error {
+	return t.do(ctx, func(s *session) error {
+		h, err := s.makeSecret(pkcs11.CKM_AES_KEY_GEN, []*pkcs11.Attribute{
+			pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), pkcs11.NewAttribute(pkcs11.CKA_LABEL, unfinished),
+			pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES), pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, 32),
+			pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), pkcs11.NewAttribute(pkcs11.CKA_PRIVATE, true),
+			pkcs11.NewAttribute(pkcs11.CKA_SENSITIVE, true), pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, false),
+			pkcs11.NewAttribute(pkcs11.CKA_ENCRYPT, true), pkcs11.NewAttribute(pkcs11.CKA_DECRYPT, true),
+			pkcs11.NewAttribute(pkcs11.CKA_WRAP, false), pkcs11.NewAttribute(pkcs11.CKA_UNWRAP, false),
+			pkcs11.NewAttribute(pkcs11.CKA_SIGN, false), pkcs11.NewAttribute(pkcs11.CKA_VERIFY, false),
+		})
+		if err != nil {
+			return fmt.Errorf("make AES key: %w", err)
+		}
+		return s.finish(h, n)
+	})
+}
+
+func (s *session) makeSecret(mechanism uint, attributes []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
+	s.token.module.alone.Lock()
+	defer s.token.module.alone.Unlock()
+	return s.lib.GenerateKey(s.at, []*pkcs11.Mechanism{pkcs11.NewMechanism(mechanism, nil)}, attributes)
+}
+
+func (s *session) destroy(h pkcs11.ObjectHandle) error {
+	s.token.module.alone.Lock()
+	defer s.token.module.alone.Unlock()
+	return s.lib.DestroyObject(s.at, h)
+}
+
+// finish gives an object that is whole its name.
+func (s *session) finish(h pkcs11.ObjectHandle, n Name) error {
+	s.token.module.alone.Lock()
+	err := s.lib.SetAttributeValue(s.at, h, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_ID, []byte(n.ID)), pkcs11.NewAttribute(pkcs11.CKA_LABEL, n.Label)})
+	s.token.module.alone.Unlock()
+	if err != nil {
+		_ = s.destroy(h) // the name says what is wrong
+		return fmt.Errorf("name key: %w", err)
+	}
+	return nil
+}
+
+// Encrypt encrypts by AES-256-GCM (SP 800-38D; PKCS #11 2.40, 2.12.3) under a key of the token: nonce 12, ciphertext, tag 16. The nonce is random, of ours or, where the
+// token insists, of its own. ErrAway, ErrNoKey, ErrUnable.
+func (t *Token) Encrypt(ctx context.Context, n Name, plaintext secret.Bytes, data []byte) ([]byte, error) {
+	out := make(chan []byte, 1)
+	own := secret.Copy(plaintext.Reveal()) // the caller may overwrite its own while the library still reads
+	err := t.do(ctx, func(s *session) error {
+		found, err := s.find(object{n, pkcs11.CKO_SECRET_KEY})
+		if err != nil {
+			return err
+		}
+		box, err := s.seal(found[0], own.Reveal(), data)
+		if err != nil {
+			return err
+		}
+		return give(out, box)
+	})
+	if !errors.Is(err, ErrAway) { // else a call that was given up may still read it, and it is left to the collector
+		own.Destroy()
+	}
+	if err != nil {
+		return nil, err
+	}
+	return <-out, nil
+}
+
+func (s *session) seal(key pkcs11.ObjectHandle, plaintext, data []byte) ([]byte, error) {
+	nonce := make([]byte, nonceSize)
+	rand.Read(nonce)
+	p := pkcs11.NewGCMParams(nonce, data, 8*tagSize)
+	defer p.Free()
+	if err := s.lib.EncryptInit(s.at, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_AES_GCM, p)}, key); err != nil {
+		return nil, fmt.Errorf("encrypt: %w", err)
+	}
+	sealed, err := s.lib.Encrypt(s.at, plaintext)
+	if err != nil {
+		return nil, fmt.Errorf("encrypt: %w", err)
+	}
+	if nonce = p.IV(); len(nonce) != nonceSize || len(sealed) != len(plaintext)+tagSize {
+		return nil, fmt.Errorf("%w: AES-GCM with a nonce of %d bytes and %d more than the plaintext", ErrUnable, len(nonce), len(sealed)-len(plaintext))
+	}
+	return append(nonce, sealed...), nil
+}
+
+// Decrypt opens what Encrypt made. ErrAway, ErrNoKey, ErrRefused, ErrUnable.
+func (t *Token) Decrypt(ctx context.Context, n Name, box, data []byte) (secret.Bytes, error) {
+	if len(box) < nonceSize+tagSize {
+		return secret.Bytes{}, ErrRefused
+	}
+	out := make(chan secret.Bytes, 1)
+	err := t.do(ctx, func(s *session) error {
+		found, err := s.find(object{n, pkcs11.CKO_SECRET_KEY})
+		if err != nil {
+			return err
+		}
+		for _, h := range found {
+			plain, err := s.open(h, box, data)
+			if err == nil {
+				return give(out, secret.Take(plain))
+			}
+			if !errors.Is(err, ErrRefused) {
+				return err
+			}
+		}
+		return s.lookAgain(object{n, pkcs11.CKO_SECRET_KEY}, found, ErrRefused)
+	})
+	if err != nil {
+		return secret.Bytes{}, err
+	}
+	return <-out, nil
+}
+
+// lookAgain refuses, unless there are others of the name by now: then they are tried next time.
+func (s *session) lookAgain(o object, tried []pkcs11.ObjectHandle, refused error) error {
+	found, err := s.search(o)
+	if err != nil {
+		return err
+	}
+	if len(found) > len(tried) {
+		return fmt.Errorf("there are other keys of this name by now: %w", pkcs11.Error(pkcs11.CKR_KEY_HANDLE_INVALID)) // lost, so that it is repeated
+	}
+	return refused
+}
+
+func (s *session) open(key pkcs11.ObjectHandle, box, data []byte) ([]byte, error) {
+	p := pkcs11.NewGCMParams(box[:nonceSize], data, 8*tagSize)
+	defer p.Free()
+	if err := s.lib.DecryptInit(s.at, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_AES_GCM, p)}, key); err != nil {
+		return nil, fmt.Errorf("decrypt: %w", err)
+	}
+	plain, err := s.lib.Decrypt(s.at, box[nonceSize:])
+	if err == nil {
+		return plain, nil
+	}
+	switch e, _ := codeOf(err); e {
+	case pkcs11.CKR_ENCRYPTED_DATA_INVALID, pkcs11.CKR_ENCRYPTED_DATA_LEN_RANGE, pkcs11.CKR_DATA_INVALID, pkcs11.CKR_DATA_LEN_RANGE, aeadDecryptFailed:
+		return nil, ErrRefused
+	case pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_FUNCTION_FAILED: // some say this of a wrong tag too: it is one if the token is there
+		if s.well(key) {
+			return nil, ErrRefused
+		}
+	}
+	return nil, fmt.Errorf("decrypt: %w", err)
+}
+
+// well says whether the token still knows the object. Nothing is encrypted for the question: whoever sends nonsense would use up the nonces of the key.
+func (s *session) well(key pkcs11.ObjectHandle) bool {
+	a, err := s.lib.GetAttributeValue(s.at, key, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, nil)})
+	return err == nil && len(a) == 1 && len(a[0].Value) > 0
+}
+
+// Destroy destroys the secret keys of a name in the token, all of them. What is gone already is fine. ErrAway, ErrUnable.
+func (t *Token) Destroy(ctx context.Context, n Name) error {
+	err := t.do(ctx, func(s *session) error {
+		o := object{n, pkcs11.CKO_SECRET_KEY}
+		found, err := s.search(o)
+		if err != nil {
+			return err
+		}
+		if len(found) == 0 {
+			return ErrNoKey
+		}
+		s.remember(o, nil)
+		for _, h := range found {
+			if err := s.destroy(h); err != nil {
+				return fmt.Errorf("destroy: %w", err)
+			}
+		}
+		return nil
+	})
+	if errors.Is(err, ErrNoKey) {
+		return nil
+	}
+	return err
+}
