@@ -57,6 +57,7 @@ const (
 	beats     = 5  // signs of life in one TTL
 	margin    = 10 // the part of a TTL, one in so many, that two clocks may drift apart in it
 	forgetTTL = 60 // a session that has been dead for so many TTLs is deleted
+	calmTTL   = 6  // a newer format waits for so many TTLs in which all who live know it, so that an old server may be started again meanwhile
 )
 
 // Config is what a Keeper needs.
@@ -121,6 +122,7 @@ type Keeper struct {
 	watched  store.Rev     // everything up to here has been observed
 	format   int           // that the store's servers have agreed on
 	fmtRev   store.Rev     // of its record
+	calm     time.Duration // since when all who live have known a newer one, as this server has seen as the leader; 0: they do not, or it does not lead
 	changed  chan struct{} // closed and replaced at each change
 }
 
@@ -234,7 +236,7 @@ func (k *Keeper) Await(ctx context.Context) error {
 	}
 }
 
-// list reads every session and the leader.
+// list reads every session and the leader. fault.StoreNewer.
 func (k *Keeper) list(ctx context.Context) error {
 	now := k.Clock()
 	rev, records := k.Store.List(ctx, Prefix)
@@ -242,6 +244,11 @@ func (k *Keeper) list(ctx context.Context) error {
 	for r, err := range records {
 		if err != nil {
 			return fmt.Errorf("read sessions of servers: %w", err)
+		}
+		if r.Key == formatPath {
+			if _, err := parseFormat(r.Value, k.Newest); err != nil {
+				return err // the others moved on after Start had looked, or while no watch told
+			}
 		}
 		all = append(all, r)
 	}
@@ -515,10 +522,12 @@ func (k *Keeper) vacant() ([]store.Cond, bool) {
 // tidy deletes, for who leads, the sessions that are long dead, and agrees on the newest format that all who live know.
 func (k *Keeper) tidy(ctx context.Context) error {
 	lead, ok := k.Lead()
+	k.mu.Lock()
 	if !ok {
+		k.calm = 0
+		k.mu.Unlock()
 		return nil
 	}
-	k.mu.Lock()
 	conds, ops, format := []store.Cond{lead}, []store.Op(nil), k.Newest
 	for id, o := range k.sessions {
 		since, cond, dead := k.dead(id)
@@ -531,7 +540,7 @@ func (k *Keeper) tidy(ctx context.Context) error {
 			conds, ops = append(conds, cond), append(ops, store.Op{Key: sessionPrefix + id, Delete: true})
 		}
 	}
-	if k.fmtRev != 0 && format > k.format {
+	if k.fmtRev != 0 && k.calmAt(format) {
 		value, _ := json.Marshal(format) // a number always encodes
 		conds, ops = append(conds, store.Cond{Key: formatPath, Rev: k.fmtRev}), append(ops, store.Op{Key: formatPath, Value: value})
 	}
@@ -543,6 +552,18 @@ func (k *Keeper) tidy(ctx context.Context) error {
 		return err
 	}
 	return nil
+}
+
+// calmAt says whether the store may move on to a format: all who live know it, and have for a while. Call with mu held.
+func (k *Keeper) calmAt(format int) bool {
+	now := k.Clock()
+	switch {
+	case format <= k.format:
+		k.calm = 0
+	case k.calm == 0:
+		k.calm = now
+	}
+	return k.calm != 0 && now-k.calm >= calmTTL*k.TTL
 }
 
 // fresh says whether the own session lasts. Call with mu held.

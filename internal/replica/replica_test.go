@@ -287,7 +287,8 @@ func (l *losing) Commit(ctx context.Context, conds []store.Cond, ops []store.Op)
 	return rev, err
 }
 
-// TestUpgrade: builds of two formats share a store, which moves on to the newer one when the last old build has gone.
+// TestUpgrade: builds of two formats share a store, which moves on to the newer one when the last old build has gone for a while: one that is only
+// started again finds the store as it left it.
 func TestUpgrade(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := mem.New()
@@ -303,6 +304,20 @@ func TestUpgrade(t *testing.T) {
 			t.Fatal(err)
 		}
 		old.stop()
+		wait(5 * ttl)
+		old = start(t, s, "old")
+		wait(5 * ttl)
+		if next.Format() != replica.Format || !old.Fresh() {
+			t.Errorf("format %d beside an old build that was started again", next.Format())
+		}
+		if err := old.Close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		old.stop()
+		wait(5 * ttl)
+		if next.Format() != replica.Format {
+			t.Errorf("format %d at once", next.Format())
+		}
 		wait(2 * ttl)
 		if next.Format() != replica.Format+1 {
 			t.Errorf("format %d without an old build", next.Format())
@@ -340,4 +355,25 @@ func TestFormat(t *testing.T) {
 			t.Errorf("garbage: %v", err)
 		}
 	})
+}
+
+// raising is a store that the others move on, to a newer format, in the moment in which a server stores its first session.
+type raising struct{ store.Store }
+
+func (r raising) Commit(ctx context.Context, conds []store.Cond, ops []store.Op) (store.Rev, error) {
+	rev, err := r.Store.Commit(ctx, conds, ops)
+	if err == nil && strings.HasPrefix(ops[0].Key, "replica/session/") {
+		if _, err := r.Store.Commit(ctx, nil, []store.Op{{Key: "replica/format", Value: []byte("999")}}); err != nil {
+			return 0, err
+		}
+	}
+	return rev, err
+}
+
+// TestFormatMeanwhile: a server that starts in the moment in which the others move on does not start.
+func TestFormatMeanwhile(t *testing.T) {
+	k := replica.New(replica.Config{Store: raising{mem.New()}})
+	if err := k.Start(t.Context()); fault.CodeOf(err) != fault.StoreNewer {
+		t.Error(err)
+	}
 }
