@@ -92,9 +92,12 @@ func (c *cluster) join(name string, keys ...string) *rotor.Client {
 }
 
 // rotate rotates a key and returns once every member has acknowledged the new primary.
-func (c *cluster) rotate(key string) *rotorv1.Key {
+func (c *cluster) rotate(key string) *rotorv1.Key { c.t.Helper(); return c.rotateTo(key, "") }
+
+// rotateTo is rotate to an algorithm; empty: as before.
+func (c *cluster) rotateTo(key, algorithm string) *rotorv1.Key {
 	c.t.Helper()
-	k, err := c.admin.Admin().Keys.Rotate(c.t.Context(), connect.NewRequest(&rotorv1.RotateRequest{Key: &rotorv1.KeyRef{Name: key}}))
+	k, err := c.admin.Admin().Keys.Rotate(c.t.Context(), connect.NewRequest(&rotorv1.RotateRequest{Key: &rotorv1.KeyRef{Name: key}, Algorithm: algorithm}))
 	if err != nil {
 		c.t.Fatal(err)
 	}

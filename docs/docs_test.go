@@ -27,7 +27,8 @@ func pages(t *testing.T) []string {
 	for _, name := range []string{"rotate-root", "restore-a-store", "recovery-mode"} {
 		found = append(found, filepath.Join(root, "docs/runbooks", name+".md"))
 	}
-	return append([]string{filepath.Join(root, "README.md"), filepath.Join(root, "docs/howto/bring-your-own-key.md")}, found...)
+	return append([]string{filepath.Join(root, "README.md"), filepath.Join(root, "docs/howto/bring-your-own-key.md"), filepath.Join(root, "docs/howto/back-up-a-key.md"),
+		filepath.Join(root, "docs/howto/change-an-algorithm.md")}, found...)
 }
 
 func read(t *testing.T, path string) string {

@@ -26,6 +26,8 @@ type itemView struct {
 	Custody    string `json:"custody"`
 	Algorithm  string `json:"algorithm"`
 	Origin     string `json:"origin"`
+	Exportable bool   `json:"exportable"`          // versions may leave sealed to a recipient, where rules allow it
+	BackedUp   string `json:"backed_up,omitempty"` // the last backup of this key alone
 	Created    string `json:"created"`
 	Activated  string `json:"activated,omitempty"`
 	Originated string `json:"originated,omitempty"`
@@ -90,7 +92,7 @@ func inventory(keys []*rotorv1.Key) (v inventoryView) {
 			used[spec.ID] = true
 			v.Keys = append(v.Keys, itemView{
 				Namespace: k.GetNamespace(), Key: k.GetName(), KeyID: k.GetId(), Version: n.GetNumber(), State: n.GetState(), Phase: n.GetPhase(), Purpose: k.GetPurpose(),
-				Custody: k.GetCustody(), Algorithm: n.GetAlgorithm(), Origin: or(n.GetOrigin(), "generated"), Created: moment(n.GetCreated()), Activated: moment(n.GetActivated()),
+				Custody: k.GetCustody(), Algorithm: n.GetAlgorithm(), Origin: or(n.GetOrigin(), "generated"), Exportable: k.GetExportable(), BackedUp: moment(k.GetBackedUp()), Created: moment(n.GetCreated()), Activated: moment(n.GetActivated()),
 				Originated: moment(n.GetOriginated()), Deprecated: spec.Sunset.Deprecated, Disallowed: spec.Sunset.Disallowed,
 			})
 		}
@@ -107,9 +109,9 @@ func inventory(keys []*rotorv1.Key) (v inventoryView) {
 }
 
 func (a *app) showInventory(v inventoryView) error {
-	keys := table{header: []string{"key", "version", "algorithm", "state", "phase", "origin", "deprecated after", "disallowed after"}}
+	keys := table{header: []string{"key", "version", "algorithm", "state", "phase", "origin", "exportable", "backed up", "deprecated after", "disallowed after"}}
 	for _, i := range v.Keys {
-		keys.add(i.Key, number(i.Version), i.Algorithm, i.State, i.Phase, i.Origin, or(i.Deprecated, "-"), or(i.Disallowed, "-"))
+		keys.add(i.Key, number(i.Version), i.Algorithm, i.State, i.Phase, i.Origin, yesNo(i.Exportable), or(i.BackedUp, "-"), or(i.Deprecated, "-"), or(i.Disallowed, "-"))
 	}
 	own := table{header: []string{"rotor's own", "algorithm", "quantum", "disallowed after"}}
 	for _, o := range v.Own {
@@ -186,7 +188,7 @@ func keyComponent(i itemView, known bool) cdx.Component {
 	if known {
 		material.AlgorithmRef = cdx.BOMReference(algorithmRef(i.Algorithm))
 	}
-	facts := []cdx.Property{{Name: "rotor:custody", Value: i.Custody}, {Name: "rotor:origin", Value: i.Origin}, {Name: "rotor:phase", Value: i.Phase}, {Name: "rotor:purpose", Value: i.Purpose}}
+	facts := []cdx.Property{{Name: "rotor:custody", Value: i.Custody}, {Name: "rotor:exportable", Value: yesNo(i.Exportable)}, {Name: "rotor:origin", Value: i.Origin}, {Name: "rotor:phase", Value: i.Phase}, {Name: "rotor:purpose", Value: i.Purpose}}
 	sum := sha256.Sum256([]byte(material.ID))
 	return cdx.Component{
 		Type: cdx.ComponentTypeCryptographicAsset, BOMRef: "key/" + hex.EncodeToString(sum[:8]), Name: name, Properties: &facts,

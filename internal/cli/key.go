@@ -14,7 +14,7 @@ import (
 func newKey(a *app) *cobra.Command {
 	return newNoun("key", "Make keys, see them, and change the state of their versions",
 		newKeyCreate(a), newKeyList(a), newKeyShow(a), newKeySuspend(a), newKeyResume(a), newKeyCompromise(a), newKeyRetire(a), newKeyDestroy(a),
-		newKeyAlgorithms(a), newKeyPublic(a), newKeyImportParams(a), newKeyImport(a), newKeyExport(a))
+		newKeyAlgorithms(a), newKeyPublic(a), newKeyImportParams(a), newKeyImport(a), newKeyExport(a), newKeyBackup(a), newKeyRestore(a))
 }
 
 // keySpec is what a caller chooses about a new key.
@@ -79,7 +79,7 @@ func (a *app) createKey(c *cobra.Command, name string, s keySpec) error {
 	if err != nil {
 		return err
 	}
-	plan := fmt.Sprintf("create key %s: purpose %s, custody %s, algorithm %s; these never change", name, s.purpose, or(s.custody, "server"), or(s.algorithm, "the default"))
+	plan := fmt.Sprintf("create key %s: purpose %s and custody %s, which never change; algorithm %s", name, s.purpose, or(s.custody, "server"), or(s.algorithm, "the default"))
 	if err := a.confirm(plan); err != nil {
 		return err
 	}
@@ -309,6 +309,8 @@ type keyView struct {
 	ProcessFor string            `json:"process_for,omitempty"`
 	Rotation   rotationView      `json:"rotation"`
 	Created    string            `json:"created"`
+	BackedUp   string            `json:"backed_up,omitempty"` // the last backup of this key alone
+	Next       uint32            `json:"next"`                // number of the next version
 	Versions   []versionView     `json:"versions"`
 }
 
@@ -355,7 +357,7 @@ func viewKey(k *rotorv1.Key) keyView {
 	v := keyView{
 		ID: k.GetId(), Namespace: k.GetNamespace(), Name: k.GetName(), Purpose: k.GetPurpose(), Custody: k.GetCustody(), Algorithm: k.GetAlgorithm(),
 		Owner: k.GetOwner(), Exportable: k.GetExportable(), Labels: k.GetLabels(), Epoch: fmt.Sprintf("%d.%d", k.GetIncarnation(), k.GetEpoch()), Primary: k.GetPrimary(),
-		Target: k.GetTarget(), Versions: []versionView{}, ProtectFor: limited(k.GetOriginatorNs()), ProcessFor: limited(k.GetRecipientNs()), Created: moment(k.GetCreated()),
+		Target: k.GetTarget(), Versions: []versionView{}, ProtectFor: limited(k.GetOriginatorNs()), ProcessFor: limited(k.GetRecipientNs()), Created: moment(k.GetCreated()), BackedUp: moment(k.GetBackedUp()), Next: k.GetNext(),
 		Rotation: rotationView{
 			r.GetSilence(), nanos(r.GetMaxStaleNs()), nanos(r.GetMaxWaitNs()), nanos(r.GetWindowNs()), nanos(r.GetDestroyWaitNs()),
 			nanos(r.GetMarginNs()), r.GetDestroyApprovals(),
@@ -386,6 +388,7 @@ func (a *app) showKey(k *rotorv1.Key) error {
 		{"name", v.Name}, {"namespace", v.Namespace}, {"id", v.ID}, {"purpose", v.Purpose}, {"custody", v.Custody}, {"algorithm", v.Algorithm},
 		{"owner", v.Owner}, {"labels", labelText(k.GetLabels())}, {"primary", number(v.Primary)}, {"epoch", v.Epoch},
 		{"protects for", or(v.ProtectFor, "ever")}, {"processes for", or(v.ProcessFor, "ever")}, {"silence", v.Rotation.Silence}, {"rollback window", v.Rotation.Window},
+		{"may be exported", yesNo(v.Exportable)}, {"backed up", or(v.BackedUp, "never")},
 	}}
 	versions := table{header: []string{"version", "phase", "state", "handle", "algorithm", "activated", "reason"}}
 	for _, n := range v.Versions {

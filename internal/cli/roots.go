@@ -217,6 +217,7 @@ type backupView struct {
 	Records    uint64 `json:"records,omitempty"`
 	Bytes      int64  `json:"bytes,omitempty"`
 	By         string `json:"by,omitempty"`
+	Key        string `json:"key,omitempty"` // namespace/name of the one key that it is of
 }
 
 func newBackupCreate(a *app) *cobra.Command {
@@ -311,11 +312,11 @@ func newBackupList(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			views, t := []backupView{}, table{header: []string{"backup", "created", "expires", "generation", "by"}}
+			views, t := []backupView{}, table{header: []string{"backup", "of", "created", "expires", "generation", "by"}}
 			for _, b := range m.GetBackups() {
-				v := backupView{ID: b.GetId(), Created: moment(b.GetCreated()), Expires: moment(b.GetExpires()), Generation: b.GetGeneration(), By: b.GetBy()}
+				v := backupView{ID: b.GetId(), Created: moment(b.GetCreated()), Expires: moment(b.GetExpires()), Generation: b.GetGeneration(), By: b.GetBy(), Key: b.GetKey()}
 				views = append(views, v)
-				t.add(v.ID, v.Created, v.Expires, number(v.Generation), v.By)
+				t.add(v.ID, or(v.Key, "the store"), v.Created, v.Expires, number(v.Generation), v.By)
 			}
 			return a.show(views, t)
 		},

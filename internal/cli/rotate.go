@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/suite"
 	rotorv1 "github.com/rotorkms/rotor/proto/rotor/v1"
 )
 
@@ -25,6 +26,8 @@ type rotateFlags struct {
 	timeout time.Duration
 	back    string
 	plan    bool
+
+	algorithm string
 }
 
 func newRotate(a *app) *cobra.Command {
@@ -37,14 +40,19 @@ the key has acknowledged that it can use it; the old one goes on decrypting.
 
 The rotation is the server's: it goes on when the command ends, and "rotor status KEY --watch" watches it again. --back-to gives up a
 rotation in flight, or within the rollback window makes an earlier version primary again. The plan is applied to the state that it was made for; if the
-key changed meanwhile, nothing happens.`,
-		Example: "  rotor rotate records\n  rotor rotate records --yes --wait primary --timeout 5m\n  rotor rotate records --back-to 1\n  rotor rotate records --plan",
-		Args:    cobra.ExactArgs(1),
-		RunE:    func(c *cobra.Command, args []string) error { return a.rotate(c.Context(), args[0], f) },
+key changed meanwhile, nothing happens.
+
+With --algorithm the new version, and those after it, have another algorithm of the same purpose, which is not weaker. Older versions keep theirs and go on opening and
+verifying what they protected. --back-to goes back to the algorithm as well.`,
+		Example: "  rotor rotate records\n  rotor rotate records --yes --wait primary --timeout 5m\n  rotor rotate records --back-to 1\n  rotor rotate records --plan\n" +
+			"  rotor rotate codes --algorithm ML-DSA-65",
+		Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error { return a.rotate(c.Context(), args[0], f) },
 	}
 	c.Flags().StringVar(&f.wait, "wait", "everywhere", "how far to wait: staged (durable in the server), primary (all acknowledged, it protects), everywhere (all protect with it)")
 	c.Flags().Var(duration{&f.timeout}, "timeout", "how long to wait; the rotation goes on after it")
 	c.Flags().StringVar(&f.back, "back-to", "", "version to go back to")
+	c.Flags().StringVar(&f.algorithm, "algorithm", "", "algorithm of the new version and those after it (default: as before)")
 	c.Flags().BoolVar(&f.plan, "plan", false, "only print the plan; exit status 3 when there is something to do")
 	return a.changes(c)
 }
@@ -61,6 +69,8 @@ type rotatePlan struct {
 	Behind  []string `json:"behind"` // holders that have not acknowledged the present state
 	Gate    string   `json:"gate"`
 	Changes bool     `json:"changes"`
+
+	Algorithm string `json:"algorithm,omitempty"` // that the new version has instead of the key's; empty: the same
 }
 
 func (a *app) rotate(ctx context.Context, name string, f rotateFlags) error {
@@ -72,6 +82,9 @@ func (a *app) rotate(ctx context.Context, name string, f rotateFlags) error {
 		var err error
 		if back, err = parseVersion(f.back); err != nil {
 			return err
+		}
+		if f.algorithm != "" {
+			return usage("--algorithm", "a version that is there keeps its algorithm")
 		}
 	}
 	s, err := a.connect()
@@ -87,6 +100,9 @@ func (a *app) rotate(ctx context.Context, name string, f rotateFlags) error {
 	if err != nil {
 		return err
 	}
+	if f.algorithm != p.GetKey().GetAlgorithm() {
+		plan.Algorithm = f.algorithm
+	}
 	if f.plan {
 		return a.showPlan(plan)
 	}
@@ -97,9 +113,13 @@ func (a *app) rotate(ctx context.Context, name string, f rotateFlags) error {
 	if err := a.confirm(plan.text()); err != nil {
 		return err
 	}
-	m := &rotorv1.RotateRequest{Key: a.ref(name), BackTo: back, ExpectedEpoch: p.GetKey().GetEpoch()}
-	if _, err := message(s.keys.Rotate(ctx, request(m))); err != nil {
+	m := &rotorv1.RotateRequest{Key: a.ref(name), BackTo: back, ExpectedEpoch: p.GetKey().GetEpoch(), Algorithm: plan.Algorithm}
+	k, err := message(s.keys.Rotate(ctx, request(m)))
+	if err != nil {
 		return startFault(err, name)
+	}
+	if plan.Algorithm != "" && k.GetAlgorithm() != plan.Algorithm {
+		return fault.New(fault.Invalid, "--algorithm").WithHint("the server is older and has begun a rotation without it; rotor rotate %s --back-to %d gives it up", name, plan.From)
 	}
 	return a.watchRotation(ctx, s, plan, f)
 }
@@ -120,9 +140,9 @@ func planRotation(p *rotorv1.ProgressResponse, back uint32) (rotatePlan, error) 
 		Key: k.GetName(), Epoch: fmt.Sprintf("%d.%d", k.GetIncarnation(), k.GetEpoch()), From: k.GetPrimary(), To: back, Holders: p.GetMembers(),
 		Behind: list(p.GetBehind()), Changes: true,
 	}
-	switch n := uint32(len(k.GetVersions())); {
-	case back > n:
-		return plan, fault.New(fault.UnknownVersion, fmt.Sprintf("key %s, version %d", k.GetName(), back)).WithHint("it has versions 1 to %d", n)
+	switch {
+	case back != 0 && !slices.ContainsFunc(k.GetVersions(), func(v *rotorv1.Version) bool { return v.GetNumber() == back }):
+		return plan, fault.New(fault.UnknownVersion, fmt.Sprintf("key %s, version %d", k.GetName(), back)).WithHint("rotor key show %s lists its versions", k.GetName())
 	case back != 0 && k.GetTarget() != 0:
 		plan.GivesUp = k.GetTarget()
 	case back != 0:
@@ -131,7 +151,7 @@ func planRotation(p *rotorv1.ProgressResponse, back uint32) (rotatePlan, error) 
 		return plan, fault.New(fault.RotationInFlight, "key "+k.GetName()).
 			WithHint("watch it with rotor status %s --watch, or give it up with rotor rotate %s --back-to %d", k.GetName(), k.GetName(), k.GetPrimary())
 	default:
-		plan.To, plan.New = n+1, true
+		plan.To, plan.New = max(k.GetNext(), uint32(len(k.GetVersions()))+1), true // a server that is older does not say the next
 	}
 	plan.Gate = gate(k, plan)
 	return plan, nil
@@ -164,7 +184,14 @@ func (p rotatePlan) text() string {
 	case p.GivesUp != 0:
 		fmt.Fprintf(&b, "\n  give up version %d, which is in flight; version %d stays primary", p.GivesUp, p.From)
 	case p.New:
-		fmt.Fprintf(&b, "\n  make version %d and deliver it\n  gate: %s\n  then version %d protects and version %d goes on decrypting", p.To, p.Gate, p.To, p.From)
+		with := ""
+		if p.Algorithm != "" {
+			with = " with " + p.Algorithm
+			if s, err := suite.Lookup(suite.Algorithm(p.Algorithm)); err == nil && s.JWA == "" && slices.Contains(s.Purposes, suite.Sign) {
+				with += " (no tokens can be issued under it)"
+			}
+		}
+		fmt.Fprintf(&b, "\n  make version %d%s and deliver it\n  gate: %s\n  then version %d protects and version %d goes on decrypting", p.To, with, p.Gate, p.To, p.From)
 	default:
 		fmt.Fprintf(&b, "\n  gate: %s\n  then version %d protects again and version %d goes on decrypting", p.Gate, p.To, p.From)
 	}

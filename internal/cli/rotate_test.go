@@ -17,6 +17,8 @@ func keyAt(primary, target uint32, versions int) *rotorv1.ProgressResponse {
 }
 
 func TestPlanRotation(t *testing.T) {
+	gap := keyAt(103, 0, 2) // a recovery lost numbers
+	gap.Key.Versions[1].Number, gap.Key.Next = 103, 104
 	for name, c := range map[string]struct {
 		at   *rotorv1.ProgressResponse
 		back uint32
@@ -25,6 +27,9 @@ func TestPlanRotation(t *testing.T) {
 		code fault.Code
 	}{
 		"a new version":      {keyAt(1, 0, 1), 0, "make version 2 and deliver it\n  gate: until 3 holders", 2, ""},
+		"after a gap":        {gap, 0, "make version 104 and deliver it", 104, ""},
+		"back over a gap":    {gap, 103, "nothing to do", 103, ""},
+		"into a gap":         {gap, 50, "", 50, fault.UnknownVersion},
 		"in flight":          {keyAt(1, 2, 2), 0, "", 0, fault.RotationInFlight},
 		"back":               {keyAt(2, 0, 2), 1, "version 1 protects again and version 2 goes on decrypting", 1, ""},
 		"back to the same":   {keyAt(2, 0, 2), 2, "nothing to do", 2, ""},

@@ -63,6 +63,7 @@ const (
 	QuotaReached       Code = "quota_reached"
 	NotExportable      Code = "not_exportable"
 	NotBuilt           Code = "not_built"
+	BackupForeign      Code = "backup_foreign"
 )
 
 // Text explains a code: what it means, what to do, and the exit status of the command line (conventions: 1 failed, 2 usage,
@@ -139,6 +140,7 @@ var texts = map[Code]Text{
 	SnapshotRefused:    {"the snapshot is not newer, not signed by the server or drops a version", "an intermediary tampers, or the server was set back", 5},
 	AuditBroken:        {"the audit log does not verify", "keep it as evidence and compare with another copy", 5},
 	AlgorithmForbidden: {"the algorithm is not allowed", "see rotor key algorithms", 2},
+	BackupForeign:      {"nothing shows that the backup of the key is of this cluster", "if you know where it is from, import it with rotor key restore --import", 1},
 	NotExportable:      {"the key was not made to be exported", "only a new key made with --exportable can be", 1},
 	NotBuilt:           {"this build of rotor was made without it", "build it with the tag that the documentation of the feature names", 1},
 	RateLimited:        {"there are too many requests", "wait, and ask less often; limits are in the server's configuration", 1},

@@ -38,6 +38,8 @@ type Backup struct {
 	Expires    time.Time `json:"expires"`    // until then it may be needed, and a shred waits
 	Generation uint64    `json:"generation"` // the oldest of the root that it needs
 	By         string    `json:"by"`
+	Key        string    `json:"key,omitempty"`    // namespace/name of the one key that it is of; empty: of the store
+	SHA256     string    `json:"sha256,omitempty"` // of a key's backup
 }
 
 // Snapshot is a store at one revision, as a backup takes it.
@@ -51,15 +53,12 @@ type Snapshot struct {
 
 // NewBackup records a backup and, before it gives anything out, that it left. fault.Invalid for a time out of bounds.
 func (g *Guard) NewBackup(ctx context.Context, p *Permit, keep time.Duration) (Snapshot, error) {
-	if keep < MinKeep || keep > MaxKeep {
-		return Snapshot{}, fault.New(fault.Invalid, "keep").WithHint("between %v and 10 years", MinKeep)
-	}
 	r := g.keys.Load()
-	now := g.now().UTC().Truncate(time.Second)
-	b := Backup{
-		ID: fmt.Sprintf("%x", secret.Random(8).Reveal()), Created: now, Expires: now.Add(keep), By: p.caller.Name,
-		Generation: slices.Min(append(r.older(), r.current.generation)),
+	b, err := g.newBackup(p, keep)
+	if err != nil {
+		return Snapshot{}, err
 	}
+	b.Generation = slices.Min(append(r.older(), r.current.generation))
 	value, err := json.Marshal(b)
 	if err != nil {
 		return Snapshot{}, fmt.Errorf("encode backup: %w", err)
@@ -88,6 +87,15 @@ func (g *Guard) NewBackup(ctx context.Context, p *Permit, keep time.Duration) (S
 		}
 	}
 	return Snapshot{Backup: b, Root: root, Wrapper: backupKeys{r.all, r.current.generation}, Rev: rev, Records: kept}, nil
+}
+
+// newBackup is a backup that is kept for so long. fault.Invalid for a time out of bounds.
+func (g *Guard) newBackup(p *Permit, keep time.Duration) (Backup, error) {
+	if keep < MinKeep || keep > MaxKeep {
+		return Backup{}, fault.New(fault.Invalid, "keep").WithHint("between %v and 10 years", MinKeep)
+	}
+	now := g.now().UTC().Truncate(time.Second)
+	return Backup{ID: fmt.Sprintf("%x", secret.Random(8).Reveal()), Created: now, Expires: now.Add(keep), By: p.caller.Name}, nil
 }
 
 // ForgetBackup notes that a backup is gone, so that no shred waits for it. fault.NotFound.
@@ -179,9 +187,14 @@ func (k backupKeys) aead(generation uint64) (cipher.AEAD, error) {
 	if !ok {
 		return nil, fault.New(fault.SealWrong, "root generation "+number(generation))
 	}
-	b, err := hkdf.Key(sha256.New, h.root.Reveal(), []byte(h.cluster), "rotor/backup/1", suite.XAESKeySize)
+	return h.aead("rotor/backup/1")
+}
+
+// aead is a key of the root's for one use.
+func (h hierarchy) aead(use string) (cipher.AEAD, error) {
+	b, err := hkdf.Key(sha256.New, h.root.Reveal(), []byte(h.cluster), use, suite.XAESKeySize)
 	if err != nil {
-		return nil, fmt.Errorf("derive backup key: %w", err)
+		return nil, fmt.Errorf("derive key for %s: %w", use, err)
 	}
 	key := secret.Take(b)
 	defer key.Destroy()

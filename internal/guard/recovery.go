@@ -199,6 +199,11 @@ func (g *Guard) reconcile(ctx context.Context, past *Past) error {
 			}
 		}
 	}
+	for path := range past.Deleted { // of what this store never had: a backup of the key must not bring it back
+		if _, known := g.index.latest(path); !known && strings.HasPrefix(path, materialPrefix) {
+			todo = append(todo, forced{path: path, why: "deleted by the newer log"})
+		}
+	}
 	for batch := range slices.Chunk(todo, sealBatch/2) {
 		if err := g.force(ctx, batch); err != nil {
 			return err

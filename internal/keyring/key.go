@@ -69,6 +69,11 @@ const (
 	PhaseDestroyed   Phase = "destroyed"    // material gone, number and handle stay used
 )
 
+// Phases returns every phase, for tables and checks.
+func Phases() []Phase {
+	return []Phase{PhaseStaged, PhaseDistributed, PhasePrimary, PhaseDecryptOnly, PhaseRetired, PhaseDestroyed}
+}
+
 // Periods are the cryptoperiod of each version of a key, counted from its activation (SP 800-57 Part 1 rev. 5, 5.3.4); 0 is
 // unlimited.
 type Periods struct {
@@ -144,6 +149,9 @@ type Key struct {
 	Since      time.Time         `json:"since,omitzero"`   // start of the rotation in flight
 	Above      uint32            `json:"above,omitempty"`  // numbers up to this one may be in use by what a recovery lost; the next version is above it
 	Versions   []Version         `json:"versions"`
+
+	BackedUp  time.Time `json:"backed_up,omitzero"`  // the last backup of this key alone
+	Restoring string    `json:"restoring,omitempty"` // the backup that brings it back and is not done
 }
 
 // Clone copies the key so that the copy can be changed.

@@ -1,6 +1,7 @@
 package keyring
 
 import (
+	"encoding/hex"
 	"fmt"
 	"slices"
 	"strings"
@@ -32,6 +33,12 @@ func ValidName(s string) bool {
 		return false
 	}
 	return true
+}
+
+// ValidID says whether an ID of a key is well formed: 16 bytes in lower-case hex.
+func ValidID(id KeyID) bool {
+	b, err := hex.DecodeString(string(id))
+	return err == nil && len(b) == 16 && strings.ToLower(string(id)) == string(id)
 }
 
 // ValidReason says whether the reason of a change can be kept: at most MaxLabel bytes of printable text.

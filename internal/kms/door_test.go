@@ -53,6 +53,9 @@ func doors() map[string]call {
 		"Rotate": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
 			return s.Rotate(ctx, c, k.Ref, 99)
 		},
+		"RotateTo": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			return s.RotateTo(ctx, c, k.Ref, 99, "none")
+		},
 		"Back": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
 			return s.Back(ctx, c, k.Ref, 9, 99)
 		},
@@ -131,6 +134,14 @@ func doors() map[string]call {
 		},
 		"Export": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
 			return s.Export(ctx, c, k.Ref, 9, "none", nil)
+		},
+		"Backup": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			b, err := s.Backup(ctx, c, k.Ref, kms.BackupFor{})
+			return b.Blob, err
+		},
+		"Restore": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			r, err := s.Restore(ctx, c, kms.Restore{Namespace: k.Namespace, Name: k.Name, Blob: []byte("none")})
+			return r.Key, err
 		},
 		"Rewrap": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
 			_, changed, err := s.Rewrap(ctx, c, wrap(k), nil)

@@ -14,6 +14,8 @@ import (
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/rotation"
+	"github.com/rotorkms/rotor/internal/secret"
+	"github.com/rotorkms/rotor/internal/store"
 	"github.com/rotorkms/rotor/internal/suite"
 )
 
@@ -22,6 +24,7 @@ const (
 	ImportTTL  = 24 * time.Hour // of a wrapping key
 	maxImports = 100            // wrapping keys at a time in a namespace
 	maxBlob    = 64 << 10       // of a sealed key, in bytes
+	maxID      = 64             // of a wrapping key that a caller names, in bytes
 )
 
 // WrappingKey is what an importer seals material to, once.
@@ -134,7 +137,7 @@ func (s *Service) ImportVersion(ctx context.Context, c policy.Caller, ref Ref, i
 	if k, _, err := s.admit(ctx, c, policy.ActImport, ref); err != nil {
 		return k, err
 	}
-	return s.stage(ctx, c, ref, 0, func(ctx context.Context, k keyring.Key, n uint32, now time.Time) (keyring.Version, change, error) {
+	return s.stage(ctx, c, ref, 0, "", func(ctx context.Context, k keyring.Key, n uint32, now time.Time) (keyring.Version, change, error) {
 		return s.importedVersion(ctx, c, k, n, now, in)
 	})
 }
@@ -150,20 +153,7 @@ func (s *Service) importedVersion(ctx context.Context, c policy.Caller, k keyrin
 	if len(in.Blob) > maxBlob {
 		return v, made, fault.New(fault.TooLarge, "sealed key")
 	}
-	path := importPrefix(k.Namespace) + in.WrappingKey
-	rec, err := s.guard.Get(ctx, path)
-	var w wrapping
-	switch {
-	case fault.CodeOf(err) == fault.NotFound:
-	case err != nil:
-		return v, made, err
-	case json.Unmarshal(rec.Value, &w) != nil:
-		return v, made, fault.New(fault.RecordTampered, path)
-	}
-	if w.Caller != c.Name || w.Name != k.Name || !now.Before(w.Expires) { // one answer, so that IDs of others cannot be found
-		return v, made, fault.New(fault.NotFound, "wrapping key").WithHint("it is good once, for its caller and key, for %s; make another with rotor key import-params", ImportTTL)
-	}
-	private, err := s.guard.OpenMaterial(ctx, string(k.Namespace), importFacts(s.guard.ClusterID(), path), w.Private)
+	private, w, err := s.wrapping(ctx, c, k.Namespace, k.Name, in.WrappingKey)
 	if err != nil {
 		return v, made, err
 	}
@@ -182,9 +172,34 @@ func (s *Service) importedVersion(ctx context.Context, c policy.Caller, k keyrin
 	if v, made, err = s.keep(ctx, k, v, material); err != nil {
 		return v, made, err
 	}
-	made.conds = append(made.conds, guard.Cond{Path: path, Rev: rec.Rev})
-	made.writes = append(made.writes, guard.Write{Path: path, Delete: true})
-	return v, made, nil
+	return v, made.and(change{[]guard.Cond{{Path: w.path, Rev: w.rev}}, []guard.Write{{Path: w.path, Delete: true}}}), nil
+}
+
+// foundWrapping is a wrapping key with where it stands.
+type foundWrapping struct {
+	wrapping
+	path string
+	rev  store.Rev
+}
+
+// wrapping opens the private half of a wrapping key of a caller's for a name. fault.NotFound whatever does not fit.
+func (s *Service) wrapping(ctx context.Context, c policy.Caller, ns keyring.Namespace, name, id string) (private secret.Bytes, w foundWrapping, err error) {
+	if w.path = importPrefix(ns) + id; len(id) > maxID {
+		w.path = importPrefix(ns)
+	}
+	rec, err := s.guard.Get(ctx, w.path)
+	switch {
+	case fault.CodeOf(err) == fault.NotFound:
+	case err != nil:
+		return private, w, err
+	case json.Unmarshal(rec.Value, &w.wrapping) != nil:
+		return private, w, fault.New(fault.RecordTampered, w.path)
+	}
+	if w.rev = rec.Rev; w.Caller != c.Name || w.Name != name || !s.now().Before(w.Expires) { // one answer, so that IDs of others cannot be found
+		return private, w, fault.New(fault.NotFound, "wrapping key").WithHint("it is good once, for its caller and key, for %s; make another with rotor key import-params", ImportTTL)
+	}
+	private, err = s.guard.OpenMaterial(ctx, string(ns), importFacts(s.guard.ClusterID(), w.path), w.Private)
+	return private, w, err
 }
 
 // Export releases the material of a version sealed to a public key, if the key was made exportable. The audit entry names the recipient by the
@@ -221,8 +236,8 @@ func (s *Service) Export(ctx context.Context, c policy.Caller, ref Ref, n uint32
 	return blob, nil
 }
 
-// stage makes the next version of a key by make and stages it.
-func (s *Service) stage(ctx context.Context, c policy.Caller, ref Ref, expected uint64, make func(context.Context, keyring.Key, uint32, time.Time) (keyring.Version, change, error)) (keyring.Key, error) {
+// stage makes the next version of a key by make and stages it. a: its algorithm; empty: as before.
+func (s *Service) stage(ctx context.Context, c policy.Caller, ref Ref, expected uint64, a suite.Algorithm, make func(context.Context, keyring.Key, uint32, time.Time) (keyring.Version, change, error)) (keyring.Key, error) {
 	k, p, err := s.admit(ctx, c, policy.ActRotate, ref)
 	if err != nil {
 		return k, err
@@ -242,6 +257,10 @@ func (s *Service) stage(ctx context.Context, c policy.Caller, ref Ref, expected 
 		if record, err := json.Marshal(k); err != nil || len(record) > maxRecord {
 			return k, change{}, fault.New(fault.TooLarge, "key "+k.Name).WithHint("it has %d versions, which is all that its record takes; make a new key", len(k.Versions))
 		}
+		k, err := turned(k, a)
+		if err != nil {
+			return k, change{}, err
+		}
 		v, made, err := make(ctx, k, n, now)
 		if err != nil {
 			return k, change{}, err
@@ -254,7 +273,7 @@ func (s *Service) stage(ctx context.Context, c policy.Caller, ref Ref, expected 
 
 // describe notes a new version for its audit entry.
 func describe(detail map[string]string, v keyring.Version) {
-	detail["version"] = fmt.Sprint(v.Number)
+	detail["version"], detail["algorithm"] = fmt.Sprint(v.Number), string(v.Algorithm)
 	if v.Origin != "" {
 		detail["origin"] = v.Origin
 	}

@@ -141,31 +141,40 @@ func (s *Service) newVersion(ctx context.Context, k keyring.Key, n uint32, now t
 	return s.keep(ctx, k, keyring.Version{Number: n, Algorithm: k.Algorithm, Created: now}, material)
 }
 
-// keep gives a version a handle and its public half, and returns the writes that keep its material. It tries again in the unlikely case that the
-// random handle is taken.
+// keep gives a version a handle and its public half, and returns the writes that keep its material.
 func (s *Service) keep(ctx context.Context, k keyring.Key, v keyring.Version, material secret.Bytes) (keyring.Version, change, error) {
 	var err error
-	if v.Public, err = suite.PublicOf(k.Algorithm, material); err != nil {
+	if v.Public, err = suite.PublicOf(v.Algorithm, material); err != nil {
 		return v, change{}, err
 	}
 	if v.Handle, err = s.freeHandle(ctx, k.Namespace); err != nil {
 		return v, change{}, err
 	}
-	n, handle := v.Number, v.Handle
+	w, err := s.place(ctx, k, v, material)
+	return v, w.and(takeHandle(k, v)), err
+}
+
+// place returns the writes that keep a version's material.
+func (s *Service) place(ctx context.Context, k keyring.Key, v keyring.Version, material secret.Bytes) (change, error) {
 	f, err := s.facts(k, v)
 	if err != nil {
-		return v, change{}, fmt.Errorf("encode facts: %w", err)
+		return change{}, fmt.Errorf("encode facts: %w", err)
 	}
 	blob, err := s.guard.SealMaterial(ctx, string(k.Namespace), f, material)
 	if err != nil {
-		return v, change{}, err
+		return change{}, err
 	}
-	path, taken := materialPath(k, n), handlePath(k.Namespace, handle)
-	return v, change{
-		conds:  []guard.Cond{{Path: path}, {Path: taken}},
-		writes: []guard.Write{{Path: path, Value: blob}, {Path: taken, Value: []byte(fmt.Sprintf("%s/%d", k.ID, n))}},
-	}, nil
+	path := materialPath(k, v.Number)
+	return change{[]guard.Cond{{Path: path}}, []guard.Write{{Path: path, Value: blob}}}, nil
 }
+
+// takeHandle returns the write that takes a version's handle, for ever.
+func takeHandle(k keyring.Key, v keyring.Version) change {
+	path := handlePath(k.Namespace, v.Handle)
+	return change{[]guard.Cond{{Path: path}}, []guard.Write{{Path: path, Value: []byte(handleOwner(k, v.Number))}}}
+}
+
+func handleOwner(k keyring.Key, n uint32) string { return fmt.Sprintf("%s/%d", k.ID, n) }
 
 func (s *Service) freeHandle(ctx context.Context, ns keyring.Namespace) (uint32, error) {
 	for {

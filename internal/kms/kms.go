@@ -309,6 +309,11 @@ type change struct {
 	writes []guard.Write
 }
 
+// and adds what another change has.
+func (c change) and(o change) change {
+	return change{append(c.conds, o.conds...), append(c.writes, o.writes...)}
+}
+
 // read gets a key's record from the store, not from the ring.
 func (s *Service) read(ctx context.Context, id keyring.KeyID) (keyring.Key, store.Rev, error) {
 	k, ok := s.Key(id)

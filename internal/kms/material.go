@@ -109,18 +109,10 @@ func (s *Service) open(ctx context.Context, k keyring.Key, n uint32) (opened, er
 	if o, ok := s.vault.get(id); ok {
 		return o, nil
 	}
-	rec, err := s.guard.Get(ctx, materialPath(k, n))
+	m, err := s.unseal(ctx, k, v)
 	if fault.CodeOf(err) == fault.NotFound { // another server has withdrawn it
 		return opened{}, s.withdrawn(ctx, k, n)
 	}
-	if err != nil {
-		return opened{}, err
-	}
-	f, err := s.facts(k, v)
-	if err != nil {
-		return opened{}, fmt.Errorf("encode facts of %s: %w", name, err)
-	}
-	m, err := s.guard.OpenMaterial(ctx, string(k.Namespace), f, rec.Value)
 	if err != nil {
 		return opened{}, err
 	}
@@ -136,6 +128,19 @@ func (s *Service) open(ctx context.Context, k keyring.Key, n uint32) (opened, er
 		}
 	}
 	return o, nil
+}
+
+// unseal reads the material of a version from the store, whatever phase it is in. fault.NotFound when there is none.
+func (s *Service) unseal(ctx context.Context, k keyring.Key, v keyring.Version) (secret.Bytes, error) {
+	rec, err := s.guard.Get(ctx, materialPath(k, v.Number))
+	if err != nil {
+		return secret.Bytes{}, err
+	}
+	f, err := s.facts(k, v)
+	if err != nil {
+		return secret.Bytes{}, fmt.Errorf("encode facts of key %s, version %d: %w", k.Name, v.Number, err)
+	}
+	return s.guard.OpenMaterial(ctx, string(k.Namespace), f, rec.Value)
 }
 
 // withdrawn says why the material of a version is not there, from a ring that has caught up.

@@ -9,12 +9,40 @@ import (
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/rotation"
+	"github.com/rotorkms/rotor/internal/suite"
 )
 
 // Rotate stages a new version and leaves the gated steps to rollout. expected is the epoch counter that the caller's plan was
 // made for, 0 for any. fault.RotationInFlight, Conflict.
 func (s *Service) Rotate(ctx context.Context, c policy.Caller, ref Ref, expected uint64) (keyring.Key, error) {
-	return s.stage(ctx, c, ref, expected, s.newVersion)
+	return s.RotateTo(ctx, c, ref, expected, "")
+}
+
+// RotateTo is Rotate to an algorithm of the same purpose, for the new version and those after it; empty: as before. Older versions keep theirs.
+// The new one is not weaker: that takes a new key. fault.AlgorithmForbidden, Invalid for one that the custody does not go with.
+func (s *Service) RotateTo(ctx context.Context, c policy.Caller, ref Ref, expected uint64, a suite.Algorithm) (keyring.Key, error) {
+	return s.stage(ctx, c, ref, expected, a, s.newVersion)
+}
+
+// turned is a key whose next version has another algorithm.
+func turned(k keyring.Key, a suite.Algorithm) (keyring.Key, error) {
+	if a == "" || a == k.Algorithm {
+		return k, nil
+	}
+	was, err := suite.Lookup(k.Algorithm)
+	if err != nil {
+		return k, err
+	}
+	next, err := suite.ForPurpose(a, k.Purpose)
+	if err != nil {
+		return k, err
+	}
+	if next.Bits < was.Bits || next.Quantum < was.Quantum {
+		return k, fault.New(fault.AlgorithmForbidden, "algorithm "+string(a)).WithHint("it is weaker than %s; a weaker key is a new one", was.ID)
+	}
+	k = k.Clone()
+	k.Algorithm = a
+	return k, k.Validate()
 }
 
 // Replace stages a new version in place of a compromised primary, for rollout; somebody else's rotation in flight will do as well.

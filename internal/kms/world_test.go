@@ -176,7 +176,8 @@ func wantCode(t *testing.T, err error, code fault.Code) {
 // shaky is a store that can lose the answer of one commit of a key's record, before or after it is durable.
 type shaky struct {
 	store.Store
-	lose atomic.Int32
+	lose  atomic.Int32
+	after atomic.Int32 // the commit of a key's record, counted from 1, that is lost before it is written; 0: none
 }
 
 const (
@@ -188,6 +189,9 @@ func (s *shaky) Commit(ctx context.Context, conds []store.Cond, ops []store.Op) 
 	for _, o := range ops {
 		if !strings.HasPrefix(o.Key, "key/") {
 			continue
+		}
+		if s.after.Load() > 0 && s.after.Add(-1) == 0 {
+			return 0, store.ErrUnknown
 		}
 		switch s.lose.Swap(0) {
 		case loseAfter:

@@ -53,6 +53,8 @@ const (
 	ActDecapsulate Action = "decapsulate"
 	ActImport      Action = "key.import"
 	ActExport      Action = "key.export"
+	ActKeyBackup   Action = "key.backup"
+	ActKeyRestore  Action = "key.restore"
 
 	ActRollback   Action = "rollback"
 	ActSuspend    Action = "suspend"

@@ -151,7 +151,7 @@ func Back(k keyring.Key, n uint32, now time.Time) (keyring.Key, error) {
 		return k, err
 	}
 	k = k.Clone()
-	k.Target, k.Since = n, now
+	k.Target, k.Since, k.Algorithm = n, now, v.Algorithm // the next version is of the kind that the key goes back to
 	return k, nil
 }
 
@@ -176,6 +176,9 @@ func giveUp(k keyring.Key, n uint32, now time.Time) (keyring.Key, error) {
 	}
 	k = raise(k)
 	k.Target, k.Since = 0, time.Time{}
+	if v, err := k.Version(n); err == nil {
+		k.Algorithm = v.Algorithm
+	}
 	if target.Promoted != (keyring.Epoch{}) {
 		return k, nil // the target of a rollback, which protected before
 	}

@@ -34,7 +34,8 @@ var statuses = map[fault.Code]connect.Code{
 	fault.AuditBroken:    connect.CodeInternal, fault.AlgorithmForbidden: connect.CodeInvalidArgument, fault.DiskFull: connect.CodeResourceExhausted, fault.RateLimited: connect.CodeResourceExhausted,
 	fault.QuotaReached: connect.CodeResourceExhausted, fault.VolumeOver: connect.CodeFailedPrecondition, fault.Recovery: connect.CodeFailedPrecondition,
 	fault.StoreIncomplete: connect.CodeFailedPrecondition, fault.StoreMoved: connect.CodeFailedPrecondition, fault.NotExportable: connect.CodeFailedPrecondition,
-	fault.NotBuilt: connect.CodeFailedPrecondition,
+	fault.NotBuilt:      connect.CodeFailedPrecondition,
+	fault.BackupForeign: connect.CodeFailedPrecondition,
 }
 
 func TestEveryCodeCrosses(t *testing.T) {

@@ -61,7 +61,7 @@ func (s keys) Rotate(ctx context.Context, r *connect.Request[rotorv1.RotateReque
 		k, err := s.KMS.Back(ctx, c, s.ref(m.GetKey()), n, m.GetExpectedEpoch())
 		return answer(keyMessage(k), err)
 	}
-	k, err := s.KMS.Rotate(ctx, c, s.ref(m.GetKey()), m.GetExpectedEpoch())
+	k, err := s.KMS.RotateTo(ctx, c, s.ref(m.GetKey()), m.GetExpectedEpoch(), suite.Algorithm(m.GetAlgorithm()))
 	return answer(keyMessage(k), err)
 }
 

@@ -54,6 +54,22 @@ func (s keys) Export(ctx context.Context, r *connect.Request[rotorv1.ExportKeyRe
 	return answer(&rotorv1.ExportKeyResponse{Sealed: blob}, err)
 }
 
+// Backup seals a key with all its versions, for this cluster or another one.
+func (s keys) Backup(ctx context.Context, r *connect.Request[rotorv1.BackupKeyRequest]) (*connect.Response[rotorv1.BackupKeyResponse], error) {
+	m := r.Msg
+	to := kms.BackupFor{Keep: duration(m.GetKeepNs()), WrappingKey: clip(m.GetWrappingKey()), Transport: suite.Transport(m.GetTransport()), Recipient: m.GetRecipient()}
+	b, err := s.KMS.Backup(ctx, wire.Caller(ctx), s.ref(m.GetKey()), to)
+	return answer(&rotorv1.BackupKeyResponse{Backup: b.Blob, Id: b.ID, Expires: stamp(b.Expires), Versions: b.Versions}, err)
+}
+
+// Restore brings back what is missing of a key.
+func (s keys) Restore(ctx context.Context, r *connect.Request[rotorv1.RestoreKeyRequest]) (*connect.Response[rotorv1.RestoreKeyResponse], error) {
+	m := r.Msg
+	in := kms.Restore{Namespace: s.namespace(m.GetNamespace()), Blob: m.GetBackup(), Name: clip(m.GetName()), Foreign: m.GetForeign()}
+	out, err := s.KMS.Restore(ctx, wire.Caller(ctx), in)
+	return answer(&rotorv1.RestoreKeyResponse{Key: keyMessage(out.Key), Restored: out.Versions, Destroyed: out.Destroyed}, err)
+}
+
 // moment reads a time; none is the zero time.
 func moment(t *timestamppb.Timestamp) time.Time {
 	if t == nil {

@@ -124,7 +124,7 @@ func (s roots) Backups(ctx context.Context, _ *connect.Request[rotorv1.BackupsRe
 }
 
 func backupMessage(b guard.Backup) *rotorv1.Backup {
-	return &rotorv1.Backup{Id: b.ID, Created: stamp(b.Created), Expires: stamp(b.Expires), Generation: b.Generation, By: b.By}
+	return &rotorv1.Backup{Id: b.ID, Created: stamp(b.Created), Expires: stamp(b.Expires), Generation: b.Generation, By: b.By, Key: b.Key}
 }
 
 // ForgetBackup notes that a backup is gone.

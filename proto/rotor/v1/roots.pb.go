@@ -411,6 +411,7 @@ type Backup struct {
 	Expires       *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expires,proto3" json:"expires,omitempty"`
 	Generation    uint64                 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`
 	By            string                 `protobuf:"bytes,5,opt,name=by,proto3" json:"by,omitempty"`
+	Key           string                 `protobuf:"bytes,6,opt,name=key,proto3" json:"key,omitempty"` // namespace/name of the one key that it is of; empty: of the store
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -476,6 +477,13 @@ func (x *Backup) GetGeneration() uint64 {
 func (x *Backup) GetBy() string {
 	if x != nil {
 		return x.By
+	}
+	return ""
+}
+
+func (x *Backup) GetKey() string {
+	if x != nil {
+		return x.Key
 	}
 	return ""
 }
@@ -591,7 +599,7 @@ const file_rotor_v1_roots_proto_rawDesc = "" +
 	"\x04data\x18\x01 \x01(\fR\x04data\"\x10\n" +
 	"\x0eBackupsRequest\"=\n" +
 	"\x0fBackupsResponse\x12*\n" +
-	"\abackups\x18\x01 \x03(\v2\x10.rotor.v1.BackupR\abackups\"\xb4\x01\n" +
+	"\abackups\x18\x01 \x03(\v2\x10.rotor.v1.BackupR\abackups\"\xc6\x01\n" +
 	"\x06Backup\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x124\n" +
 	"\acreated\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x124\n" +
@@ -599,7 +607,8 @@ const file_rotor_v1_roots_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\x04 \x01(\x04R\n" +
 	"generation\x12\x0e\n" +
-	"\x02by\x18\x05 \x01(\tR\x02by\"%\n" +
+	"\x02by\x18\x05 \x01(\tR\x02by\x12\x10\n" +
+	"\x03key\x18\x06 \x01(\tR\x03key\"%\n" +
 	"\x13ForgetBackupRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x16\n" +
 	"\x14ForgetBackupResponse2\xc1\x02\n" +

@@ -91,6 +91,10 @@ const (
 	KeyServiceImportProcedure = "/rotor.v1.KeyService/Import"
 	// KeyServiceExportProcedure is the fully-qualified name of the KeyService's Export RPC.
 	KeyServiceExportProcedure = "/rotor.v1.KeyService/Export"
+	// KeyServiceBackupProcedure is the fully-qualified name of the KeyService's Backup RPC.
+	KeyServiceBackupProcedure = "/rotor.v1.KeyService/Backup"
+	// KeyServiceRestoreProcedure is the fully-qualified name of the KeyService's Restore RPC.
+	KeyServiceRestoreProcedure = "/rotor.v1.KeyService/Restore"
 	// JoinServiceJoinProcedure is the fully-qualified name of the JoinService's Join RPC.
 	JoinServiceJoinProcedure = "/rotor.v1.JoinService/Join"
 	// JoinServiceRenewProcedure is the fully-qualified name of the JoinService's Renew RPC.
@@ -193,6 +197,8 @@ type KeyServiceClient interface {
 	PrepareImport(context.Context, *connect.Request[PrepareImportRequest]) (*connect.Response[PrepareImportResponse], error)
 	Import(context.Context, *connect.Request[ImportRequest]) (*connect.Response[Key], error)
 	Export(context.Context, *connect.Request[ExportKeyRequest]) (*connect.Response[ExportKeyResponse], error)
+	Backup(context.Context, *connect.Request[BackupKeyRequest]) (*connect.Response[BackupKeyResponse], error)
+	Restore(context.Context, *connect.Request[RestoreKeyRequest]) (*connect.Response[RestoreKeyResponse], error)
 }
 
 // NewKeyServiceClient constructs a client for the rotor.v1.KeyService service. By default, it uses
@@ -326,6 +332,18 @@ func NewKeyServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...
 			connect.WithSchema(keyServiceMethods.ByName("Export")),
 			connect.WithClientOptions(opts...),
 		),
+		backup: connect.NewClient[BackupKeyRequest, BackupKeyResponse](
+			httpClient,
+			baseURL+KeyServiceBackupProcedure,
+			connect.WithSchema(keyServiceMethods.ByName("Backup")),
+			connect.WithClientOptions(opts...),
+		),
+		restore: connect.NewClient[RestoreKeyRequest, RestoreKeyResponse](
+			httpClient,
+			baseURL+KeyServiceRestoreProcedure,
+			connect.WithSchema(keyServiceMethods.ByName("Restore")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -351,6 +369,8 @@ type keyServiceClient struct {
 	prepareImport *connect.Client[PrepareImportRequest, PrepareImportResponse]
 	_import       *connect.Client[ImportRequest, Key]
 	export        *connect.Client[ExportKeyRequest, ExportKeyResponse]
+	backup        *connect.Client[BackupKeyRequest, BackupKeyResponse]
+	restore       *connect.Client[RestoreKeyRequest, RestoreKeyResponse]
 }
 
 // Create calls rotor.v1.KeyService.Create.
@@ -453,6 +473,16 @@ func (c *keyServiceClient) Export(ctx context.Context, req *connect.Request[Expo
 	return c.export.CallUnary(ctx, req)
 }
 
+// Backup calls rotor.v1.KeyService.Backup.
+func (c *keyServiceClient) Backup(ctx context.Context, req *connect.Request[BackupKeyRequest]) (*connect.Response[BackupKeyResponse], error) {
+	return c.backup.CallUnary(ctx, req)
+}
+
+// Restore calls rotor.v1.KeyService.Restore.
+func (c *keyServiceClient) Restore(ctx context.Context, req *connect.Request[RestoreKeyRequest]) (*connect.Response[RestoreKeyResponse], error) {
+	return c.restore.CallUnary(ctx, req)
+}
+
 // KeyServiceHandler is an implementation of the rotor.v1.KeyService service.
 type KeyServiceHandler interface {
 	Create(context.Context, *connect.Request[CreateRequest]) (*connect.Response[Key], error)
@@ -475,6 +505,8 @@ type KeyServiceHandler interface {
 	PrepareImport(context.Context, *connect.Request[PrepareImportRequest]) (*connect.Response[PrepareImportResponse], error)
 	Import(context.Context, *connect.Request[ImportRequest]) (*connect.Response[Key], error)
 	Export(context.Context, *connect.Request[ExportKeyRequest]) (*connect.Response[ExportKeyResponse], error)
+	Backup(context.Context, *connect.Request[BackupKeyRequest]) (*connect.Response[BackupKeyResponse], error)
+	Restore(context.Context, *connect.Request[RestoreKeyRequest]) (*connect.Response[RestoreKeyResponse], error)
 }
 
 // NewKeyServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -604,6 +636,18 @@ func NewKeyServiceHandler(svc KeyServiceHandler, opts ...connect.HandlerOption) 
 		connect.WithSchema(keyServiceMethods.ByName("Export")),
 		connect.WithHandlerOptions(opts...),
 	)
+	keyServiceBackupHandler := connect.NewUnaryHandler(
+		KeyServiceBackupProcedure,
+		svc.Backup,
+		connect.WithSchema(keyServiceMethods.ByName("Backup")),
+		connect.WithHandlerOptions(opts...),
+	)
+	keyServiceRestoreHandler := connect.NewUnaryHandler(
+		KeyServiceRestoreProcedure,
+		svc.Restore,
+		connect.WithSchema(keyServiceMethods.ByName("Restore")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/rotor.v1.KeyService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case KeyServiceCreateProcedure:
@@ -646,6 +690,10 @@ func NewKeyServiceHandler(svc KeyServiceHandler, opts ...connect.HandlerOption) 
 			keyServiceImportHandler.ServeHTTP(w, r)
 		case KeyServiceExportProcedure:
 			keyServiceExportHandler.ServeHTTP(w, r)
+		case KeyServiceBackupProcedure:
+			keyServiceBackupHandler.ServeHTTP(w, r)
+		case KeyServiceRestoreProcedure:
+			keyServiceRestoreHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -733,6 +781,14 @@ func (UnimplementedKeyServiceHandler) Import(context.Context, *connect.Request[I
 
 func (UnimplementedKeyServiceHandler) Export(context.Context, *connect.Request[ExportKeyRequest]) (*connect.Response[ExportKeyResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.KeyService.Export is not implemented"))
+}
+
+func (UnimplementedKeyServiceHandler) Backup(context.Context, *connect.Request[BackupKeyRequest]) (*connect.Response[BackupKeyResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.KeyService.Backup is not implemented"))
+}
+
+func (UnimplementedKeyServiceHandler) Restore(context.Context, *connect.Request[RestoreKeyRequest]) (*connect.Response[RestoreKeyResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.KeyService.Restore is not implemented"))
 }
 
 // JoinServiceClient is a client for the rotor.v1.JoinService service.

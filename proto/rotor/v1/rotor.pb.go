@@ -398,6 +398,8 @@ type Key struct {
 	Versions      []*Version             `protobuf:"bytes,16,rep,name=versions,proto3" json:"versions,omitempty"`
 	Created       *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=created,proto3" json:"created,omitempty"`
 	Exportable    bool                   `protobuf:"varint,18,opt,name=exportable,proto3" json:"exportable,omitempty"`
+	Next          uint32                 `protobuf:"varint,19,opt,name=next,proto3" json:"next,omitempty"`                        // number of the next version: numbers have gaps where a recovery lost some
+	BackedUp      *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=backed_up,json=backedUp,proto3" json:"backed_up,omitempty"` // the last backup of this key alone; not set: none was made
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -556,6 +558,20 @@ func (x *Key) GetExportable() bool {
 		return x.Exportable
 	}
 	return false
+}
+
+func (x *Key) GetNext() uint32 {
+	if x != nil {
+		return x.Next
+	}
+	return 0
+}
+
+func (x *Key) GetBackedUp() *timestamppb.Timestamp {
+	if x != nil {
+		return x.BackedUp
+	}
+	return nil
 }
 
 type KeyRef struct {
@@ -815,6 +831,7 @@ type RotateRequest struct {
 	Key           *KeyRef                `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
 	BackTo        uint32                 `protobuf:"varint,2,opt,name=back_to,json=backTo,proto3" json:"back_to,omitempty"`                      // 0: a new version
 	ExpectedEpoch uint64                 `protobuf:"varint,3,opt,name=expected_epoch,json=expectedEpoch,proto3" json:"expected_epoch,omitempty"` // of the plan; 0: any
+	Algorithm     string                 `protobuf:"bytes,4,opt,name=algorithm,proto3" json:"algorithm,omitempty"`                               // of the new version and those after it; empty: as before
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -868,6 +885,13 @@ func (x *RotateRequest) GetExpectedEpoch() uint64 {
 		return x.ExpectedEpoch
 	}
 	return 0
+}
+
+func (x *RotateRequest) GetAlgorithm() string {
+	if x != nil {
+		return x.Algorithm
+	}
+	return ""
 }
 
 type ProgressResponse struct {
@@ -2473,6 +2497,279 @@ func (x *ExportKeyResponse) GetSealed() []byte {
 	return nil
 }
 
+// BackupKeyRequest asks for a backup of one key: sealed to this cluster's root key, or to the wrapping key that another cluster made.
+type BackupKeyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           *KeyRef                `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	KeepNs        int64                  `protobuf:"varint,2,opt,name=keep_ns,json=keepNs,proto3" json:"keep_ns,omitempty"`               // under the root: how long it may be needed; a shred waits so long
+	WrappingKey   string                 `protobuf:"bytes,3,opt,name=wrapping_key,json=wrappingKey,proto3" json:"wrapping_key,omitempty"` // ID; the three are for another cluster
+	Transport     string                 `protobuf:"bytes,4,opt,name=transport,proto3" json:"transport,omitempty"`
+	Recipient     []byte                 `protobuf:"bytes,5,opt,name=recipient,proto3" json:"recipient,omitempty"` // its public half
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupKeyRequest) Reset() {
+	*x = BackupKeyRequest{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupKeyRequest) ProtoMessage() {}
+
+func (x *BackupKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupKeyRequest.ProtoReflect.Descriptor instead.
+func (*BackupKeyRequest) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *BackupKeyRequest) GetKey() *KeyRef {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *BackupKeyRequest) GetKeepNs() int64 {
+	if x != nil {
+		return x.KeepNs
+	}
+	return 0
+}
+
+func (x *BackupKeyRequest) GetWrappingKey() string {
+	if x != nil {
+		return x.WrappingKey
+	}
+	return ""
+}
+
+func (x *BackupKeyRequest) GetTransport() string {
+	if x != nil {
+		return x.Transport
+	}
+	return ""
+}
+
+func (x *BackupKeyRequest) GetRecipient() []byte {
+	if x != nil {
+		return x.Recipient
+	}
+	return nil
+}
+
+type BackupKeyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Backup        []byte                 `protobuf:"bytes,1,opt,name=backup,proto3" json:"backup,omitempty"` // spec/key-backup.md
+	Id            string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	Expires       *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expires,proto3" json:"expires,omitempty"`           // under the root
+	Versions      []uint32               `protobuf:"varint,4,rep,packed,name=versions,proto3" json:"versions,omitempty"` // whose material is in it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupKeyResponse) Reset() {
+	*x = BackupKeyResponse{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupKeyResponse) ProtoMessage() {}
+
+func (x *BackupKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupKeyResponse.ProtoReflect.Descriptor instead.
+func (*BackupKeyResponse) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *BackupKeyResponse) GetBackup() []byte {
+	if x != nil {
+		return x.Backup
+	}
+	return nil
+}
+
+func (x *BackupKeyResponse) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *BackupKeyResponse) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
+func (x *BackupKeyResponse) GetVersions() []uint32 {
+	if x != nil {
+		return x.Versions
+	}
+	return nil
+}
+
+type RestoreKeyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Backup        []byte                 `protobuf:"bytes,2,opt,name=backup,proto3" json:"backup,omitempty"`
+	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`        // the key gets this name, where its own is taken; empty: its own
+	Foreign       bool                   `protobuf:"varint,4,opt,name=foreign,proto3" json:"foreign,omitempty"` // it is of another cluster, or nothing shows that it is of this one
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreKeyRequest) Reset() {
+	*x = RestoreKeyRequest{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreKeyRequest) ProtoMessage() {}
+
+func (x *RestoreKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreKeyRequest.ProtoReflect.Descriptor instead.
+func (*RestoreKeyRequest) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *RestoreKeyRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *RestoreKeyRequest) GetBackup() []byte {
+	if x != nil {
+		return x.Backup
+	}
+	return nil
+}
+
+func (x *RestoreKeyRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RestoreKeyRequest) GetForeign() bool {
+	if x != nil {
+		return x.Foreign
+	}
+	return false
+}
+
+type RestoreKeyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           *Key                   `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Restored      []uint32               `protobuf:"varint,2,rep,packed,name=restored,proto3" json:"restored,omitempty"`   // versions that it brought back
+	Destroyed     []uint32               `protobuf:"varint,3,rep,packed,name=destroyed,proto3" json:"destroyed,omitempty"` // versions that came back as destroyed
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreKeyResponse) Reset() {
+	*x = RestoreKeyResponse{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreKeyResponse) ProtoMessage() {}
+
+func (x *RestoreKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreKeyResponse.ProtoReflect.Descriptor instead.
+func (*RestoreKeyResponse) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *RestoreKeyResponse) GetKey() *Key {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *RestoreKeyResponse) GetRestored() []uint32 {
+	if x != nil {
+		return x.Restored
+	}
+	return nil
+}
+
+func (x *RestoreKeyResponse) GetDestroyed() []uint32 {
+	if x != nil {
+		return x.Destroyed
+	}
+	return nil
+}
+
 type JoinRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
@@ -2483,7 +2780,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[39]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2495,7 +2792,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[39]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2508,7 +2805,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{39}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *JoinRequest) GetToken() string {
@@ -2534,7 +2831,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[40]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2546,7 +2843,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[40]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2559,7 +2856,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{40}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *RenewRequest) GetCsr() []byte {
@@ -2582,7 +2879,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[41]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2594,7 +2891,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[41]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2607,7 +2904,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{41}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *JoinResponse) GetChain() [][]byte {
@@ -2659,7 +2956,7 @@ type HoldUp struct {
 
 func (x *HoldUp) Reset() {
 	*x = HoldUp{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[42]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2671,7 +2968,7 @@ func (x *HoldUp) String() string {
 func (*HoldUp) ProtoMessage() {}
 
 func (x *HoldUp) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[42]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2684,7 +2981,7 @@ func (x *HoldUp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldUp.ProtoReflect.Descriptor instead.
 func (*HoldUp) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{42}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *HoldUp) GetHello() *Hello {
@@ -2743,7 +3040,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[43]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2755,7 +3052,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[43]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2768,7 +3065,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{43}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Hello) GetIncarnation() []byte {
@@ -2825,7 +3122,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[44]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2837,7 +3134,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[44]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2850,7 +3147,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{44}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Ack) GetKeyId() string {
@@ -2892,7 +3189,7 @@ type HoldDown struct {
 
 func (x *HoldDown) Reset() {
 	*x = HoldDown{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[45]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2904,7 +3201,7 @@ func (x *HoldDown) String() string {
 func (*HoldDown) ProtoMessage() {}
 
 func (x *HoldDown) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[45]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2917,7 +3214,7 @@ func (x *HoldDown) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldDown.ProtoReflect.Descriptor instead.
 func (*HoldDown) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{45}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *HoldDown) GetLease() *Lease {
@@ -2953,7 +3250,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[46]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2965,7 +3262,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[46]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2978,7 +3275,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{46}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Lease) GetBeat() uint64 {
@@ -3025,7 +3322,7 @@ type Parcel struct {
 
 func (x *Parcel) Reset() {
 	*x = Parcel{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[47]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3037,7 +3334,7 @@ func (x *Parcel) String() string {
 func (*Parcel) ProtoMessage() {}
 
 func (x *Parcel) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[47]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3050,7 +3347,7 @@ func (x *Parcel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Parcel.ProtoReflect.Descriptor instead.
 func (*Parcel) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{47}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Parcel) GetBody() []byte {
@@ -3112,7 +3409,7 @@ type KeyRefusal struct {
 
 func (x *KeyRefusal) Reset() {
 	*x = KeyRefusal{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[48]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3124,7 +3421,7 @@ func (x *KeyRefusal) String() string {
 func (*KeyRefusal) ProtoMessage() {}
 
 func (x *KeyRefusal) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[48]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3137,7 +3434,7 @@ func (x *KeyRefusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyRefusal.ProtoReflect.Descriptor instead.
 func (*KeyRefusal) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{48}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *KeyRefusal) GetName() string {
@@ -3164,7 +3461,7 @@ type InviteRequest struct {
 
 func (x *InviteRequest) Reset() {
 	*x = InviteRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[49]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3176,7 +3473,7 @@ func (x *InviteRequest) String() string {
 func (*InviteRequest) ProtoMessage() {}
 
 func (x *InviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[49]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3189,7 +3486,7 @@ func (x *InviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteRequest.ProtoReflect.Descriptor instead.
 func (*InviteRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{49}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *InviteRequest) GetName() string {
@@ -3215,7 +3512,7 @@ type InviteResponse struct {
 
 func (x *InviteResponse) Reset() {
 	*x = InviteResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[50]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3227,7 +3524,7 @@ func (x *InviteResponse) String() string {
 func (*InviteResponse) ProtoMessage() {}
 
 func (x *InviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[50]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3240,7 +3537,7 @@ func (x *InviteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteResponse.ProtoReflect.Descriptor instead.
 func (*InviteResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{50}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *InviteResponse) GetToken() string {
@@ -3258,7 +3555,7 @@ type InstancesRequest struct {
 
 func (x *InstancesRequest) Reset() {
 	*x = InstancesRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[51]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3270,7 +3567,7 @@ func (x *InstancesRequest) String() string {
 func (*InstancesRequest) ProtoMessage() {}
 
 func (x *InstancesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[51]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3283,7 +3580,7 @@ func (x *InstancesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstancesRequest.ProtoReflect.Descriptor instead.
 func (*InstancesRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{51}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{55}
 }
 
 type Instance struct {
@@ -3299,7 +3596,7 @@ type Instance struct {
 
 func (x *Instance) Reset() {
 	*x = Instance{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[52]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3311,7 +3608,7 @@ func (x *Instance) String() string {
 func (*Instance) ProtoMessage() {}
 
 func (x *Instance) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[52]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3324,7 +3621,7 @@ func (x *Instance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Instance.ProtoReflect.Descriptor instead.
 func (*Instance) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{52}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Instance) GetName() string {
@@ -3371,7 +3668,7 @@ type InstancesResponse struct {
 
 func (x *InstancesResponse) Reset() {
 	*x = InstancesResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[53]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3383,7 +3680,7 @@ func (x *InstancesResponse) String() string {
 func (*InstancesResponse) ProtoMessage() {}
 
 func (x *InstancesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[53]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3396,7 +3693,7 @@ func (x *InstancesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstancesResponse.ProtoReflect.Descriptor instead.
 func (*InstancesResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{53}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *InstancesResponse) GetInstances() []*Instance {
@@ -3415,7 +3712,7 @@ type RemoveRequest struct {
 
 func (x *RemoveRequest) Reset() {
 	*x = RemoveRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[54]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3427,7 +3724,7 @@ func (x *RemoveRequest) String() string {
 func (*RemoveRequest) ProtoMessage() {}
 
 func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[54]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3440,7 +3737,7 @@ func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{54}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *RemoveRequest) GetName() string {
@@ -3458,7 +3755,7 @@ type RemoveResponse struct {
 
 func (x *RemoveResponse) Reset() {
 	*x = RemoveResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[55]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3470,7 +3767,7 @@ func (x *RemoveResponse) String() string {
 func (*RemoveResponse) ProtoMessage() {}
 
 func (x *RemoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[55]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3483,7 +3780,7 @@ func (x *RemoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveResponse.ProtoReflect.Descriptor instead.
 func (*RemoveResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{55}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{59}
 }
 
 type IssueRequest struct {
@@ -3498,7 +3795,7 @@ type IssueRequest struct {
 
 func (x *IssueRequest) Reset() {
 	*x = IssueRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[56]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3510,7 +3807,7 @@ func (x *IssueRequest) String() string {
 func (*IssueRequest) ProtoMessage() {}
 
 func (x *IssueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[56]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3523,7 +3820,7 @@ func (x *IssueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueRequest.ProtoReflect.Descriptor instead.
 func (*IssueRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{56}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *IssueRequest) GetKey() *KeyRef {
@@ -3563,7 +3860,7 @@ type IssueResponse struct {
 
 func (x *IssueResponse) Reset() {
 	*x = IssueResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[57]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3575,7 +3872,7 @@ func (x *IssueResponse) String() string {
 func (*IssueResponse) ProtoMessage() {}
 
 func (x *IssueResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[57]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3588,7 +3885,7 @@ func (x *IssueResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueResponse.ProtoReflect.Descriptor instead.
 func (*IssueResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{57}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *IssueResponse) GetToken() string {
@@ -3607,7 +3904,7 @@ type RegisterRequest struct {
 
 func (x *RegisterRequest) Reset() {
 	*x = RegisterRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[58]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3619,7 +3916,7 @@ func (x *RegisterRequest) String() string {
 func (*RegisterRequest) ProtoMessage() {}
 
 func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[58]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3632,7 +3929,7 @@ func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterRequest.ProtoReflect.Descriptor instead.
 func (*RegisterRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{58}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *RegisterRequest) GetDataSet() *DataSet {
@@ -3654,7 +3951,7 @@ type DataSet struct {
 
 func (x *DataSet) Reset() {
 	*x = DataSet{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[59]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3666,7 +3963,7 @@ func (x *DataSet) String() string {
 func (*DataSet) ProtoMessage() {}
 
 func (x *DataSet) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[59]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3679,7 +3976,7 @@ func (x *DataSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataSet.ProtoReflect.Descriptor instead.
 func (*DataSet) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{59}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *DataSet) GetName() string {
@@ -3718,7 +4015,7 @@ type DataSetsRequest struct {
 
 func (x *DataSetsRequest) Reset() {
 	*x = DataSetsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[60]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3730,7 +4027,7 @@ func (x *DataSetsRequest) String() string {
 func (*DataSetsRequest) ProtoMessage() {}
 
 func (x *DataSetsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[60]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3743,7 +4040,7 @@ func (x *DataSetsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataSetsRequest.ProtoReflect.Descriptor instead.
 func (*DataSetsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{60}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{64}
 }
 
 type DataSetsResponse struct {
@@ -3755,7 +4052,7 @@ type DataSetsResponse struct {
 
 func (x *DataSetsResponse) Reset() {
 	*x = DataSetsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[61]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3767,7 +4064,7 @@ func (x *DataSetsResponse) String() string {
 func (*DataSetsResponse) ProtoMessage() {}
 
 func (x *DataSetsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[61]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3780,7 +4077,7 @@ func (x *DataSetsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataSetsResponse.ProtoReflect.Descriptor instead.
 func (*DataSetsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{61}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *DataSetsResponse) GetDataSets() []*DataSet {
@@ -3799,7 +4096,7 @@ type CensusRequest struct {
 
 func (x *CensusRequest) Reset() {
 	*x = CensusRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[62]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3811,7 +4108,7 @@ func (x *CensusRequest) String() string {
 func (*CensusRequest) ProtoMessage() {}
 
 func (x *CensusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[62]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3824,7 +4121,7 @@ func (x *CensusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CensusRequest.ProtoReflect.Descriptor instead.
 func (*CensusRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{62}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *CensusRequest) GetKey() *KeyRef {
@@ -3844,7 +4141,7 @@ type CensusCount struct {
 
 func (x *CensusCount) Reset() {
 	*x = CensusCount{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[63]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3856,7 +4153,7 @@ func (x *CensusCount) String() string {
 func (*CensusCount) ProtoMessage() {}
 
 func (x *CensusCount) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[63]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3869,7 +4166,7 @@ func (x *CensusCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CensusCount.ProtoReflect.Descriptor instead.
 func (*CensusCount) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{63}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *CensusCount) GetVersion() uint32 {
@@ -3898,7 +4195,7 @@ type CensusResponse struct {
 
 func (x *CensusResponse) Reset() {
 	*x = CensusResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[64]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3910,7 +4207,7 @@ func (x *CensusResponse) String() string {
 func (*CensusResponse) ProtoMessage() {}
 
 func (x *CensusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[64]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3923,7 +4220,7 @@ func (x *CensusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CensusResponse.ProtoReflect.Descriptor instead.
 func (*CensusResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{64}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *CensusResponse) GetCounts() []*CensusCount {
@@ -3965,7 +4262,7 @@ type CampaignRequest struct {
 
 func (x *CampaignRequest) Reset() {
 	*x = CampaignRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[65]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3977,7 +4274,7 @@ func (x *CampaignRequest) String() string {
 func (*CampaignRequest) ProtoMessage() {}
 
 func (x *CampaignRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[65]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3990,7 +4287,7 @@ func (x *CampaignRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CampaignRequest.ProtoReflect.Descriptor instead.
 func (*CampaignRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{65}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *CampaignRequest) GetKey() *KeyRef {
@@ -4023,7 +4320,7 @@ type CampaignRef struct {
 
 func (x *CampaignRef) Reset() {
 	*x = CampaignRef{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[66]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4035,7 +4332,7 @@ func (x *CampaignRef) String() string {
 func (*CampaignRef) ProtoMessage() {}
 
 func (x *CampaignRef) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[66]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4048,7 +4345,7 @@ func (x *CampaignRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CampaignRef.ProtoReflect.Descriptor instead.
 func (*CampaignRef) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{66}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *CampaignRef) GetId() string {
@@ -4076,7 +4373,7 @@ type Campaign struct {
 
 func (x *Campaign) Reset() {
 	*x = Campaign{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[67]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4088,7 +4385,7 @@ func (x *Campaign) String() string {
 func (*Campaign) ProtoMessage() {}
 
 func (x *Campaign) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[67]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4101,7 +4398,7 @@ func (x *Campaign) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Campaign.ProtoReflect.Descriptor instead.
 func (*Campaign) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{67}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *Campaign) GetId() string {
@@ -4184,7 +4481,7 @@ type TailRequest struct {
 
 func (x *TailRequest) Reset() {
 	*x = TailRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[68]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4196,7 +4493,7 @@ func (x *TailRequest) String() string {
 func (*TailRequest) ProtoMessage() {}
 
 func (x *TailRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[68]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4209,7 +4506,7 @@ func (x *TailRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailRequest.ProtoReflect.Descriptor instead.
 func (*TailRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{68}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *TailRequest) GetFrom() uint64 {
@@ -4236,7 +4533,7 @@ type TailEntry struct {
 
 func (x *TailEntry) Reset() {
 	*x = TailEntry{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[69]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4248,7 +4545,7 @@ func (x *TailEntry) String() string {
 func (*TailEntry) ProtoMessage() {}
 
 func (x *TailEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[69]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4261,7 +4558,7 @@ func (x *TailEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailEntry.ProtoReflect.Descriptor instead.
 func (*TailEntry) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{69}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *TailEntry) GetIndex() uint64 {
@@ -4286,7 +4583,7 @@ type ExportRequest struct {
 
 func (x *ExportRequest) Reset() {
 	*x = ExportRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[70]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4298,7 +4595,7 @@ func (x *ExportRequest) String() string {
 func (*ExportRequest) ProtoMessage() {}
 
 func (x *ExportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[70]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4311,7 +4608,7 @@ func (x *ExportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRequest.ProtoReflect.Descriptor instead.
 func (*ExportRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{70}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{74}
 }
 
 type ExportFile struct {
@@ -4324,7 +4621,7 @@ type ExportFile struct {
 
 func (x *ExportFile) Reset() {
 	*x = ExportFile{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[71]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4336,7 +4633,7 @@ func (x *ExportFile) String() string {
 func (*ExportFile) ProtoMessage() {}
 
 func (x *ExportFile) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[71]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4349,7 +4646,7 @@ func (x *ExportFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportFile.ProtoReflect.Descriptor instead.
 func (*ExportFile) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{71}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ExportFile) GetPath() string {
@@ -4374,7 +4671,7 @@ type SealStatusRequest struct {
 
 func (x *SealStatusRequest) Reset() {
 	*x = SealStatusRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[72]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4386,7 +4683,7 @@ func (x *SealStatusRequest) String() string {
 func (*SealStatusRequest) ProtoMessage() {}
 
 func (x *SealStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[72]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4399,7 +4696,7 @@ func (x *SealStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealStatusRequest.ProtoReflect.Descriptor instead.
 func (*SealStatusRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{72}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{76}
 }
 
 type SealStatus struct {
@@ -4417,7 +4714,7 @@ type SealStatus struct {
 
 func (x *SealStatus) Reset() {
 	*x = SealStatus{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[73]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4429,7 +4726,7 @@ func (x *SealStatus) String() string {
 func (*SealStatus) ProtoMessage() {}
 
 func (x *SealStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[73]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4442,7 +4739,7 @@ func (x *SealStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealStatus.ProtoReflect.Descriptor instead.
 func (*SealStatus) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{73}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *SealStatus) GetSealed() bool {
@@ -4508,7 +4805,7 @@ type SealMember struct {
 
 func (x *SealMember) Reset() {
 	*x = SealMember{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[74]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4520,7 +4817,7 @@ func (x *SealMember) String() string {
 func (*SealMember) ProtoMessage() {}
 
 func (x *SealMember) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[74]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4533,7 +4830,7 @@ func (x *SealMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealMember.ProtoReflect.Descriptor instead.
 func (*SealMember) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{74}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *SealMember) GetId() string {
@@ -4593,7 +4890,7 @@ type SealProgress struct {
 
 func (x *SealProgress) Reset() {
 	*x = SealProgress{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[75]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4605,7 +4902,7 @@ func (x *SealProgress) String() string {
 func (*SealProgress) ProtoMessage() {}
 
 func (x *SealProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[75]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4618,7 +4915,7 @@ func (x *SealProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealProgress.ProtoReflect.Descriptor instead.
 func (*SealProgress) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{75}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *SealProgress) GetSet() string {
@@ -4680,7 +4977,7 @@ type UnsealRequest struct {
 
 func (x *UnsealRequest) Reset() {
 	*x = UnsealRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[76]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4692,7 +4989,7 @@ func (x *UnsealRequest) String() string {
 func (*UnsealRequest) ProtoMessage() {}
 
 func (x *UnsealRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[76]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4705,7 +5002,7 @@ func (x *UnsealRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsealRequest.ProtoReflect.Descriptor instead.
 func (*UnsealRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{76}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *UnsealRequest) GetShare() string {
@@ -4731,7 +5028,7 @@ type UnsealResetRequest struct {
 
 func (x *UnsealResetRequest) Reset() {
 	*x = UnsealResetRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[77]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4743,7 +5040,7 @@ func (x *UnsealResetRequest) String() string {
 func (*UnsealResetRequest) ProtoMessage() {}
 
 func (x *UnsealResetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[77]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4756,7 +5053,7 @@ func (x *UnsealResetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsealResetRequest.ProtoReflect.Descriptor instead.
 func (*UnsealResetRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{77}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *UnsealResetRequest) GetAttempt() string {
@@ -4774,7 +5071,7 @@ type SealRequest struct {
 
 func (x *SealRequest) Reset() {
 	*x = SealRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[78]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4786,7 +5083,7 @@ func (x *SealRequest) String() string {
 func (*SealRequest) ProtoMessage() {}
 
 func (x *SealRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[78]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4799,7 +5096,7 @@ func (x *SealRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealRequest.ProtoReflect.Descriptor instead.
 func (*SealRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{78}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{82}
 }
 
 type SealChangeRequest struct {
@@ -4812,7 +5109,7 @@ type SealChangeRequest struct {
 
 func (x *SealChangeRequest) Reset() {
 	*x = SealChangeRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[79]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4824,7 +5121,7 @@ func (x *SealChangeRequest) String() string {
 func (*SealChangeRequest) ProtoMessage() {}
 
 func (x *SealChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[79]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4837,7 +5134,7 @@ func (x *SealChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealChangeRequest.ProtoReflect.Descriptor instead.
 func (*SealChangeRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{79}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *SealChangeRequest) GetChange() string {
@@ -4864,7 +5161,7 @@ type StartRekeyRequest struct {
 
 func (x *StartRekeyRequest) Reset() {
 	*x = StartRekeyRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[80]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4876,7 +5173,7 @@ func (x *StartRekeyRequest) String() string {
 func (*StartRekeyRequest) ProtoMessage() {}
 
 func (x *StartRekeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[80]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4889,7 +5186,7 @@ func (x *StartRekeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartRekeyRequest.ProtoReflect.Descriptor instead.
 func (*StartRekeyRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{80}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *StartRekeyRequest) GetShares() string {
@@ -4916,7 +5213,7 @@ type RekeyRequest struct {
 
 func (x *RekeyRequest) Reset() {
 	*x = RekeyRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[81]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4928,7 +5225,7 @@ func (x *RekeyRequest) String() string {
 func (*RekeyRequest) ProtoMessage() {}
 
 func (x *RekeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[81]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4941,7 +5238,7 @@ func (x *RekeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RekeyRequest.ProtoReflect.Descriptor instead.
 func (*RekeyRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{81}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *RekeyRequest) GetShare() string {
@@ -4967,7 +5264,7 @@ type AbortRekeyRequest struct {
 
 func (x *AbortRekeyRequest) Reset() {
 	*x = AbortRekeyRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[82]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4979,7 +5276,7 @@ func (x *AbortRekeyRequest) String() string {
 func (*AbortRekeyRequest) ProtoMessage() {}
 
 func (x *AbortRekeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[82]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4992,7 +5289,7 @@ func (x *AbortRekeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbortRekeyRequest.ProtoReflect.Descriptor instead.
 func (*AbortRekeyRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{82}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *AbortRekeyRequest) GetAttempt() string {
@@ -5016,7 +5313,7 @@ type RekeyProgress struct {
 
 func (x *RekeyProgress) Reset() {
 	*x = RekeyProgress{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[83]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5028,7 +5325,7 @@ func (x *RekeyProgress) String() string {
 func (*RekeyProgress) ProtoMessage() {}
 
 func (x *RekeyProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[83]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5041,7 +5338,7 @@ func (x *RekeyProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RekeyProgress.ProtoReflect.Descriptor instead.
 func (*RekeyProgress) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{83}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *RekeyProgress) GetPhase() string {
@@ -5094,7 +5391,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[84]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5106,7 +5403,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[84]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5119,7 +5416,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{84}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{88}
 }
 
 type StatusResponse struct {
@@ -5146,7 +5443,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[85]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5158,7 +5455,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[85]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5171,7 +5468,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{85}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -5297,7 +5594,7 @@ type Check struct {
 
 func (x *Check) Reset() {
 	*x = Check{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[86]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5309,7 +5606,7 @@ func (x *Check) String() string {
 func (*Check) ProtoMessage() {}
 
 func (x *Check) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[86]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5322,7 +5619,7 @@ func (x *Check) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Check.ProtoReflect.Descriptor instead.
 func (*Check) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{86}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *Check) GetName() string {
@@ -5362,7 +5659,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[87]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5374,7 +5671,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[87]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5387,7 +5684,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{87}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *Replica) GetAddress() string {
@@ -5458,7 +5755,7 @@ type LoginRequest struct {
 
 func (x *LoginRequest) Reset() {
 	*x = LoginRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[88]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5470,7 +5767,7 @@ func (x *LoginRequest) String() string {
 func (*LoginRequest) ProtoMessage() {}
 
 func (x *LoginRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[88]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5483,7 +5780,7 @@ func (x *LoginRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoginRequest.ProtoReflect.Descriptor instead.
 func (*LoginRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{88}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *LoginRequest) GetJwt() string {
@@ -5521,7 +5818,7 @@ type LoginResponse struct {
 
 func (x *LoginResponse) Reset() {
 	*x = LoginResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[89]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5533,7 +5830,7 @@ func (x *LoginResponse) String() string {
 func (*LoginResponse) ProtoMessage() {}
 
 func (x *LoginResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[89]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5546,7 +5843,7 @@ func (x *LoginResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoginResponse.ProtoReflect.Descriptor instead.
 func (*LoginResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{89}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *LoginResponse) GetToken() string {
@@ -5599,7 +5896,7 @@ type LogoutRequest struct {
 
 func (x *LogoutRequest) Reset() {
 	*x = LogoutRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[90]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5611,7 +5908,7 @@ func (x *LogoutRequest) String() string {
 func (*LogoutRequest) ProtoMessage() {}
 
 func (x *LogoutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[90]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5624,7 +5921,7 @@ func (x *LogoutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogoutRequest.ProtoReflect.Descriptor instead.
 func (*LogoutRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{90}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{94}
 }
 
 type LogoutResponse struct {
@@ -5635,7 +5932,7 @@ type LogoutResponse struct {
 
 func (x *LogoutResponse) Reset() {
 	*x = LogoutResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[91]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5647,7 +5944,7 @@ func (x *LogoutResponse) String() string {
 func (*LogoutResponse) ProtoMessage() {}
 
 func (x *LogoutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[91]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5660,7 +5957,7 @@ func (x *LogoutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogoutResponse.ProtoReflect.Descriptor instead.
 func (*LogoutResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{91}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{95}
 }
 
 type WhoamiRequest struct {
@@ -5671,7 +5968,7 @@ type WhoamiRequest struct {
 
 func (x *WhoamiRequest) Reset() {
 	*x = WhoamiRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[92]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5683,7 +5980,7 @@ func (x *WhoamiRequest) String() string {
 func (*WhoamiRequest) ProtoMessage() {}
 
 func (x *WhoamiRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[92]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5696,7 +5993,7 @@ func (x *WhoamiRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoamiRequest.ProtoReflect.Descriptor instead.
 func (*WhoamiRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{92}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{96}
 }
 
 type WhoamiResponse struct {
@@ -5712,7 +6009,7 @@ type WhoamiResponse struct {
 
 func (x *WhoamiResponse) Reset() {
 	*x = WhoamiResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[93]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5724,7 +6021,7 @@ func (x *WhoamiResponse) String() string {
 func (*WhoamiResponse) ProtoMessage() {}
 
 func (x *WhoamiResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[93]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5737,7 +6034,7 @@ func (x *WhoamiResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoamiResponse.ProtoReflect.Descriptor instead.
 func (*WhoamiResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{93}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *WhoamiResponse) GetCaller() string {
@@ -5785,7 +6082,7 @@ type SessionsRequest struct {
 
 func (x *SessionsRequest) Reset() {
 	*x = SessionsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[94]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5797,7 +6094,7 @@ func (x *SessionsRequest) String() string {
 func (*SessionsRequest) ProtoMessage() {}
 
 func (x *SessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[94]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5810,7 +6107,7 @@ func (x *SessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionsRequest.ProtoReflect.Descriptor instead.
 func (*SessionsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{94}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *SessionsRequest) GetCaller() string {
@@ -5842,7 +6139,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[95]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5854,7 +6151,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[95]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5867,7 +6164,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{95}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *Session) GetId() string {
@@ -5928,7 +6225,7 @@ type SessionsResponse struct {
 
 func (x *SessionsResponse) Reset() {
 	*x = SessionsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[96]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5940,7 +6237,7 @@ func (x *SessionsResponse) String() string {
 func (*SessionsResponse) ProtoMessage() {}
 
 func (x *SessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[96]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5953,7 +6250,7 @@ func (x *SessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionsResponse.ProtoReflect.Descriptor instead.
 func (*SessionsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{96}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *SessionsResponse) GetSessions() []*Session {
@@ -5974,7 +6271,7 @@ type RevokeSessionsRequest struct {
 
 func (x *RevokeSessionsRequest) Reset() {
 	*x = RevokeSessionsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[97]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5986,7 +6283,7 @@ func (x *RevokeSessionsRequest) String() string {
 func (*RevokeSessionsRequest) ProtoMessage() {}
 
 func (x *RevokeSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[97]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5999,7 +6296,7 @@ func (x *RevokeSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeSessionsRequest.ProtoReflect.Descriptor instead.
 func (*RevokeSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{97}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *RevokeSessionsRequest) GetId() string {
@@ -6025,7 +6322,7 @@ type RevokeSessionsResponse struct {
 
 func (x *RevokeSessionsResponse) Reset() {
 	*x = RevokeSessionsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[98]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6037,7 +6334,7 @@ func (x *RevokeSessionsResponse) String() string {
 func (*RevokeSessionsResponse) ProtoMessage() {}
 
 func (x *RevokeSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[98]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6050,7 +6347,7 @@ func (x *RevokeSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeSessionsResponse.ProtoReflect.Descriptor instead.
 func (*RevokeSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{98}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *RevokeSessionsResponse) GetRevoked() uint32 {
@@ -6080,7 +6377,7 @@ type Credential struct {
 
 func (x *Credential) Reset() {
 	*x = Credential{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[99]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6092,7 +6389,7 @@ func (x *Credential) String() string {
 func (*Credential) ProtoMessage() {}
 
 func (x *Credential) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[99]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6105,7 +6402,7 @@ func (x *Credential) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Credential.ProtoReflect.Descriptor instead.
 func (*Credential) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{99}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *Credential) GetId() string {
@@ -6205,7 +6502,7 @@ type CreateCredentialRequest struct {
 
 func (x *CreateCredentialRequest) Reset() {
 	*x = CreateCredentialRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[100]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6217,7 +6514,7 @@ func (x *CreateCredentialRequest) String() string {
 func (*CreateCredentialRequest) ProtoMessage() {}
 
 func (x *CreateCredentialRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[100]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6230,7 +6527,7 @@ func (x *CreateCredentialRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateCredentialRequest.ProtoReflect.Descriptor instead.
 func (*CreateCredentialRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{100}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *CreateCredentialRequest) GetName() string {
@@ -6278,7 +6575,7 @@ type CreateCredentialResponse struct {
 
 func (x *CreateCredentialResponse) Reset() {
 	*x = CreateCredentialResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[101]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6290,7 +6587,7 @@ func (x *CreateCredentialResponse) String() string {
 func (*CreateCredentialResponse) ProtoMessage() {}
 
 func (x *CreateCredentialResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[101]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6303,7 +6600,7 @@ func (x *CreateCredentialResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateCredentialResponse.ProtoReflect.Descriptor instead.
 func (*CreateCredentialResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{101}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *CreateCredentialResponse) GetCredential() *Credential {
@@ -6328,7 +6625,7 @@ type CredentialsRequest struct {
 
 func (x *CredentialsRequest) Reset() {
 	*x = CredentialsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[102]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6340,7 +6637,7 @@ func (x *CredentialsRequest) String() string {
 func (*CredentialsRequest) ProtoMessage() {}
 
 func (x *CredentialsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[102]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6353,7 +6650,7 @@ func (x *CredentialsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CredentialsRequest.ProtoReflect.Descriptor instead.
 func (*CredentialsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{102}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{106}
 }
 
 type CredentialsResponse struct {
@@ -6365,7 +6662,7 @@ type CredentialsResponse struct {
 
 func (x *CredentialsResponse) Reset() {
 	*x = CredentialsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[103]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6377,7 +6674,7 @@ func (x *CredentialsResponse) String() string {
 func (*CredentialsResponse) ProtoMessage() {}
 
 func (x *CredentialsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[103]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6390,7 +6687,7 @@ func (x *CredentialsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CredentialsResponse.ProtoReflect.Descriptor instead.
 func (*CredentialsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{103}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *CredentialsResponse) GetCredentials() []*Credential {
@@ -6410,7 +6707,7 @@ type ChangeCredentialRequest struct {
 
 func (x *ChangeCredentialRequest) Reset() {
 	*x = ChangeCredentialRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[104]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6422,7 +6719,7 @@ func (x *ChangeCredentialRequest) String() string {
 func (*ChangeCredentialRequest) ProtoMessage() {}
 
 func (x *ChangeCredentialRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[104]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6435,7 +6732,7 @@ func (x *ChangeCredentialRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeCredentialRequest.ProtoReflect.Descriptor instead.
 func (*ChangeCredentialRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{104}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *ChangeCredentialRequest) GetId() string {
@@ -6470,7 +6767,7 @@ type Grant struct {
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[105]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6482,7 +6779,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[105]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6495,7 +6792,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{105}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *Grant) GetId() string {
@@ -6582,7 +6879,7 @@ type CreateGrantRequest struct {
 
 func (x *CreateGrantRequest) Reset() {
 	*x = CreateGrantRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[106]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6594,7 +6891,7 @@ func (x *CreateGrantRequest) String() string {
 func (*CreateGrantRequest) ProtoMessage() {}
 
 func (x *CreateGrantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[106]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6607,7 +6904,7 @@ func (x *CreateGrantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateGrantRequest.ProtoReflect.Descriptor instead.
 func (*CreateGrantRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{106}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *CreateGrantRequest) GetGrantee() string {
@@ -6660,7 +6957,7 @@ type GrantsRequest struct {
 
 func (x *GrantsRequest) Reset() {
 	*x = GrantsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[107]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6672,7 +6969,7 @@ func (x *GrantsRequest) String() string {
 func (*GrantsRequest) ProtoMessage() {}
 
 func (x *GrantsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[107]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6685,7 +6982,7 @@ func (x *GrantsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantsRequest.ProtoReflect.Descriptor instead.
 func (*GrantsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{107}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{111}
 }
 
 type GrantsResponse struct {
@@ -6697,7 +6994,7 @@ type GrantsResponse struct {
 
 func (x *GrantsResponse) Reset() {
 	*x = GrantsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[108]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6709,7 +7006,7 @@ func (x *GrantsResponse) String() string {
 func (*GrantsResponse) ProtoMessage() {}
 
 func (x *GrantsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[108]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6722,7 +7019,7 @@ func (x *GrantsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantsResponse.ProtoReflect.Descriptor instead.
 func (*GrantsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{108}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *GrantsResponse) GetGrants() []*Grant {
@@ -6741,7 +7038,7 @@ type RevokeGrantRequest struct {
 
 func (x *RevokeGrantRequest) Reset() {
 	*x = RevokeGrantRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[109]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6753,7 +7050,7 @@ func (x *RevokeGrantRequest) String() string {
 func (*RevokeGrantRequest) ProtoMessage() {}
 
 func (x *RevokeGrantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[109]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6766,7 +7063,7 @@ func (x *RevokeGrantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeGrantRequest.ProtoReflect.Descriptor instead.
 func (*RevokeGrantRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{109}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *RevokeGrantRequest) GetId() string {
@@ -6784,7 +7081,7 @@ type RevokeGrantResponse struct {
 
 func (x *RevokeGrantResponse) Reset() {
 	*x = RevokeGrantResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[110]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6796,7 +7093,7 @@ func (x *RevokeGrantResponse) String() string {
 func (*RevokeGrantResponse) ProtoMessage() {}
 
 func (x *RevokeGrantResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[110]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6809,7 +7106,7 @@ func (x *RevokeGrantResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeGrantResponse.ProtoReflect.Descriptor instead.
 func (*RevokeGrantResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{110}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{114}
 }
 
 type InviteAdminRequest struct {
@@ -6822,7 +7119,7 @@ type InviteAdminRequest struct {
 
 func (x *InviteAdminRequest) Reset() {
 	*x = InviteAdminRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[111]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6834,7 +7131,7 @@ func (x *InviteAdminRequest) String() string {
 func (*InviteAdminRequest) ProtoMessage() {}
 
 func (x *InviteAdminRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[111]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6847,7 +7144,7 @@ func (x *InviteAdminRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteAdminRequest.ProtoReflect.Descriptor instead.
 func (*InviteAdminRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{111}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *InviteAdminRequest) GetName() string {
@@ -6873,7 +7170,7 @@ type InviteAdminResponse struct {
 
 func (x *InviteAdminResponse) Reset() {
 	*x = InviteAdminResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[112]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6885,7 +7182,7 @@ func (x *InviteAdminResponse) String() string {
 func (*InviteAdminResponse) ProtoMessage() {}
 
 func (x *InviteAdminResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[112]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6898,7 +7195,7 @@ func (x *InviteAdminResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteAdminResponse.ProtoReflect.Descriptor instead.
 func (*InviteAdminResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{112}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *InviteAdminResponse) GetToken() string {
@@ -6916,7 +7213,7 @@ type AdminsRequest struct {
 
 func (x *AdminsRequest) Reset() {
 	*x = AdminsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[113]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6928,7 +7225,7 @@ func (x *AdminsRequest) String() string {
 func (*AdminsRequest) ProtoMessage() {}
 
 func (x *AdminsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[113]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6941,7 +7238,7 @@ func (x *AdminsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminsRequest.ProtoReflect.Descriptor instead.
 func (*AdminsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{113}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{117}
 }
 
 type Administrator struct {
@@ -6955,7 +7252,7 @@ type Administrator struct {
 
 func (x *Administrator) Reset() {
 	*x = Administrator{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[114]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6967,7 +7264,7 @@ func (x *Administrator) String() string {
 func (*Administrator) ProtoMessage() {}
 
 func (x *Administrator) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[114]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6980,7 +7277,7 @@ func (x *Administrator) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Administrator.ProtoReflect.Descriptor instead.
 func (*Administrator) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{114}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *Administrator) GetName() string {
@@ -7013,7 +7310,7 @@ type AdminsResponse struct {
 
 func (x *AdminsResponse) Reset() {
 	*x = AdminsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[115]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7025,7 +7322,7 @@ func (x *AdminsResponse) String() string {
 func (*AdminsResponse) ProtoMessage() {}
 
 func (x *AdminsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[115]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7038,7 +7335,7 @@ func (x *AdminsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminsResponse.ProtoReflect.Descriptor instead.
 func (*AdminsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{115}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *AdminsResponse) GetAdmins() []*Administrator {
@@ -7057,7 +7354,7 @@ type RemoveAdminRequest struct {
 
 func (x *RemoveAdminRequest) Reset() {
 	*x = RemoveAdminRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[116]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7069,7 +7366,7 @@ func (x *RemoveAdminRequest) String() string {
 func (*RemoveAdminRequest) ProtoMessage() {}
 
 func (x *RemoveAdminRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[116]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7082,7 +7379,7 @@ func (x *RemoveAdminRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveAdminRequest.ProtoReflect.Descriptor instead.
 func (*RemoveAdminRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{116}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *RemoveAdminRequest) GetName() string {
@@ -7100,7 +7397,7 @@ type RemoveAdminResponse struct {
 
 func (x *RemoveAdminResponse) Reset() {
 	*x = RemoveAdminResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[117]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7112,7 +7409,7 @@ func (x *RemoveAdminResponse) String() string {
 func (*RemoveAdminResponse) ProtoMessage() {}
 
 func (x *RemoveAdminResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[117]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7125,7 +7422,7 @@ func (x *RemoveAdminResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveAdminResponse.ProtoReflect.Descriptor instead.
 func (*RemoveAdminResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{117}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{121}
 }
 
 var File_rotor_v1_rotor_proto protoreflect.FileDescriptor
@@ -7166,7 +7463,7 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\twindow_ns\x18\x04 \x01(\x03R\bwindowNs\x12&\n" +
 	"\x0fdestroy_wait_ns\x18\x05 \x01(\x03R\rdestroyWaitNs\x12\x1b\n" +
 	"\tmargin_ns\x18\x06 \x01(\x03R\bmarginNs\x12+\n" +
-	"\x11destroy_approvals\x18\a \x01(\rR\x10destroyApprovals\"\x84\x05\n" +
+	"\x11destroy_approvals\x18\a \x01(\rR\x10destroyApprovals\"\xd1\x05\n" +
 	"\x03Key\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
@@ -7188,7 +7485,9 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\acreated\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12\x1e\n" +
 	"\n" +
 	"exportable\x18\x12 \x01(\bR\n" +
-	"exportable\x1a9\n" +
+	"exportable\x12\x12\n" +
+	"\x04next\x18\x13 \x01(\rR\x04next\x127\n" +
+	"\tbacked_up\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\bbackedUp\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\":\n" +
@@ -7205,11 +7504,12 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\v2\x10.rotor.v1.KeyRefR\x03key\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\rR\aversion\x12\x14\n" +
 	"\x05event\x18\x03 \x01(\tR\x05event\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reason\"s\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"\x91\x01\n" +
 	"\rRotateRequest\x12\"\n" +
 	"\x03key\x18\x01 \x01(\v2\x10.rotor.v1.KeyRefR\x03key\x12\x17\n" +
 	"\aback_to\x18\x02 \x01(\rR\x06backTo\x12%\n" +
-	"\x0eexpected_epoch\x18\x03 \x01(\x04R\rexpectedEpoch\"\xab\x01\n" +
+	"\x0eexpected_epoch\x18\x03 \x01(\x04R\rexpectedEpoch\x12\x1c\n" +
+	"\talgorithm\x18\x04 \x01(\tR\talgorithm\"\xab\x01\n" +
 	"\x10ProgressResponse\x12\x1f\n" +
 	"\x03key\x18\x01 \x01(\v2\r.rotor.v1.KeyR\x03key\x12\x12\n" +
 	"\x04step\x18\x02 \x01(\tR\x04step\x12\x18\n" +
@@ -7321,7 +7621,27 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\ttransport\x18\x03 \x01(\tR\ttransport\x12\x1c\n" +
 	"\trecipient\x18\x04 \x01(\fR\trecipient\"+\n" +
 	"\x11ExportKeyResponse\x12\x16\n" +
-	"\x06sealed\x18\x01 \x01(\fR\x06sealed\"5\n" +
+	"\x06sealed\x18\x01 \x01(\fR\x06sealed\"\xae\x01\n" +
+	"\x10BackupKeyRequest\x12\"\n" +
+	"\x03key\x18\x01 \x01(\v2\x10.rotor.v1.KeyRefR\x03key\x12\x17\n" +
+	"\akeep_ns\x18\x02 \x01(\x03R\x06keepNs\x12!\n" +
+	"\fwrapping_key\x18\x03 \x01(\tR\vwrappingKey\x12\x1c\n" +
+	"\ttransport\x18\x04 \x01(\tR\ttransport\x12\x1c\n" +
+	"\trecipient\x18\x05 \x01(\fR\trecipient\"\x8d\x01\n" +
+	"\x11BackupKeyResponse\x12\x16\n" +
+	"\x06backup\x18\x01 \x01(\fR\x06backup\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x124\n" +
+	"\aexpires\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x1a\n" +
+	"\bversions\x18\x04 \x03(\rR\bversions\"w\n" +
+	"\x11RestoreKeyRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x16\n" +
+	"\x06backup\x18\x02 \x01(\fR\x06backup\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x18\n" +
+	"\aforeign\x18\x04 \x01(\bR\aforeign\"o\n" +
+	"\x12RestoreKeyResponse\x12\x1f\n" +
+	"\x03key\x18\x01 \x01(\v2\r.rotor.v1.KeyR\x03key\x12\x1a\n" +
+	"\brestored\x18\x02 \x03(\rR\brestored\x12\x1c\n" +
+	"\tdestroyed\x18\x03 \x03(\rR\tdestroyed\"5\n" +
 	"\vJoinRequest\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x10\n" +
 	"\x03csr\x18\x02 \x01(\fR\x03csr\" \n" +
@@ -7663,7 +7983,8 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\x06admins\x18\x01 \x03(\v2\x17.rotor.v1.AdministratorR\x06admins\"(\n" +
 	"\x12RemoveAdminRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x15\n" +
-	"\x13RemoveAdminResponse2\xb1\t\n" +
+	"\x13RemoveAdminResponse2\xba\n" +
+	"\n" +
 	"\n" +
 	"KeyService\x120\n" +
 	"\x06Create\x12\x17.rotor.v1.CreateRequest\x1a\r.rotor.v1.Key\x12&\n" +
@@ -7685,7 +8006,9 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\vDecapsulate\x12\x1c.rotor.v1.DecapsulateRequest\x1a\x1d.rotor.v1.DecapsulateResponse\x12P\n" +
 	"\rPrepareImport\x12\x1e.rotor.v1.PrepareImportRequest\x1a\x1f.rotor.v1.PrepareImportResponse\x120\n" +
 	"\x06Import\x12\x17.rotor.v1.ImportRequest\x1a\r.rotor.v1.Key\x12A\n" +
-	"\x06Export\x12\x1a.rotor.v1.ExportKeyRequest\x1a\x1b.rotor.v1.ExportKeyResponse2}\n" +
+	"\x06Export\x12\x1a.rotor.v1.ExportKeyRequest\x1a\x1b.rotor.v1.ExportKeyResponse\x12A\n" +
+	"\x06Backup\x12\x1a.rotor.v1.BackupKeyRequest\x1a\x1b.rotor.v1.BackupKeyResponse\x12D\n" +
+	"\aRestore\x12\x1b.rotor.v1.RestoreKeyRequest\x1a\x1c.rotor.v1.RestoreKeyResponse2}\n" +
 	"\vJoinService\x125\n" +
 	"\x04Join\x12\x15.rotor.v1.JoinRequest\x1a\x16.rotor.v1.JoinResponse\x127\n" +
 	"\x05Renew\x12\x16.rotor.v1.RenewRequest\x1a\x16.rotor.v1.JoinResponse2\x80\x02\n" +
@@ -7746,7 +8069,7 @@ func file_rotor_v1_rotor_proto_rawDescGZIP() []byte {
 	return file_rotor_v1_rotor_proto_rawDescData
 }
 
-var file_rotor_v1_rotor_proto_msgTypes = make([]protoimpl.MessageInfo, 124)
+var file_rotor_v1_rotor_proto_msgTypes = make([]protoimpl.MessageInfo, 128)
 var file_rotor_v1_rotor_proto_goTypes = []any{
 	(*Fault)(nil),                    // 0: rotor.v1.Fault
 	(*Part)(nil),                     // 1: rotor.v1.Part
@@ -7787,295 +8110,307 @@ var file_rotor_v1_rotor_proto_goTypes = []any{
 	(*ImportRequest)(nil),            // 36: rotor.v1.ImportRequest
 	(*ExportKeyRequest)(nil),         // 37: rotor.v1.ExportKeyRequest
 	(*ExportKeyResponse)(nil),        // 38: rotor.v1.ExportKeyResponse
-	(*JoinRequest)(nil),              // 39: rotor.v1.JoinRequest
-	(*RenewRequest)(nil),             // 40: rotor.v1.RenewRequest
-	(*JoinResponse)(nil),             // 41: rotor.v1.JoinResponse
-	(*HoldUp)(nil),                   // 42: rotor.v1.HoldUp
-	(*Hello)(nil),                    // 43: rotor.v1.Hello
-	(*Ack)(nil),                      // 44: rotor.v1.Ack
-	(*HoldDown)(nil),                 // 45: rotor.v1.HoldDown
-	(*Lease)(nil),                    // 46: rotor.v1.Lease
-	(*Parcel)(nil),                   // 47: rotor.v1.Parcel
-	(*KeyRefusal)(nil),               // 48: rotor.v1.KeyRefusal
-	(*InviteRequest)(nil),            // 49: rotor.v1.InviteRequest
-	(*InviteResponse)(nil),           // 50: rotor.v1.InviteResponse
-	(*InstancesRequest)(nil),         // 51: rotor.v1.InstancesRequest
-	(*Instance)(nil),                 // 52: rotor.v1.Instance
-	(*InstancesResponse)(nil),        // 53: rotor.v1.InstancesResponse
-	(*RemoveRequest)(nil),            // 54: rotor.v1.RemoveRequest
-	(*RemoveResponse)(nil),           // 55: rotor.v1.RemoveResponse
-	(*IssueRequest)(nil),             // 56: rotor.v1.IssueRequest
-	(*IssueResponse)(nil),            // 57: rotor.v1.IssueResponse
-	(*RegisterRequest)(nil),          // 58: rotor.v1.RegisterRequest
-	(*DataSet)(nil),                  // 59: rotor.v1.DataSet
-	(*DataSetsRequest)(nil),          // 60: rotor.v1.DataSetsRequest
-	(*DataSetsResponse)(nil),         // 61: rotor.v1.DataSetsResponse
-	(*CensusRequest)(nil),            // 62: rotor.v1.CensusRequest
-	(*CensusCount)(nil),              // 63: rotor.v1.CensusCount
-	(*CensusResponse)(nil),           // 64: rotor.v1.CensusResponse
-	(*CampaignRequest)(nil),          // 65: rotor.v1.CampaignRequest
-	(*CampaignRef)(nil),              // 66: rotor.v1.CampaignRef
-	(*Campaign)(nil),                 // 67: rotor.v1.Campaign
-	(*TailRequest)(nil),              // 68: rotor.v1.TailRequest
-	(*TailEntry)(nil),                // 69: rotor.v1.TailEntry
-	(*ExportRequest)(nil),            // 70: rotor.v1.ExportRequest
-	(*ExportFile)(nil),               // 71: rotor.v1.ExportFile
-	(*SealStatusRequest)(nil),        // 72: rotor.v1.SealStatusRequest
-	(*SealStatus)(nil),               // 73: rotor.v1.SealStatus
-	(*SealMember)(nil),               // 74: rotor.v1.SealMember
-	(*SealProgress)(nil),             // 75: rotor.v1.SealProgress
-	(*UnsealRequest)(nil),            // 76: rotor.v1.UnsealRequest
-	(*UnsealResetRequest)(nil),       // 77: rotor.v1.UnsealResetRequest
-	(*SealRequest)(nil),              // 78: rotor.v1.SealRequest
-	(*SealChangeRequest)(nil),        // 79: rotor.v1.SealChangeRequest
-	(*StartRekeyRequest)(nil),        // 80: rotor.v1.StartRekeyRequest
-	(*RekeyRequest)(nil),             // 81: rotor.v1.RekeyRequest
-	(*AbortRekeyRequest)(nil),        // 82: rotor.v1.AbortRekeyRequest
-	(*RekeyProgress)(nil),            // 83: rotor.v1.RekeyProgress
-	(*StatusRequest)(nil),            // 84: rotor.v1.StatusRequest
-	(*StatusResponse)(nil),           // 85: rotor.v1.StatusResponse
-	(*Check)(nil),                    // 86: rotor.v1.Check
-	(*Replica)(nil),                  // 87: rotor.v1.Replica
-	(*LoginRequest)(nil),             // 88: rotor.v1.LoginRequest
-	(*LoginResponse)(nil),            // 89: rotor.v1.LoginResponse
-	(*LogoutRequest)(nil),            // 90: rotor.v1.LogoutRequest
-	(*LogoutResponse)(nil),           // 91: rotor.v1.LogoutResponse
-	(*WhoamiRequest)(nil),            // 92: rotor.v1.WhoamiRequest
-	(*WhoamiResponse)(nil),           // 93: rotor.v1.WhoamiResponse
-	(*SessionsRequest)(nil),          // 94: rotor.v1.SessionsRequest
-	(*Session)(nil),                  // 95: rotor.v1.Session
-	(*SessionsResponse)(nil),         // 96: rotor.v1.SessionsResponse
-	(*RevokeSessionsRequest)(nil),    // 97: rotor.v1.RevokeSessionsRequest
-	(*RevokeSessionsResponse)(nil),   // 98: rotor.v1.RevokeSessionsResponse
-	(*Credential)(nil),               // 99: rotor.v1.Credential
-	(*CreateCredentialRequest)(nil),  // 100: rotor.v1.CreateCredentialRequest
-	(*CreateCredentialResponse)(nil), // 101: rotor.v1.CreateCredentialResponse
-	(*CredentialsRequest)(nil),       // 102: rotor.v1.CredentialsRequest
-	(*CredentialsResponse)(nil),      // 103: rotor.v1.CredentialsResponse
-	(*ChangeCredentialRequest)(nil),  // 104: rotor.v1.ChangeCredentialRequest
-	(*Grant)(nil),                    // 105: rotor.v1.Grant
-	(*CreateGrantRequest)(nil),       // 106: rotor.v1.CreateGrantRequest
-	(*GrantsRequest)(nil),            // 107: rotor.v1.GrantsRequest
-	(*GrantsResponse)(nil),           // 108: rotor.v1.GrantsResponse
-	(*RevokeGrantRequest)(nil),       // 109: rotor.v1.RevokeGrantRequest
-	(*RevokeGrantResponse)(nil),      // 110: rotor.v1.RevokeGrantResponse
-	(*InviteAdminRequest)(nil),       // 111: rotor.v1.InviteAdminRequest
-	(*InviteAdminResponse)(nil),      // 112: rotor.v1.InviteAdminResponse
-	(*AdminsRequest)(nil),            // 113: rotor.v1.AdminsRequest
-	(*Administrator)(nil),            // 114: rotor.v1.Administrator
-	(*AdminsResponse)(nil),           // 115: rotor.v1.AdminsResponse
-	(*RemoveAdminRequest)(nil),       // 116: rotor.v1.RemoveAdminRequest
-	(*RemoveAdminResponse)(nil),      // 117: rotor.v1.RemoveAdminResponse
-	nil,                              // 118: rotor.v1.Key.LabelsEntry
-	nil,                              // 119: rotor.v1.WhoamiResponse.AttributesEntry
-	nil,                              // 120: rotor.v1.Credential.AttributesEntry
-	nil,                              // 121: rotor.v1.CreateCredentialRequest.AttributesEntry
-	nil,                              // 122: rotor.v1.Grant.ContextEntry
-	nil,                              // 123: rotor.v1.CreateGrantRequest.ContextEntry
-	(*timestamppb.Timestamp)(nil),    // 124: google.protobuf.Timestamp
+	(*BackupKeyRequest)(nil),         // 39: rotor.v1.BackupKeyRequest
+	(*BackupKeyResponse)(nil),        // 40: rotor.v1.BackupKeyResponse
+	(*RestoreKeyRequest)(nil),        // 41: rotor.v1.RestoreKeyRequest
+	(*RestoreKeyResponse)(nil),       // 42: rotor.v1.RestoreKeyResponse
+	(*JoinRequest)(nil),              // 43: rotor.v1.JoinRequest
+	(*RenewRequest)(nil),             // 44: rotor.v1.RenewRequest
+	(*JoinResponse)(nil),             // 45: rotor.v1.JoinResponse
+	(*HoldUp)(nil),                   // 46: rotor.v1.HoldUp
+	(*Hello)(nil),                    // 47: rotor.v1.Hello
+	(*Ack)(nil),                      // 48: rotor.v1.Ack
+	(*HoldDown)(nil),                 // 49: rotor.v1.HoldDown
+	(*Lease)(nil),                    // 50: rotor.v1.Lease
+	(*Parcel)(nil),                   // 51: rotor.v1.Parcel
+	(*KeyRefusal)(nil),               // 52: rotor.v1.KeyRefusal
+	(*InviteRequest)(nil),            // 53: rotor.v1.InviteRequest
+	(*InviteResponse)(nil),           // 54: rotor.v1.InviteResponse
+	(*InstancesRequest)(nil),         // 55: rotor.v1.InstancesRequest
+	(*Instance)(nil),                 // 56: rotor.v1.Instance
+	(*InstancesResponse)(nil),        // 57: rotor.v1.InstancesResponse
+	(*RemoveRequest)(nil),            // 58: rotor.v1.RemoveRequest
+	(*RemoveResponse)(nil),           // 59: rotor.v1.RemoveResponse
+	(*IssueRequest)(nil),             // 60: rotor.v1.IssueRequest
+	(*IssueResponse)(nil),            // 61: rotor.v1.IssueResponse
+	(*RegisterRequest)(nil),          // 62: rotor.v1.RegisterRequest
+	(*DataSet)(nil),                  // 63: rotor.v1.DataSet
+	(*DataSetsRequest)(nil),          // 64: rotor.v1.DataSetsRequest
+	(*DataSetsResponse)(nil),         // 65: rotor.v1.DataSetsResponse
+	(*CensusRequest)(nil),            // 66: rotor.v1.CensusRequest
+	(*CensusCount)(nil),              // 67: rotor.v1.CensusCount
+	(*CensusResponse)(nil),           // 68: rotor.v1.CensusResponse
+	(*CampaignRequest)(nil),          // 69: rotor.v1.CampaignRequest
+	(*CampaignRef)(nil),              // 70: rotor.v1.CampaignRef
+	(*Campaign)(nil),                 // 71: rotor.v1.Campaign
+	(*TailRequest)(nil),              // 72: rotor.v1.TailRequest
+	(*TailEntry)(nil),                // 73: rotor.v1.TailEntry
+	(*ExportRequest)(nil),            // 74: rotor.v1.ExportRequest
+	(*ExportFile)(nil),               // 75: rotor.v1.ExportFile
+	(*SealStatusRequest)(nil),        // 76: rotor.v1.SealStatusRequest
+	(*SealStatus)(nil),               // 77: rotor.v1.SealStatus
+	(*SealMember)(nil),               // 78: rotor.v1.SealMember
+	(*SealProgress)(nil),             // 79: rotor.v1.SealProgress
+	(*UnsealRequest)(nil),            // 80: rotor.v1.UnsealRequest
+	(*UnsealResetRequest)(nil),       // 81: rotor.v1.UnsealResetRequest
+	(*SealRequest)(nil),              // 82: rotor.v1.SealRequest
+	(*SealChangeRequest)(nil),        // 83: rotor.v1.SealChangeRequest
+	(*StartRekeyRequest)(nil),        // 84: rotor.v1.StartRekeyRequest
+	(*RekeyRequest)(nil),             // 85: rotor.v1.RekeyRequest
+	(*AbortRekeyRequest)(nil),        // 86: rotor.v1.AbortRekeyRequest
+	(*RekeyProgress)(nil),            // 87: rotor.v1.RekeyProgress
+	(*StatusRequest)(nil),            // 88: rotor.v1.StatusRequest
+	(*StatusResponse)(nil),           // 89: rotor.v1.StatusResponse
+	(*Check)(nil),                    // 90: rotor.v1.Check
+	(*Replica)(nil),                  // 91: rotor.v1.Replica
+	(*LoginRequest)(nil),             // 92: rotor.v1.LoginRequest
+	(*LoginResponse)(nil),            // 93: rotor.v1.LoginResponse
+	(*LogoutRequest)(nil),            // 94: rotor.v1.LogoutRequest
+	(*LogoutResponse)(nil),           // 95: rotor.v1.LogoutResponse
+	(*WhoamiRequest)(nil),            // 96: rotor.v1.WhoamiRequest
+	(*WhoamiResponse)(nil),           // 97: rotor.v1.WhoamiResponse
+	(*SessionsRequest)(nil),          // 98: rotor.v1.SessionsRequest
+	(*Session)(nil),                  // 99: rotor.v1.Session
+	(*SessionsResponse)(nil),         // 100: rotor.v1.SessionsResponse
+	(*RevokeSessionsRequest)(nil),    // 101: rotor.v1.RevokeSessionsRequest
+	(*RevokeSessionsResponse)(nil),   // 102: rotor.v1.RevokeSessionsResponse
+	(*Credential)(nil),               // 103: rotor.v1.Credential
+	(*CreateCredentialRequest)(nil),  // 104: rotor.v1.CreateCredentialRequest
+	(*CreateCredentialResponse)(nil), // 105: rotor.v1.CreateCredentialResponse
+	(*CredentialsRequest)(nil),       // 106: rotor.v1.CredentialsRequest
+	(*CredentialsResponse)(nil),      // 107: rotor.v1.CredentialsResponse
+	(*ChangeCredentialRequest)(nil),  // 108: rotor.v1.ChangeCredentialRequest
+	(*Grant)(nil),                    // 109: rotor.v1.Grant
+	(*CreateGrantRequest)(nil),       // 110: rotor.v1.CreateGrantRequest
+	(*GrantsRequest)(nil),            // 111: rotor.v1.GrantsRequest
+	(*GrantsResponse)(nil),           // 112: rotor.v1.GrantsResponse
+	(*RevokeGrantRequest)(nil),       // 113: rotor.v1.RevokeGrantRequest
+	(*RevokeGrantResponse)(nil),      // 114: rotor.v1.RevokeGrantResponse
+	(*InviteAdminRequest)(nil),       // 115: rotor.v1.InviteAdminRequest
+	(*InviteAdminResponse)(nil),      // 116: rotor.v1.InviteAdminResponse
+	(*AdminsRequest)(nil),            // 117: rotor.v1.AdminsRequest
+	(*Administrator)(nil),            // 118: rotor.v1.Administrator
+	(*AdminsResponse)(nil),           // 119: rotor.v1.AdminsResponse
+	(*RemoveAdminRequest)(nil),       // 120: rotor.v1.RemoveAdminRequest
+	(*RemoveAdminResponse)(nil),      // 121: rotor.v1.RemoveAdminResponse
+	nil,                              // 122: rotor.v1.Key.LabelsEntry
+	nil,                              // 123: rotor.v1.WhoamiResponse.AttributesEntry
+	nil,                              // 124: rotor.v1.Credential.AttributesEntry
+	nil,                              // 125: rotor.v1.CreateCredentialRequest.AttributesEntry
+	nil,                              // 126: rotor.v1.Grant.ContextEntry
+	nil,                              // 127: rotor.v1.CreateGrantRequest.ContextEntry
+	(*timestamppb.Timestamp)(nil),    // 128: google.protobuf.Timestamp
 }
 var file_rotor_v1_rotor_proto_depIdxs = []int32{
-	124, // 0: rotor.v1.Version.created:type_name -> google.protobuf.Timestamp
-	124, // 1: rotor.v1.Version.activated:type_name -> google.protobuf.Timestamp
-	124, // 2: rotor.v1.Version.retired:type_name -> google.protobuf.Timestamp
-	124, // 3: rotor.v1.Version.originated:type_name -> google.protobuf.Timestamp
-	124, // 4: rotor.v1.Version.erased:type_name -> google.protobuf.Timestamp
-	118, // 5: rotor.v1.Key.labels:type_name -> rotor.v1.Key.LabelsEntry
+	128, // 0: rotor.v1.Version.created:type_name -> google.protobuf.Timestamp
+	128, // 1: rotor.v1.Version.activated:type_name -> google.protobuf.Timestamp
+	128, // 2: rotor.v1.Version.retired:type_name -> google.protobuf.Timestamp
+	128, // 3: rotor.v1.Version.originated:type_name -> google.protobuf.Timestamp
+	128, // 4: rotor.v1.Version.erased:type_name -> google.protobuf.Timestamp
+	122, // 5: rotor.v1.Key.labels:type_name -> rotor.v1.Key.LabelsEntry
 	3,   // 6: rotor.v1.Key.rotation:type_name -> rotor.v1.Rotation
 	2,   // 7: rotor.v1.Key.versions:type_name -> rotor.v1.Version
-	124, // 8: rotor.v1.Key.created:type_name -> google.protobuf.Timestamp
-	4,   // 9: rotor.v1.CreateRequest.key:type_name -> rotor.v1.Key
-	4,   // 10: rotor.v1.ListResponse.keys:type_name -> rotor.v1.Key
-	5,   // 11: rotor.v1.ChangeRequest.key:type_name -> rotor.v1.KeyRef
-	5,   // 12: rotor.v1.RotateRequest.key:type_name -> rotor.v1.KeyRef
-	4,   // 13: rotor.v1.ProgressResponse.key:type_name -> rotor.v1.Key
-	5,   // 14: rotor.v1.RetireRequest.key:type_name -> rotor.v1.KeyRef
-	5,   // 15: rotor.v1.DestroyRequest.key:type_name -> rotor.v1.KeyRef
-	4,   // 16: rotor.v1.DestroyResponse.key:type_name -> rotor.v1.Key
-	5,   // 17: rotor.v1.EncryptRequest.key:type_name -> rotor.v1.KeyRef
-	1,   // 18: rotor.v1.EncryptRequest.parts:type_name -> rotor.v1.Part
-	5,   // 19: rotor.v1.DecryptRequest.key:type_name -> rotor.v1.KeyRef
-	1,   // 20: rotor.v1.DecryptRequest.parts:type_name -> rotor.v1.Part
-	5,   // 21: rotor.v1.WrapRequest.key:type_name -> rotor.v1.KeyRef
-	19,  // 22: rotor.v1.WrapResponse.wrap:type_name -> rotor.v1.FileWrap
-	19,  // 23: rotor.v1.UnwrapRequest.wrap:type_name -> rotor.v1.FileWrap
-	19,  // 24: rotor.v1.RewrapRequest.wrap:type_name -> rotor.v1.FileWrap
-	19,  // 25: rotor.v1.RewrapResponse.wrap:type_name -> rotor.v1.FileWrap
-	5,   // 26: rotor.v1.SignRequest.key:type_name -> rotor.v1.KeyRef
-	5,   // 27: rotor.v1.VerifyRequest.key:type_name -> rotor.v1.KeyRef
-	5,   // 28: rotor.v1.EncapsulateRequest.key:type_name -> rotor.v1.KeyRef
-	5,   // 29: rotor.v1.DecapsulateRequest.key:type_name -> rotor.v1.KeyRef
-	5,   // 30: rotor.v1.PrepareImportRequest.key:type_name -> rotor.v1.KeyRef
-	124, // 31: rotor.v1.PrepareImportResponse.expires:type_name -> google.protobuf.Timestamp
-	4,   // 32: rotor.v1.ImportRequest.key:type_name -> rotor.v1.Key
-	124, // 33: rotor.v1.ImportRequest.originated:type_name -> google.protobuf.Timestamp
-	5,   // 34: rotor.v1.ExportKeyRequest.key:type_name -> rotor.v1.KeyRef
-	43,  // 35: rotor.v1.HoldUp.hello:type_name -> rotor.v1.Hello
-	44,  // 36: rotor.v1.HoldUp.acks:type_name -> rotor.v1.Ack
-	46,  // 37: rotor.v1.HoldDown.lease:type_name -> rotor.v1.Lease
-	47,  // 38: rotor.v1.HoldDown.parcel:type_name -> rotor.v1.Parcel
-	48,  // 39: rotor.v1.HoldDown.refusal:type_name -> rotor.v1.KeyRefusal
-	0,   // 40: rotor.v1.KeyRefusal.fault:type_name -> rotor.v1.Fault
-	124, // 41: rotor.v1.Instance.heard:type_name -> google.protobuf.Timestamp
-	52,  // 42: rotor.v1.InstancesResponse.instances:type_name -> rotor.v1.Instance
-	5,   // 43: rotor.v1.IssueRequest.key:type_name -> rotor.v1.KeyRef
-	59,  // 44: rotor.v1.RegisterRequest.data_set:type_name -> rotor.v1.DataSet
-	5,   // 45: rotor.v1.DataSet.key:type_name -> rotor.v1.KeyRef
-	59,  // 46: rotor.v1.DataSetsResponse.data_sets:type_name -> rotor.v1.DataSet
-	5,   // 47: rotor.v1.CensusRequest.key:type_name -> rotor.v1.KeyRef
-	63,  // 48: rotor.v1.CensusResponse.counts:type_name -> rotor.v1.CensusCount
-	5,   // 49: rotor.v1.CampaignRequest.key:type_name -> rotor.v1.KeyRef
-	75,  // 50: rotor.v1.SealStatus.shares:type_name -> rotor.v1.SealProgress
-	74,  // 51: rotor.v1.SealStatus.members:type_name -> rotor.v1.SealMember
-	83,  // 52: rotor.v1.SealStatus.rekey:type_name -> rotor.v1.RekeyProgress
-	124, // 53: rotor.v1.SealMember.opened:type_name -> google.protobuf.Timestamp
-	75,  // 54: rotor.v1.RekeyProgress.progress:type_name -> rotor.v1.SealProgress
-	124, // 55: rotor.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
-	86,  // 56: rotor.v1.StatusResponse.checks:type_name -> rotor.v1.Check
-	87,  // 57: rotor.v1.StatusResponse.replicas:type_name -> rotor.v1.Replica
-	124, // 58: rotor.v1.Replica.started:type_name -> google.protobuf.Timestamp
-	124, // 59: rotor.v1.LoginResponse.expires:type_name -> google.protobuf.Timestamp
-	119, // 60: rotor.v1.WhoamiResponse.attributes:type_name -> rotor.v1.WhoamiResponse.AttributesEntry
-	124, // 61: rotor.v1.WhoamiResponse.expires:type_name -> google.protobuf.Timestamp
-	124, // 62: rotor.v1.Session.created:type_name -> google.protobuf.Timestamp
-	124, // 63: rotor.v1.Session.used:type_name -> google.protobuf.Timestamp
-	124, // 64: rotor.v1.Session.expires:type_name -> google.protobuf.Timestamp
-	95,  // 65: rotor.v1.SessionsResponse.sessions:type_name -> rotor.v1.Session
-	124, // 66: rotor.v1.Credential.expires:type_name -> google.protobuf.Timestamp
-	124, // 67: rotor.v1.Credential.created:type_name -> google.protobuf.Timestamp
-	120, // 68: rotor.v1.Credential.attributes:type_name -> rotor.v1.Credential.AttributesEntry
-	121, // 69: rotor.v1.CreateCredentialRequest.attributes:type_name -> rotor.v1.CreateCredentialRequest.AttributesEntry
-	99,  // 70: rotor.v1.CreateCredentialResponse.credential:type_name -> rotor.v1.Credential
-	99,  // 71: rotor.v1.CredentialsResponse.credentials:type_name -> rotor.v1.Credential
-	5,   // 72: rotor.v1.Grant.key:type_name -> rotor.v1.KeyRef
-	122, // 73: rotor.v1.Grant.context:type_name -> rotor.v1.Grant.ContextEntry
-	124, // 74: rotor.v1.Grant.expires:type_name -> google.protobuf.Timestamp
-	124, // 75: rotor.v1.Grant.created:type_name -> google.protobuf.Timestamp
-	5,   // 76: rotor.v1.CreateGrantRequest.key:type_name -> rotor.v1.KeyRef
-	123, // 77: rotor.v1.CreateGrantRequest.context:type_name -> rotor.v1.CreateGrantRequest.ContextEntry
-	105, // 78: rotor.v1.GrantsResponse.grants:type_name -> rotor.v1.Grant
-	124, // 79: rotor.v1.Administrator.created:type_name -> google.protobuf.Timestamp
-	124, // 80: rotor.v1.Administrator.removed:type_name -> google.protobuf.Timestamp
-	114, // 81: rotor.v1.AdminsResponse.admins:type_name -> rotor.v1.Administrator
-	6,   // 82: rotor.v1.KeyService.Create:input_type -> rotor.v1.CreateRequest
-	5,   // 83: rotor.v1.KeyService.Get:input_type -> rotor.v1.KeyRef
-	7,   // 84: rotor.v1.KeyService.List:input_type -> rotor.v1.ListRequest
-	9,   // 85: rotor.v1.KeyService.Change:input_type -> rotor.v1.ChangeRequest
-	10,  // 86: rotor.v1.KeyService.Rotate:input_type -> rotor.v1.RotateRequest
-	5,   // 87: rotor.v1.KeyService.Progress:input_type -> rotor.v1.KeyRef
-	12,  // 88: rotor.v1.KeyService.Retire:input_type -> rotor.v1.RetireRequest
-	13,  // 89: rotor.v1.KeyService.Destroy:input_type -> rotor.v1.DestroyRequest
-	15,  // 90: rotor.v1.KeyService.Encrypt:input_type -> rotor.v1.EncryptRequest
-	17,  // 91: rotor.v1.KeyService.Decrypt:input_type -> rotor.v1.DecryptRequest
-	20,  // 92: rotor.v1.KeyService.Wrap:input_type -> rotor.v1.WrapRequest
-	22,  // 93: rotor.v1.KeyService.Unwrap:input_type -> rotor.v1.UnwrapRequest
-	24,  // 94: rotor.v1.KeyService.Rewrap:input_type -> rotor.v1.RewrapRequest
-	26,  // 95: rotor.v1.KeyService.Sign:input_type -> rotor.v1.SignRequest
-	28,  // 96: rotor.v1.KeyService.Verify:input_type -> rotor.v1.VerifyRequest
-	30,  // 97: rotor.v1.KeyService.Encapsulate:input_type -> rotor.v1.EncapsulateRequest
-	32,  // 98: rotor.v1.KeyService.Decapsulate:input_type -> rotor.v1.DecapsulateRequest
-	34,  // 99: rotor.v1.KeyService.PrepareImport:input_type -> rotor.v1.PrepareImportRequest
-	36,  // 100: rotor.v1.KeyService.Import:input_type -> rotor.v1.ImportRequest
-	37,  // 101: rotor.v1.KeyService.Export:input_type -> rotor.v1.ExportKeyRequest
-	39,  // 102: rotor.v1.JoinService.Join:input_type -> rotor.v1.JoinRequest
-	40,  // 103: rotor.v1.JoinService.Renew:input_type -> rotor.v1.RenewRequest
-	42,  // 104: rotor.v1.FleetService.Hold:input_type -> rotor.v1.HoldUp
-	49,  // 105: rotor.v1.FleetService.Invite:input_type -> rotor.v1.InviteRequest
-	51,  // 106: rotor.v1.FleetService.Instances:input_type -> rotor.v1.InstancesRequest
-	54,  // 107: rotor.v1.FleetService.Remove:input_type -> rotor.v1.RemoveRequest
-	56,  // 108: rotor.v1.TokenService.Issue:input_type -> rotor.v1.IssueRequest
-	58,  // 109: rotor.v1.DataService.Register:input_type -> rotor.v1.RegisterRequest
-	60,  // 110: rotor.v1.DataService.DataSets:input_type -> rotor.v1.DataSetsRequest
-	62,  // 111: rotor.v1.DataService.Census:input_type -> rotor.v1.CensusRequest
-	65,  // 112: rotor.v1.DataService.StartCampaign:input_type -> rotor.v1.CampaignRequest
-	66,  // 113: rotor.v1.DataService.GetCampaign:input_type -> rotor.v1.CampaignRef
-	68,  // 114: rotor.v1.AuditService.Tail:input_type -> rotor.v1.TailRequest
-	70,  // 115: rotor.v1.AuditService.Export:input_type -> rotor.v1.ExportRequest
-	72,  // 116: rotor.v1.SealService.Status:input_type -> rotor.v1.SealStatusRequest
-	76,  // 117: rotor.v1.SealService.Unseal:input_type -> rotor.v1.UnsealRequest
-	77,  // 118: rotor.v1.SealService.Reset:input_type -> rotor.v1.UnsealResetRequest
-	78,  // 119: rotor.v1.SealService.Seal:input_type -> rotor.v1.SealRequest
-	79,  // 120: rotor.v1.SealService.Change:input_type -> rotor.v1.SealChangeRequest
-	80,  // 121: rotor.v1.SealService.StartRekey:input_type -> rotor.v1.StartRekeyRequest
-	81,  // 122: rotor.v1.SealService.Rekey:input_type -> rotor.v1.RekeyRequest
-	82,  // 123: rotor.v1.SealService.AbortRekey:input_type -> rotor.v1.AbortRekeyRequest
-	84,  // 124: rotor.v1.ServerService.Status:input_type -> rotor.v1.StatusRequest
-	88,  // 125: rotor.v1.AuthService.Login:input_type -> rotor.v1.LoginRequest
-	90,  // 126: rotor.v1.AuthService.Logout:input_type -> rotor.v1.LogoutRequest
-	92,  // 127: rotor.v1.AuthService.Whoami:input_type -> rotor.v1.WhoamiRequest
-	94,  // 128: rotor.v1.AuthService.Sessions:input_type -> rotor.v1.SessionsRequest
-	97,  // 129: rotor.v1.AuthService.RevokeSessions:input_type -> rotor.v1.RevokeSessionsRequest
-	100, // 130: rotor.v1.AuthService.CreateCredential:input_type -> rotor.v1.CreateCredentialRequest
-	102, // 131: rotor.v1.AuthService.Credentials:input_type -> rotor.v1.CredentialsRequest
-	104, // 132: rotor.v1.AuthService.ChangeCredential:input_type -> rotor.v1.ChangeCredentialRequest
-	106, // 133: rotor.v1.AuthService.CreateGrant:input_type -> rotor.v1.CreateGrantRequest
-	107, // 134: rotor.v1.AuthService.Grants:input_type -> rotor.v1.GrantsRequest
-	109, // 135: rotor.v1.AuthService.RevokeGrant:input_type -> rotor.v1.RevokeGrantRequest
-	111, // 136: rotor.v1.AuthService.InviteAdmin:input_type -> rotor.v1.InviteAdminRequest
-	113, // 137: rotor.v1.AuthService.Admins:input_type -> rotor.v1.AdminsRequest
-	116, // 138: rotor.v1.AuthService.RemoveAdmin:input_type -> rotor.v1.RemoveAdminRequest
-	4,   // 139: rotor.v1.KeyService.Create:output_type -> rotor.v1.Key
-	4,   // 140: rotor.v1.KeyService.Get:output_type -> rotor.v1.Key
-	8,   // 141: rotor.v1.KeyService.List:output_type -> rotor.v1.ListResponse
-	4,   // 142: rotor.v1.KeyService.Change:output_type -> rotor.v1.Key
-	4,   // 143: rotor.v1.KeyService.Rotate:output_type -> rotor.v1.Key
-	11,  // 144: rotor.v1.KeyService.Progress:output_type -> rotor.v1.ProgressResponse
-	4,   // 145: rotor.v1.KeyService.Retire:output_type -> rotor.v1.Key
-	14,  // 146: rotor.v1.KeyService.Destroy:output_type -> rotor.v1.DestroyResponse
-	16,  // 147: rotor.v1.KeyService.Encrypt:output_type -> rotor.v1.EncryptResponse
-	18,  // 148: rotor.v1.KeyService.Decrypt:output_type -> rotor.v1.DecryptResponse
-	21,  // 149: rotor.v1.KeyService.Wrap:output_type -> rotor.v1.WrapResponse
-	23,  // 150: rotor.v1.KeyService.Unwrap:output_type -> rotor.v1.UnwrapResponse
-	25,  // 151: rotor.v1.KeyService.Rewrap:output_type -> rotor.v1.RewrapResponse
-	27,  // 152: rotor.v1.KeyService.Sign:output_type -> rotor.v1.SignResponse
-	29,  // 153: rotor.v1.KeyService.Verify:output_type -> rotor.v1.VerifyResponse
-	31,  // 154: rotor.v1.KeyService.Encapsulate:output_type -> rotor.v1.EncapsulateResponse
-	33,  // 155: rotor.v1.KeyService.Decapsulate:output_type -> rotor.v1.DecapsulateResponse
-	35,  // 156: rotor.v1.KeyService.PrepareImport:output_type -> rotor.v1.PrepareImportResponse
-	4,   // 157: rotor.v1.KeyService.Import:output_type -> rotor.v1.Key
-	38,  // 158: rotor.v1.KeyService.Export:output_type -> rotor.v1.ExportKeyResponse
-	41,  // 159: rotor.v1.JoinService.Join:output_type -> rotor.v1.JoinResponse
-	41,  // 160: rotor.v1.JoinService.Renew:output_type -> rotor.v1.JoinResponse
-	45,  // 161: rotor.v1.FleetService.Hold:output_type -> rotor.v1.HoldDown
-	50,  // 162: rotor.v1.FleetService.Invite:output_type -> rotor.v1.InviteResponse
-	53,  // 163: rotor.v1.FleetService.Instances:output_type -> rotor.v1.InstancesResponse
-	55,  // 164: rotor.v1.FleetService.Remove:output_type -> rotor.v1.RemoveResponse
-	57,  // 165: rotor.v1.TokenService.Issue:output_type -> rotor.v1.IssueResponse
-	59,  // 166: rotor.v1.DataService.Register:output_type -> rotor.v1.DataSet
-	61,  // 167: rotor.v1.DataService.DataSets:output_type -> rotor.v1.DataSetsResponse
-	64,  // 168: rotor.v1.DataService.Census:output_type -> rotor.v1.CensusResponse
-	67,  // 169: rotor.v1.DataService.StartCampaign:output_type -> rotor.v1.Campaign
-	67,  // 170: rotor.v1.DataService.GetCampaign:output_type -> rotor.v1.Campaign
-	69,  // 171: rotor.v1.AuditService.Tail:output_type -> rotor.v1.TailEntry
-	71,  // 172: rotor.v1.AuditService.Export:output_type -> rotor.v1.ExportFile
-	73,  // 173: rotor.v1.SealService.Status:output_type -> rotor.v1.SealStatus
-	75,  // 174: rotor.v1.SealService.Unseal:output_type -> rotor.v1.SealProgress
-	75,  // 175: rotor.v1.SealService.Reset:output_type -> rotor.v1.SealProgress
-	73,  // 176: rotor.v1.SealService.Seal:output_type -> rotor.v1.SealStatus
-	73,  // 177: rotor.v1.SealService.Change:output_type -> rotor.v1.SealStatus
-	83,  // 178: rotor.v1.SealService.StartRekey:output_type -> rotor.v1.RekeyProgress
-	83,  // 179: rotor.v1.SealService.Rekey:output_type -> rotor.v1.RekeyProgress
-	83,  // 180: rotor.v1.SealService.AbortRekey:output_type -> rotor.v1.RekeyProgress
-	85,  // 181: rotor.v1.ServerService.Status:output_type -> rotor.v1.StatusResponse
-	89,  // 182: rotor.v1.AuthService.Login:output_type -> rotor.v1.LoginResponse
-	91,  // 183: rotor.v1.AuthService.Logout:output_type -> rotor.v1.LogoutResponse
-	93,  // 184: rotor.v1.AuthService.Whoami:output_type -> rotor.v1.WhoamiResponse
-	96,  // 185: rotor.v1.AuthService.Sessions:output_type -> rotor.v1.SessionsResponse
-	98,  // 186: rotor.v1.AuthService.RevokeSessions:output_type -> rotor.v1.RevokeSessionsResponse
-	101, // 187: rotor.v1.AuthService.CreateCredential:output_type -> rotor.v1.CreateCredentialResponse
-	103, // 188: rotor.v1.AuthService.Credentials:output_type -> rotor.v1.CredentialsResponse
-	99,  // 189: rotor.v1.AuthService.ChangeCredential:output_type -> rotor.v1.Credential
-	105, // 190: rotor.v1.AuthService.CreateGrant:output_type -> rotor.v1.Grant
-	108, // 191: rotor.v1.AuthService.Grants:output_type -> rotor.v1.GrantsResponse
-	110, // 192: rotor.v1.AuthService.RevokeGrant:output_type -> rotor.v1.RevokeGrantResponse
-	112, // 193: rotor.v1.AuthService.InviteAdmin:output_type -> rotor.v1.InviteAdminResponse
-	115, // 194: rotor.v1.AuthService.Admins:output_type -> rotor.v1.AdminsResponse
-	117, // 195: rotor.v1.AuthService.RemoveAdmin:output_type -> rotor.v1.RemoveAdminResponse
-	139, // [139:196] is the sub-list for method output_type
-	82,  // [82:139] is the sub-list for method input_type
-	82,  // [82:82] is the sub-list for extension type_name
-	82,  // [82:82] is the sub-list for extension extendee
-	0,   // [0:82] is the sub-list for field type_name
+	128, // 8: rotor.v1.Key.created:type_name -> google.protobuf.Timestamp
+	128, // 9: rotor.v1.Key.backed_up:type_name -> google.protobuf.Timestamp
+	4,   // 10: rotor.v1.CreateRequest.key:type_name -> rotor.v1.Key
+	4,   // 11: rotor.v1.ListResponse.keys:type_name -> rotor.v1.Key
+	5,   // 12: rotor.v1.ChangeRequest.key:type_name -> rotor.v1.KeyRef
+	5,   // 13: rotor.v1.RotateRequest.key:type_name -> rotor.v1.KeyRef
+	4,   // 14: rotor.v1.ProgressResponse.key:type_name -> rotor.v1.Key
+	5,   // 15: rotor.v1.RetireRequest.key:type_name -> rotor.v1.KeyRef
+	5,   // 16: rotor.v1.DestroyRequest.key:type_name -> rotor.v1.KeyRef
+	4,   // 17: rotor.v1.DestroyResponse.key:type_name -> rotor.v1.Key
+	5,   // 18: rotor.v1.EncryptRequest.key:type_name -> rotor.v1.KeyRef
+	1,   // 19: rotor.v1.EncryptRequest.parts:type_name -> rotor.v1.Part
+	5,   // 20: rotor.v1.DecryptRequest.key:type_name -> rotor.v1.KeyRef
+	1,   // 21: rotor.v1.DecryptRequest.parts:type_name -> rotor.v1.Part
+	5,   // 22: rotor.v1.WrapRequest.key:type_name -> rotor.v1.KeyRef
+	19,  // 23: rotor.v1.WrapResponse.wrap:type_name -> rotor.v1.FileWrap
+	19,  // 24: rotor.v1.UnwrapRequest.wrap:type_name -> rotor.v1.FileWrap
+	19,  // 25: rotor.v1.RewrapRequest.wrap:type_name -> rotor.v1.FileWrap
+	19,  // 26: rotor.v1.RewrapResponse.wrap:type_name -> rotor.v1.FileWrap
+	5,   // 27: rotor.v1.SignRequest.key:type_name -> rotor.v1.KeyRef
+	5,   // 28: rotor.v1.VerifyRequest.key:type_name -> rotor.v1.KeyRef
+	5,   // 29: rotor.v1.EncapsulateRequest.key:type_name -> rotor.v1.KeyRef
+	5,   // 30: rotor.v1.DecapsulateRequest.key:type_name -> rotor.v1.KeyRef
+	5,   // 31: rotor.v1.PrepareImportRequest.key:type_name -> rotor.v1.KeyRef
+	128, // 32: rotor.v1.PrepareImportResponse.expires:type_name -> google.protobuf.Timestamp
+	4,   // 33: rotor.v1.ImportRequest.key:type_name -> rotor.v1.Key
+	128, // 34: rotor.v1.ImportRequest.originated:type_name -> google.protobuf.Timestamp
+	5,   // 35: rotor.v1.ExportKeyRequest.key:type_name -> rotor.v1.KeyRef
+	5,   // 36: rotor.v1.BackupKeyRequest.key:type_name -> rotor.v1.KeyRef
+	128, // 37: rotor.v1.BackupKeyResponse.expires:type_name -> google.protobuf.Timestamp
+	4,   // 38: rotor.v1.RestoreKeyResponse.key:type_name -> rotor.v1.Key
+	47,  // 39: rotor.v1.HoldUp.hello:type_name -> rotor.v1.Hello
+	48,  // 40: rotor.v1.HoldUp.acks:type_name -> rotor.v1.Ack
+	50,  // 41: rotor.v1.HoldDown.lease:type_name -> rotor.v1.Lease
+	51,  // 42: rotor.v1.HoldDown.parcel:type_name -> rotor.v1.Parcel
+	52,  // 43: rotor.v1.HoldDown.refusal:type_name -> rotor.v1.KeyRefusal
+	0,   // 44: rotor.v1.KeyRefusal.fault:type_name -> rotor.v1.Fault
+	128, // 45: rotor.v1.Instance.heard:type_name -> google.protobuf.Timestamp
+	56,  // 46: rotor.v1.InstancesResponse.instances:type_name -> rotor.v1.Instance
+	5,   // 47: rotor.v1.IssueRequest.key:type_name -> rotor.v1.KeyRef
+	63,  // 48: rotor.v1.RegisterRequest.data_set:type_name -> rotor.v1.DataSet
+	5,   // 49: rotor.v1.DataSet.key:type_name -> rotor.v1.KeyRef
+	63,  // 50: rotor.v1.DataSetsResponse.data_sets:type_name -> rotor.v1.DataSet
+	5,   // 51: rotor.v1.CensusRequest.key:type_name -> rotor.v1.KeyRef
+	67,  // 52: rotor.v1.CensusResponse.counts:type_name -> rotor.v1.CensusCount
+	5,   // 53: rotor.v1.CampaignRequest.key:type_name -> rotor.v1.KeyRef
+	79,  // 54: rotor.v1.SealStatus.shares:type_name -> rotor.v1.SealProgress
+	78,  // 55: rotor.v1.SealStatus.members:type_name -> rotor.v1.SealMember
+	87,  // 56: rotor.v1.SealStatus.rekey:type_name -> rotor.v1.RekeyProgress
+	128, // 57: rotor.v1.SealMember.opened:type_name -> google.protobuf.Timestamp
+	79,  // 58: rotor.v1.RekeyProgress.progress:type_name -> rotor.v1.SealProgress
+	128, // 59: rotor.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	90,  // 60: rotor.v1.StatusResponse.checks:type_name -> rotor.v1.Check
+	91,  // 61: rotor.v1.StatusResponse.replicas:type_name -> rotor.v1.Replica
+	128, // 62: rotor.v1.Replica.started:type_name -> google.protobuf.Timestamp
+	128, // 63: rotor.v1.LoginResponse.expires:type_name -> google.protobuf.Timestamp
+	123, // 64: rotor.v1.WhoamiResponse.attributes:type_name -> rotor.v1.WhoamiResponse.AttributesEntry
+	128, // 65: rotor.v1.WhoamiResponse.expires:type_name -> google.protobuf.Timestamp
+	128, // 66: rotor.v1.Session.created:type_name -> google.protobuf.Timestamp
+	128, // 67: rotor.v1.Session.used:type_name -> google.protobuf.Timestamp
+	128, // 68: rotor.v1.Session.expires:type_name -> google.protobuf.Timestamp
+	99,  // 69: rotor.v1.SessionsResponse.sessions:type_name -> rotor.v1.Session
+	128, // 70: rotor.v1.Credential.expires:type_name -> google.protobuf.Timestamp
+	128, // 71: rotor.v1.Credential.created:type_name -> google.protobuf.Timestamp
+	124, // 72: rotor.v1.Credential.attributes:type_name -> rotor.v1.Credential.AttributesEntry
+	125, // 73: rotor.v1.CreateCredentialRequest.attributes:type_name -> rotor.v1.CreateCredentialRequest.AttributesEntry
+	103, // 74: rotor.v1.CreateCredentialResponse.credential:type_name -> rotor.v1.Credential
+	103, // 75: rotor.v1.CredentialsResponse.credentials:type_name -> rotor.v1.Credential
+	5,   // 76: rotor.v1.Grant.key:type_name -> rotor.v1.KeyRef
+	126, // 77: rotor.v1.Grant.context:type_name -> rotor.v1.Grant.ContextEntry
+	128, // 78: rotor.v1.Grant.expires:type_name -> google.protobuf.Timestamp
+	128, // 79: rotor.v1.Grant.created:type_name -> google.protobuf.Timestamp
+	5,   // 80: rotor.v1.CreateGrantRequest.key:type_name -> rotor.v1.KeyRef
+	127, // 81: rotor.v1.CreateGrantRequest.context:type_name -> rotor.v1.CreateGrantRequest.ContextEntry
+	109, // 82: rotor.v1.GrantsResponse.grants:type_name -> rotor.v1.Grant
+	128, // 83: rotor.v1.Administrator.created:type_name -> google.protobuf.Timestamp
+	128, // 84: rotor.v1.Administrator.removed:type_name -> google.protobuf.Timestamp
+	118, // 85: rotor.v1.AdminsResponse.admins:type_name -> rotor.v1.Administrator
+	6,   // 86: rotor.v1.KeyService.Create:input_type -> rotor.v1.CreateRequest
+	5,   // 87: rotor.v1.KeyService.Get:input_type -> rotor.v1.KeyRef
+	7,   // 88: rotor.v1.KeyService.List:input_type -> rotor.v1.ListRequest
+	9,   // 89: rotor.v1.KeyService.Change:input_type -> rotor.v1.ChangeRequest
+	10,  // 90: rotor.v1.KeyService.Rotate:input_type -> rotor.v1.RotateRequest
+	5,   // 91: rotor.v1.KeyService.Progress:input_type -> rotor.v1.KeyRef
+	12,  // 92: rotor.v1.KeyService.Retire:input_type -> rotor.v1.RetireRequest
+	13,  // 93: rotor.v1.KeyService.Destroy:input_type -> rotor.v1.DestroyRequest
+	15,  // 94: rotor.v1.KeyService.Encrypt:input_type -> rotor.v1.EncryptRequest
+	17,  // 95: rotor.v1.KeyService.Decrypt:input_type -> rotor.v1.DecryptRequest
+	20,  // 96: rotor.v1.KeyService.Wrap:input_type -> rotor.v1.WrapRequest
+	22,  // 97: rotor.v1.KeyService.Unwrap:input_type -> rotor.v1.UnwrapRequest
+	24,  // 98: rotor.v1.KeyService.Rewrap:input_type -> rotor.v1.RewrapRequest
+	26,  // 99: rotor.v1.KeyService.Sign:input_type -> rotor.v1.SignRequest
+	28,  // 100: rotor.v1.KeyService.Verify:input_type -> rotor.v1.VerifyRequest
+	30,  // 101: rotor.v1.KeyService.Encapsulate:input_type -> rotor.v1.EncapsulateRequest
+	32,  // 102: rotor.v1.KeyService.Decapsulate:input_type -> rotor.v1.DecapsulateRequest
+	34,  // 103: rotor.v1.KeyService.PrepareImport:input_type -> rotor.v1.PrepareImportRequest
+	36,  // 104: rotor.v1.KeyService.Import:input_type -> rotor.v1.ImportRequest
+	37,  // 105: rotor.v1.KeyService.Export:input_type -> rotor.v1.ExportKeyRequest
+	39,  // 106: rotor.v1.KeyService.Backup:input_type -> rotor.v1.BackupKeyRequest
+	41,  // 107: rotor.v1.KeyService.Restore:input_type -> rotor.v1.RestoreKeyRequest
+	43,  // 108: rotor.v1.JoinService.Join:input_type -> rotor.v1.JoinRequest
+	44,  // 109: rotor.v1.JoinService.Renew:input_type -> rotor.v1.RenewRequest
+	46,  // 110: rotor.v1.FleetService.Hold:input_type -> rotor.v1.HoldUp
+	53,  // 111: rotor.v1.FleetService.Invite:input_type -> rotor.v1.InviteRequest
+	55,  // 112: rotor.v1.FleetService.Instances:input_type -> rotor.v1.InstancesRequest
+	58,  // 113: rotor.v1.FleetService.Remove:input_type -> rotor.v1.RemoveRequest
+	60,  // 114: rotor.v1.TokenService.Issue:input_type -> rotor.v1.IssueRequest
+	62,  // 115: rotor.v1.DataService.Register:input_type -> rotor.v1.RegisterRequest
+	64,  // 116: rotor.v1.DataService.DataSets:input_type -> rotor.v1.DataSetsRequest
+	66,  // 117: rotor.v1.DataService.Census:input_type -> rotor.v1.CensusRequest
+	69,  // 118: rotor.v1.DataService.StartCampaign:input_type -> rotor.v1.CampaignRequest
+	70,  // 119: rotor.v1.DataService.GetCampaign:input_type -> rotor.v1.CampaignRef
+	72,  // 120: rotor.v1.AuditService.Tail:input_type -> rotor.v1.TailRequest
+	74,  // 121: rotor.v1.AuditService.Export:input_type -> rotor.v1.ExportRequest
+	76,  // 122: rotor.v1.SealService.Status:input_type -> rotor.v1.SealStatusRequest
+	80,  // 123: rotor.v1.SealService.Unseal:input_type -> rotor.v1.UnsealRequest
+	81,  // 124: rotor.v1.SealService.Reset:input_type -> rotor.v1.UnsealResetRequest
+	82,  // 125: rotor.v1.SealService.Seal:input_type -> rotor.v1.SealRequest
+	83,  // 126: rotor.v1.SealService.Change:input_type -> rotor.v1.SealChangeRequest
+	84,  // 127: rotor.v1.SealService.StartRekey:input_type -> rotor.v1.StartRekeyRequest
+	85,  // 128: rotor.v1.SealService.Rekey:input_type -> rotor.v1.RekeyRequest
+	86,  // 129: rotor.v1.SealService.AbortRekey:input_type -> rotor.v1.AbortRekeyRequest
+	88,  // 130: rotor.v1.ServerService.Status:input_type -> rotor.v1.StatusRequest
+	92,  // 131: rotor.v1.AuthService.Login:input_type -> rotor.v1.LoginRequest
+	94,  // 132: rotor.v1.AuthService.Logout:input_type -> rotor.v1.LogoutRequest
+	96,  // 133: rotor.v1.AuthService.Whoami:input_type -> rotor.v1.WhoamiRequest
+	98,  // 134: rotor.v1.AuthService.Sessions:input_type -> rotor.v1.SessionsRequest
+	101, // 135: rotor.v1.AuthService.RevokeSessions:input_type -> rotor.v1.RevokeSessionsRequest
+	104, // 136: rotor.v1.AuthService.CreateCredential:input_type -> rotor.v1.CreateCredentialRequest
+	106, // 137: rotor.v1.AuthService.Credentials:input_type -> rotor.v1.CredentialsRequest
+	108, // 138: rotor.v1.AuthService.ChangeCredential:input_type -> rotor.v1.ChangeCredentialRequest
+	110, // 139: rotor.v1.AuthService.CreateGrant:input_type -> rotor.v1.CreateGrantRequest
+	111, // 140: rotor.v1.AuthService.Grants:input_type -> rotor.v1.GrantsRequest
+	113, // 141: rotor.v1.AuthService.RevokeGrant:input_type -> rotor.v1.RevokeGrantRequest
+	115, // 142: rotor.v1.AuthService.InviteAdmin:input_type -> rotor.v1.InviteAdminRequest
+	117, // 143: rotor.v1.AuthService.Admins:input_type -> rotor.v1.AdminsRequest
+	120, // 144: rotor.v1.AuthService.RemoveAdmin:input_type -> rotor.v1.RemoveAdminRequest
+	4,   // 145: rotor.v1.KeyService.Create:output_type -> rotor.v1.Key
+	4,   // 146: rotor.v1.KeyService.Get:output_type -> rotor.v1.Key
+	8,   // 147: rotor.v1.KeyService.List:output_type -> rotor.v1.ListResponse
+	4,   // 148: rotor.v1.KeyService.Change:output_type -> rotor.v1.Key
+	4,   // 149: rotor.v1.KeyService.Rotate:output_type -> rotor.v1.Key
+	11,  // 150: rotor.v1.KeyService.Progress:output_type -> rotor.v1.ProgressResponse
+	4,   // 151: rotor.v1.KeyService.Retire:output_type -> rotor.v1.Key
+	14,  // 152: rotor.v1.KeyService.Destroy:output_type -> rotor.v1.DestroyResponse
+	16,  // 153: rotor.v1.KeyService.Encrypt:output_type -> rotor.v1.EncryptResponse
+	18,  // 154: rotor.v1.KeyService.Decrypt:output_type -> rotor.v1.DecryptResponse
+	21,  // 155: rotor.v1.KeyService.Wrap:output_type -> rotor.v1.WrapResponse
+	23,  // 156: rotor.v1.KeyService.Unwrap:output_type -> rotor.v1.UnwrapResponse
+	25,  // 157: rotor.v1.KeyService.Rewrap:output_type -> rotor.v1.RewrapResponse
+	27,  // 158: rotor.v1.KeyService.Sign:output_type -> rotor.v1.SignResponse
+	29,  // 159: rotor.v1.KeyService.Verify:output_type -> rotor.v1.VerifyResponse
+	31,  // 160: rotor.v1.KeyService.Encapsulate:output_type -> rotor.v1.EncapsulateResponse
+	33,  // 161: rotor.v1.KeyService.Decapsulate:output_type -> rotor.v1.DecapsulateResponse
+	35,  // 162: rotor.v1.KeyService.PrepareImport:output_type -> rotor.v1.PrepareImportResponse
+	4,   // 163: rotor.v1.KeyService.Import:output_type -> rotor.v1.Key
+	38,  // 164: rotor.v1.KeyService.Export:output_type -> rotor.v1.ExportKeyResponse
+	40,  // 165: rotor.v1.KeyService.Backup:output_type -> rotor.v1.BackupKeyResponse
+	42,  // 166: rotor.v1.KeyService.Restore:output_type -> rotor.v1.RestoreKeyResponse
+	45,  // 167: rotor.v1.JoinService.Join:output_type -> rotor.v1.JoinResponse
+	45,  // 168: rotor.v1.JoinService.Renew:output_type -> rotor.v1.JoinResponse
+	49,  // 169: rotor.v1.FleetService.Hold:output_type -> rotor.v1.HoldDown
+	54,  // 170: rotor.v1.FleetService.Invite:output_type -> rotor.v1.InviteResponse
+	57,  // 171: rotor.v1.FleetService.Instances:output_type -> rotor.v1.InstancesResponse
+	59,  // 172: rotor.v1.FleetService.Remove:output_type -> rotor.v1.RemoveResponse
+	61,  // 173: rotor.v1.TokenService.Issue:output_type -> rotor.v1.IssueResponse
+	63,  // 174: rotor.v1.DataService.Register:output_type -> rotor.v1.DataSet
+	65,  // 175: rotor.v1.DataService.DataSets:output_type -> rotor.v1.DataSetsResponse
+	68,  // 176: rotor.v1.DataService.Census:output_type -> rotor.v1.CensusResponse
+	71,  // 177: rotor.v1.DataService.StartCampaign:output_type -> rotor.v1.Campaign
+	71,  // 178: rotor.v1.DataService.GetCampaign:output_type -> rotor.v1.Campaign
+	73,  // 179: rotor.v1.AuditService.Tail:output_type -> rotor.v1.TailEntry
+	75,  // 180: rotor.v1.AuditService.Export:output_type -> rotor.v1.ExportFile
+	77,  // 181: rotor.v1.SealService.Status:output_type -> rotor.v1.SealStatus
+	79,  // 182: rotor.v1.SealService.Unseal:output_type -> rotor.v1.SealProgress
+	79,  // 183: rotor.v1.SealService.Reset:output_type -> rotor.v1.SealProgress
+	77,  // 184: rotor.v1.SealService.Seal:output_type -> rotor.v1.SealStatus
+	77,  // 185: rotor.v1.SealService.Change:output_type -> rotor.v1.SealStatus
+	87,  // 186: rotor.v1.SealService.StartRekey:output_type -> rotor.v1.RekeyProgress
+	87,  // 187: rotor.v1.SealService.Rekey:output_type -> rotor.v1.RekeyProgress
+	87,  // 188: rotor.v1.SealService.AbortRekey:output_type -> rotor.v1.RekeyProgress
+	89,  // 189: rotor.v1.ServerService.Status:output_type -> rotor.v1.StatusResponse
+	93,  // 190: rotor.v1.AuthService.Login:output_type -> rotor.v1.LoginResponse
+	95,  // 191: rotor.v1.AuthService.Logout:output_type -> rotor.v1.LogoutResponse
+	97,  // 192: rotor.v1.AuthService.Whoami:output_type -> rotor.v1.WhoamiResponse
+	100, // 193: rotor.v1.AuthService.Sessions:output_type -> rotor.v1.SessionsResponse
+	102, // 194: rotor.v1.AuthService.RevokeSessions:output_type -> rotor.v1.RevokeSessionsResponse
+	105, // 195: rotor.v1.AuthService.CreateCredential:output_type -> rotor.v1.CreateCredentialResponse
+	107, // 196: rotor.v1.AuthService.Credentials:output_type -> rotor.v1.CredentialsResponse
+	103, // 197: rotor.v1.AuthService.ChangeCredential:output_type -> rotor.v1.Credential
+	109, // 198: rotor.v1.AuthService.CreateGrant:output_type -> rotor.v1.Grant
+	112, // 199: rotor.v1.AuthService.Grants:output_type -> rotor.v1.GrantsResponse
+	114, // 200: rotor.v1.AuthService.RevokeGrant:output_type -> rotor.v1.RevokeGrantResponse
+	116, // 201: rotor.v1.AuthService.InviteAdmin:output_type -> rotor.v1.InviteAdminResponse
+	119, // 202: rotor.v1.AuthService.Admins:output_type -> rotor.v1.AdminsResponse
+	121, // 203: rotor.v1.AuthService.RemoveAdmin:output_type -> rotor.v1.RemoveAdminResponse
+	145, // [145:204] is the sub-list for method output_type
+	86,  // [86:145] is the sub-list for method input_type
+	86,  // [86:86] is the sub-list for extension type_name
+	86,  // [86:86] is the sub-list for extension extendee
+	0,   // [0:86] is the sub-list for field type_name
 }
 
 func init() { file_rotor_v1_rotor_proto_init() }
@@ -8089,7 +8424,7 @@ func file_rotor_v1_rotor_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_rotor_v1_rotor_proto_rawDesc), len(file_rotor_v1_rotor_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   124,
+			NumMessages:   128,
 			NumExtensions: 0,
 			NumServices:   9,
 		},
