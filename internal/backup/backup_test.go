@@ -222,7 +222,7 @@ func (w *world) recover(past *guard.Past) {
 	if _, err := w.guard.AskRecovery(w.t.Context(), alice.Name, 0); err != nil {
 		w.t.Fatal(err)
 	}
-	p, incarnation, err := w.guard.BeginRecovery(w.t.Context(), past, false)
+	p, incarnation, err := w.guard.BeginRecovery(w.t.Context(), past)
 	if err == nil {
 		_, err = kms.Recover(w.t.Context(), w.guard, p, incarnation, past, w.now())
 	}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -25,8 +26,11 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"go.yaml.in/yaml/v3"
 
+	"github.com/rotorkms/rotor"
 	"github.com/rotorkms/rotor/envelope"
 	"github.com/rotorkms/rotor/internal/cli"
+	"github.com/rotorkms/rotor/internal/store"
+	"github.com/rotorkms/rotor/internal/store/bolt"
 )
 
 func TestMain(m *testing.M) {
@@ -53,7 +57,7 @@ func runScripts(t *testing.T, dir string) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": exits, "startserver": startServer, "stopserver": stopServer, "sighup": sighup, "procstatus": procStatus, "interrupt": interrupt, "interruptfed": interruptFed, "serversays": serverSays,
-			"flip": flip, "startboard": startBoard, "truncate": truncate, "capture": capture, "extract": extract, "empty": empty, "reorder": reorder, "forms": forms, "page": page,
+			"flip": flip, "record": record, "hold": hold, "startboard": startBoard, "truncate": truncate, "capture": capture, "extract": extract, "empty": empty, "reorder": reorder, "forms": forms, "page": page,
 		},
 	})
 }
@@ -297,6 +301,56 @@ func flip(ts *testscript.TestScript, _ bool, args []string) {
 	}
 	b[at] ^= 1
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), b, 0o600))
+}
+
+// record save|put|delete DB PREFIX FILE copies the first record under a prefix of a store that nobody has open to a file, puts what a file holds
+// in its place, or deletes it, past everything that rotor does.
+func record(ts *testscript.TestScript, _ bool, args []string) {
+	db, err := bolt.Open(ts.MkAbs(args[1]), bolt.Options{})
+	ts.Check(err)
+	defer func() { ts.Check(db.Close()) }()
+	var found *store.Record
+	_, records := db.List(context.Background(), args[2])
+	for r, err := range records {
+		ts.Check(err)
+		found = &r
+		break
+	}
+	if found == nil {
+		ts.Fatalf("no record under %s", args[2])
+	}
+	op := store.Op{Key: found.Key, Delete: true}
+	switch args[0] {
+	case "save":
+		ts.Check(os.WriteFile(ts.MkAbs(args[3]), found.Value, 0o600))
+		return
+	case "put":
+		op.Delete, op.Value = false, []byte(ts.ReadFile(args[3]))
+	}
+	_, err = db.Commit(context.Background(), nil, []store.Op{op})
+	ts.Check(err)
+}
+
+// hold IDENTITY KEY is one life of a process of an instance that holds a key of the server at ROTOR_ADDRESS: it hears how far the log is, and
+// tells what it has heard before. With ! the server must refuse it for good, with recovery.
+func hold(ts *testscript.TestScript, neg bool, args []string) {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	log := &logged{grown: make(chan struct{})}
+	c, err := rotor.Dial(ctx, rotor.Config{
+		Identity: ts.MkAbs(args[0]), Address: ts.Getenv("ROTOR_ADDRESS"), Log: slog.New(slog.NewTextHandler(log, nil)),
+	})
+	ts.Check(err)
+	defer func() { ts.Check(c.Close()) }()
+	key := c.Key(args[1])
+	if !neg {
+		ts.Check(key.Ready(ctx))
+		return
+	}
+	go func() { _ = key.Ready(ctx) }() // ends with ctx: there is nothing to be had
+	if !log.wait("recovery") {
+		ts.Fatalf("the server took the instance: %s", log)
+	}
 }
 
 // truncate FILE N cuts the last N bytes off.

@@ -15,7 +15,7 @@ import (
 
 func newServer(a *app) *cobra.Command {
 	return newNoun("server", "Set up and run a server", newServerInit(a), newServerRun(a), newServerStatus(a), newServerAdmin(a), newServerCA(a), newServerCopy(a),
-		newServerRoots(a), newServerTurn(a, false), newServerTurn(a, true), newServerRecover(a),
+		newServerRoots(a), newServerTurn(a, false), newServerTurn(a, true), newServerRecover(a), newServerApprove(a),
 		newServerUnseal(a), newServerSeal(a), newServerRekey(a), newServerSealer(a))
 }
 

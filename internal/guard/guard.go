@@ -118,6 +118,7 @@ func (g *Guard) Run(ctx context.Context) error {
 func (g *Guard) follow(ctx context.Context) error {
 	return g.audit.Follow(ctx, g.after, func(c audit.Commit) error {
 		vouched := map[string]string{}
+		before := g.Incarnation()
 		for _, e := range c.Entries {
 			if err := g.index.add(e, c.Rev); err != nil {
 				return err
@@ -139,6 +140,9 @@ func (g *Guard) follow(ctx context.Context) error {
 			if hash := hashOf(e.Value); !e.Deleted && vouched[e.Key] != hash || e.Deleted && vouched[e.Key] != audit.Deleted {
 				g.log.ErrorContext(ctx, "a record was changed past the door and will be refused", "path", e.Key)
 			}
+		}
+		if g.Incarnation() > before { // a recovery has come to its end, here or at another server
+			g.detected.Store(nil)
 		}
 		g.index.reached(c.Rev)
 		return nil

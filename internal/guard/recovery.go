@@ -20,18 +20,24 @@ import (
 const (
 	incarnationPath = "guard/incarnation"
 	recoveryPath    = "guard/recovery"
-	// actRecover stands in the log for each step of a recovery, actIncarnation for its end.
-	actRecover     policy.Action = "server.recover"
+	// actIncarnation stands in the log for the end of a recovery; policy.ActRecover for each step.
 	actIncarnation policy.Action = "server.incarnation"
 )
 
 // Recovering is a recovery that was asked for.
 type Recovering struct {
 	Asked    time.Time `json:"asked"`
-	NotUntil time.Time `json:"not_until"` // when it may begin without custodians
+	NotUntil time.Time `json:"not_until,omitzero"` // when it may begin without custodians; zero: never
 	By       string    `json:"by"`
 	Detected string    `json:"detected"`
-	Target   uint32    `json:"target,omitempty"` // the incarnation that it leads to, once it has begun
+	Approved time.Time `json:"approved,omitzero"`     // by custodians; zero: not yet
+	Approver string    `json:"approved_by,omitempty"` // whose shares did
+	Target   uint32    `json:"target,omitempty"`      // the incarnation that it leads to, once it has begun
+}
+
+// May says whether it may begin, or go on.
+func (r Recovering) May(now time.Time) bool {
+	return r.Target != 0 || !r.Approved.IsZero() || !r.NotUntil.IsZero() && !now.Before(r.NotUntil)
 }
 
 func (g *Guard) recovering(ctx context.Context) (Recovering, error) {
@@ -49,19 +55,40 @@ func (g *Guard) recovering(ctx context.Context) (Recovering, error) {
 // Recovering reads what was asked for. fault.NotFound.
 func (g *Guard) Recovering(ctx context.Context) (Recovering, error) { return g.recovering(ctx) }
 
-// AskRecovery announces a recovery in log and status; it may begin after the delay. fault.Exists when one is announced, WrongState when there is
-// nothing to recover from.
+// AskRecovery announces a recovery in log and status; it may begin after the delay, or, with a negative one, once custodians approve alone.
+// fault.Exists when one is announced, WrongState when there is nothing to recover from.
 func (g *Guard) AskRecovery(ctx context.Context, by string, delay time.Duration) (Recovering, error) {
 	if len(g.Detected()) == 0 {
 		return Recovering{}, fault.New(fault.WrongState, "store").WithHint("nothing is wrong with it")
 	}
 	now := g.now().UTC()
-	r := Recovering{Asked: now, NotUntil: now.Add(delay), By: by, Detected: detections(g.Detected())}
+	r := Recovering{Asked: now, By: by, Detected: detections(g.Detected())}
+	if delay >= 0 {
+		r.NotUntil = now.Add(delay)
+	}
 	err := g.putRecovering(ctx, r, 0, "ask")
 	if fault.CodeOf(err) == fault.Conflict {
 		return r, fault.New(fault.Exists, "recovery")
 	}
 	return r, err
+}
+
+// ApproveRecovery notes that custodians approve the announced recovery. Their shares have been proven by then. fault.NotFound, WrongState once
+// it has begun, Conflict.
+func (g *Guard) ApproveRecovery(ctx context.Context, by string) error {
+	rec, err := g.Get(ctx, recoveryPath)
+	if err != nil {
+		return err
+	}
+	r, err := g.recovering(ctx)
+	if err != nil {
+		return err
+	}
+	if r.Target != 0 {
+		return fault.New(fault.WrongState, "recovery").WithHint("it has begun; finish it")
+	}
+	r.Approved, r.Approver = g.now().UTC(), by
+	return g.putRecovering(ctx, r, rec.Rev, "approve")
 }
 
 // CancelRecovery takes an announced recovery back. fault.NotFound, WrongState once it has begun.
@@ -83,7 +110,13 @@ func (g *Guard) putRecovering(ctx context.Context, r Recovering, rev store.Rev, 
 	if err != nil {
 		return fmt.Errorf("encode recovery: %w", err)
 	}
-	detail := map[string]string{"step": step, "detected": r.Detected, "by": r.By, "not_until": r.NotUntil.Format(time.RFC3339)}
+	detail := map[string]string{"step": step, "detected": r.Detected, "by": r.By}
+	if !r.NotUntil.IsZero() {
+		detail["not_until"] = r.NotUntil.Format(time.RFC3339)
+	}
+	if r.Approver != "" {
+		detail["approved_by"] = r.Approver
+	}
 	at, err := g.recoverer().Commit(ctx, []Cond{{Path: recoveryPath, Rev: rev}}, []Write{{Path: recoveryPath, Value: value}}, detail)
 	if err != nil {
 		return err
@@ -93,7 +126,7 @@ func (g *Guard) putRecovering(ctx context.Context, r Recovering, rev store.Rev, 
 
 // recoverer is the permit that works while something is detected.
 func (g *Guard) recoverer() *Permit {
-	p := g.System("recovery", actRecover, policy.Resource{})
+	p := g.System("recovery", policy.ActRecover, policy.Resource{})
 	p.recovers = true
 	return p
 }
@@ -151,7 +184,7 @@ func versionOf(path string) (key string, n uint64, ok bool) {
 // BeginRecovery makes the store agree with its log, and with the deletions of a newer one if there is, and returns the permit that the
 // rest of the recovery commits with and the incarnation that it leads to. It may be called again after a crash. fault.GateClosed before
 // the delay is over, unless custodians approved.
-func (g *Guard) BeginRecovery(ctx context.Context, past *Past, approved bool) (*Permit, uint32, error) {
+func (g *Guard) BeginRecovery(ctx context.Context, past *Past) (*Permit, uint32, error) {
 	rec, err := g.Get(ctx, recoveryPath)
 	if err != nil {
 		return nil, 0, err
@@ -160,8 +193,12 @@ func (g *Guard) BeginRecovery(ctx context.Context, past *Past, approved bool) (*
 	if err != nil {
 		return nil, 0, err
 	}
-	if !approved && r.Target == 0 && g.now().Before(r.NotUntil) {
-		return nil, 0, fault.New(fault.GateClosed, "recovery").WithHint("it may begin at %s", r.NotUntil.Format(time.RFC3339))
+	if !r.May(g.now()) {
+		when := "once custodians approve it"
+		if !r.NotUntil.IsZero() {
+			when = "at " + r.NotUntil.Format(time.RFC3339)
+		}
+		return nil, 0, fault.New(fault.GateClosed, "recovery").WithHint("it may begin %s", when)
 	}
 	if past == nil {
 		past = NewPast()
@@ -302,7 +339,6 @@ func (g *Guard) EndRecovery(ctx context.Context, target uint32) error {
 	if err := g.index.wait(ctx, rev); err != nil {
 		return err
 	}
-	g.detected.Store(nil)
 	g.wakeTender()
 	return nil
 }

@@ -159,7 +159,7 @@ func (w *world) refusesAll(g *guard.Guard, kind string) {
 	w.t.Helper()
 	for _, a := range policy.Actions() {
 		_, err := g.Admit(w.t.Context(), alice, a, policy.Resource{})
-		if a == policy.ActStatus && err != nil || a != policy.ActStatus && (fault.CodeOf(err) != fault.Recovery || !strings.Contains(err.Error(), kind)) {
+		if (a == policy.ActStatus || a == policy.ActRecover) && err != nil || a != policy.ActStatus && a != policy.ActRecover && (fault.CodeOf(err) != fault.Recovery || !strings.Contains(err.Error(), kind)) {
 			w.t.Errorf("%s: %v", a, err)
 		}
 	}
@@ -185,7 +185,7 @@ func (w *world) recovers(statements [][]byte) {
 	if _, err := g.AskRecovery(t.Context(), "admin/bob", 0); fault.CodeOf(err) != fault.Exists {
 		t.Errorf("asked twice: %v", err)
 	}
-	if _, _, err := g.BeginRecovery(t.Context(), nil, false); fault.CodeOf(err) != fault.GateClosed {
+	if _, _, err := g.BeginRecovery(t.Context(), nil); fault.CodeOf(err) != fault.GateClosed {
 		t.Fatalf("before its time: %v", err)
 	}
 	if err := g.CancelRecovery(t.Context()); err != nil {
@@ -201,7 +201,7 @@ func (w *world) recovers(statements [][]byte) {
 	if asked.NotUntil.After(w.now()) {
 		t.Error("the delay is longer than what was asked")
 	}
-	_, target, err := g.BeginRecovery(t.Context(), nil, false)
+	_, target, err := g.BeginRecovery(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -294,10 +294,17 @@ func TestARecoveryAppliesTheNewerLog(t *testing.T) {
 	stop()
 	w.store = old
 	g, _ = w.inRecovery(s)
-	if _, err := g.AskRecovery(t.Context(), "custodians", time.Hour); err != nil {
+	if _, err := g.AskRecovery(t.Context(), "admin/alice", -1); err != nil {
 		t.Fatal(err)
 	}
-	_, target, err := g.BeginRecovery(t.Context(), past, true)
+	w.clock.Add(1 << 30)
+	if _, _, err := g.BeginRecovery(t.Context(), past); fault.CodeOf(err) != fault.GateClosed {
+		t.Errorf("without custodians: %v", err)
+	}
+	if err := g.ApproveRecovery(t.Context(), "shamir:1"); err != nil {
+		t.Fatal(err)
+	}
+	_, target, err := g.BeginRecovery(t.Context(), past)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -351,7 +358,7 @@ func recoveryDiesAt(t *testing.T, n int64, after bool) (finished bool) {
 		if _, err := g.AskRecovery(ctx, "admin/alice", 0); err != nil && fault.CodeOf(err) != fault.Exists {
 			return err
 		}
-		_, target, err := g.BeginRecovery(ctx, nil, false)
+		_, target, err := g.BeginRecovery(ctx, nil)
 		if err != nil {
 			return err
 		}

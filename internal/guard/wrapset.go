@@ -189,6 +189,9 @@ func (g *Guard) Wraps(ctx context.Context) (WrapSet, error) {
 	return WrapSet{rec.Generation, rec.Wraps}, err
 }
 
+// Members are the IDs of the wrap set that the root was opened from, sorted.
+func (g *Guard) Members() []string { return slices.Sorted(maps.Keys(g.keys.Load().record.Wraps)) }
+
 // rootNow reads the root record and believes it only if its tag holds and the log knows no other.
 func (g *Guard) rootNow(ctx context.Context) (rootRecord, store.Rev, error) {
 	for {

@@ -71,7 +71,7 @@ func (w *world) recovered(old *mem.Store, past *guard.Past) *world {
 	ran := make(chan error)
 	go func() { ran <- g.Run(ctx) }()
 	must(g.AskRecovery(ctx, "test", 0))(w.t)
-	p, incarnation, err := g.BeginRecovery(ctx, past, true)
+	p, incarnation, err := g.BeginRecovery(ctx, past)
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -76,6 +76,7 @@ const (
 	ActRotateRoot Action = "server.rotate"
 	ActShred      Action = "server.shred"
 	ActBackup     Action = "server.backup"
+	ActRecover    Action = "server.recover"
 
 	ActGrant            Action = "grant"
 	ActGrants           Action = "grant.list"

@@ -109,6 +109,10 @@ func (k *Keeper) opened() *guard.Guard {
 // Unseal takes a share. While the server is sealed enough of them open it; afterwards enough of them prove that they would, and count for a
 // removal until AttemptLife is over. Whoever has a genuine share may bring it. fault.ShareWrong, ShareForeign, ShareDuplicate, Conflict, Unavailable after too many wrong ones.
 func (k *Keeper) Unseal(ctx context.Context, attempt string, text secret.Bytes) (shamir.Progress, error) {
+	if g := k.opened(); g != nil && len(g.Detected()) > 0 { // who wants to open must not find to have approved a recovery
+		text.Destroy()
+		return shamir.Progress{}, fault.New(fault.WrongState, "server").WithHint("it is open, in recovery mode; to approve a recovery: rotor server approve")
+	}
 	p, set, err := k.take(ctx, attempt, text)
 	if err != nil || !p.Done() {
 		return p, err
@@ -122,6 +126,45 @@ func (k *Keeper) Unseal(ctx context.Context, attempt string, text secret.Bytes) 
 		return p, nil
 	}
 	return p, k.prove(ctx, g, set)
+}
+
+// Approve takes a share for something that custodians have to approve beside an open store. by is the member that they have opened, once
+// enough are there; the shares are forgotten then. Errors as of Unseal, fault.NotFound when the wrap set has no shares, Sealed.
+func (k *Keeper) Approve(ctx context.Context, attempt string, text secret.Bytes) (p shamir.Progress, by string, err error) {
+	g := k.opened()
+	if g == nil {
+		text.Destroy()
+		return p, "", fault.New(fault.Sealed, "server")
+	}
+	p, set, err := k.take(ctx, attempt, text)
+	if err != nil || !p.Done() {
+		return p, "", err
+	}
+	defer k.Forget()
+	if err := k.prove(ctx, g, set); err != nil {
+		return p, "", err
+	}
+	return p, k.memberOf(set).ID(), nil
+}
+
+// Forget forgets all shares that are there.
+func (k *Keeper) Forget() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.clear()
+}
+
+// Shares says how far the collections of shares are, those that have begun.
+func (k *Keeper) Shares() (all []shamir.Progress) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.expire()
+	for _, s := range k.set.People {
+		p := s.Progress()
+		p.Attempt = "" // whoever brought the first share was told
+		all = append(all, p)
+	}
+	return all
 }
 
 // prove opens the wrap of the member that a set of shares belongs to.

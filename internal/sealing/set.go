@@ -138,6 +138,11 @@ func New(spec string, named map[string]seal.Sealer) (s seal.Sealer, people *sham
 	return composed, people, shares, err
 }
 
+// Alone says whether a member of a wrap set, named by its ID, opens without people.
+func Alone(ids []string) bool {
+	return slices.ContainsFunc(ids, func(id string) bool { return !strings.Contains(id, shamir.Prefix) })
+}
+
 // kind is what stands before the first colon of an ID, or all.
 func kind(id string) string {
 	if strings.HasPrefix(id, every.Prefix) {

@@ -33,36 +33,38 @@ const (
 
 // Config says what server to run. Dir alone must be set. Its tags name the keys of the configuration file (ReadFile).
 type Config struct {
-	Dir         string           `yaml:"dir"`          // everything the server keeps; made with mode 0700
-	Listen      string           `yaml:"listen"`       // host:port; default 127.0.0.1:7420; port 0 takes a free one
-	Advertise   string           `yaml:"advertise"`    // host:port that clients reach this server at; default: the listener's
-	Issuer      string           `yaml:"issuer"`       // https URL that access tokens name as their issuer, the same at all servers of a cluster; default https:// and Advertise
-	Hosts       []string         `yaml:"hosts"`        // names and addresses in the server's certificate, for strangers that check them; default: the listener's host
-	Store       string           `yaml:"store"`        // URL of the store; default bolt:, which is the file Dir/rotor.db
-	Rules       string           `yaml:"rules"`        // path of the rules file; default Dir/rules.yaml
-	SealKey     string           `yaml:"seal_key"`     // path of the local seal's key file; default Dir/seal.key. On another disk than Dir it protects more
-	Anchor      string           `yaml:"anchor"`       // path of the file that keeps how far the log was; default Dir/anchor. On another disk than the store it shows more
-	Seals       []Seal           `yaml:"seals"`        // roots of trust that the server can ask; default: one named local, of seal_key
-	SealHold    time.Duration    `yaml:"seal_hold"`    // how long the server goes on when no root that opens by itself answers; then it seals itself; default 0, for ever
-	InitSeals   []string         `yaml:"-"`            // of Init: the wrap set, each a specification of sealing.New; default: the first seal
-	SealedFor   sealing.Reason   `yaml:"-"`            // why a server that sealed itself is started again; one that was told to opens by shares alone
-	TrustDomain string           `yaml:"trust_domain"` // of SPIFFE IDs, chosen at Init; default rotor.local
-	Namespace   string           `yaml:"namespace"`    // that joined instances work in; default "default"
-	LeaseTTL    time.Duration    `yaml:"lease_ttl"`    // how long an instance may go on in fence mode without the server; default 10 s
-	MaxSkew     time.Duration    `yaml:"max_skew"`     // bound of the drift between two clocks in one LeaseTTL; default LeaseTTL / 10
-	SessionTTL  time.Duration    `yaml:"session_ttl"`  // silence after which other servers on the store take this one for dead; default 5 s
-	Metrics     Metrics          `yaml:"metrics"`      // what /metrics shows
-	Profile     string           `yaml:"profile"`      // dev, single or ha: decides defaults and what is refused; default single
-	Sandbox     string           `yaml:"sandbox"`      // on, off or require: whether the process shuts itself in; default by profile on, off (dev), require (ha)
-	Drain       Drain            `yaml:"drain"`        // how the server stops
-	Logging     Logging          `yaml:"log"`          // how the server logs
-	Suites      Suites           `yaml:"suites"`       // which algorithms new key versions may have
-	Auth        Auth             `yaml:"auth"`         // who may come in besides instances and administrators
-	Limits      Limits           `yaml:"limits"`       // what callers may do and keep
-	Public      Public           `yaml:"public"`       // a second listener with a certificate of the operator's
-	Enrol       bool             `yaml:"-"`            // of Init: make an enrolment token for the first administrator, and no directory
-	Log         *slog.Logger     `yaml:"-"`            // default: slog.Default
-	Now         func() time.Time `yaml:"-"`            // default: time.Now
+	Dir         string           `yaml:"dir"`            // everything the server keeps; made with mode 0700
+	Listen      string           `yaml:"listen"`         // host:port; default 127.0.0.1:7420; port 0 takes a free one
+	Advertise   string           `yaml:"advertise"`      // host:port that clients reach this server at; default: the listener's
+	Issuer      string           `yaml:"issuer"`         // https URL that access tokens name as their issuer, the same at all servers of a cluster; default https:// and Advertise
+	Hosts       []string         `yaml:"hosts"`          // names and addresses in the server's certificate, for strangers that check them; default: the listener's host
+	Store       string           `yaml:"store"`          // URL of the store; default bolt:, which is the file Dir/rotor.db
+	Rules       string           `yaml:"rules"`          // path of the rules file; default Dir/rules.yaml
+	SealKey     string           `yaml:"seal_key"`       // path of the local seal's key file; default Dir/seal.key. On another disk than Dir it protects more
+	Anchor      string           `yaml:"anchor"`         // path of the file that keeps how far the log was; default Dir/anchor. On another disk than the store it shows more
+	Seals       []Seal           `yaml:"seals"`          // roots of trust that the server can ask; default: one named local, of seal_key
+	SealHold    time.Duration    `yaml:"seal_hold"`      // how long the server goes on when no root that opens by itself answers; then it seals itself; default 0, for ever
+	ShredEvery  time.Duration    `yaml:"shred_every"`    // how often what was destroyed is erased, without anybody asking; default 0, never. At least 1 h, in profile dev 1 s
+	RecoverWait time.Duration    `yaml:"recovery_delay"` // between the announcement of a recovery and the recovery, where a root of trust opens without people; default 24 h, at least 1 h, at most 30 d; in profile dev any, and default 0
+	InitSeals   []string         `yaml:"-"`              // of Init: the wrap set, each a specification of sealing.New; default: the first seal
+	SealedFor   sealing.Reason   `yaml:"-"`              // why a server that sealed itself is started again; one that was told to opens by shares alone
+	TrustDomain string           `yaml:"trust_domain"`   // of SPIFFE IDs, chosen at Init; default rotor.local
+	Namespace   string           `yaml:"namespace"`      // that joined instances work in; default "default"
+	LeaseTTL    time.Duration    `yaml:"lease_ttl"`      // how long an instance may go on in fence mode without the server; default 10 s
+	MaxSkew     time.Duration    `yaml:"max_skew"`       // bound of the drift between two clocks in one LeaseTTL; default LeaseTTL / 10
+	SessionTTL  time.Duration    `yaml:"session_ttl"`    // silence after which other servers on the store take this one for dead; default 5 s
+	Metrics     Metrics          `yaml:"metrics"`        // what /metrics shows
+	Profile     string           `yaml:"profile"`        // dev, single or ha: decides defaults and what is refused; default single
+	Sandbox     string           `yaml:"sandbox"`        // on, off or require: whether the process shuts itself in; default by profile on, off (dev), require (ha)
+	Drain       Drain            `yaml:"drain"`          // how the server stops
+	Logging     Logging          `yaml:"log"`            // how the server logs
+	Suites      Suites           `yaml:"suites"`         // which algorithms new key versions may have
+	Auth        Auth             `yaml:"auth"`           // who may come in besides instances and administrators
+	Limits      Limits           `yaml:"limits"`         // what callers may do and keep
+	Public      Public           `yaml:"public"`         // a second listener with a certificate of the operator's
+	Enrol       bool             `yaml:"-"`              // of Init: make an enrolment token for the first administrator, and no directory
+	Log         *slog.Logger     `yaml:"-"`              // default: slog.Default
+	Now         func() time.Time `yaml:"-"`              // default: time.Now
 
 	SandboxPaths []string `yaml:"sandbox_paths"` // more directories that the process may read and write when it has shut itself in
 	Tracing      Tracing  `yaml:"tracing"`       // where traces go
@@ -116,6 +118,9 @@ func (c Config) validate() error {
 		return bad("session_ttl", "500 ms to 1 m")
 	case c.Metrics.MaxKeys < 0 || c.Metrics.MaxKeys > maxMetricKeys:
 		return bad("metrics.max_keys", "at most 100,000")
+	}
+	if err := c.validateWaits(); err != nil {
+		return err
 	}
 	if err := c.Suites.validate(); err != nil {
 		return err

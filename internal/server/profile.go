@@ -80,12 +80,37 @@ func (l Logging) validate() error {
 	return fault.New(fault.Invalid, "log.level").WithHint("debug, info, warn or error")
 }
 
+// Bounds of what nobody shall be able to set to nothing in earnest.
+const (
+	recoverWait    = 24 * time.Hour // default
+	minRecoverWait = time.Hour
+	maxRecoverWait = 30 * 24 * time.Hour
+	minShredEvery  = time.Hour // each shred seals everything again
+	devShredEvery  = time.Second
+)
+
+// validateWaits refuses a recovery that nobody can notice in time, and shreds without pause. fault.Invalid.
+func (c Config) validateWaits() error {
+	bad := func(field, hint string) error { return fault.New(fault.Invalid, field).WithHint("%s", hint) }
+	dev := c.Profile == ProfileDev
+	switch {
+	case c.RecoverWait < 0 || c.RecoverWait > maxRecoverWait || !dev && c.RecoverWait < minRecoverWait:
+		return bad("recovery_delay", "1 h to 30 d; in profile dev 0 s to 30 d")
+	case c.ShredEvery < 0 || c.ShredEvery > 0 && (c.ShredEvery < devShredEvery || !dev && c.ShredEvery < minShredEvery):
+		return bad("shred_every", "0, never, or at least 1 h; in profile dev at least 1 s")
+	}
+	return nil
+}
+
 // profiled fills what the profile decides.
 func (c Config) profiled() Config {
 	c.Profile = cmp.Or(c.Profile, ProfileSingle)
 	c.Drain.Time = cmp.Or(c.Drain.Time, 5*time.Second)
 	c.Logging.Level = cmp.Or(c.Logging.Level, "info")
 	c.Tracing.Sample = cmp.Or(c.Tracing.Sample, 0.01)
+	if c.Profile != ProfileDev {
+		c.RecoverWait = cmp.Or(c.RecoverWait, recoverWait)
+	}
 	switch c.Profile {
 	case ProfileHA:
 		c.Drain.Delay = cmp.Or(c.Drain.Delay, 5*time.Second)

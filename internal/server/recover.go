@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -16,8 +17,8 @@ import (
 	"github.com/rotorkms/rotor/internal/backup"
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/guard"
-	"github.com/rotorkms/rotor/internal/kms"
 	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/recovery"
 	"github.com/rotorkms/rotor/internal/store/bolt"
 	"github.com/rotorkms/rotor/internal/wire"
 	"github.com/rotorkms/rotor/internal/wire/native"
@@ -45,29 +46,80 @@ func (s *Server) serveRecovery(ctx context.Context, group *errgroup.Group, run c
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
 		http.Error(w, "recovery mode", http.StatusServiceUnavailable)
 	})
-	native.MountRecovery(mux, native.Config{Guard: s.guard, Authority: a, Now: c.Now, Log: c.Log})
-	s.http = wire.NewServer(wire.Config{TLS: tlsConfig, Identifier: a, Handler: mux, Now: c.Now, Log: c.Log})
-	group.Go(func() error { return a.Run(run) })
-	group.Go(func() error { return s.http.Serve(s.listener) })
-	group.Go(func() error { return s.awaitRecovered(run) })
+	native.MountRecovery(mux, native.Config{
+		Guard: s.guard, Authority: a, Seals: s.seals, Dir: c.Dir, Now: c.Now, Log: c.Log,
+		Recovery: recovery.New(recovery.Config{Guard: s.guard, Seals: s.seals, Delay: c.RecoverWait, Now: c.Now, Log: c.Log}),
+	})
+	front, listener := wire.NewServer(wire.Config{TLS: tlsConfig, Identifier: a, Handler: mux, Now: c.Now, Log: c.Log}), s.listener
+	s.http = front
+	live, end := context.WithCancel(run)
+	loops, live := errgroup.WithContext(live)
+	loops.Go(func() error { return a.Run(live) })
+	loops.Go(func() error { return front.Serve(listener) })
+	group.Go(func() error {
+		defer end()
+		recovered := s.awaitRecovered(live)
+		if recovered {
+			drain, cancel := context.WithTimeout(run, askAgain)
+			front.Shutdown(drain)
+			cancel()
+		}
+		end()
+		if err := loops.Wait(); err != nil || !recovered {
+			return err
+		}
+		return s.resume(run, group)
+	})
 	return nil
 }
 
-// awaitRecovered ends a server in recovery mode when the recovery, at whatever server of the store, has come to its end; it starts again.
-func (s *Server) awaitRecovered(ctx context.Context) error {
-	began := s.guard.Incarnation()
+// awaitRecovered returns when the recovery, at whatever server of the store, has come to its end; false when ctx has.
+func (s *Server) awaitRecovered(ctx context.Context) bool {
 	tick := time.NewTicker(anchorEvery)
 	defer tick.Stop()
-	for s.guard.Incarnation() == began {
+	for over := false; ; {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return nil
+			return false
 		}
+		if over {
+			return true
+		}
+		over = len(s.guard.Detected()) == 0 // once more, so that who asked for the recovery has the answer
+	}
+}
+
+// resume serves after a recovery, with the store that is open: custodians do not have to come again.
+func (s *Server) resume(run context.Context, group *errgroup.Group) error {
+	s.turning.Lock()
+	defer s.turning.Unlock()
+	ctx, cancel := context.WithCancel(run)
+	defer cancel()
+	go func() { // ends with this function
+		select {
+		case <-s.quit:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	select {
+	case <-s.quit:
+		return nil
+	default:
 	}
 	s.config.Log.InfoContext(ctx, "the store was recovered", "incarnation", s.guard.Incarnation())
-	s.endFor(fault.New(fault.Recovery, "server").WithHint("the store was recovered"), "")
-	return nil
+	rules, sum, err := hashedRules(s.config.Rules)
+	if err != nil {
+		return err
+	}
+	s.guard.SetRules(rules)
+	s.rules = rules
+	err = s.startServing(ctx, run, group, sum)
+	if err != nil && ctx.Err() != nil { // the server is being stopped
+		return nil
+	}
+	return err
 }
 
 // awaitSuspended ends the server when something shows that its store is not the one that it was; it starts again in recovery mode.
@@ -84,78 +136,43 @@ func (s *Server) awaitSuspended(ctx context.Context, g *guard.Guard) error {
 
 // RecoverOptions say how to recover.
 type RecoverOptions struct {
-	By     string        // who asks, for the log
-	Log    string        // directory of an exported audit log that is newer than the store; "": none
-	Delay  time.Duration // between asking and recovering; default 24 h
+	By     string // who asks, for the log
+	Log    string // directory of an exported audit log that is newer than the store; "": none
 	Cancel bool
 }
 
-// RecoverDelay is the default of RecoverOptions.Delay.
-const RecoverDelay = 24 * time.Hour
-
-// Recovered is what a recovery did.
-type Recovered struct {
-	Detected    []string
-	NotUntil    time.Time // it was announced, and may go on then
-	Done        bool
-	Canceled    bool
-	Incarnation uint32
-	Keys        int
-}
-
 // Recover brings a store that is not the one that it was back into use, while the server is stopped: the first call announces it, one after
-// the delay does it. fault.WrongState when nothing is wrong.
-func Recover(ctx context.Context, c Config, o RecoverOptions) (out Recovered, err error) {
+// the configured delay does it. A store that only custodians open has to be recovered at a server that runs. fault.WrongState when nothing is
+// wrong.
+func Recover(ctx context.Context, c Config, o RecoverOptions) (out recovery.State, err error) {
 	c = c.defaults()
 	if err := c.validate(); err != nil {
 		return out, err
 	}
 	return out, c.offline(ctx, func(ctx context.Context, g *guard.Guard) error {
-		for _, d := range g.Detected() {
-			out.Detected = append(out.Detected, d.String())
-		}
+		r := recovery.New(recovery.Config{Guard: g, Delay: c.RecoverWait, Now: c.Now, Log: c.Log})
+		var err error
 		if o.Cancel {
-			out.Canceled = true
-			return g.CancelRecovery(ctx)
-		}
-		asked, err := g.Recovering(ctx)
-		if fault.CodeOf(err) == fault.NotFound {
-			asked, err = g.AskRecovery(ctx, o.By, o.Delay)
-		}
-		if err != nil {
+			out, err = r.Cancel(ctx)
 			return err
 		}
-		out.NotUntil = asked.NotUntil
-		if asked.Target == 0 && c.Now().Before(asked.NotUntil) {
-			return nil
+		var newer recovery.Past
+		if o.Log != "" {
+			newer = func() (*guard.Past, error) { return newerLog(os.DirFS(o.Log), g) }
 		}
-		return c.recover(ctx, g, o, &out)
+		if out, err = r.Recover(ctx, o.By, newer); err != nil || !out.Done {
+			return err
+		}
+		_, err = c.anchor(g, -1)
+		return err
 	})
 }
 
-func (c Config) recover(ctx context.Context, g *guard.Guard, o RecoverOptions, out *Recovered) error {
-	var past *guard.Past
-	if o.Log != "" {
-		past = guard.NewPast()
-		if _, err := audit.Read(os.DirFS(o.Log), g.CheckpointKey(), past.Add); err != nil {
-			return err
-		}
-	}
-	p, incarnation, err := g.BeginRecovery(ctx, past, false)
-	if err != nil {
-		return err
-	}
-	if out.Keys, err = kms.Recover(ctx, g, p, incarnation, past, c.Now()); err != nil {
-		return err
-	}
-	if err := g.EndRecovery(ctx, incarnation); err != nil {
-		return err
-	}
-	out.Done, out.Incarnation = true, incarnation
-	if _, err := c.anchor(g, -1); err != nil {
-		return err
-	}
-	return nil
+// newerLog reads an exported log. fault.AuditBroken.
+func newerLog(log fs.FS, g *guard.Guard) (*guard.Past, error) {
+	past := guard.NewPast()
+	_, err := audit.Read(log, g.CheckpointKey(), past.Add)
+	return past, err
 }
 
 // offline opens the store and its guard, whatever is wrong with it, for the time that f takes.

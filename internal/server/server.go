@@ -66,6 +66,8 @@ type Server struct {
 	now     chan struct{} // closed by CloseNow
 	hurried sync.Once
 
+	turning sync.Mutex // guards http and fleet: a server in recovery mode becomes one that serves
+
 	sealing sync.Once
 	over    error          // why the server ended itself
 	sealed  sealing.Reason // the same, if it sealed itself
@@ -191,10 +193,8 @@ func (s *Server) startOpen(ctx context.Context, g *guard.Guard) error {
 	s.seals.Opened(g)
 	if len(g.Detected()) > 0 {
 		err = s.serveRecovery(ctx, group, run)
-	} else if err = s.started(ctx, sum); err == nil {
-		group.Go(func() error { return s.config.keepAnchor(run, g) })
-		group.Go(func() error { return s.awaitSuspended(run, g) })
-		err = s.serve(ctx, run, group, sealNames(s.seals.Sealers()))
+	} else {
+		err = s.startServing(ctx, run, group, sum)
 	}
 	if err != nil {
 		stop()
@@ -203,6 +203,16 @@ func (s *Server) startOpen(ctx context.Context, g *guard.Guard) error {
 	close(s.opened)
 	go s.supervise(run, group) //nolint:gosec // it outlives the request that started it; Wait waits for it
 	return nil
+}
+
+// startServing serves a store that is what it was.
+func (s *Server) startServing(ctx, run context.Context, group *errgroup.Group, rules string) error {
+	if err := s.started(ctx, rules); err != nil {
+		return err
+	}
+	group.Go(func() error { return s.config.keepAnchor(run, s.guard) })
+	group.Go(func() error { return s.awaitSuspended(run, s.guard) })
+	return s.serve(ctx, run, group, sealNames(s.seals.Sealers()))
 }
 
 // started notes in the audit log what runs from now on, and by which rules. A store that is full keeps nobody from reading.
@@ -237,10 +247,12 @@ func (s *Server) serve(ctx, run context.Context, group *errgroup.Group, sealer s
 	tlsConfig := r.authority.Server(s.hosts(s.config)...)
 	s.live.Store(&settings{config: s.config, certificate: tlsConfig.GetCertificate})
 	tlsConfig.GetCertificate = func(h *tls.ClientHelloInfo) (*tls.Certificate, error) { return s.live.Load().certificate(h) }
-	if s.listener, err = wire.Listen(ctx, s.config.Listen, tlsConfig); err != nil {
+	if s.listener, err = wire.Listen(ctx, cmp.Or(s.address, s.config.Listen), tlsConfig); err != nil { // after a recovery the same port again
 		return err
 	}
-	s.address = cmp.Or(s.address, s.listener.Addr().String())
+	if s.address == "" {
+		s.address = s.listener.Addr().String()
+	}
 	if err := s.introduce(ctx); err != nil {
 		return errors.Join(err, s.listener.Close())
 	}
@@ -350,12 +362,15 @@ func (s *Server) supervise(run context.Context, group *errgroup.Group) {
 	case <-time.After(how.Delay): // load balancers hear of it from /readyz, and send no new client
 	case <-s.now:
 	}
-	if s.fleet != nil { // else it is in recovery mode
-		s.fleet.Drain()
+	s.turning.Lock()
+	members, front := s.fleet, s.http
+	s.turning.Unlock()
+	if members != nil { // else it is in recovery mode
+		members.Drain()
 	}
 	drain, cancel := context.WithTimeout(context.Background(), how.Time)
 	defer cancel()
-	s.http.Shutdown(drain)
+	front.Shutdown(drain)
 	if run.Err() == nil {
 		if err := s.guard.CloseWindows(drain, true); err != nil {
 			s.config.Log.Warn("use windows left open", "error", err)

@@ -51,8 +51,11 @@ const renew = "/rotor.v1.JoinService/Renew"
 // hold is the one path whose request has no end: its messages have a limit, their sum has none.
 const hold = "/rotor.v1.FleetService/Hold"
 
+// recovery is the one path that takes as much as an audit log, of who has the right to recover the store; its handler has a limit of its own.
+const recovery = "/rotor.v1.RootService/Recover"
+
 // streams are the paths without a time limit. They end with the caller's certificate, with its removal and with the server.
-var streams = []string{hold, "/rotor.v1.AuditService/Tail", "/rotor.v1.AuditService/Export", "/rotor.v1.RootService/Backup"}
+var streams = []string{hold, recovery, "/rotor.v1.AuditService/Tail", "/rotor.v1.AuditService/Export", "/rotor.v1.RootService/Backup"}
 
 // Identifier names the caller behind a connection.
 type Identifier interface {
@@ -247,7 +250,7 @@ func limit(w http.ResponseWriter, r *http.Request, p peer, stream bool) error {
 	if r.ContentLength > most {
 		return fault.New(fault.TooLarge, "request").WithHint("at most %d bytes", most)
 	}
-	if r.URL.Path != hold {
+	if r.URL.Path != hold && r.URL.Path != recovery {
 		r.Body = http.MaxBytesReader(w, r.Body, most)
 	}
 	return nil

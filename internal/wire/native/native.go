@@ -22,6 +22,7 @@ import (
 	"github.com/rotorkms/rotor/internal/issuer"
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/kms"
+	"github.com/rotorkms/rotor/internal/recovery"
 	"github.com/rotorkms/rotor/internal/replica"
 	"github.com/rotorkms/rotor/internal/rollout"
 	"github.com/rotorkms/rotor/internal/rpc"
@@ -43,6 +44,8 @@ type Config struct {
 	Address   func() string         // host:port that join tokens name, several with commas between
 	About     func(context.Context) About
 	Seals     *sealing.Keeper
+	Recovery  *recovery.Service // in recovery mode alone
+	Dir       string            // where a log that is sent for a recovery is kept meanwhile
 	// Interceptors stand around every handler, outermost first.
 	Interceptors []connect.Interceptor
 	Now          func() time.Time

@@ -21,11 +21,12 @@ import (
 // roots is RootService.
 type roots struct{ Config }
 
-// MountRecovery adds what a server in recovery mode answers: how the roots are, to who may ask for the status. Everything else is
-// fault.Recovery.
+// MountRecovery adds what a server in recovery mode answers: how the roots and the seal are, to who may ask for the status, and the recovery.
+// Everything else is fault.Recovery.
 func MountRecovery(mux *http.ServeMux, c Config) {
 	o := c.options()
 	mux.Handle(rotorv1.NewRootServiceHandler(roots{c}, o...))
+	mux.Handle(rotorv1.NewSealServiceHandler(seals{c.Seals}, o...))
 	refuse := connect.NewErrorWriter(o...)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		var about string

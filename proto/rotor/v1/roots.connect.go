@@ -45,6 +45,14 @@ const (
 	// RootServiceForgetBackupProcedure is the fully-qualified name of the RootService's ForgetBackup
 	// RPC.
 	RootServiceForgetBackupProcedure = "/rotor.v1.RootService/ForgetBackup"
+	// RootServiceRecoverProcedure is the fully-qualified name of the RootService's Recover RPC.
+	RootServiceRecoverProcedure = "/rotor.v1.RootService/Recover"
+	// RootServiceApproveRecoveryProcedure is the fully-qualified name of the RootService's
+	// ApproveRecovery RPC.
+	RootServiceApproveRecoveryProcedure = "/rotor.v1.RootService/ApproveRecovery"
+	// RootServiceCancelRecoveryProcedure is the fully-qualified name of the RootService's
+	// CancelRecovery RPC.
+	RootServiceCancelRecoveryProcedure = "/rotor.v1.RootService/CancelRecovery"
 )
 
 // RootServiceClient is a client for the rotor.v1.RootService service.
@@ -54,6 +62,11 @@ type RootServiceClient interface {
 	Backup(context.Context, *connect.Request[BackupRequest]) (*connect.ServerStreamForClient[BackupChunk], error)
 	Backups(context.Context, *connect.Request[BackupsRequest]) (*connect.Response[BackupsResponse], error)
 	ForgetBackup(context.Context, *connect.Request[ForgetBackupRequest]) (*connect.Response[ForgetBackupResponse], error)
+	// Of a server in recovery mode alone. Recover announces a recovery; once it is approved, or its delay is over, it does it. The messages carry
+	// the files of an exported audit log that is newer than the store, as Export sent them; the first one may be empty.
+	Recover(context.Context) *connect.ClientStreamForClient[RecoverRequest, Recovery]
+	ApproveRecovery(context.Context, *connect.Request[ApproveRecoveryRequest]) (*connect.Response[SealProgress], error)
+	CancelRecovery(context.Context, *connect.Request[CancelRecoveryRequest]) (*connect.Response[Recovery], error)
 }
 
 // NewRootServiceClient constructs a client for the rotor.v1.RootService service. By default, it
@@ -97,16 +110,37 @@ func NewRootServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(rootServiceMethods.ByName("ForgetBackup")),
 			connect.WithClientOptions(opts...),
 		),
+		recover: connect.NewClient[RecoverRequest, Recovery](
+			httpClient,
+			baseURL+RootServiceRecoverProcedure,
+			connect.WithSchema(rootServiceMethods.ByName("Recover")),
+			connect.WithClientOptions(opts...),
+		),
+		approveRecovery: connect.NewClient[ApproveRecoveryRequest, SealProgress](
+			httpClient,
+			baseURL+RootServiceApproveRecoveryProcedure,
+			connect.WithSchema(rootServiceMethods.ByName("ApproveRecovery")),
+			connect.WithClientOptions(opts...),
+		),
+		cancelRecovery: connect.NewClient[CancelRecoveryRequest, Recovery](
+			httpClient,
+			baseURL+RootServiceCancelRecoveryProcedure,
+			connect.WithSchema(rootServiceMethods.ByName("CancelRecovery")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // rootServiceClient implements RootServiceClient.
 type rootServiceClient struct {
-	show         *connect.Client[ShowRootsRequest, Roots]
-	turn         *connect.Client[TurnRootRequest, Roots]
-	backup       *connect.Client[BackupRequest, BackupChunk]
-	backups      *connect.Client[BackupsRequest, BackupsResponse]
-	forgetBackup *connect.Client[ForgetBackupRequest, ForgetBackupResponse]
+	show            *connect.Client[ShowRootsRequest, Roots]
+	turn            *connect.Client[TurnRootRequest, Roots]
+	backup          *connect.Client[BackupRequest, BackupChunk]
+	backups         *connect.Client[BackupsRequest, BackupsResponse]
+	forgetBackup    *connect.Client[ForgetBackupRequest, ForgetBackupResponse]
+	recover         *connect.Client[RecoverRequest, Recovery]
+	approveRecovery *connect.Client[ApproveRecoveryRequest, SealProgress]
+	cancelRecovery  *connect.Client[CancelRecoveryRequest, Recovery]
 }
 
 // Show calls rotor.v1.RootService.Show.
@@ -134,6 +168,21 @@ func (c *rootServiceClient) ForgetBackup(ctx context.Context, req *connect.Reque
 	return c.forgetBackup.CallUnary(ctx, req)
 }
 
+// Recover calls rotor.v1.RootService.Recover.
+func (c *rootServiceClient) Recover(ctx context.Context) *connect.ClientStreamForClient[RecoverRequest, Recovery] {
+	return c.recover.CallClientStream(ctx)
+}
+
+// ApproveRecovery calls rotor.v1.RootService.ApproveRecovery.
+func (c *rootServiceClient) ApproveRecovery(ctx context.Context, req *connect.Request[ApproveRecoveryRequest]) (*connect.Response[SealProgress], error) {
+	return c.approveRecovery.CallUnary(ctx, req)
+}
+
+// CancelRecovery calls rotor.v1.RootService.CancelRecovery.
+func (c *rootServiceClient) CancelRecovery(ctx context.Context, req *connect.Request[CancelRecoveryRequest]) (*connect.Response[Recovery], error) {
+	return c.cancelRecovery.CallUnary(ctx, req)
+}
+
 // RootServiceHandler is an implementation of the rotor.v1.RootService service.
 type RootServiceHandler interface {
 	Show(context.Context, *connect.Request[ShowRootsRequest]) (*connect.Response[Roots], error)
@@ -141,6 +190,11 @@ type RootServiceHandler interface {
 	Backup(context.Context, *connect.Request[BackupRequest], *connect.ServerStream[BackupChunk]) error
 	Backups(context.Context, *connect.Request[BackupsRequest]) (*connect.Response[BackupsResponse], error)
 	ForgetBackup(context.Context, *connect.Request[ForgetBackupRequest]) (*connect.Response[ForgetBackupResponse], error)
+	// Of a server in recovery mode alone. Recover announces a recovery; once it is approved, or its delay is over, it does it. The messages carry
+	// the files of an exported audit log that is newer than the store, as Export sent them; the first one may be empty.
+	Recover(context.Context, *connect.ClientStream[RecoverRequest]) (*connect.Response[Recovery], error)
+	ApproveRecovery(context.Context, *connect.Request[ApproveRecoveryRequest]) (*connect.Response[SealProgress], error)
+	CancelRecovery(context.Context, *connect.Request[CancelRecoveryRequest]) (*connect.Response[Recovery], error)
 }
 
 // NewRootServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -180,6 +234,24 @@ func NewRootServiceHandler(svc RootServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(rootServiceMethods.ByName("ForgetBackup")),
 		connect.WithHandlerOptions(opts...),
 	)
+	rootServiceRecoverHandler := connect.NewClientStreamHandler(
+		RootServiceRecoverProcedure,
+		svc.Recover,
+		connect.WithSchema(rootServiceMethods.ByName("Recover")),
+		connect.WithHandlerOptions(opts...),
+	)
+	rootServiceApproveRecoveryHandler := connect.NewUnaryHandler(
+		RootServiceApproveRecoveryProcedure,
+		svc.ApproveRecovery,
+		connect.WithSchema(rootServiceMethods.ByName("ApproveRecovery")),
+		connect.WithHandlerOptions(opts...),
+	)
+	rootServiceCancelRecoveryHandler := connect.NewUnaryHandler(
+		RootServiceCancelRecoveryProcedure,
+		svc.CancelRecovery,
+		connect.WithSchema(rootServiceMethods.ByName("CancelRecovery")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/rotor.v1.RootService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case RootServiceShowProcedure:
@@ -192,6 +264,12 @@ func NewRootServiceHandler(svc RootServiceHandler, opts ...connect.HandlerOption
 			rootServiceBackupsHandler.ServeHTTP(w, r)
 		case RootServiceForgetBackupProcedure:
 			rootServiceForgetBackupHandler.ServeHTTP(w, r)
+		case RootServiceRecoverProcedure:
+			rootServiceRecoverHandler.ServeHTTP(w, r)
+		case RootServiceApproveRecoveryProcedure:
+			rootServiceApproveRecoveryHandler.ServeHTTP(w, r)
+		case RootServiceCancelRecoveryProcedure:
+			rootServiceCancelRecoveryHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -219,4 +297,16 @@ func (UnimplementedRootServiceHandler) Backups(context.Context, *connect.Request
 
 func (UnimplementedRootServiceHandler) ForgetBackup(context.Context, *connect.Request[ForgetBackupRequest]) (*connect.Response[ForgetBackupResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.RootService.ForgetBackup is not implemented"))
+}
+
+func (UnimplementedRootServiceHandler) Recover(context.Context, *connect.ClientStream[RecoverRequest]) (*connect.Response[Recovery], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.RootService.Recover is not implemented"))
+}
+
+func (UnimplementedRootServiceHandler) ApproveRecovery(context.Context, *connect.Request[ApproveRecoveryRequest]) (*connect.Response[SealProgress], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.RootService.ApproveRecovery is not implemented"))
+}
+
+func (UnimplementedRootServiceHandler) CancelRecovery(context.Context, *connect.Request[CancelRecoveryRequest]) (*connect.Response[Recovery], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.RootService.CancelRecovery is not implemented"))
 }

@@ -24,6 +24,230 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type RecoverRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	File          *ExportFile            `protobuf:"bytes,1,opt,name=file,proto3" json:"file,omitempty"`
+	Log           bool                   `protobuf:"varint,2,opt,name=log,proto3" json:"log,omitempty"` // in the first message: files follow, so that a stream that ends before them is none without a log
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecoverRequest) Reset() {
+	*x = RecoverRequest{}
+	mi := &file_rotor_v1_roots_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecoverRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecoverRequest) ProtoMessage() {}
+
+func (x *RecoverRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_roots_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecoverRequest.ProtoReflect.Descriptor instead.
+func (*RecoverRequest) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_roots_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *RecoverRequest) GetFile() *ExportFile {
+	if x != nil {
+		return x.File
+	}
+	return nil
+}
+
+func (x *RecoverRequest) GetLog() bool {
+	if x != nil {
+		return x.Log
+	}
+	return false
+}
+
+type ApproveRecoveryRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Share         string                 `protobuf:"bytes,1,opt,name=share,proto3" json:"share,omitempty"`     // as it was printed
+	Attempt       string                 `protobuf:"bytes,2,opt,name=attempt,proto3" json:"attempt,omitempty"` // the collection that it is meant for; empty: the one that goes on, or a new one
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApproveRecoveryRequest) Reset() {
+	*x = ApproveRecoveryRequest{}
+	mi := &file_rotor_v1_roots_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApproveRecoveryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApproveRecoveryRequest) ProtoMessage() {}
+
+func (x *ApproveRecoveryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_roots_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApproveRecoveryRequest.ProtoReflect.Descriptor instead.
+func (*ApproveRecoveryRequest) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_roots_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ApproveRecoveryRequest) GetShare() string {
+	if x != nil {
+		return x.Share
+	}
+	return ""
+}
+
+func (x *ApproveRecoveryRequest) GetAttempt() string {
+	if x != nil {
+		return x.Attempt
+	}
+	return ""
+}
+
+type CancelRecoveryRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelRecoveryRequest) Reset() {
+	*x = CancelRecoveryRequest{}
+	mi := &file_rotor_v1_roots_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelRecoveryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelRecoveryRequest) ProtoMessage() {}
+
+func (x *CancelRecoveryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_roots_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelRecoveryRequest.ProtoReflect.Descriptor instead.
+func (*CancelRecoveryRequest) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_roots_proto_rawDescGZIP(), []int{2}
+}
+
+type Recovery struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Detected      []string               `protobuf:"bytes,1,rep,name=detected,proto3" json:"detected,omitempty"`
+	State         string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`                       // announced, approved, canceled, done
+	NotUntil      *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=not_until,json=notUntil,proto3" json:"not_until,omitempty"` // when it may begin without custodians; absent: never
+	Shares        []*SealProgress        `protobuf:"bytes,4,rep,name=shares,proto3" json:"shares,omitempty"`                     // that custodians have brought
+	Incarnation   uint32                 `protobuf:"varint,5,opt,name=incarnation,proto3" json:"incarnation,omitempty"`          // that it has begun
+	Keys          uint32                 `protobuf:"varint,6,opt,name=keys,proto3" json:"keys,omitempty"`                        // that it has gone through
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Recovery) Reset() {
+	*x = Recovery{}
+	mi := &file_rotor_v1_roots_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Recovery) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Recovery) ProtoMessage() {}
+
+func (x *Recovery) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_roots_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Recovery.ProtoReflect.Descriptor instead.
+func (*Recovery) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_roots_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Recovery) GetDetected() []string {
+	if x != nil {
+		return x.Detected
+	}
+	return nil
+}
+
+func (x *Recovery) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Recovery) GetNotUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NotUntil
+	}
+	return nil
+}
+
+func (x *Recovery) GetShares() []*SealProgress {
+	if x != nil {
+		return x.Shares
+	}
+	return nil
+}
+
+func (x *Recovery) GetIncarnation() uint32 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
+}
+
+func (x *Recovery) GetKeys() uint32 {
+	if x != nil {
+		return x.Keys
+	}
+	return 0
+}
+
 type ShowRootsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -32,7 +256,7 @@ type ShowRootsRequest struct {
 
 func (x *ShowRootsRequest) Reset() {
 	*x = ShowRootsRequest{}
-	mi := &file_rotor_v1_roots_proto_msgTypes[0]
+	mi := &file_rotor_v1_roots_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -44,7 +268,7 @@ func (x *ShowRootsRequest) String() string {
 func (*ShowRootsRequest) ProtoMessage() {}
 
 func (x *ShowRootsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_roots_proto_msgTypes[0]
+	mi := &file_rotor_v1_roots_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -57,7 +281,7 @@ func (x *ShowRootsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowRootsRequest.ProtoReflect.Descriptor instead.
 func (*ShowRootsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_roots_proto_rawDescGZIP(), []int{0}
+	return file_rotor_v1_roots_proto_rawDescGZIP(), []int{4}
 }
 
 type TurnRootRequest struct {
@@ -69,7 +293,7 @@ type TurnRootRequest struct {
 
 func (x *TurnRootRequest) Reset() {
 	*x = TurnRootRequest{}
-	mi := &file_rotor_v1_roots_proto_msgTypes[1]
+	mi := &file_rotor_v1_roots_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -81,7 +305,7 @@ func (x *TurnRootRequest) String() string {
 func (*TurnRootRequest) ProtoMessage() {}
 
 func (x *TurnRootRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_roots_proto_msgTypes[1]
+	mi := &file_rotor_v1_roots_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -94,7 +318,7 @@ func (x *TurnRootRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TurnRootRequest.ProtoReflect.Descriptor instead.
 func (*TurnRootRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_roots_proto_rawDescGZIP(), []int{1}
+	return file_rotor_v1_roots_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *TurnRootRequest) GetShred() bool {
@@ -124,7 +348,7 @@ type Roots struct {
 
 func (x *Roots) Reset() {
 	*x = Roots{}
-	mi := &file_rotor_v1_roots_proto_msgTypes[2]
+	mi := &file_rotor_v1_roots_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -136,7 +360,7 @@ func (x *Roots) String() string {
 func (*Roots) ProtoMessage() {}
 
 func (x *Roots) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_roots_proto_msgTypes[2]
+	mi := &file_rotor_v1_roots_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -149,7 +373,7 @@ func (x *Roots) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Roots.ProtoReflect.Descriptor instead.
 func (*Roots) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_roots_proto_rawDescGZIP(), []int{2}
+	return file_rotor_v1_roots_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Roots) GetGeneration() uint64 {
@@ -245,7 +469,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_rotor_v1_roots_proto_msgTypes[3]
+	mi := &file_rotor_v1_roots_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -257,7 +481,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_roots_proto_msgTypes[3]
+	mi := &file_rotor_v1_roots_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -270,7 +494,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_roots_proto_rawDescGZIP(), []int{3}
+	return file_rotor_v1_roots_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *BackupRequest) GetKeepNs() int64 {
@@ -289,7 +513,7 @@ type BackupChunk struct {
 
 func (x *BackupChunk) Reset() {
 	*x = BackupChunk{}
-	mi := &file_rotor_v1_roots_proto_msgTypes[4]
+	mi := &file_rotor_v1_roots_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -301,7 +525,7 @@ func (x *BackupChunk) String() string {
 func (*BackupChunk) ProtoMessage() {}
 
 func (x *BackupChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_roots_proto_msgTypes[4]
+	mi := &file_rotor_v1_roots_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -314,7 +538,7 @@ func (x *BackupChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupChunk.ProtoReflect.Descriptor instead.
 func (*BackupChunk) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_roots_proto_rawDescGZIP(), []int{4}
+	return file_rotor_v1_roots_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *BackupChunk) GetData() []byte {
@@ -332,7 +556,7 @@ type BackupsRequest struct {
 
 func (x *BackupsRequest) Reset() {
 	*x = BackupsRequest{}
-	mi := &file_rotor_v1_roots_proto_msgTypes[5]
+	mi := &file_rotor_v1_roots_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -344,7 +568,7 @@ func (x *BackupsRequest) String() string {
 func (*BackupsRequest) ProtoMessage() {}
 
 func (x *BackupsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_roots_proto_msgTypes[5]
+	mi := &file_rotor_v1_roots_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -357,7 +581,7 @@ func (x *BackupsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupsRequest.ProtoReflect.Descriptor instead.
 func (*BackupsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_roots_proto_rawDescGZIP(), []int{5}
+	return file_rotor_v1_roots_proto_rawDescGZIP(), []int{9}
 }
 
 type BackupsResponse struct {
@@ -369,7 +593,7 @@ type BackupsResponse struct {
 
 func (x *BackupsResponse) Reset() {
 	*x = BackupsResponse{}
-	mi := &file_rotor_v1_roots_proto_msgTypes[6]
+	mi := &file_rotor_v1_roots_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -381,7 +605,7 @@ func (x *BackupsResponse) String() string {
 func (*BackupsResponse) ProtoMessage() {}
 
 func (x *BackupsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_roots_proto_msgTypes[6]
+	mi := &file_rotor_v1_roots_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -394,7 +618,7 @@ func (x *BackupsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupsResponse.ProtoReflect.Descriptor instead.
 func (*BackupsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_roots_proto_rawDescGZIP(), []int{6}
+	return file_rotor_v1_roots_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *BackupsResponse) GetBackups() []*Backup {
@@ -418,7 +642,7 @@ type Backup struct {
 
 func (x *Backup) Reset() {
 	*x = Backup{}
-	mi := &file_rotor_v1_roots_proto_msgTypes[7]
+	mi := &file_rotor_v1_roots_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -430,7 +654,7 @@ func (x *Backup) String() string {
 func (*Backup) ProtoMessage() {}
 
 func (x *Backup) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_roots_proto_msgTypes[7]
+	mi := &file_rotor_v1_roots_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -443,7 +667,7 @@ func (x *Backup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Backup.ProtoReflect.Descriptor instead.
 func (*Backup) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_roots_proto_rawDescGZIP(), []int{7}
+	return file_rotor_v1_roots_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Backup) GetId() string {
@@ -497,7 +721,7 @@ type ForgetBackupRequest struct {
 
 func (x *ForgetBackupRequest) Reset() {
 	*x = ForgetBackupRequest{}
-	mi := &file_rotor_v1_roots_proto_msgTypes[8]
+	mi := &file_rotor_v1_roots_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -509,7 +733,7 @@ func (x *ForgetBackupRequest) String() string {
 func (*ForgetBackupRequest) ProtoMessage() {}
 
 func (x *ForgetBackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_roots_proto_msgTypes[8]
+	mi := &file_rotor_v1_roots_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -522,7 +746,7 @@ func (x *ForgetBackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetBackupRequest.ProtoReflect.Descriptor instead.
 func (*ForgetBackupRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_roots_proto_rawDescGZIP(), []int{8}
+	return file_rotor_v1_roots_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ForgetBackupRequest) GetId() string {
@@ -540,7 +764,7 @@ type ForgetBackupResponse struct {
 
 func (x *ForgetBackupResponse) Reset() {
 	*x = ForgetBackupResponse{}
-	mi := &file_rotor_v1_roots_proto_msgTypes[9]
+	mi := &file_rotor_v1_roots_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -552,7 +776,7 @@ func (x *ForgetBackupResponse) String() string {
 func (*ForgetBackupResponse) ProtoMessage() {}
 
 func (x *ForgetBackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_roots_proto_msgTypes[9]
+	mi := &file_rotor_v1_roots_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -565,14 +789,28 @@ func (x *ForgetBackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetBackupResponse.ProtoReflect.Descriptor instead.
 func (*ForgetBackupResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_roots_proto_rawDescGZIP(), []int{9}
+	return file_rotor_v1_roots_proto_rawDescGZIP(), []int{13}
 }
 
 var File_rotor_v1_roots_proto protoreflect.FileDescriptor
 
 const file_rotor_v1_roots_proto_rawDesc = "" +
 	"\n" +
-	"\x14rotor/v1/roots.proto\x12\brotor.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n" +
+	"\x14rotor/v1/roots.proto\x12\brotor.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14rotor/v1/rotor.proto\"L\n" +
+	"\x0eRecoverRequest\x12(\n" +
+	"\x04file\x18\x01 \x01(\v2\x14.rotor.v1.ExportFileR\x04file\x12\x10\n" +
+	"\x03log\x18\x02 \x01(\bR\x03log\"H\n" +
+	"\x16ApproveRecoveryRequest\x12\x14\n" +
+	"\x05share\x18\x01 \x01(\tR\x05share\x12\x18\n" +
+	"\aattempt\x18\x02 \x01(\tR\aattempt\"\x17\n" +
+	"\x15CancelRecoveryRequest\"\xdb\x01\n" +
+	"\bRecovery\x12\x1a\n" +
+	"\bdetected\x18\x01 \x03(\tR\bdetected\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state\x127\n" +
+	"\tnot_until\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bnotUntil\x12.\n" +
+	"\x06shares\x18\x04 \x03(\v2\x16.rotor.v1.SealProgressR\x06shares\x12 \n" +
+	"\vincarnation\x18\x05 \x01(\rR\vincarnation\x12\x12\n" +
+	"\x04keys\x18\x06 \x01(\rR\x04keys\"\x12\n" +
 	"\x10ShowRootsRequest\"'\n" +
 	"\x0fTurnRootRequest\x12\x14\n" +
 	"\x05shred\x18\x01 \x01(\bR\x05shred\"\xb8\x03\n" +
@@ -611,13 +849,16 @@ const file_rotor_v1_roots_proto_rawDesc = "" +
 	"\x03key\x18\x06 \x01(\tR\x03key\"%\n" +
 	"\x13ForgetBackupRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x16\n" +
-	"\x14ForgetBackupResponse2\xc1\x02\n" +
+	"\x14ForgetBackupResponse2\x90\x04\n" +
 	"\vRootService\x123\n" +
 	"\x04Show\x12\x1a.rotor.v1.ShowRootsRequest\x1a\x0f.rotor.v1.Roots\x122\n" +
 	"\x04Turn\x12\x19.rotor.v1.TurnRootRequest\x1a\x0f.rotor.v1.Roots\x12:\n" +
 	"\x06Backup\x12\x17.rotor.v1.BackupRequest\x1a\x15.rotor.v1.BackupChunk0\x01\x12>\n" +
 	"\aBackups\x12\x18.rotor.v1.BackupsRequest\x1a\x19.rotor.v1.BackupsResponse\x12M\n" +
-	"\fForgetBackup\x12\x1d.rotor.v1.ForgetBackupRequest\x1a\x1e.rotor.v1.ForgetBackupResponseB2Z0github.com/rotorkms/rotor/proto/rotor/v1;rotorv1b\x06proto3"
+	"\fForgetBackup\x12\x1d.rotor.v1.ForgetBackupRequest\x1a\x1e.rotor.v1.ForgetBackupResponse\x129\n" +
+	"\aRecover\x12\x18.rotor.v1.RecoverRequest\x1a\x12.rotor.v1.Recovery(\x01\x12K\n" +
+	"\x0fApproveRecovery\x12 .rotor.v1.ApproveRecoveryRequest\x1a\x16.rotor.v1.SealProgress\x12E\n" +
+	"\x0eCancelRecovery\x12\x1f.rotor.v1.CancelRecoveryRequest\x1a\x12.rotor.v1.RecoveryB2Z0github.com/rotorkms/rotor/proto/rotor/v1;rotorv1b\x06proto3"
 
 var (
 	file_rotor_v1_roots_proto_rawDescOnce sync.Once
@@ -631,42 +872,57 @@ func file_rotor_v1_roots_proto_rawDescGZIP() []byte {
 	return file_rotor_v1_roots_proto_rawDescData
 }
 
-var file_rotor_v1_roots_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_rotor_v1_roots_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_rotor_v1_roots_proto_goTypes = []any{
-	(*ShowRootsRequest)(nil),      // 0: rotor.v1.ShowRootsRequest
-	(*TurnRootRequest)(nil),       // 1: rotor.v1.TurnRootRequest
-	(*Roots)(nil),                 // 2: rotor.v1.Roots
-	(*BackupRequest)(nil),         // 3: rotor.v1.BackupRequest
-	(*BackupChunk)(nil),           // 4: rotor.v1.BackupChunk
-	(*BackupsRequest)(nil),        // 5: rotor.v1.BackupsRequest
-	(*BackupsResponse)(nil),       // 6: rotor.v1.BackupsResponse
-	(*Backup)(nil),                // 7: rotor.v1.Backup
-	(*ForgetBackupRequest)(nil),   // 8: rotor.v1.ForgetBackupRequest
-	(*ForgetBackupResponse)(nil),  // 9: rotor.v1.ForgetBackupResponse
-	(*timestamppb.Timestamp)(nil), // 10: google.protobuf.Timestamp
+	(*RecoverRequest)(nil),         // 0: rotor.v1.RecoverRequest
+	(*ApproveRecoveryRequest)(nil), // 1: rotor.v1.ApproveRecoveryRequest
+	(*CancelRecoveryRequest)(nil),  // 2: rotor.v1.CancelRecoveryRequest
+	(*Recovery)(nil),               // 3: rotor.v1.Recovery
+	(*ShowRootsRequest)(nil),       // 4: rotor.v1.ShowRootsRequest
+	(*TurnRootRequest)(nil),        // 5: rotor.v1.TurnRootRequest
+	(*Roots)(nil),                  // 6: rotor.v1.Roots
+	(*BackupRequest)(nil),          // 7: rotor.v1.BackupRequest
+	(*BackupChunk)(nil),            // 8: rotor.v1.BackupChunk
+	(*BackupsRequest)(nil),         // 9: rotor.v1.BackupsRequest
+	(*BackupsResponse)(nil),        // 10: rotor.v1.BackupsResponse
+	(*Backup)(nil),                 // 11: rotor.v1.Backup
+	(*ForgetBackupRequest)(nil),    // 12: rotor.v1.ForgetBackupRequest
+	(*ForgetBackupResponse)(nil),   // 13: rotor.v1.ForgetBackupResponse
+	(*ExportFile)(nil),             // 14: rotor.v1.ExportFile
+	(*timestamppb.Timestamp)(nil),  // 15: google.protobuf.Timestamp
+	(*SealProgress)(nil),           // 16: rotor.v1.SealProgress
 }
 var file_rotor_v1_roots_proto_depIdxs = []int32{
-	10, // 0: rotor.v1.Roots.erased:type_name -> google.protobuf.Timestamp
-	10, // 1: rotor.v1.Roots.asked:type_name -> google.protobuf.Timestamp
-	10, // 2: rotor.v1.Roots.recovery_not_until:type_name -> google.protobuf.Timestamp
-	7,  // 3: rotor.v1.BackupsResponse.backups:type_name -> rotor.v1.Backup
-	10, // 4: rotor.v1.Backup.created:type_name -> google.protobuf.Timestamp
-	10, // 5: rotor.v1.Backup.expires:type_name -> google.protobuf.Timestamp
-	0,  // 6: rotor.v1.RootService.Show:input_type -> rotor.v1.ShowRootsRequest
-	1,  // 7: rotor.v1.RootService.Turn:input_type -> rotor.v1.TurnRootRequest
-	3,  // 8: rotor.v1.RootService.Backup:input_type -> rotor.v1.BackupRequest
-	5,  // 9: rotor.v1.RootService.Backups:input_type -> rotor.v1.BackupsRequest
-	8,  // 10: rotor.v1.RootService.ForgetBackup:input_type -> rotor.v1.ForgetBackupRequest
-	2,  // 11: rotor.v1.RootService.Show:output_type -> rotor.v1.Roots
-	2,  // 12: rotor.v1.RootService.Turn:output_type -> rotor.v1.Roots
-	4,  // 13: rotor.v1.RootService.Backup:output_type -> rotor.v1.BackupChunk
-	6,  // 14: rotor.v1.RootService.Backups:output_type -> rotor.v1.BackupsResponse
-	9,  // 15: rotor.v1.RootService.ForgetBackup:output_type -> rotor.v1.ForgetBackupResponse
-	11, // [11:16] is the sub-list for method output_type
-	6,  // [6:11] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	14, // 0: rotor.v1.RecoverRequest.file:type_name -> rotor.v1.ExportFile
+	15, // 1: rotor.v1.Recovery.not_until:type_name -> google.protobuf.Timestamp
+	16, // 2: rotor.v1.Recovery.shares:type_name -> rotor.v1.SealProgress
+	15, // 3: rotor.v1.Roots.erased:type_name -> google.protobuf.Timestamp
+	15, // 4: rotor.v1.Roots.asked:type_name -> google.protobuf.Timestamp
+	15, // 5: rotor.v1.Roots.recovery_not_until:type_name -> google.protobuf.Timestamp
+	11, // 6: rotor.v1.BackupsResponse.backups:type_name -> rotor.v1.Backup
+	15, // 7: rotor.v1.Backup.created:type_name -> google.protobuf.Timestamp
+	15, // 8: rotor.v1.Backup.expires:type_name -> google.protobuf.Timestamp
+	4,  // 9: rotor.v1.RootService.Show:input_type -> rotor.v1.ShowRootsRequest
+	5,  // 10: rotor.v1.RootService.Turn:input_type -> rotor.v1.TurnRootRequest
+	7,  // 11: rotor.v1.RootService.Backup:input_type -> rotor.v1.BackupRequest
+	9,  // 12: rotor.v1.RootService.Backups:input_type -> rotor.v1.BackupsRequest
+	12, // 13: rotor.v1.RootService.ForgetBackup:input_type -> rotor.v1.ForgetBackupRequest
+	0,  // 14: rotor.v1.RootService.Recover:input_type -> rotor.v1.RecoverRequest
+	1,  // 15: rotor.v1.RootService.ApproveRecovery:input_type -> rotor.v1.ApproveRecoveryRequest
+	2,  // 16: rotor.v1.RootService.CancelRecovery:input_type -> rotor.v1.CancelRecoveryRequest
+	6,  // 17: rotor.v1.RootService.Show:output_type -> rotor.v1.Roots
+	6,  // 18: rotor.v1.RootService.Turn:output_type -> rotor.v1.Roots
+	8,  // 19: rotor.v1.RootService.Backup:output_type -> rotor.v1.BackupChunk
+	10, // 20: rotor.v1.RootService.Backups:output_type -> rotor.v1.BackupsResponse
+	13, // 21: rotor.v1.RootService.ForgetBackup:output_type -> rotor.v1.ForgetBackupResponse
+	3,  // 22: rotor.v1.RootService.Recover:output_type -> rotor.v1.Recovery
+	16, // 23: rotor.v1.RootService.ApproveRecovery:output_type -> rotor.v1.SealProgress
+	3,  // 24: rotor.v1.RootService.CancelRecovery:output_type -> rotor.v1.Recovery
+	17, // [17:25] is the sub-list for method output_type
+	9,  // [9:17] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_rotor_v1_roots_proto_init() }
@@ -674,13 +930,14 @@ func file_rotor_v1_roots_proto_init() {
 	if File_rotor_v1_roots_proto != nil {
 		return
 	}
+	file_rotor_v1_rotor_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_rotor_v1_roots_proto_rawDesc), len(file_rotor_v1_roots_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
