@@ -7,6 +7,11 @@ import (
 	"time"
 )
 
+// NewHastyServer is a server that waits for clients for a fraction of a second.
+func NewHastyServer(c Config) *Server {
+	return newServer(c, times{300 * time.Millisecond, 600 * time.Millisecond, 300 * time.Millisecond, 300 * time.Millisecond, 300 * time.Millisecond})
+}
+
 // FreezeLimits counts by other limits and by a clock that stands still.
 func (s *Server) FreezeLimits(l Limits) *atomic.Int64 {
 	var clock atomic.Int64

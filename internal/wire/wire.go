@@ -32,7 +32,8 @@ const (
 	idleTimeout    = 2 * time.Minute
 	pingEvery      = 15 * time.Second // silence of a connection after which it is asked for a sign of life
 	pingTimeout    = 10 * time.Second
-	maxStreams     = 256 // HTTP/2 streams of one connection
+	maxHeader      = 64 << 10 // of a request, in bytes
+	maxStreams     = 256      // HTTP/2 streams of one connection
 )
 
 // Strangers are the paths that answer without a caller: health, JWKS, join, login, and what custodians need, whose
@@ -84,16 +85,26 @@ type Server struct {
 	http    *http.Server
 	callers *callers
 	limits  atomic.Pointer[limiter]
+	request time.Duration // that one may take, but for streams
+}
+
+// times bound what a client may take its time for. Tests have shorter ones.
+type times struct {
+	header, request, idle, ping, pong time.Duration
 }
 
 // NewServer makes the server. Its caller serves and shuts it down.
 func NewServer(c Config) *Server {
-	s := &Server{callers: newCallers()}
+	return newServer(c, times{headerTimeout, requestTimeout, idleTimeout, pingEvery, pingTimeout})
+}
+
+func newServer(c Config, t times) *Server {
+	s := &Server{callers: newCallers(), request: t.request}
 	s.limits.Store(newLimiter(c.Limits, c.Now))
 	s.http = &http.Server{
-		TLSConfig: c.TLS, Handler: s.authenticate(c), ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
-		MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(c.Log.Handler(), slog.LevelDebug),
-		HTTP2:       &http.HTTP2Config{SendPingTimeout: pingEvery, PingTimeout: pingTimeout, MaxConcurrentStreams: maxStreams},
+		TLSConfig: c.TLS, Handler: s.authenticate(c), ReadHeaderTimeout: t.header, IdleTimeout: t.idle,
+		MaxHeaderBytes: maxHeader, ErrorLog: slog.NewLogLogger(c.Log.Handler(), slog.LevelDebug),
+		HTTP2:       &http.HTTP2Config{SendPingTimeout: t.ping, PingTimeout: t.pong, MaxConcurrentStreams: maxStreams},
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) },
 		ConnState:   s.callers.connState,
 	}
@@ -187,7 +198,7 @@ func (s *Server) authenticate(c Config) http.Handler {
 			return
 		}
 		defer leave()
-		if err := limit(w, r, p, stream); err != nil {
+		if err := s.limit(w, r, p, stream); err != nil {
 			deny(ctx, w, r, writer, err)
 			return
 		}
@@ -237,9 +248,9 @@ func bearer(h http.Header) (token string, shown bool, err error) {
 }
 
 // limit bounds size and time of a request. fault.TooLarge.
-func limit(w http.ResponseWriter, r *http.Request, p peer, stream bool) error {
+func (s *Server) limit(w http.ResponseWriter, r *http.Request, p peer, stream bool) error {
 	if !stream {
-		end := time.Now().Add(requestTimeout)
+		end := time.Now().Add(s.request)
 		_ = p.control.SetReadDeadline(end) // every server connection supports it
 		_ = p.control.SetWriteDeadline(end)
 	}

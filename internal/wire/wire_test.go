@@ -59,6 +59,11 @@ func certificate(t *testing.T, serial int64) tls.Certificate {
 // serve runs a handler behind the listener.
 func serve(t *testing.T, h http.HandlerFunc) (s *wire.Server, url string) {
 	t.Helper()
+	return serveAs(t, wire.NewServer, h)
+}
+
+func serveAs(t *testing.T, build func(wire.Config) *wire.Server, h http.HandlerFunc) (s *wire.Server, url string) {
+	t.Helper()
 	c := &tls.Config{
 		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{certificate(t, 1)}, ClientAuth: tls.RequestClientCert, NextProtos: []string{"h2", "http/1.1"},
 	}
@@ -66,7 +71,7 @@ func serve(t *testing.T, h http.HandlerFunc) (s *wire.Server, url string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s = wire.NewServer(wire.Config{TLS: c, Identifier: named{}, Handler: h, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
+	s = build(wire.Config{TLS: c, Identifier: named{}, Handler: h, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(l) }()
 	t.Cleanup(func() {
