@@ -28,7 +28,7 @@ test-race: ## the fast suite of the concurrent rooms under the race detector
 test-slow: ## exhaustive model checking, crash rounds: minutes
 	go test -tags slow -count=1 -timeout 30m -run '$(SLOW)' $(SLOW_ROOMS)
 
-test-services: ## what needs a real PostgreSQL, etcd or SoftHSM, which it installs
+test-services: ## what needs a real PostgreSQL, etcd, SoftHSM or Vault, which it installs
 	scripts/services
 	go test -tags "services pkcs11" -count=1 -timeout 20m $(SERVICES_ROOMS)
 	go test -tags "services pkcs11" -count=1 -run PKCS11 ./internal/cli
@@ -64,6 +64,6 @@ clean: ## remove what was built
 	rm -rf bin dist .cache demo-report.json bench-report.json
 
 # What test-slow and test-services run.
-SERVICES_ROOMS := ./internal/testenv ./internal/hsm ./internal/seal/pkcs11 ./internal/store/postgres ./internal/store/etcd ./internal/server ./deploy
+SERVICES_ROOMS := ./internal/testenv ./internal/hsm ./internal/seal/pkcs11 ./internal/seal/transit ./internal/store/postgres ./internal/store/etcd ./internal/server ./deploy
 SLOW := .
 SLOW_ROOMS := . ./internal/rotation ./internal/store/... ./examples/fleet ./internal/cli

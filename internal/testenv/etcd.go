@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -70,13 +69,7 @@ func etcdBinary(t testing.TB, version string) string {
 	if version == "3.4" {
 		return "/usr/bin/etcd"
 	}
-	for dir, _ := os.Getwd(); dir != "/"; dir = filepath.Dir(dir) {
-		if _, err := os.Stat(filepath.Join(dir, "arch_test.go")); err == nil {
-			return filepath.Join(dir, ".cache/bin/etcd-"+version)
-		}
-	}
-	t.Fatal("not in rotor's tree")
-	return ""
+	return inTree(t, ".cache/bin/etcd-"+version)
 }
 
 func (e *EtcdCluster) launch(i int) { e.procs[i] = start(e.t, 0, e.bin, e.args[i]...) }

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"sync"
 	"syscall"
 	"testing"
@@ -86,6 +87,18 @@ func (p *process) await(t testing.TB, ready func(context.Context) bool) {
 		case <-tick.C:
 		}
 	}
+}
+
+// inTree is a path within rotor's tree, in which the test runs.
+func inTree(t testing.TB, path string) string {
+	t.Helper()
+	for dir, _ := os.Getwd(); dir != "/"; dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, "arch_test.go")); err == nil {
+			return filepath.Join(dir, path)
+		}
+	}
+	t.Fatal("not in rotor's tree")
+	return ""
 }
 
 // FreePort finds a port of the loopback that nobody has now.

@@ -125,7 +125,7 @@ func (s *Sealer) Wrap(ctx context.Context, root secret.Bytes, generation uint64)
 
 // Unwrap implements seal.Sealer.
 func (s *Sealer) Unwrap(ctx context.Context, blob []byte) (secret.Bytes, error) {
-	if len(blob) < 10 || len(blob) > maxBlob || blob[0] != version {
+	if len(blob) < 10 || len(blob) > maxBlob || blob[0] != version || !canonical(string(blob[9:])) {
 		return secret.Bytes{}, seal.ErrWrongSealer
 	}
 	generation := binary.BigEndian.Uint64(blob[1:])
@@ -148,6 +148,16 @@ func (s *Sealer) Unwrap(ctx context.Context, blob []byte) (secret.Bytes, error) 
 		return secret.Bytes{}, seal.ErrWrongSealer
 	}
 	return secret.Copy(root), nil
+}
+
+// header is what servers write in front of a ciphertext, with the version of their key.
+var header = regexp.MustCompile(`^vault:v[1-9][0-9]*:`)
+
+// canonical tells whether a ciphertext is as the server wrote it. Servers also open others: version 0 for 1, line ends within it, any unused bits at its end.
+func canonical(ciphertext string) bool {
+	text := ciphertext[len(header.FindString(ciphertext)):]
+	raw, err := base64.StdEncoding.DecodeString(text)
+	return err == nil && len(text) < len(ciphertext) && base64.StdEncoding.EncodeToString(raw) == text
 }
 
 // Forget implements seal.Sealer: the keys of older generations are deleted. What the server keeps of deleted keys in backups of its own is
