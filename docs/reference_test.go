@@ -1,8 +1,13 @@
 package docs_test
 
 import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -99,7 +104,7 @@ func TestLimits(t *testing.T) {
 		rows[m[1]+": "+m[2]] = true
 	}
 	delete(rows, "what: limit")
-	for _, l := range []struct{ row, file, code string }{
+	limits := []struct{ row, file, code string }{
 		{"name of a key, namespace, instance or data set: 64 bytes: lower-case letters, digits, and inside `.`, `_`, `-`", "internal/keyring/validate.go", "MaxName = 64"},
 		{"labels of a key: 32; name and value 256 bytes each", "internal/keyring/validate.go", "MaxLabels = 32;MaxLabel = 256"},
 		{"owner; reason of a change: 256 bytes", "internal/keyring/validate.go", "MaxLabel = 256"},
@@ -149,15 +154,59 @@ func TestLimits(t *testing.T) {
 		{"name of a record; cursor: 1,024 bytes; 4,096 bytes", "internal/campaign/adapter.go", "maxID = 1024;maxCursor = 4096"},
 		{"page of a scan; other answers: 16 MiB; 1 MiB", "internal/campaign/adapter.go", "maxPage = 16 << 20;maxAnswer = 1 << 20"},
 		{"old and new values in one swap: 4 MiB", "internal/campaign/adapter.go", "maxSwap = 4 << 20"},
+		{"certificate request; session token in a header: 16 KiB; 256 bytes", "internal/authn/authority.go", "maxCSR = 16 << 10"},
+		{"certificate request; session token in a header: 16 KiB; 256 bytes", "internal/wire/wire.go", "maxBearer = 256"},
+		{"callers, namespaces and addresses whose rates are counted apart: 20,000 of each", "internal/wire/limits.go", "maxBuckets = 20_000"},
+		{"servers in one list of addresses: 16", "internal/identity/failover.go", "maxAddresses = 16"},
+		{"profile of the process: 25 s", "internal/server/observe.go", "maxProfile = 25 * time.Second"},
+		{"keys that have metrics of their own: 1,000 unless configured, at most 100,000", "internal/server/config.go", "maxMetricKeys = 100_000"},
+		{"keys that have metrics of their own: 1,000 unless configured, at most 100,000", "internal/telemetry/telemetry.go", "DefaultMaxKeys = 1000"},
+		{"each time of a drain: 10 minutes", "internal/server/profile.go", "maxDrain = 10 * time.Minute"},
+		{"handles that a process remembers as unknown: 1,024", "held.go", "maxUnknown = 1024"},
+		{"uses of a version of AES-GCM or ChaCha20-Poly1305; taken in one piece: 2,147,483,648; 65,536", "internal/suite/table.go", "randomNonceUses = 1 << 31"},
+		{"uses of a version of AES-GCM or ChaCha20-Poly1305; taken in one piece: 2,147,483,648; 65,536", "internal/kms/volume.go", "DefaultBlock = 1 << 16"},
+		{"approvals of a destruction; least wait that a server can ask for: 16; a year", "internal/keyring/validate.go", "MaxApprovals = 16"},
+		{"approvals of a destruction; least wait that a server can ask for: 16; a year", "internal/server/limits.go", "maxDestroyWait = 365 * 24 * time.Hour"},
+		{"wrapping keys at a time in a namespace; life of one: 100; 24 hours", "internal/kms/import.go", "maxImports = 100;ImportTTL = 24 * time.Hour"},
+		{"sealed key that comes in: 64 KiB", "internal/kms/import.go", "maxBlob = 64 << 10"},
+		{"backup of one key; material of a version in it; number of a version: 3 MiB; 64 KiB; 2,147,483,648", "internal/keybackup/keybackup.go", "MaxBytes = 3 << 20;maxMaterial = 64 << 10;maxNumber = 1 << 31"},
+		{"numbers that a recovery without the log leaves out: 100", "internal/kms/recover.go", "unknownVersions = 100"},
+		{"conditions and writes of one commit; name of a record: 100; 512 bytes", "internal/store/store.go", "MaxItems = 100;MaxKeyBytes = 512"},
+		{"generations of the root key: 65,536", "internal/guard/hierarchy.go", "maxGeneration = 1 << 16"},
+		{"writes of one record of the store: 281,474,976,710,655", "internal/guard/hierarchy.go", "counterBits = 48;maxCounter = 1<<counterBits - 1"},
+		{"refusals told apart in a minute; of one caller: 10,000; 1,000", "internal/guard/refusals.go", "maxRefusals = 10_000;maxOfCaller = 1000"},
+		{"text of a caller's in an entry; name of a caller: 256 bytes; 2,048 bytes", "internal/guard/permit.go", "maxText = 256;maxCaller = 2048"},
+		{"custodians' shares; needed at least: 255; 2", "internal/seal/shamir/share.go", "MinThreshold = 2;MaxShares = 255"},
+		{"parts of a composition: 8", "internal/seal/every/every.go", "maxParts = 8"},
+		{"wrong shares in a minute; an unfinished collection is forgotten after: 20; 15 minutes", "internal/sealing/keeper.go", "AttemptLife = 15 * time.Minute;maxWrong = 20"},
+		{"a backup is kept: 1 minute to 10 years", "internal/guard/backups.go", "MinKeep = time.Minute;MaxKeep = 10 * 365 * 24 * time.Hour"},
+		{"header of a backup of the store: 1 MiB", "internal/backup/backup.go", "maxHeader = 1 << 20"},
+		{"part of a file: 4 PiB", "envelope/payload.go", "chunkSize = 16 << 10;maxChunks = int64(1) << 38"},
+		{"message to a public key, made by a process: 1 GiB", "envelope/public.go", "maxSealed = 1 << 30"},
+		{"subject of an issuer's token; claim that becomes an attribute: 512 bytes each", "internal/oidc/token.go", "maxSubject = 512;maxText = 512"},
+		{"skew of the clocks of an issuer: 2 minutes", "internal/oidc/issuer.go", "maxSkew = 2 * time.Minute"},
+		{"authorities of client certificates in one file; certificates in a chain; identity: 64 in 16 MiB; 8; 512 bytes", "internal/authn/certificate.go", "maxPEM = 16 << 20;maxAnchors = 64;maxSubject = 512;maxChain = 8"},
+		{"configuration file: 1 MiB", "internal/server/file.go", "maxFile = 1 << 20"},
+		{"endpoints of etcd in one URL; prefix: 16; 128 bytes", "internal/store/etcd/config.go", "maxEndpoints = 16;maxPrefixBytes = 128"},
+		{"label of a token; PIN: 32 bytes; 255 bytes", "internal/hsm/hsm.go", "maxLabel = 32"},
+		{"label of a token; PIN: 32 bytes; 255 bytes", "internal/hsm/token.go", "maxPIN = 255"},
+		{"file with a key or secret that a command reads: 64 KiB", "internal/cli/input.go", "maxSecret = 64 << 10"},
+		{"ciphertexts of one shard that are opened before a destruction: 4,294,967,296", "internal/campaign/inspect.go", "maxInspected = 1 << 32"},
+		{"delay of a recovery; audit log that is sent for one: 1 hour to 30 days; 4 GiB", "internal/server/profile.go", "minRecoverWait = time.Hour;maxRecoverWait = 30 * 24 * time.Hour"},
+		{"delay of a recovery; audit log that is sent for one: 1 hour to 30 days; 4 GiB", "internal/wire/native/recovery.go", "maxLog = 4 << 30"},
 		{"file: 1 MiB", "internal/policy/rules.go", "maxFile = 1 << 20"},
 		{"rules; labels of a selector: 1,000; 100", "internal/policy/rules.go", "maxRules = 1000;maxFields = 100"},
-	} {
+	}
+	told := map[string]bool{}
+	for _, l := range limits {
 		if !strings.Contains(page, "| "+strings.Replace(l.row, ": ", " | ", 1)+" |\n") && !rows[l.row] {
 			t.Errorf("limits.md has no row %q", l.row)
 		}
 		rows[l.row] = false
 		code := words(read(t, filepath.Join(root, l.file)))
 		for _, line := range strings.Split(l.code, ";") {
+			name, _, _ := strings.Cut(line, " = ")
+			told[l.file+" "+strings.TrimPrefix(name, "const ")] = true
 			if !regexp.MustCompile(`\b` + regexp.QuoteMeta(line) + `( [^*<+_0-9-]|$)`).MatchString(code) {
 				t.Errorf("%s does not say %q: %q may be wrong", l.file, line, l.row)
 			}
@@ -168,4 +217,107 @@ func TestLimits(t *testing.T) {
 			t.Errorf("nobody checks %q", row)
 		}
 	}
+	bounds := constants(t)
+	for _, c := range inner {
+		if told[c] || !slices.Contains(bounds, c) {
+			t.Errorf("%s is told, or is not there: take it out of the list of inner bounds", c)
+		}
+	}
+	for _, c := range bounds {
+		if !told[c] && !slices.Contains(inner, c) {
+			t.Errorf("%s is a bound that limits.md does not tell: add a row, or put it among the inner bounds", c)
+		}
+	}
+}
+
+// constants are the constants of the code that are named as bounds: max…, Max…, each as "file name".
+func constants(t *testing.T) (all []string) {
+	t.Helper()
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		rel, _ := filepath.Rel(root, path)
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && rel != "." && rel != "envelope" && !strings.HasPrefix(rel+"/", "internal/"):
+			return filepath.SkipDir
+		case d.IsDir() || !strings.HasSuffix(rel, ".go") || strings.HasSuffix(rel, "_test.go"):
+			return nil
+		}
+		f, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
+		if err != nil {
+			return err
+		}
+		ast.Inspect(f, func(n ast.Node) bool {
+			d, ok := n.(*ast.GenDecl)
+			if !ok || d.Tok != token.CONST {
+				return true
+			}
+			for _, s := range d.Specs {
+				for _, name := range s.(*ast.ValueSpec).Names {
+					if bound.MatchString(name.Name) {
+						all = append(all, filepath.ToSlash(rel)+" "+name.Name)
+					}
+				}
+			}
+			return true
+		})
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+var bound = regexp.MustCompile(`^[mM]ax[A-Z0-9]`)
+
+// inner are bounds that no user meets: of what rotor's own parts say to each other, of memory, and of what another bound holds already.
+var inner = []string{
+	"internal/wire/native/recovery.go maxPath",
+	"envelope/header.go maxBlob", "envelope/header.go maxTime",
+	"envelope/message.go maxScratch",
+	"internal/authn/grant.go maxGrantee",
+	"internal/authn/hash.go maxMemory", "internal/authn/hash.go maxPasses", "internal/authn/hash.go maxThreads",
+	"internal/authn/session.go maxSlotsSearched",
+	"internal/campaign/move.go maxPasses", "internal/campaign/move.go maxWarnings",
+	"internal/cli/audit.go maxCheckpoint",
+	"internal/cli/campaign.go maxETA",
+	"internal/cli/connect.go maxAnswer",
+	"internal/cli/login.go maxSession",
+	"internal/cli/status.go maxNames",
+	"internal/cli/token.go maxJWKS",
+	"internal/delivery/sign.go maxBatch", "internal/delivery/sign.go maxPath",
+	"internal/fleet/group.go maxGroup", "internal/fleet/group.go maxItems",
+	"internal/fleet/members.go maxConflicts",
+	"internal/fleet/session.go maxRefused",
+	"internal/guard/witness.go maxDetections",
+	"internal/hsm/module.go maxCalls",
+	"internal/hsm/secret.go maxFound",
+	"internal/identity/dir.go maxBundle",
+	"internal/identity/failover.go maxWhole",
+	"internal/identity/statement.go MaxStatement",
+	"internal/identity/token.go maxJoinToken",
+	"internal/keybackup/keybackup.go maxFacts", "internal/keybackup/keybackup.go maxWrapped", "internal/keybackup/keybackup.go maxRecord",
+	"internal/kms/import.go maxID",
+	"internal/kms/use.go maxOverhead",
+	"internal/oidc/issuer.go maxDocument", "internal/oidc/issuer.go maxBearer",
+	"internal/oidc/keys.go maxRSA",
+	"internal/oidc/token.go maxPath",
+	"internal/replica/replica.go maxTTL",
+	"internal/rollout/rollout.go maxConflicts",
+	"internal/seal/local/local.go maxFile",
+	"internal/seal/pkcs11/sealer.go maxBlob",
+	"internal/seal/transit/transit.go maxAnswer", "internal/seal/transit/transit.go maxBlob",
+	"internal/server/anchor.go maxAnchor",
+	"internal/server/replicas.go maxInvitedBytes", "internal/server/replicas.go maxInvited",
+	"internal/store/bolt/bolt.go maxBatch",
+	"internal/store/bolt/verify.go maxDepth",
+	"internal/store/etcd/config.go maxHistory",
+	"internal/store/postgres/write.go maxBatch", "internal/store/postgres/write.go maxBatchBytes",
+	"internal/suite/keywrap.go maxWrapped",
+	"internal/telemetry/store.go maxWaiting",
+	"internal/wire/native/members.go maxNames",
+	"join.go maxGrant",
+	"session.go maxProof",
+	"tokens.go maxJWKS", "tokens.go maxOldSet",
 }

@@ -16,7 +16,9 @@ import (
 	"github.com/rotorkms/rotor/internal/campaign"
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/keyring"
+	"github.com/rotorkms/rotor/internal/kms"
 	"github.com/rotorkms/rotor/internal/rotation"
+	"github.com/rotorkms/rotor/internal/suite"
 )
 
 // at opens every data set as one place.
@@ -683,5 +685,37 @@ func TestOutcomeUnknown(t *testing.T) {
 				})
 			})
 		}
+	}
+}
+
+// TestDestroyFloor: a destruction needs what the server asks for at least, also of a key that was made before and asked for less; the key's own
+// numbers stay as they are.
+func TestDestroyFloor(t *testing.T) {
+	w := newWorld(t, byName(map[string]campaign.Adapter{}))
+	w.rotate()
+	if err := w.retire(1); err != nil {
+		t.Fatal(err)
+	}
+	w.floors.Store(&kms.Floors{Approvals: 3, Wait: 5 * time.Hour})
+	w.pass(2 * time.Hour) // the key waits for one
+	if done, waiting := w.destroy(1); done || !strings.Contains(waiting, "waits until") {
+		t.Fatal(done, waiting)
+	}
+	w.pass(4 * time.Hour)
+	if done, waiting := w.destroy(1); done || !strings.Contains(waiting, "2 of 3 approvals") {
+		t.Fatal(done, waiting)
+	}
+	_, err := w.kms.Create(t.Context(), admin, keyring.Key{Namespace: "default", Name: "weak", Purpose: suite.Encrypt, Rotation: keyring.Rotation{Wait: 9 * time.Hour}})
+	want(t, err, fault.Invalid)
+	_, err = w.kms.Create(t.Context(), admin, keyring.Key{Namespace: "default", Name: "hasty", Purpose: suite.Encrypt, Rotation: keyring.Rotation{Wait: time.Hour, Approvals: 3}})
+	want(t, err, fault.Invalid)
+	_, err = w.kms.Create(t.Context(), admin, keyring.Key{Namespace: "default", Name: "strong", Purpose: suite.Encrypt, Rotation: keyring.Rotation{Approvals: 4}})
+	want(t, err, "")
+	w.floors.Store(&kms.Floors{Approvals: 1, Wait: 3 * time.Hour}) // fewer than the key asks for, and a wait that is over
+	if done, waiting := w.destroy(1); !done {
+		t.Fatal(waiting)
+	}
+	if r := w.key().Rotation; r.Approvals != 2 || r.Wait != time.Hour {
+		t.Errorf("the key's own numbers are %+v", r)
 	}
 }

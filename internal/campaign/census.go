@@ -269,8 +269,9 @@ func (s *Service) destroy(ctx context.Context, k keyring.Key, n uint32) (keyring
 	if err != nil {
 		return k, err
 	}
-	if free := v.Retired.Add(k.Rotation.Defaults().Wait); now.Before(free) || len(v.Approved) < k.Rotation.Defaults().Approvals {
-		return rotation.Destroy(k, n, rotation.Census{Started: now}, nil, now)
+	r := s.KMS.Floored(k).Rotation
+	if free := v.Retired.Add(r.Wait); now.Before(free) || len(v.Approved) < r.Approvals {
+		return rotation.Destroy(s.KMS.Floored(k), n, rotation.Census{Started: now}, nil, now)
 	}
 	census, err := s.evidence(ctx, k, n)
 	if err == nil && census.Remaining == 0 {
@@ -287,7 +288,9 @@ func (s *Service) destroy(ctx context.Context, k keyring.Key, n uint32) (keyring
 	}
 	members, cond := s.Fleet.Members(k.ID)
 	next, err := s.KMS.Step(ctx, k.ID, cond, func(k keyring.Key, now time.Time) (keyring.Key, error) {
-		return rotation.Destroy(k, n, census, members, now)
+		next, err := rotation.Destroy(s.KMS.Floored(k), n, census, members, now)
+		next.Rotation = k.Rotation // the floors are the server's, not the key's
+		return next, err
 	})
 	if err == nil {
 		s.Log.InfoContext(ctx, "destroyed", "key", k.Name, "version", n)
@@ -313,7 +316,7 @@ func (s *Service) destroyLoop(ctx context.Context) {
 
 func (s *Service) destroyDue(ctx context.Context) {
 	for _, k := range s.KMS.Keys() {
-		r := k.Rotation.Defaults()
+		r := s.KMS.Floored(k).Rotation
 		for _, v := range k.Versions {
 			if v.Phase != keyring.PhaseRetired || len(v.Approved) < r.Approvals || s.Now().Before(v.Retired.Add(r.Wait)) {
 				continue

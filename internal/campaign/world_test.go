@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -80,6 +81,7 @@ type world struct {
 	clockMu sync.Mutex // guards ahead
 	ahead   time.Duration
 
+	floors    atomic.Pointer[kms.Floors] // of destructions
 	guard     *guard.Guard
 	kms       *kms.Service
 	campaigns *campaign.Service
@@ -106,6 +108,7 @@ func newWorld(t *testing.T, open func(campaign.DataSet) (campaign.Adapter, error
 		t.Fatal(err)
 	}
 	w := &world{T: t, store: &forgetful{Store: mem.New()}, sealer: sealer, crowd: &crowd{}, open: open}
+	w.floors.Store(&kms.Floors{})
 	if _, err := guard.Init(t.Context(), w.config()); err != nil {
 		t.Fatal(err)
 	}
@@ -143,7 +146,7 @@ func (w *world) boot() {
 		})
 	}
 	run(g.Run)
-	k, err := kms.New(ctx, kms.Config{Guard: g, Now: w.now})
+	k, err := kms.New(ctx, kms.Config{Guard: g, Now: w.now, Floors: func() kms.Floors { return *w.floors.Load() }})
 	if err != nil {
 		w.Fatal(err)
 	}

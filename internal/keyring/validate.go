@@ -17,6 +17,8 @@ const (
 	MaxName   = 64
 	MaxLabels = 32
 	MaxLabel  = 256 // of a label's key or value, of an owner and of a reason, in bytes
+	// MaxApprovals bounds how many callers a destruction can need.
+	MaxApprovals = 16
 )
 
 // ValidName says whether a name of a key, namespace or instance is well formed: lower-case letters, digits, and inside also
@@ -97,8 +99,8 @@ func (k Key) validatePeriods() error {
 		return invalid("rotation.silence", "block or fence")
 	case r.MaxStale < 0 || r.MaxWait < 0 || r.Window < 0 || r.Wait < 0 || r.Margin < 0:
 		return invalid("rotation", "durations are not negative")
-	case r.Approvals < 0 || r.Approvals > 16:
-		return invalid("rotation.destroy_approvals", "1 to 16")
+	case r.Approvals < 0 || r.Approvals > MaxApprovals:
+		return invalid("rotation.destroy_approvals", "1 to %d", MaxApprovals)
 	}
 	return nil
 }

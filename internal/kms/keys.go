@@ -43,6 +43,9 @@ func (s *Service) make(ctx context.Context, c policy.Caller, spec keyring.Key, f
 	if err := k.Validate(); err != nil {
 		return k, err
 	}
+	if err := s.aboveFloors(k); err != nil {
+		return k, err
+	}
 	if err := s.roomForKey(k.Namespace); err != nil {
 		return k, err
 	}

@@ -35,6 +35,8 @@ type Config struct {
 	Fresh func() bool
 	// Quotas says what there is room for; nil: for everything.
 	Quotas func() Quotas
+	// Floors says what destructions need at least, whatever keys say; nil: what keys say.
+	Floors func() Floors
 	// Suites narrows which algorithms new versions may have.
 	Suites suite.Policy
 	Block  uint64 // uses of a version with a volume limit that are taken at a time; 0: DefaultBlock. A crash forfeits what is left of it
@@ -46,6 +48,7 @@ type Service struct {
 	now   func() time.Time
 	fresh func() bool
 	room  func() Quotas
+	least func() Floors
 	ring  atomic.Pointer[ring]
 	vault materials
 
@@ -66,7 +69,7 @@ type ring struct {
 
 // New reads all keys. Run must follow to see changes.
 func New(ctx context.Context, c Config) (*Service, error) {
-	s := &Service{guard: c.Guard, now: c.Now, fresh: c.Fresh, room: c.Quotas, swap: make(chan struct{})}
+	s := &Service{guard: c.Guard, now: c.Now, fresh: c.Fresh, room: c.Quotas, least: c.Floors, swap: make(chan struct{})}
 	s.vault.cache, s.volumes.block, s.suites = map[materialID]opened{}, c.Block, c.Suites
 	records, rev, err := c.Guard.List(ctx, keyPrefix)
 	if err != nil {

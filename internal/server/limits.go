@@ -4,9 +4,11 @@ import (
 	"context"
 	"net"
 	"slices"
+	"time"
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/fleet"
+	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/kms"
 	"github.com/rotorkms/rotor/internal/wire"
 )
@@ -23,6 +25,9 @@ type Limits struct {
 	Keys      int `yaml:"keys"`      // of one namespace; default 100,000
 	Versions  int `yaml:"versions"`  // of one key
 	Instances int `yaml:"instances"` // of the cluster; default 20,000
+
+	DestroyApprovals int           `yaml:"destroy_approvals"` // distinct callers that a destruction needs at least, whatever the key says; default 2, in profile dev 1; at most 16
+	DestroyWait      time.Duration `yaml:"destroy_wait"`      // time between retirement and destruction at least, whatever the key says; default 0; at most a year
 }
 
 // Defaults of quotas.
@@ -41,7 +46,30 @@ func (l Limits) validate() error {
 			return fault.New(fault.Invalid, "limits."+name).WithHint("0 to 1,000,000,000")
 		}
 	}
+	if l.DestroyApprovals < 0 || l.DestroyApprovals > keyring.MaxApprovals {
+		return fault.New(fault.Invalid, "limits.destroy_approvals").WithHint("1 to %d", keyring.MaxApprovals)
+	}
+	if l.DestroyWait < 0 || l.DestroyWait > maxDestroyWait {
+		return fault.New(fault.Invalid, "limits.destroy_wait").WithHint("0 s to a year")
+	}
 	return nil
+}
+
+// maxDestroyWait bounds Limits.DestroyWait: with a typing error in it nothing would ever be destroyed.
+const maxDestroyWait = 365 * 24 * time.Hour
+
+// floors are those of the configuration as it is now.
+func (s *Server) floors() kms.Floors {
+	c := s.live.Load().config
+	f := kms.Floors{Approvals: c.Limits.DestroyApprovals, Wait: c.Limits.DestroyWait}
+	switch {
+	case f.Approvals != 0:
+	case c.Profile == ProfileDev:
+		f.Approvals = 1
+	default:
+		f.Approvals = 2
+	}
+	return f
 }
 
 func (l Limits) wire() wire.Limits {

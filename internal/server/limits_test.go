@@ -82,6 +82,34 @@ func TestQuotas(t *testing.T) {
 	}
 }
 
+// TestDestroyFloor: who makes a key cannot choose one approval where the server asks for two; a workshop asks for none more than the key.
+func TestDestroyFloor(t *testing.T) {
+	w := newWorld(t)
+	create := func(name string, approvals uint32) fault.Code {
+		_, err := w.client().Admin().Keys.Create(t.Context(), connect.NewRequest(&rotorv1.CreateRequest{
+			Key: &rotorv1.Key{Name: name, Purpose: "encrypt", Rotation: &rotorv1.Rotation{DestroyApprovals: approvals}},
+		}))
+		return code(err)
+	}
+	if one, two := create("a", 1), create("b", 2); one != fault.Invalid || two != "" {
+		t.Errorf("with one %q, with two %q", one, two)
+	}
+	w.reconfigure(func(c *server.Config) { c.Limits = server.Limits{DestroyApprovals: 3} })
+	if two, three := create("c", 2), create("d", 3); two != fault.Invalid || three != "" {
+		t.Errorf("where three are asked for: with two %q, with three %q", two, three)
+	}
+	w.reconfigure(func(c *server.Config) { c.Profile, c.Limits = server.ProfileDev, server.Limits{} })
+	if one := create("e", 1); one != "" {
+		t.Errorf("in a workshop: %q", one)
+	}
+	for name, l := range map[string]server.Limits{"17": {DestroyApprovals: 17}, "-1": {DestroyApprovals: -1}, "2 years": {DestroyWait: 2 * 365 * 24 * time.Hour}} {
+		w.source.Limits = l
+		if err := w.Reload(); fault.CodeOf(err) != fault.Invalid {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 // TestCallersAreCounted: limits of the configuration reach the listener, with a code that clients know.
 func TestCallersAreCounted(t *testing.T) {
 	w := newWorld(t)

@@ -312,7 +312,7 @@ func (s *Server) build(ctx context.Context) (r rooms, err error) {
 		return r, err
 	}
 	s.guard.SetRules(r.authority.Decider(s.rules))
-	if r.kms, err = kms.New(ctx, kms.Config{Guard: s.guard, Now: c.Now, Quotas: s.quotas, Fresh: s.fresh(), Suites: c.Suites.policy()}); err != nil {
+	if r.kms, err = kms.New(ctx, kms.Config{Guard: s.guard, Now: c.Now, Quotas: s.quotas, Floors: s.floors, Fresh: s.fresh(), Suites: c.Suites.policy()}); err != nil {
 		return r, err
 	}
 	leases := rotation.Leases{TTL: c.LeaseTTL, MaxSkew: c.MaxSkew}
