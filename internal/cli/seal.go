@@ -219,10 +219,13 @@ is made to every minute.`,
 are made by "rotor server rekey".`, "SEALER can open the server from then on, by itself.")
 	remove := a.sealerCommand("remove", "remove SEALER", "Take a sealer out of what opens the server",
 		`Take a sealer, by name or ID, out of what opens the server. Another one has to open now; if only shares are left, bring enough of them first (rotor server
-unseal). Copies of the store from before can still be opened with it: a shred ends that.`, "SEALER does not open the server any more.")
+unseal). Copies of the store from before can still be opened with it, until a shred has it forget: keep it in the configuration until then.`, "SEALER does not open the server any more.")
 	rotate := a.sealerCommand("rotate", "rotate SEALER", "Wrap the root anew under a new key of a sealer",
 		`Wrap the root anew under a new key of a sealer, by name or ID. The old key stays until a shred, because copies of the store need it.`, "SEALER gets a new key.")
-	return newNoun("sealer", "See and change what opens the server", list, add, remove, rotate)
+	gone := a.sealerCommand("gone", "gone SEALER", "Note that nobody has a sealer any more that was removed",
+		`Note that nobody has a sealer any more that was taken out of what opens the server: its key file or its shares were destroyed, everywhere. No shred waits for it
+then. It is your word alone that stands in the log: who keeps it opens copies of the store from before all the same.`, "No shred waits for SEALER any more.")
+	return newNoun("sealer", "See and change what opens the server", list, add, remove, rotate, gone)
 }
 
 func (a *app) sealerCommand(change, use, short, long, plan string) *cobra.Command {

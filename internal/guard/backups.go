@@ -78,7 +78,7 @@ func (g *Guard) NewBackup(ctx context.Context, p *Permit, keep time.Duration) (S
 	rev, records := g.store.List(ctx, "")
 	kept := func(yield func(store.Record, error) bool) {
 		for rec, err := range records {
-			if err == nil && (rec.Key == RestoredPath || strings.HasPrefix(rec.Key, ReplicaPrefix)) {
+			if err == nil && (strings.HasPrefix(rec.Key, restoredRoom) || strings.HasPrefix(rec.Key, ReplicaPrefix)) {
 				continue
 			}
 			if !yield(rec, err) {

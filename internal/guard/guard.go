@@ -44,8 +44,9 @@ type Config struct {
 	Now     func() time.Time
 	Log     *slog.Logger
 
-	Statements [][]byte // that were kept outside the store: a log that contradicts one is found at Open
-	Recovery   bool     // open also a store that is not the one that it was; the guard then admits nobody, and Detected says why
+	Statements [][]byte      // that were kept outside the store: a log that contradicts one is found at Open
+	ShredEvery time.Duration // after which what was destroyed is erased without anybody asking; 0: never
+	Recovery   bool          // open also a store that is not the one that it was; the guard then admits nobody, and Detected says why
 }
 
 // Guard is the door of one store. Safe for concurrent use.
@@ -76,7 +77,10 @@ type Guard struct {
 	turnMu  sync.Mutex    // held while another root key is made
 	further chan struct{} // full while a turn is taken further
 	tender  chan struct{}
-	tending atomic.Pointer[error] // why the turn in flight is not done
+	former  atomic.Pointer[func(id string, blob []byte) seal.Sealer]
+
+	shredEvery time.Duration
+	tending    atomic.Pointer[error] // why the turn in flight is not done
 
 	kekMu sync.Mutex // guards keks
 	keks  map[string]secret.Bytes
@@ -145,6 +149,11 @@ func (g *Guard) follow(ctx context.Context) error {
 			g.detected.Store(nil)
 		}
 		g.index.reached(c.Rev)
+		for _, e := range c.Entries {
+			if _, ok := rootEntry(e); ok || policy.Action(e.Action) == policy.ActSeal {
+				g.wakeTender() // another server may have been asked for it
+			}
+		}
 		return nil
 	})
 }

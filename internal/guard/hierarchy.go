@@ -189,7 +189,7 @@ func Open(ctx context.Context, c Config) (*Guard, error) {
 
 func open(ctx context.Context, c Config, r *roots) (*Guard, error) {
 	g := &Guard{
-		store: c.Store, now: c.Now, log: c.Log, index: newIndex(), turn: c.Turn, keks: map[string]secret.Bytes{},
+		store: c.Store, now: c.Now, log: c.Log, index: newIndex(), turn: c.Turn, shredEvery: c.ShredEvery, keks: map[string]secret.Bytes{},
 		tender: make(chan struct{}, 1), further: make(chan struct{}, 1), suspended: make(chan struct{}), told: make(chan struct{}, 1),
 	}
 	if g.log == nil {

@@ -37,14 +37,17 @@ type index struct {
 	turns      map[uint64]int64     // root generation -> the entry that made it the current one
 	erased     []erasure            // in order
 	incarnated uint32               // the highest incarnation that a recovery began; 0: none
-	sealers    map[string]bool      // that have ever been in the wrap set
+	generation uint64               // of the root key; 0 is 1
+	sealers    map[string]span      // that have wrapped a generation that is not erased
+	began      time.Time            // of the first entry
+	shredded   time.Time            // when the last shred was asked for
 	applied    store.Rev
 	changed    chan struct{} // closed and replaced when applied grows
 }
 
 func newIndex() *index {
 	return &index{
-		paths: map[string]written{}, last: map[string]store.Rev{}, gone: map[string]store.Rev{}, turns: map[uint64]int64{}, sealers: map[string]bool{},
+		paths: map[string]written{}, last: map[string]store.Rev{}, gone: map[string]store.Rev{}, turns: map[uint64]int64{}, sealers: map[string]span{},
 		changed: make(chan struct{}),
 	}
 }
@@ -58,16 +61,13 @@ func (x *index) add(e audit.Entry, rev store.Rev) error {
 	if n, ok := incarnationEntry(e); ok {
 		x.incarnated = max(x.incarnated, n)
 	}
-	if generation, ok := rootEntry(e); ok && policy.Action(e.Action) == actErase {
-		x.erased = append(x.erased, erasure{x.turns[generation], e.Time})
-	} else if ok {
-		x.turns[generation] = x.entries
+	if x.began.IsZero() {
+		x.began = e.Time
 	}
+	x.turned(e)
 	for _, w := range e.Writes {
 		if w.Path == rootPath {
-			for id := range strings.SplitSeq(e.Detail["set"], ", ") {
-				x.sealers[id] = true
-			}
+			x.wrapped(e.Detail["set"])
 		}
 		if last := x.paths[w.Path].counter; w.Counter != last+1 {
 			return fault.New(fault.AuditBroken, fmt.Sprintf("record %s goes from %d to %d", w.Path, last, w.Counter))
@@ -77,6 +77,69 @@ func (x *index) add(e audit.Entry, rev store.Rev) error {
 		x.last[room] = max(x.last[room], rev)
 	}
 	return nil
+}
+
+// span is the generations of the root key that a sealer has wrapped, as far as they are not erased.
+type span struct{ low, high uint64 }
+
+// turned follows the generations of the root key. Call with mu held.
+func (x *index) turned(e audit.Entry) {
+	generation, ok := rootEntry(e)
+	if !ok {
+		return
+	}
+	if policy.Action(e.Action) != actErase {
+		x.turns[generation], x.generation = x.entries, generation
+		if policy.Action(e.Action) == policy.ActShred {
+			x.shredded = e.Time
+		}
+		return
+	}
+	x.erased = append(x.erased, erasure{x.turns[generation], e.Time})
+	for id, s := range x.sealers {
+		if s.low = max(s.low, generation); s.high < generation {
+			delete(x.sealers, id)
+			continue
+		}
+		x.sealers[id] = s
+	}
+}
+
+// wrapped notes who wraps the current generation. Call with mu held.
+func (x *index) wrapped(set string) {
+	for id := range strings.SplitSeq(set, ", ") {
+		if id == "" {
+			continue
+		}
+		s, ok := x.sealers[id]
+		if s.high = max(x.generation, 1); !ok {
+			s.low = s.high
+		}
+		x.sealers[id] = s
+	}
+}
+
+// wrappers are the sealers that have wrapped a generation before one, which is not erased, sorted; still says of each whether it has wrapped
+// later ones as well.
+func (x *index) wrappers(before uint64) (ids []string, still map[string]bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	still = map[string]bool{}
+	for id, s := range x.sealers {
+		if s.low < before {
+			ids = append(ids, id)
+		}
+		still[id] = s.high >= before
+	}
+	slices.Sort(ids)
+	return ids, still
+}
+
+// shreds are when the last shred was asked for, and when the log began.
+func (x *index) shreds() (last, began time.Time) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.shredded, x.began
 }
 
 // marked notes the last deletion under a mark.
@@ -124,13 +187,14 @@ func (x *index) erasedSince(w written) (time.Time, bool) {
 	return time.Time{}, false
 }
 
-// outside are the sealers that were in the wrap set once and are not in it now, sorted: who keeps one opens copies of the store of then.
+// outside are the sealers that have wrapped a generation that is not erased, and are not in the wrap set now, sorted: who keeps one opens copies
+// of the store of then.
 func (x *index) outside(set map[string][]byte) []string {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	var out []string
 	for id := range x.sealers {
-		if _, in := set[id]; !in && id != "" {
+		if _, in := set[id]; !in {
 			out = append(out, id)
 		}
 	}

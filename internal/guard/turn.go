@@ -42,7 +42,8 @@ const (
 
 // forgetting is what is left of generations that are out of use and not forgotten yet.
 type forgetting struct {
-	Wraps  map[uint64]map[string][]byte `json:"wraps"`            // generation -> sealer's ID -> blob, to prove that they do not open
+	Wraps  map[uint64]map[string][]byte `json:"wraps"`            // generation -> sealer's ID -> blob, to prove that they do not open; also of sealers that left while it was current
+	Gone   map[string]time.Time         `json:"gone,omitempty"`   // sealers that left and that nobody has any more, as somebody has said
 	Before uint64                       `json:"before,omitempty"` // asked for: forget what is older; 0: not asked for
 	Seal   uint64                       `json:"seal,omitempty"`   // the generation of the sealers that Before was wrapped at
 	Asked  time.Time                    `json:"asked,omitzero"`
@@ -58,7 +59,22 @@ func (g *Guard) Turn(ctx context.Context, p *Permit, shred bool) (uint64, error)
 	}
 	g.turnMu.Lock()
 	defer g.turnMu.Unlock()
-	r := g.keys.Load()
+	if _, err := g.catchUp(ctx, g.keys.Load()); err != nil { // the wrap set may have changed
+		return 0, err
+	}
+	for {
+		r := g.keys.Load()
+		next, err := g.turnOnce(ctx, p, r, shred)
+		if fault.CodeOf(err) != fault.Conflict {
+			return next, err
+		}
+		if moved, cerr := g.catchUp(ctx, r); cerr != nil || !moved { // else another server was taking the last turn further
+			return 0, errors.Join(err, cerr)
+		}
+	}
+}
+
+func (g *Guard) turnOnce(ctx context.Context, p *Permit, r *roots, shred bool) (uint64, error) {
 	if len(r.record.Older) > 0 {
 		return 0, fault.New(fault.InUse, "root generation "+number(r.older()[0])).WithHint("records are still being sealed again after the last rotation; see rotor server roots")
 	}
@@ -106,6 +122,9 @@ func (g *Guard) wrapForAll(ctx context.Context, r *roots, root secret.Bytes, gen
 			return nil, fault.Wrap(fault.Unavailable, "sealer "+id, err)
 		}
 		back, err := s.Unwrap(ctx, blob)
+		if errors.Is(err, seal.ErrNeedsShares) {
+			return nil, fault.Wrap(fault.Unavailable, "sealer "+id, err).WithHint("bring enough shares first, which prove that they open the new root key: rotor server unseal")
+		}
 		if err != nil {
 			return nil, fault.Wrap(fault.Unavailable, "sealer "+id, fmt.Errorf("test unwrap: %w", err))
 		}
@@ -121,7 +140,7 @@ func (g *Guard) wrapForAll(ctx context.Context, r *roots, root secret.Bytes, gen
 
 // forgetting reads what is not forgotten yet; the revision 0 when there is nothing.
 func (g *Guard) forgetting(ctx context.Context) (forgetting, store.Rev, error) {
-	f := forgetting{Wraps: map[uint64]map[string][]byte{}}
+	f := forgetting{Wraps: map[uint64]map[string][]byte{}, Gone: map[string]time.Time{}}
 	rec, err := g.Get(ctx, forgetPath)
 	if fault.CodeOf(err) == fault.NotFound {
 		return f, 0, nil
@@ -133,6 +152,24 @@ func (g *Guard) forgetting(ctx context.Context) (forgetting, store.Rev, error) {
 		return f, 0, fault.Wrap(fault.RecordTampered, forgetPath, err)
 	}
 	return f, rec.Rev, nil
+}
+
+// keep keeps a wrap of a sealer, to prove later that it opens no more.
+func (f *forgetting) keep(generation uint64, id string, blob []byte) {
+	if f.Wraps[generation] == nil {
+		f.Wraps[generation] = map[string][]byte{}
+	}
+	f.Wraps[generation][id] = blob
+}
+
+// wrapOf is any wrap that a sealer has made.
+func (f *forgetting) wrapOf(id string) []byte {
+	for _, wraps := range f.Wraps {
+		if blob, ok := wraps[id]; ok {
+			return blob
+		}
+	}
+	return nil
 }
 
 // putRoot replaces the root record r by rec, together with the record of what is to be forgotten, and goes over to it.
@@ -155,23 +192,70 @@ func (g *Guard) putRoot(ctx context.Context, p *Permit, r *roots, rec rootRecord
 	return errors.Join(err, cerr)
 }
 
-// tend takes the turn that is in flight further until ctx ends.
+// tend takes the turn that is in flight further until ctx ends, and begins one when a shred is due: at the server whose turn it is.
 func (g *Guard) tend(ctx context.Context) error {
-	tick := time.NewTicker(tendEvery)
+	every := tendEvery
+	if g.shredEvery > 0 {
+		every = min(every, g.shredEvery)
+	}
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
-		err := g.Tend(ctx)
+		mine, changed := true, (<-chan struct{})(nil)
+		if g.turn != nil {
+			mine, changed = g.turn()
+		}
+		err := g.tendOnce(ctx, mine)
 		if err != nil && ctx.Err() == nil {
 			g.log.WarnContext(ctx, "root keys: not done yet", "error", err)
 		}
 		g.tending.Store(&err)
+		if mine {
+			changed = nil // it sees that it lost the turn when it is next needed
+		}
 		select {
 		case <-tick.C:
 		case <-g.tender:
+		case <-changed:
 		case <-ctx.Done():
 			return nil
 		}
 	}
+}
+
+// tendOnce does what the server is there for whose turn it is; the others say what a shred waits for, as far as they know.
+func (g *Guard) tendOnce(ctx context.Context, mine bool) error {
+	if !mine {
+		f, _, err := g.forgetting(ctx)
+		if err != nil || f.Before == 0 {
+			return err
+		}
+		return g.backupsExpired(ctx, f.Before)
+	}
+	if err := g.schedule(ctx); err != nil {
+		return fmt.Errorf("shred on schedule: %w", err)
+	}
+	return g.Tend(ctx)
+}
+
+// schedule begins a shred when one is due: something was destroyed that is not erased, the last one was asked for long enough ago, and none waits.
+func (g *Guard) schedule(ctx context.Context) error {
+	if g.shredEvery == 0 || g.refuse() != nil {
+		return nil
+	}
+	last, began := g.index.shreds()
+	if last.IsZero() {
+		last = began
+	}
+	if n, _ := g.index.withdrawn(materialPrefix); n == 0 || g.now().Before(last.Add(g.shredEvery)) {
+		return nil
+	}
+	f, _, err := g.forgetting(ctx)
+	if err != nil || f.Before != 0 || len(g.keys.Load().older()) > 0 {
+		return err
+	}
+	_, err = g.Turn(ctx, g.System("schedule", policy.ActShred, policy.Resource{}), true)
+	return err
 }
 
 func (g *Guard) wakeTender() {
@@ -192,6 +276,9 @@ func (g *Guard) Tend(ctx context.Context) error {
 		defer func() { <-g.further }()
 	case <-ctx.Done():
 		return fault.Wrap(fault.Canceled, "root keys", ctx.Err())
+	}
+	if _, err := g.catchUp(ctx, g.keys.Load()); err != nil { // another server may have made another root key
+		return err
 	}
 	if len(g.keys.Load().older()) > 0 {
 		for {
@@ -279,7 +366,11 @@ func (g *Guard) retire(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	maps.Copy(f.Wraps, r.record.Older)
+	for generation, wraps := range r.record.Older {
+		for id, blob := range wraps {
+			f.keep(generation, id, blob)
+		}
+	}
 	rec := r.record
 	rec.Older = nil
 	rec.Tag = rec.tag(r.current.root)
@@ -300,26 +391,21 @@ func (g *Guard) forget(ctx context.Context) error {
 	if r.current.generation < f.Before || len(r.record.Older) > 0 {
 		return fault.New(fault.InUse, "root generation "+number(r.current.generation))
 	}
-	here := map[string]seal.Sealer{}
-	for _, s := range *g.sealers.Load() {
-		here[s.ID()] = s
-	}
-	var failed []error
-	for _, id := range slices.Sorted(maps.Keys(r.record.Wraps)) {
-		failed = append(failed, forgetOne(ctx, id, here[id], f))
-	}
-	if err := errors.Join(failed...); err != nil {
+	asked, gone, err := g.forgetAll(ctx, r, f)
+	if err != nil {
 		return fault.Wrap(fault.GateClosed, "erasure before generation "+number(f.Before), err).WithHint("destroyed versions stay withdrawn, not erased")
 	}
-	detail := map[string]string{"generation": number(f.Before), "sealers": strings.Join(slices.Sorted(maps.Keys(r.record.Wraps)), ", "), "asked_by": f.By}
-	if outside := g.index.outside(r.record.Wraps); len(outside) > 0 {
-		detail["not_asked"] = strings.Join(outside, ", ")
+	detail := map[string]string{"generation": number(f.Before), "sealers": strings.Join(asked, ", "), "asked_by": f.By}
+	if len(gone) > 0 {
+		detail["gone"] = strings.Join(gone, ", ")
 	}
 	for generation := range f.Wraps {
 		if generation < f.Before {
 			delete(f.Wraps, generation)
 		}
 	}
+	_, still := g.index.wrappers(f.Before)
+	maps.DeleteFunc(f.Gone, func(id string, _ time.Time) bool { return !still[id] })
 	f.Before, f.Seal, f.Asked, f.By = 0, 0, time.Time{}, ""
 	value, err := json.Marshal(f)
 	if err != nil {
@@ -332,6 +418,68 @@ func (g *Guard) forget(ctx context.Context) error {
 	}
 	return g.index.wait(ctx, rev)
 }
+
+// forgetAll makes every sealer forget that has wrapped what is to be forgotten, also those that left the wrap set since. gone are those that
+// nobody has any more.
+func (g *Guard) forgetAll(ctx context.Context, r *roots, f forgetting) (asked, gone []string, err error) {
+	here := map[string]seal.Sealer{}
+	for _, s := range *g.sealers.Load() {
+		here[s.ID()] = s
+	}
+	var failed []error
+	ids, _ := g.index.wrappers(f.Before)
+	for _, id := range ids {
+		s := here[id]
+		if _, member := r.record.Wraps[id]; !member {
+			if _, ok := f.Gone[id]; ok {
+				gone = append(gone, id)
+				continue
+			}
+			if former := g.former.Load(); s == nil && former != nil {
+				s = (*former)(id, f.wrapOf(id))
+			}
+			if err := forgetOne(ctx, id, s, f); err != nil {
+				failed = append(failed, fmt.Errorf("%w; it left the wrap set: configure it again until it has forgotten, or, when nobody has it any more: rotor server sealer gone", err))
+			}
+		} else {
+			failed = append(failed, forgetOne(ctx, id, s, f))
+		}
+		asked = append(asked, id)
+	}
+	return asked, gone, errors.Join(failed...)
+}
+
+// SealerGone notes that nobody has a sealer any more that left the wrap set, so that no shred waits for it: a key file or shares that were
+// destroyed. fault.NotFound when it has wrapped nothing that is left, InUse while it is in the set.
+func (g *Guard) SealerGone(ctx context.Context, p *Permit, id string) error {
+	rec, _, err := g.rootNow(ctx)
+	if err != nil {
+		return err
+	}
+	if _, member := rec.Wraps[id]; member {
+		return fault.New(fault.InUse, "sealer "+id).WithHint("it is in the wrap set; remove it first")
+	}
+	if !slices.Contains(g.index.outside(rec.Wraps), id) {
+		return fault.New(fault.NotFound, "sealer "+id).WithHint("rotor server roots lists those that left, as outside")
+	}
+	f, frev, err := g.forgetting(ctx)
+	if err != nil {
+		return err
+	}
+	f.Gone[id] = g.now().UTC()
+	value, err := json.Marshal(f)
+	if err != nil {
+		return fmt.Errorf("encode what to forget: %w", err)
+	}
+	_, err = p.Commit(ctx, []Cond{{Path: forgetPath, Rev: frev}}, []Write{{Path: forgetPath, Value: value}}, map[string]string{"change": "gone", "sealer": id})
+	if err == nil {
+		g.wakeTender()
+	}
+	return err
+}
+
+// SetFormer says how a sealer is found that left the wrap set, by its ID and a wrap that it made, if there is one left; it may return nil.
+func (g *Guard) SetFormer(find func(id string, blob []byte) seal.Sealer) { g.former.Store(&find) }
 
 // forgetOne makes one sealer forget, and tries what it must not open any more.
 func forgetOne(ctx context.Context, id string, s seal.Sealer, f forgetting) error {
@@ -381,7 +529,7 @@ type Roots struct {
 	Generation uint64
 	Older      []uint64 // that records may still be under
 	Sealers    []string // the wrap set
-	Outside    []string // sealers that were in it: nobody has them forget, and who keeps one opens copies of the store from then
+	Outside    []string // sealers that were in it, and that have not forgotten: who keeps one opens copies of the store from then
 	Withdrawn  int      // destroyed materials that are not erased yet
 	Erased     time.Time
 	Asked      time.Time // a shred that is not done; zero: none
@@ -390,13 +538,21 @@ type Roots struct {
 
 // Roots says how far the root keys are.
 func (g *Guard) Roots(ctx context.Context) (Roots, error) {
+	if len(g.Detected()) == 0 {
+		if _, err := g.catchUp(ctx, g.keys.Load()); err != nil { // the wrap set may have changed
+			return Roots{}, err
+		}
+	}
 	r := g.keys.Load()
 	f, _, err := g.forgetting(ctx)
 	if err != nil {
 		return Roots{}, err
 	}
 	out := Roots{Generation: r.current.generation, Older: r.older(), Sealers: slices.Sorted(maps.Keys(r.record.Wraps)), Asked: f.Asked}
-	out.Outside = g.index.outside(r.record.Wraps)
+	out.Outside = slices.DeleteFunc(g.index.outside(r.record.Wraps), func(id string) bool {
+		_, gone := f.Gone[id]
+		return gone
+	})
 	out.Withdrawn, out.Erased = g.index.withdrawn(materialPrefix)
 	if why := g.tending.Load(); why != nil {
 		out.Why = *why

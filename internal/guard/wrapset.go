@@ -350,12 +350,47 @@ func (g *Guard) changeWraps(ctx context.Context, p *Permit, what, id string, edi
 	if len(rec.Older) > 0 { // a sealer that comes now could not open them, and one that goes would stay in them
 		return fault.New(fault.InUse, "wrap set").WithHint("records are being sealed again under a new root key; wait until that is done")
 	}
+	before := maps.Clone(rec.Wraps)
 	if err := edit(&rec); err != nil {
 		return err
 	}
 	detail := map[string]string{"change": what, "sealer": id, "set": strings.Join(slices.Sorted(maps.Keys(rec.Wraps)), ", ")}
-	_, err = p.Commit(ctx, []Cond{{rootPath, rev}}, []Write{{Path: rootPath, Value: rec.encode(g.keys.Load().current.root), plain: true}}, detail)
+	conds := []Cond{{rootPath, rev}}
+	writes := []Write{{Path: rootPath, Value: rec.encode(g.keys.Load().current.root), plain: true}}
+	if f, frev, err := g.leaving(ctx, before, rec); err != nil {
+		return err
+	} else if f != nil {
+		conds, writes = append(conds, Cond{forgetPath, frev}), append(writes, Write{Path: forgetPath, Value: f})
+	}
+	_, err = p.Commit(ctx, conds, writes, detail)
 	return err
+}
+
+// leaving keeps the wraps of sealers that leave the wrap set, which a shred has to make forget; one that comes is not gone any more. nil:
+// nobody leaves.
+func (g *Guard) leaving(ctx context.Context, before map[string][]byte, rec rootRecord) (value []byte, rev store.Rev, err error) {
+	f, rev, err := g.forgetting(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	changed := false
+	for id, blob := range before {
+		if _, stays := rec.Wraps[id]; !stays {
+			f.keep(rec.root(), id, blob)
+			changed = true
+		}
+	}
+	for id := range rec.Wraps {
+		if _, gone := f.Gone[id]; gone {
+			delete(f.Gone, id)
+			changed = true
+		}
+	}
+	if !changed {
+		return nil, 0, nil
+	}
+	value, err = json.Marshal(f)
+	return value, rev, err
 }
 
 // SetSealers follows a change of the wrap set: these are who can be asked from now on.

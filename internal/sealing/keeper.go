@@ -81,6 +81,15 @@ func (k *Keeper) Opened(g *guard.Guard) {
 	defer k.mu.Unlock()
 	k.guard, k.since, k.why = g, k.Now(), ""
 	k.clear()
+	g.SetFormer(k.former)
+}
+
+// former makes a sealer that left the wrap set; nil when the configuration does not name it and its wrap does not say what it is.
+func (k *Keeper) former(id string, blob []byte) seal.Sealer {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	s, _ := Members(map[string][]byte{id: blob}, k.Named).find(id)
+	return s
 }
 
 // expire forgets shares that have been there for too long. Call with mu held.
@@ -336,7 +345,7 @@ func (k *Keeper) SetNamed(named map[string]seal.Sealer) {
 	k.guard.SetSealers(k.set.Sealers())
 }
 
-// Change adds, removes or rotates a member of the wrap set. sealer is a specification of New without shares, or an ID. fault.Invalid,
+// Change adds, removes or rotates a member of the wrap set, or notes that nobody has one any more that left it. sealer is a specification of New without shares, or an ID. fault.Invalid,
 // NotFound, Exists, InUse, Unavailable, Conflict, Denied.
 func (k *Keeper) Change(ctx context.Context, c policy.Caller, change, sealer string) error {
 	g := k.opened()
@@ -354,10 +363,13 @@ func (k *Keeper) Change(ctx context.Context, c policy.Caller, change, sealer str
 		return err
 	}
 	set := k.refresh(now.Wraps)
-	if change == "remove" {
+	if change == "remove" || change == "gone" {
 		id := sealer
 		if s := k.Named[sealer]; s != nil {
 			id = s.ID()
+		}
+		if change == "gone" {
+			return g.SealerGone(ctx, permit, id)
 		}
 		return k.changed(ctx, g, g.RemoveSealer(ctx, permit, id, set.Sealers()))
 	}
@@ -376,7 +388,7 @@ func (k *Keeper) Change(ctx context.Context, c policy.Caller, change, sealer str
 	case "rotate":
 		return k.changed(ctx, g, g.RotateSealer(ctx, permit, s))
 	}
-	return fault.New(fault.Invalid, "change").WithHint("add, remove or rotate")
+	return fault.New(fault.Invalid, "change").WithHint("add, remove, rotate or gone")
 }
 
 // changed follows a change that came through.
