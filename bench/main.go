@@ -42,6 +42,7 @@ type options struct {
 	only   string
 
 	watchers int
+	profiles string // directory for profiles of the watchers' server; empty: none
 }
 
 // part is a group of rows.
@@ -67,6 +68,9 @@ func run(ctx context.Context, args []string) (err error) {
 	if len(args) == 3 && args[0] == childWord {
 		return child(ctx, args[1], args[2])
 	}
+	if len(args) == 1 && args[0] == bareWord {
+		return bareServer(ctx)
+	}
 	var o options
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.StringVar(&o.out, "out", "bench-report.json", "the report")
@@ -74,6 +78,7 @@ func run(ctx context.Context, args []string) (err error) {
 	f.StringVar(&o.only, "only", "", "comma-separated parts: files, rewrap, fields, memory, store, postgres, etcd, watchers, fleet; empty: all")
 	f.StringVar(&o.rotor, "rotor", "", "the rotor command; empty: no watchers")
 	f.IntVar(&o.watchers, "watchers", 10_000, "instances that watch, each with its own connection")
+	f.StringVar(&o.profiles, "profiles", "", "directory for profiles of the server that has the watchers; empty: none")
 	f.IntVar(&o.rounds, "rounds", 9, "rounds of each measurement")
 	f.Int64Var(&o.size, "size", 256<<20, "bytes of the file that is decrypted")
 	f.Int64Var(&o.large, "large", 2<<30, "bytes of the file that is not held in memory")

@@ -8,6 +8,7 @@ import (
 	"crypto/hmac"
 	"crypto/hpke"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -114,22 +115,60 @@ func NewSender(a Address, public []byte, sign func(body []byte) (Signature, erro
 	return &Sender{address: a, public: public, sign: sign}
 }
 
+// Encoded is a snapshot as it stands in the parcels of all streams, so that it is encoded once.
+type Encoded struct {
+	keyring.Snapshot
+	text []byte
+}
+
+// Encode encodes a snapshot.
+func Encode(s keyring.Snapshot) (Encoded, error) {
+	b, err := json.Marshal(s)
+	if err != nil {
+		return Encoded{}, fmt.Errorf("encode snapshot of %s: %w", s.Name, err)
+	}
+	return Encoded{s, b}, nil
+}
+
 // Pack makes the next parcel of the stream. They have to arrive in their order, so after an error the stream has to end. Without
 // materials nothing is sealed. fault.Invalid.
-func (d *Sender) Pack(s keyring.Snapshot, m Materials, now time.Time) (Parcel, error) {
-	b := Body{Address: d.address, Issued: now, Snapshot: s}
-	p, err := d.seal(s, m)
+func (d *Sender) Pack(s Encoded, m Materials, now time.Time) (Parcel, error) {
+	p, err := d.seal(s.Snapshot, m)
 	if err != nil {
 		return Parcel{}, err
 	}
+	var sealed []byte
 	if len(m) > 0 {
-		b.Sealed = sealedHash(p)
+		sealed = sealedHash(p)
 	}
-	if p.Body, err = json.Marshal(b); err != nil {
-		return Parcel{}, fmt.Errorf("encode snapshot of %s: %w", s.Name, err)
+	if p.Body, err = d.body(s, now, sealed); err != nil {
+		return Parcel{}, err
 	}
 	p.Signature, err = d.sign(p.Body)
 	return p, err
+}
+
+// body is the encoding of a Body, put together from what is the same for all streams and what is not.
+func (d *Sender) body(s Encoded, now time.Time, sealed []byte) ([]byte, error) {
+	head, err := json.Marshal(d.address)
+	if err != nil {
+		return nil, fmt.Errorf("encode address of %s: %w", d.address.Instance, err)
+	}
+	issued, err := now.MarshalJSON()
+	if err != nil {
+		return nil, fmt.Errorf("encode time: %w", err)
+	}
+	b := make([]byte, 0, len(head)+len(s.text)+160)
+	b = append(b, head[:len(head)-1]...)
+	b = append(append(b, `,"issued":`...), issued...)
+	b = append(append(b, `,"snapshot":`...), s.text...)
+	b = append(b, `,"sealed":`...)
+	if sealed == nil {
+		b = append(b, "null"...)
+	} else {
+		b = append(base64.StdEncoding.AppendEncode(append(b, '"'), sealed), '"')
+	}
+	return append(b, '}'), nil
 }
 
 func (d *Sender) seal(s keyring.Snapshot, m Materials) (p Parcel, err error) {
@@ -144,6 +183,7 @@ func (d *Sender) seal(s keyring.Snapshot, m Materials) (p Parcel, err error) {
 		if p.Encapsulated, d.context, err = hpke.NewSender(pk, hpke.HKDFSHA256(), hpke.AES256GCM(), info(d.address)); err != nil {
 			return p, fmt.Errorf("seal delivery to %s: %w", d.address.Instance, err)
 		}
+		d.public = nil // it is not needed again, and there are many streams
 	}
 	plain := encode(m)
 	p.Sealed, err = d.context.Seal(label(s), plain)

@@ -72,7 +72,7 @@ func private(t testing.TB) delivery.Private {
 
 func pack(t testing.TB, s server, a delivery.Address, p delivery.Private) delivery.Parcel {
 	t.Helper()
-	out, err := delivery.NewSender(a, p.Public(), delivery.NewSigner(s.sign).Sign).Pack(snapshot(), materials(), time.Unix(1, 0).UTC())
+	out, err := delivery.NewSender(a, p.Public(), delivery.NewSigner(s.sign).Sign).Pack(encoded(snapshot()), materials(), time.Unix(1, 0).UTC())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -253,7 +253,7 @@ func TestCheckPublic(t *testing.T) {
 		if err := delivery.CheckPublic(b); fault.CodeOf(err) != fault.Invalid {
 			t.Errorf("%d bytes: %v", len(b), err)
 		}
-		if _, err := delivery.NewSender(address("a"), b, delivery.NewSigner(newServer().sign).Sign).Pack(snapshot(), materials(), time.Now()); fault.CodeOf(err) != fault.Invalid {
+		if _, err := delivery.NewSender(address("a"), b, delivery.NewSigner(newServer().sign).Sign).Pack(encoded(snapshot()), materials(), time.Now()); fault.CodeOf(err) != fault.Invalid {
 			t.Errorf("packed to %d bytes: %v", len(b), err)
 		}
 	}
@@ -281,4 +281,61 @@ func FuzzUnpack(f *testing.F) {
 			t.Errorf("opened foreign material for %s", got.Name)
 		}
 	})
+}
+
+func encoded(s keyring.Snapshot) delivery.Encoded {
+	e, err := delivery.Encode(s)
+	if err != nil {
+		panic(err) // a snapshot always encodes
+	}
+	return e
+}
+
+// TestBodyIsItsEncoding: a body that is put together for each stream is what encoding/json would have made of it.
+func TestBodyIsItsEncoding(t *testing.T) {
+	p, err := delivery.NewPrivate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range []delivery.Materials{nil, materials()} {
+		out, err := delivery.NewSender(address("a"), p.Public(), delivery.NewSigner(newServer().sign).Sign).Pack(encoded(snapshot()), m, time.Unix(1, 5).UTC())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var b delivery.Body
+		if err := json.Unmarshal(out.Body, &b); err != nil {
+			t.Fatal(err)
+		}
+		want, err := json.Marshal(b)
+		if err != nil || string(out.Body) != string(want) {
+			t.Errorf("%s\nwant %s, %v", out.Body, want, err)
+		}
+		if d := cmp.Diff(delivery.Body{Address: address("a"), Issued: time.Unix(1, 5).UTC(), Snapshot: snapshot(), Sealed: b.Sealed}, b); d != "" || (len(b.Sealed) > 0) != (m != nil) {
+			t.Error(d)
+		}
+	}
+}
+
+// TestAllocationsOfAParcel bounds what one of ten thousand parcels of an update costs beside its signature.
+func TestAllocationsOfAParcel(t *testing.T) {
+	p, err := delivery.NewPrivate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	unsigned := func([]byte) (delivery.Signature, error) { return delivery.Signature{}, nil }
+	s, m, now := encoded(snapshot()), materials(), time.Unix(1, 0).UTC()
+	for name, c := range map[string]struct {
+		m    delivery.Materials
+		most float64
+	}{"public": {nil, 8}, "sealed": {m, 40}} {
+		sender := delivery.NewSender(address("a"), p.Public(), unsigned)
+		n := testing.AllocsPerRun(100, func() {
+			if _, err := sender.Pack(s, c.m, now); err != nil {
+				t.Fatal(err)
+			}
+		})
+		if t.Logf("%s: %v allocations", name, n); n > c.most {
+			t.Errorf("%s: %v allocations, at most %v", name, n, c.most)
+		}
+	}
 }

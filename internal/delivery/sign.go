@@ -65,7 +65,9 @@ func (s *Signer) take() []*request {
 	defer s.mu.Unlock()
 	n := min(len(s.queue), maxBatch)
 	batch := s.queue[:n:n]
-	s.queue = s.queue[n:]
+	if s.queue = s.queue[n:]; len(s.queue) == 0 {
+		s.queue = nil // and what is in the array
+	}
 	s.busy = n > 0
 	return batch
 }

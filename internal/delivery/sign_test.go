@@ -35,7 +35,7 @@ func TestBatches(t *testing.T) {
 			all.Go(func() {
 				sign := func(body []byte) (delivery.Signature, error) { packed.Done(); return signer.Sign(body) }
 				var err error
-				if parcels[i], err = delivery.NewSender(addresses[i], p.Public(), sign).Pack(snapshot(), nil, time.Unix(1, 0)); err != nil {
+				if parcels[i], err = delivery.NewSender(addresses[i], p.Public(), sign).Pack(encoded(snapshot()), nil, time.Unix(1, 0)); err != nil {
 					t.Error(err)
 				}
 			})
@@ -65,7 +65,7 @@ func TestSequence(t *testing.T) {
 	for i := range 3 {
 		snap := snapshot()
 		snap.Epoch.Counter += uint64(i)
-		in, err := sender.Pack(snap, materials(), time.Unix(1, 0))
+		in, err := sender.Pack(encoded(snap), materials(), time.Unix(1, 0))
 		if err != nil {
 			t.Fatal(err)
 		}

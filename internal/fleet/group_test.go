@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -355,5 +356,46 @@ func TestReconnectKeepsTheProcess(t *testing.T) {
 				t.Errorf("%s got %+v, %v", p.address.Instance, got, err)
 			}
 		}
+	})
+}
+
+// TestMemoryOfASession bounds what the server keeps of each quiet process in this room: it has ten thousand.
+func TestMemoryOfASession(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		const n, bound = 300, 4 << 10
+		names := []string{"a", "b", "c", "d", "e", "f"}
+		for _, name := range names {
+			w.create(name, keyring.Block)
+		}
+		all := w.crowd(n)
+		heap := func() uint64 {
+			var m runtime.MemStats
+			for range 2 { // the second takes what the first has found in pools
+				runtime.GC()
+			}
+			runtime.ReadMemStats(&m)
+			return m.HeapAlloc
+		}
+		if failed := everybody(all, func(p *process) error { return p.joins(t.Context(), names...) }); len(failed) > 0 {
+			t.Fatal(failed)
+		}
+		for _, p := range all {
+			for range names {
+				if _, ok, err := p.session.Poll(t.Context()); !ok || err != nil {
+					t.Fatal(ok, err)
+				}
+			}
+		}
+		with := heap()
+		for _, p := range all {
+			p.session.Close(t.Context(), false)
+			p.session = nil
+		}
+		if each := (int(with) - int(heap())) / n; each > bound {
+			t.Errorf("%d bytes for each session, at most %d", each, bound)
+		} else {
+			t.Logf("%d bytes for each session", each)
+		}
+		runtime.KeepAlive(all)
 	})
 }

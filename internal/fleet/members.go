@@ -325,8 +325,8 @@ func (f *Fleet) bump() (guard.Cond, guard.Write) {
 // whole gives a change of the membership the time that it needs, whatever becomes of who asked for it, but not past the server's end.
 func (f *Fleet) whole(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTime)
-	context.AfterFunc(f.life, cancel)
-	return ctx, cancel
+	forget := context.AfterFunc(f.life, cancel) // without which life, that is long, would keep it
+	return ctx, func() { forget(); cancel() }
 }
 
 // find copies a member as memory has it; nil when there is none.

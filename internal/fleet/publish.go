@@ -3,7 +3,6 @@ package fleet
 import (
 	"context"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 
@@ -48,11 +47,17 @@ func (f *Fleet) holders(id keyring.KeyID) []*Session {
 // publish audits the release of material that is new to the sessions, in entries of some instances each, and then puts the snapshot into their boxes.
 // What could not be audited is not sent, and tried again.
 func (f *Fleet) publish(ctx context.Context, k keyring.Key, to []*Session, asked bool) {
+	n, err := newsOf(k)
+	if err != nil {
+		f.Log.ErrorContext(ctx, "key not sent", "key", k.Name, "error", err)
+		return
+	}
 	var release []string
-	fresh := map[*Session]map[uint32]bool{}
+	live := n.live()
+	fresh := map[*Session][]uint32{}
 	for _, s := range to {
-		if n := s.missing(k); len(n) > 0 {
-			fresh[s] = n
+		if lacks := s.missing(k.ID, live); len(lacks) > 0 {
+			fresh[s] = lacks
 			release = append(release, s.address.Instance)
 		}
 	}
@@ -66,7 +71,7 @@ func (f *Fleet) publish(ctx context.Context, k keyring.Key, to []*Session, asked
 		}
 	}
 	for _, s := range to {
-		s.post(k, fresh[s], asked)
+		s.post(n, fresh[s], asked)
 	}
 }
 
@@ -98,37 +103,36 @@ func (f *Fleet) resend(ctx context.Context) {
 	}
 }
 
-// missing returns the live versions whose material the session has not got.
-func (s *Session) missing(k keyring.Key) map[uint32]bool {
-	if k.Custody != keyring.CustodyFleet {
+// missing returns those of some versions whose material the session has not got.
+func (s *Session) missing(id keyring.KeyID, live []uint32) []uint32 {
+	if len(live) == 0 {
 		return nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	need := map[uint32]bool{}
-	for _, v := range k.Snapshot().Versions {
-		if v.Live() && !s.delivered[k.ID][v.Number] {
-			need[v.Number] = true
-		}
+	has := s.line(id).delivered
+	if len(has) == 0 {
+		return live
 	}
-	return need
+	return slices.DeleteFunc(slices.Clone(live), func(n uint32) bool { return slices.Contains(has, n) })
 }
 
-// post puts a snapshot into the box, over an older one. What was sent already is sent again only if the process asked.
-func (s *Session) post(k keyring.Key, released map[uint32]bool, asked bool) {
+// post puts a key into the box, over an older one. What was sent already is sent again only if the process asked.
+func (s *Session) post(n *news, released []uint32, asked bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	o := s.box[k.ID]
-	if sent, ok := s.sent[k.ID]; ok && o == nil && (k.Epoch.Less(sent) || !asked && k.Epoch == sent) {
+	l, k := s.line(n.key.ID), n.key
+	if l.told && l.out == nil && (k.Epoch.Less(l.sent) || !asked && k.Epoch == l.sent) {
 		return
 	}
-	if o == nil {
-		o = &outgoing{released: map[uint32]bool{}}
-		s.box[k.ID] = o
+	switch {
+	case l.out == nil:
+		l.out = &outgoing{n, released}
+	default:
+		if !k.Epoch.Less(l.out.key.Epoch) {
+			l.out.news = n
+		}
+		l.out.released = append(slices.Clip(l.out.released), released...) // they may be of all sessions
 	}
-	if !k.Epoch.Less(o.key.Epoch) {
-		o.key = k
-	}
-	maps.Copy(o.released, released)
 	s.poke()
 }

@@ -72,20 +72,51 @@ type Session struct {
 
 	heard time.Time // of the last lease request, or the start. Guarded by fleet.mu
 
-	mu        sync.Mutex // guards what follows; taken after fleet.mu
-	why       error      // why done was closed
-	lease     *Lease     // latest only
-	refused   []Refused
-	box       map[keyring.KeyID]*outgoing // latest only
-	sent      map[keyring.KeyID]keyring.Epoch
-	delivered map[keyring.KeyID]map[uint32]bool
-	dropping  map[keyring.KeyID]bool // that this server takes away itself
+	mu      sync.Mutex // guards what follows; taken after fleet.mu
+	why     error      // why done was closed
+	attend  func()     // nil: nobody wants to be told of news
+	lease   *Lease     // latest only
+	refused []Refused
+	keys    map[keyring.KeyID]*line
 }
 
-// outgoing is a snapshot to be sent, with the versions whose release is audited already.
+// line is what the session knows of one key. Ten thousand sessions have some each.
+type line struct {
+	out       *outgoing     // to be sent; latest only
+	sent      keyring.Epoch // the last one
+	delivered []uint32      // versions whose material was sent
+	told      bool          // sent says something
+	dropping  bool          // this server itself takes the key away
+}
+
+// outgoing is a key to be sent, with the versions whose release is audited already.
 type outgoing struct {
-	key      keyring.Key
-	released map[uint32]bool
+	*news
+	released []uint32
+}
+
+// news is a key with what is the same for all its holders.
+type news struct {
+	key  keyring.Key
+	text delivery.Encoded
+}
+
+func newsOf(k keyring.Key) (*news, error) {
+	e, err := delivery.Encode(k.Snapshot())
+	return &news{k, e}, err
+}
+
+// live lists the versions whose material a holder has.
+func (n *news) live() (all []uint32) {
+	if n.key.Custody != keyring.CustodyFleet {
+		return nil
+	}
+	for _, v := range n.text.Versions {
+		if v.Live() {
+			all = append(all, v.Number)
+		}
+	}
+	return all
 }
 
 // Connect starts a session. A newer process of an instance replaces the older one, unless the older one's stream is alive.
@@ -104,7 +135,7 @@ func (f *Fleet) Connect(ctx context.Context, c policy.Caller, h Hello) (*Session
 		fleet: f, caller: c, namespace: h.Namespace,
 		address: delivery.Address{Cluster: f.cluster, Instance: c.Instance, Incarnation: h.Incarnation, Session: h.Session},
 		wake:    make(chan struct{}, 1), done: make(chan struct{}),
-		box: map[keyring.KeyID]*outgoing{}, sent: map[keyring.KeyID]keyring.Epoch{}, delivered: map[keyring.KeyID]map[uint32]bool{}, dropping: map[keyring.KeyID]bool{},
+		keys: map[keyring.KeyID]*line{},
 	}
 	s.parcels = delivery.NewSender(s.address, h.Public, f.signer.Sign)
 	asked := ctx
@@ -332,18 +363,24 @@ func (s *Session) join(ctx context.Context, ids []keyring.KeyID) ([]keyring.Key,
 func (s *Session) dropped(id keyring.KeyID) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.dropping[id]
+	return s.line(id).dropping
 }
 
 // drops notes whether this server takes a key from the session.
 func (s *Session) drops(id keyring.KeyID, now bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if now {
-		s.dropping[id] = true
-	} else {
-		delete(s.dropping, id)
+	s.line(id).dropping = now
+}
+
+// line finds or makes what is known of a key. Call with mu held.
+func (s *Session) line(id keyring.KeyID) *line {
+	l := s.keys[id]
+	if l == nil {
+		l = &line{}
+		s.keys[id] = l
 	}
+	return l
 }
 
 // member copies the session's member, as long as the session is the instance's.
@@ -382,8 +419,8 @@ func (s *Session) refuse(k keyring.Key, name string, why error) error {
 		return fault.New(fault.TooLarge, "refused keys of instance "+s.address.Instance)
 	}
 	s.refused = append(s.refused, Refused{name, why})
-	delete(s.box, k.ID)
-	delete(s.delivered, k.ID) // if it may hold the key again, it gets everything again
+	l := s.line(k.ID)
+	l.out, l.delivered = nil, nil // if it may hold the key again, it gets everything again
 	s.poke()
 	return nil
 }
@@ -406,11 +443,23 @@ func (s *Session) drop(id keyring.KeyID) error {
 	})
 }
 
+// poke tells that there may be something to send. Call with mu held.
 func (s *Session) poke() {
 	select {
 	case s.wake <- struct{}{}:
 	default:
 	}
+	if s.attend != nil {
+		s.attend()
+	}
+}
+
+// Attend makes f be called whenever Poll may have something. f must not block, and use no method of the session.
+func (s *Session) Attend(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.attend = f
+	f()
 }
 
 // Beat notes a lease request and answers it. In fence mode a key is left out while the process is behind its distribution. A server whose
@@ -438,8 +487,8 @@ func (s *Session) Beat(beat uint64) {
 	}
 	f.mu.Unlock()
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.lease = l
-	s.mu.Unlock()
 	s.poke()
 }
 
@@ -494,18 +543,31 @@ func (s *Session) Acknowledge(ctx context.Context, a Ack) error {
 // Next returns the next message to send. It blocks until there is one, ctx ends, or the fleet ended the session.
 func (s *Session) Next(ctx context.Context) (Down, error) {
 	for {
-		if d, ok, err := s.take(ctx); ok || err != nil {
+		if d, ok, err := s.Poll(ctx); ok || err != nil {
 			return d, err
 		}
 		select {
 		case <-s.wake:
 		case <-s.done:
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			return Down{}, s.why
 		case <-ctx.Done():
 			return Down{}, fault.Wrap(fault.Canceled, "", ctx.Err())
 		}
+	}
+}
+
+// Poll returns the next message to send, if there is one. When the fleet has ended the session it fails, after the last message.
+func (s *Session) Poll(ctx context.Context) (Down, bool, error) {
+	d, ok, err := s.take(ctx)
+	if ok || err != nil {
+		return d, ok, err
+	}
+	select {
+	case <-s.done:
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return Down{}, false, s.why
+	default:
+		return Down{}, false, nil
 	}
 }
 
@@ -522,8 +584,12 @@ func (s *Session) take(ctx context.Context) (Down, bool, error) {
 		s.mu.Unlock()
 		return Down{Refused: &r}, true, nil
 	}
-	for id, o := range s.box {
-		delete(s.box, id)
+	for _, line := range s.keys {
+		o := line.out
+		if o == nil {
+			continue
+		}
+		line.out = nil
 		s.mu.Unlock()
 		p, err := s.pack(ctx, o)
 		if err != nil {
@@ -539,31 +605,33 @@ func (s *Session) take(ctx context.Context) (Down, bool, error) {
 
 // pack makes the parcel, outside of all locks.
 func (s *Session) pack(ctx context.Context, o *outgoing) (delivery.Parcel, error) {
-	m := delivery.Materials{}
-	snap := o.key.Snapshot()
-	for _, v := range snap.Versions {
-		if !v.Live() || !o.released[v.Number] {
+	var m delivery.Materials
+	for _, n := range o.live() {
+		if !slices.Contains(o.released, n) {
 			continue
 		}
-		b, err := s.fleet.Keys.Material(ctx, o.key, v.Number)
+		b, err := s.fleet.Keys.Material(ctx, o.key, n)
 		if err != nil {
 			return delivery.Parcel{}, fmt.Errorf("open material for %s: %w", s.address.Instance, err)
 		}
-		m[v.Number] = b
+		if m == nil {
+			m = delivery.Materials{}
+		}
+		m[n] = b
 	}
-	p, err := s.parcels.Pack(snap, m, s.fleet.Now().UTC())
+	p, err := s.parcels.Pack(o.text, m, s.fleet.Now().UTC())
 	if err != nil {
 		return p, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.delivered[o.key.ID] == nil {
-		s.delivered[o.key.ID] = map[uint32]bool{}
-	}
+	l := s.line(o.key.ID)
 	for n := range m {
-		s.delivered[o.key.ID][n] = true
+		if !slices.Contains(l.delivered, n) {
+			l.delivered = append(l.delivered, n)
+		}
 	}
-	s.sent[o.key.ID] = o.key.Epoch
+	l.sent, l.told = o.key.Epoch, true
 	return p, nil
 }
 
@@ -622,9 +690,10 @@ func (f *Fleet) away(_ context.Context, s *Session) error {
 func (f *Fleet) end(s *Session, why error) {
 	s.once.Do(func() {
 		s.mu.Lock()
+		defer s.mu.Unlock()
 		s.why = why
-		s.mu.Unlock()
 		close(s.done)
+		s.poke()
 	})
 	if f.sessions[s.address.Instance] == s {
 		delete(f.sessions, s.address.Instance)

@@ -2,6 +2,18 @@ package fleet
 
 import "github.com/rotorkms/rotor/internal/keyring"
 
+// Lags says whether a holder of a key has not acknowledged an epoch. It stops at the first.
+func (f *Fleet) Lags(id keyring.KeyID, epoch keyring.Epoch) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, m := range f.members {
+		if acked, ok := m.Keys[id]; ok && acked.Less(epoch) {
+			return true
+		}
+	}
+	return false
+}
+
 // Tally counts the holders of one key.
 type Tally struct {
 	Holders, Behind int // Behind: those of them that have not acknowledged the epoch asked for

@@ -83,8 +83,7 @@ func (l *Loop) Run(ctx context.Context) error {
 			}
 		case <-clock.C:
 			for _, k := range l.KMS.Keys() {
-				members, _ := l.Fleet.Members(k.ID)
-				if step, _ := rotation.Next(k, members, l.Now()); step != rotation.StepNone {
+				if step, _ := rotation.Next(k, nil, l.Now()); step != rotation.StepNone { // whether there is one depends on no member
 					l.look(ctx, k.ID)
 				}
 			}
@@ -118,6 +117,9 @@ var errNothing = errors.New("rollout: nothing to do")
 func (l *Loop) step(ctx context.Context, id keyring.KeyID) (again bool, err error) {
 	k, ok := l.KMS.Key(id)
 	if !ok {
+		return false, nil
+	}
+	if l.waits(k) {
 		return false, nil
 	}
 	members, cond := l.Fleet.Members(id)
@@ -163,6 +165,15 @@ func (l *Loop) step(ctx context.Context, id keyring.KeyID) (again bool, err erro
 		return false, nil
 	}
 	return err == nil, err
+}
+
+// waits says whether a rotation waits for members that are not fenced. It is asked with every acknowledgement, of ten thousand members too.
+func (l *Loop) waits(k keyring.Key) bool {
+	v, err := k.Version(k.Target)
+	if err != nil || v.Phase == keyring.PhaseStaged || rotation.Emergency(k) || k.Rotation.Defaults().Silence == keyring.Fence {
+		return false
+	}
+	return l.Fleet.Lags(k.ID, v.Distributed)
 }
 
 // lead says whether this server takes steps, and under which condition.

@@ -289,6 +289,7 @@ func (s *Server) serve(ctx, run context.Context, group *errgroup.Group, sealer s
 	if err := s.settled(run); err != nil {
 		return errors.Join(err, s.listener.Close())
 	}
+	group.Go(func() error { return s.trim(run) })
 	group.Go(func() error { return s.http.Serve(s.listener) })
 	if s.public != nil {
 		group.Go(func() error { return s.http.Serve(s.public) })

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"time"
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/policy"
@@ -36,20 +37,25 @@ func newCallers() *callers {
 	return &callers{open: map[net.Conn]string{}, loads: map[string]*load{}, streams: map[*context.CancelFunc]policy.Caller{}}
 }
 
-// connState counts connections; those beyond the limit are closed before anything is read of them.
-func (s *callers) connState(c net.Conn, state http.ConnState) {
+// counts takes a new connection, unless there are too many.
+func (s *callers) counts(c net.Conn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	switch state {
-	case http.StateNew:
-		if len(s.open) >= maxConnections {
-			abort(c)
-			return
-		}
-		s.open[c] = ""
-	case http.StateClosed, http.StateHijacked:
-		delete(s.open, c)
+	if len(s.open) >= maxConnections {
+		return false
 	}
+	s.open[c] = ""
+	return true
+}
+
+// connState follows connections to their end.
+func (s *callers) connState(c net.Conn, state http.ConnState) {
+	if state != http.StateClosed && state != http.StateHijacked {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.open, c)
 }
 
 // abort closes a connection without the farewell of TLS, which can block.
@@ -60,13 +66,14 @@ func abort(c net.Conn) {
 	_ = c.Close() // it is given up
 }
 
-// enter counts a request until leave is called. The context of a stream ends when the server drains. fault.Unavailable.
-func (s *callers) enter(ctx context.Context, c policy.Caller, address string, stream bool) (_ context.Context, leave func(), err error) {
+// enter counts a request until leave is called. The context of a stream ends when the server drains, and at its end, if it has one.
+// fault.Unavailable.
+func (s *callers) enter(ctx context.Context, c policy.Caller, address string, stream bool, end time.Duration) (_ context.Context, cancel, leave func(), err error) {
 	name := c.Name
 	if c.IsZero() {
 		name = "stranger at " + address
 	}
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, stop := bounded(ctx, end)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	conn, _ := ctx.Value(connKey{}).(net.Conn)
@@ -86,23 +93,31 @@ func (s *callers) enter(ctx context.Context, c policy.Caller, address string, st
 		n, most = &l.streams, maxOpen
 	}
 	if *n >= most || stream && s.draining {
-		cancel()
-		return ctx, nil, fault.New(fault.Unavailable, "server").WithHint("at most %d at a time for one caller, and none while the server stops", most)
+		stop()
+		return ctx, nil, nil, fault.New(fault.Unavailable, "server").WithHint("at most %d at a time for one caller, and none while the server stops", most)
 	}
 	*n++
 	if stream {
-		s.streams[&cancel] = c
+		s.streams[&stop] = c
 	}
-	return ctx, func() {
-		cancel()
+	return ctx, stop, func() {
+		stop()
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		*n--
-		delete(s.streams, &cancel)
+		delete(s.streams, &stop)
 		if l.requests+l.streams == 0 && s.loads[name] == l {
 			delete(s.loads, name)
 		}
 	}, nil
+}
+
+// bounded is a context that ends after a time, if there is one.
+func bounded(ctx context.Context, end time.Duration) (context.Context, context.CancelFunc) {
+	if end == 0 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeout(ctx, end)
 }
 
 // drain ends all streams and lets no new one begin.

@@ -97,7 +97,7 @@ func (b *buckets) drop(now time.Time) {
 }
 
 // admit counts a request of a caller, or a login from an address. fault.RateLimited.
-func (l *limiter) admit(p peer, path string) error {
+func (l *limiter) admit(p *peer, path string) error {
 	switch {
 	case !p.caller.IsZero():
 		return l.callers.take(p.caller.Name, "requests of "+p.caller.Name, l.now())
@@ -122,7 +122,7 @@ func network(address string) string {
 
 // EnterNamespace counts a request about keys of a namespace. fault.RateLimited.
 func EnterNamespace(ctx context.Context, namespace string) error {
-	p, ok := ctx.Value(peerKey{}).(peer)
+	p, ok := ctx.Value(peerKey{}).(*peer)
 	if !ok || p.limits == nil {
 		return nil
 	}

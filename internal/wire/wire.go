@@ -86,6 +86,8 @@ type Server struct {
 	callers *callers
 	limits  atomic.Pointer[limiter]
 	request time.Duration // that one may take, but for streams
+	greet   time.Duration // that a TLS connection may take to be made
+	log     *slog.Logger
 }
 
 // times bound what a client may take its time for. Tests have shorter ones.
@@ -99,7 +101,7 @@ func NewServer(c Config) *Server {
 }
 
 func newServer(c Config, t times) *Server {
-	s := &Server{callers: newCallers(), request: t.request}
+	s := &Server{callers: newCallers(), request: t.request, greet: t.header, log: c.Log}
 	s.limits.Store(newLimiter(c.Limits, c.Now))
 	s.http = &http.Server{
 		TLSConfig: c.TLS, Handler: s.authenticate(c), ReadHeaderTimeout: t.header, IdleTimeout: t.idle,
@@ -113,7 +115,7 @@ func newServer(c Config, t times) *Server {
 
 // Serve answers until Shutdown, and then returns nil.
 func (s *Server) Serve(l net.Listener) error {
-	if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	if err := s.http.Serve(s.greeter(l)); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve: %w", err)
 	}
 	return nil
@@ -152,8 +154,9 @@ type peer struct {
 	until       time.Time         // when what it showed ends
 	certificate *x509.Certificate // nil when it showed a session
 	address     string            // without the port
-	state       tls.ConnectionState
+	state       *tls.ConnectionState
 	control     *http.ResponseController
+	cancel      func() // ends its context
 	limits      *limiter
 	outcome     *atomic.Pointer[fault.Code] // nil inside: ok
 }
@@ -173,17 +176,18 @@ func (s *Server) authenticate(c Config) http.Handler {
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		began, stream := time.Now(), slices.Contains(streams, r.URL.Path)
-		p, err := identify(c, w, r)
+		var p *peer
+		var err error
+		if stream {
+			Aside(func() { p, err = identify(c, w, r) })
+		} else {
+			p, err = identify(c, w, r)
+		}
 		ctx := context.WithValue(r.Context(), outcomeKey{}, p.outcome)
 		if c.Observe != nil {
 			defer func() { c.Observe(r, p.code(), time.Since(began), stream) }()
 		}
-		switch {
-		case err == nil && stream:
-			var cancel context.CancelFunc
-			ctx, cancel = context.WithTimeout(ctx, p.until.Sub(c.Now()))
-			defer cancel()
-		case err != nil && !slices.Contains(open, r.URL.Path):
+		if err != nil && !slices.Contains(open, r.URL.Path) {
 			deny(ctx, w, r, writer, err)
 			return
 		}
@@ -192,12 +196,17 @@ func (s *Server) authenticate(c Config) http.Handler {
 			deny(ctx, w, r, writer, err)
 			return
 		}
-		ctx, leave, err := s.callers.enter(ctx, p.caller, p.address, stream)
+		var end time.Duration // of what was shown; 0: nothing was
+		if err == nil && stream {
+			end = max(p.until.Sub(c.Now()), 1)
+		}
+		ctx, cancel, leave, err := s.callers.enter(ctx, p.caller, p.address, stream, end)
 		if err != nil {
 			deny(ctx, w, r, writer, err)
 			return
 		}
 		defer leave()
+		p.cancel = cancel
 		if err := s.limit(w, r, p, stream); err != nil {
 			deny(ctx, w, r, writer, err)
 			return
@@ -207,12 +216,12 @@ func (s *Server) authenticate(c Config) http.Handler {
 }
 
 // identify names who sent a request. A session, where one is shown, counts alone: a certificate beside it makes nobody of a wrong one.
-func identify(c Config, w http.ResponseWriter, r *http.Request) (peer, error) {
-	p := peer{control: http.NewResponseController(w), address: host(r.RemoteAddr), outcome: new(atomic.Pointer[fault.Code])}
+func identify(c Config, w http.ResponseWriter, r *http.Request) (*peer, error) {
+	p := &peer{control: http.NewResponseController(w), address: host(r.RemoteAddr), outcome: new(atomic.Pointer[fault.Code])}
 	if r.TLS == nil {
 		return p, fault.New(fault.Unauthenticated, "caller")
 	}
-	p.state = *r.TLS
+	p.state = r.TLS
 	token, shown, err := bearer(r.Header)
 	if r.URL.Path == login { // whose proof is in its body, or is the certificate
 		return p, fault.New(fault.Unauthenticated, "caller")
@@ -248,7 +257,7 @@ func bearer(h http.Header) (token string, shown bool, err error) {
 }
 
 // limit bounds size and time of a request. fault.TooLarge.
-func (s *Server) limit(w http.ResponseWriter, r *http.Request, p peer, stream bool) error {
+func (s *Server) limit(w http.ResponseWriter, r *http.Request, p *peer, stream bool) error {
 	if !stream {
 		end := time.Now().Add(s.request)
 		_ = p.control.SetReadDeadline(end) // every server connection supports it
@@ -304,46 +313,75 @@ func Failed(ctx context.Context, err error) {
 	}
 }
 
-func (p peer) code() string {
+func (p *peer) code() string {
 	if code := p.outcome.Load(); code != nil {
 		return string(*code)
 	}
 	return "ok"
 }
 
-// StopReading makes the read of a stream's request that waits, and every later one, fail.
-func StopReading(ctx context.Context) {
-	if p, ok := ctx.Value(peerKey{}).(peer); ok {
-		_ = p.control.SetReadDeadline(time.Unix(1, 0)) // every server connection supports it
+// Aside calls f on a stack of its own, which is gone when it returns. The goroutine of a stream is there for hours: whatever it calls that goes deep
+// (certificates, commits) would leave it a stack that is several times what it needs to wait. A panic of f is one of the caller's.
+func Aside(f func()) {
+	var failed any
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer func() { failed = recover() }()
+		f()
+	}()
+	<-done
+	if failed != nil {
+		panic(failed)
 	}
+}
+
+// EndStream ends the context of a request.
+func EndStream(ctx context.Context) {
+	if p := peerOf(ctx); p.cancel != nil {
+		p.cancel()
+	}
+}
+
+// StopStream makes the read of a stream's request that waits, and every later one, fail, and gives the end of its answer the time of a request.
+func StopStream(ctx context.Context) {
+	if p, ok := ctx.Value(peerKey{}).(*peer); ok {
+		_ = p.control.SetReadDeadline(time.Unix(1, 0)) // every server connection supports it
+		_ = p.control.SetWriteDeadline(time.Now().Add(requestTimeout))
+	}
+}
+
+func peerOf(ctx context.Context) *peer {
+	if p, ok := ctx.Value(peerKey{}).(*peer); ok {
+		return p
+	}
+	return &peer{}
 }
 
 // Caller is who sent the request; the zero Caller for strangers.
 func Caller(ctx context.Context) policy.Caller {
-	p, _ := ctx.Value(peerKey{}).(peer)
-	return p.caller
+	return peerOf(ctx).caller
 }
 
 // Address is where the request comes from, without the port.
 func Address(ctx context.Context) string {
-	p, _ := ctx.Value(peerKey{}).(peer)
-	return p.address
+	return peerOf(ctx).address
 }
 
 // Until is when what the caller showed ends; zero for strangers.
 func Until(ctx context.Context) time.Time {
-	p, _ := ctx.Value(peerKey{}).(peer)
-	return p.until
+	return peerOf(ctx).until
 }
 
 // Certificate is the verified certificate of the caller, nil for strangers and sessions.
 func Certificate(ctx context.Context) *x509.Certificate {
-	p, _ := ctx.Value(peerKey{}).(peer)
-	return p.certificate
+	return peerOf(ctx).certificate
 }
 
 // Connection is the state of the request's TLS connection.
 func Connection(ctx context.Context) tls.ConnectionState {
-	p, _ := ctx.Value(peerKey{}).(peer)
-	return p.state
+	if p := peerOf(ctx); p.state != nil {
+		return *p.state
+	}
+	return tls.ConnectionState{}
 }

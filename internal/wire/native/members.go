@@ -1,10 +1,12 @@
 package native
 
 import (
-	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"io"
+	"log/slog"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -32,34 +34,30 @@ func (s members) Hold(ctx context.Context, stream *connect.BidiStream[rotorv1.Ho
 	if err != nil {
 		return fault.Wrap(fault.Invalid, "hello", err)
 	}
-	session, err := s.hello(ctx, first.GetHello())
+	var session *fleet.Session
+	wire.Aside(func() { session, err = s.hello(ctx, first.GetHello()) })
 	if err != nil {
 		return err
 	}
-	live, cancel := context.WithCancel(ctx)
-	defer cancel()
-	clean := false
-	var failed error
-	up := make(chan struct{})
-	go func() { // ends when it cannot read any more, for which this function waits
-		defer close(up)
-		defer cancel()
-		defer func() {
-			if r := recover(); r != nil {
-				failed = s.panicked(ctx, rotorv1.FleetServiceHoldProcedure, r)
-			}
-		}()
-		failed = s.receive(live, stream, session, &clean)
-	}()
-	down := s.send(live, stream, session)
-	cancel()
-	wire.StopReading(ctx)
-	<-up
+	stopped := make(chan struct{})
+	context.AfterFunc(ctx, func() {
+		defer close(stopped)
+		wire.StopStream(ctx)
+	})
+	down := &sender{ctx: ctx, poll: session.Poll, latest: s.Guard.Latest, log: s.Log, stream: stream}
+	session.Attend(down.wake)
+	clean, failed := s.receive(ctx, stream, session)
+	wire.EndStream(ctx)
+	<-stopped // it uses what is gone when this function has returned
+	sent := down.end()
 	session.Close(context.WithoutCancel(ctx), clean)
-	if failed != nil || clean {
+	switch {
+	case failed != nil || clean:
 		return failed
+	case sent != nil:
+		return sent
 	}
-	return down
+	return fault.Wrap(fault.Canceled, "stream", ctx.Err())
 }
 
 func (s members) hello(ctx context.Context, h *rotorv1.Hello) (*fleet.Session, error) {
@@ -115,73 +113,166 @@ func (s members) witness(ctx context.Context, statement []byte) error {
 	return nil
 }
 
-// receive takes the messages of the process until it leaves or the stream breaks.
-func (s members) receive(ctx context.Context, stream *connect.BidiStream[rotorv1.HoldUp, rotorv1.HoldDown], session *fleet.Session, clean *bool) error {
+// receive takes the messages of the process until it leaves, which is clean, or the stream breaks.
+func (s members) receive(ctx context.Context, stream *connect.BidiStream[rotorv1.HoldUp, rotorv1.HoldDown], session *fleet.Session) (clean bool, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = panicked(ctx, s.Log, rotorv1.FleetServiceHoldProcedure, r)
+		}
+	}()
 	for {
 		m, err := stream.Receive()
 		if errors.Is(err, io.EOF) || err != nil && ctx.Err() != nil {
-			return nil //nolint:nilerr // the process or the fleet has ended the stream
+			return false, nil //nolint:nilerr // the process or the fleet has ended the stream
 		}
 		if err != nil {
-			return fault.Wrap(fault.Canceled, "stream", err)
+			return false, fault.Wrap(fault.Canceled, "stream", err)
 		}
-		if err := s.witness(ctx, m.GetStatement()); err != nil {
-			return err
+		if len(m.GetStatement()) > 0 {
+			wire.Aside(func() { err = s.witness(ctx, m.GetStatement()) })
+		}
+		if err != nil {
+			return false, err
 		}
 		if m.GetBeat() != 0 {
 			session.Beat(m.GetBeat())
 		}
-		if names := m.GetKeys(); len(names) > 0 {
-			if len(names) > maxNames {
-				return fault.New(fault.TooLarge, "keys to hold").WithHint("at most %d", maxNames)
-			}
-			for i := range names {
-				names[i] = clip(names[i])
-			}
-			if err := session.Hold(ctx, names); err != nil {
-				return err
-			}
+		if len(m.GetKeys())+len(m.GetAcks()) > 0 {
+			wire.Aside(func() { err = heed(ctx, m, session) })
 		}
-		for _, a := range m.GetAcks() {
-			ack := fleet.Ack{Key: keyring.KeyID(a.GetKeyId()), Epoch: keyring.Epoch{Incarnation: a.GetIncarnation(), Counter: a.GetEpoch()}, Proof: a.GetProof()}
-			if err := session.Acknowledge(ctx, ack); err != nil {
-				return err
-			}
+		if err != nil {
+			return false, err
 		}
 		if m.GetLeave() {
-			*clean = true
-			return nil
+			return true, nil
 		}
 	}
 }
 
-// send brings the session's messages to the process until the session ends.
-func (s members) send(ctx context.Context, stream *connect.BidiStream[rotorv1.HoldUp, rotorv1.HoldDown], session *fleet.Session) error {
-	var stated []byte // the last statement on this stream
-	for {
-		d, err := session.Next(ctx)
-		if err != nil {
+// heed does what a message asks.
+func heed(ctx context.Context, m *rotorv1.HoldUp, session *fleet.Session) error {
+	if names := m.GetKeys(); len(names) > 0 {
+		if len(names) > maxNames {
+			return fault.New(fault.TooLarge, "keys to hold").WithHint("at most %d", maxNames)
+		}
+		for i := range names {
+			names[i] = clip(names[i])
+		}
+		if err := session.Hold(ctx, names); err != nil {
 			return err
 		}
-		m := &rotorv1.HoldDown{}
-		switch {
-		case d.Lease != nil:
-			m.Lease = &rotorv1.Lease{Beat: d.Lease.Beat, TtlNs: int64(d.Lease.TTL)}
-			for _, id := range d.Lease.Withheld {
-				m.Lease.Withheld = append(m.Lease.Withheld, string(id))
-			}
-			if b, err := s.Guard.Latest(); err == nil && !bytes.Equal(b, stated) {
-				m.Lease.Statement, stated = b, b
-			}
-		case d.Parcel != nil:
-			m.Parcel = parcelOf(*d.Parcel)
-		case d.Refused != nil:
-			m.Refusal = &rotorv1.KeyRefusal{Name: d.Refused.Name, Fault: rpc.FaultOf(d.Refused.Err)}
+	}
+	for _, a := range m.GetAcks() {
+		ack := fleet.Ack{Key: keyring.KeyID(a.GetKeyId()), Epoch: keyring.Epoch{Incarnation: a.GetIncarnation(), Counter: a.GetEpoch()}, Proof: a.GetProof()}
+		if err := session.Acknowledge(ctx, ack); err != nil {
+			return err
 		}
-		if err := stream.Send(m); err != nil {
+	}
+	return nil
+}
+
+// sender brings a session's messages to the process. It has a goroutine only while there is something to send: ten thousand streams are quiet most
+// of the time. A process that does not read holds up its own sender, and what waits for it is the newest state of its keys.
+type sender struct {
+	ctx    context.Context
+	latest func() ([]byte, error) // statement of the log, that goes with leases
+	stated [sha256.Size]byte      // SHA-256 of the last one on this stream; of run alone
+	log    *slog.Logger
+	poll   func(context.Context) (fleet.Down, bool, error) // Session.Poll
+	stream interface {
+		Send(*rotorv1.HoldDown) error
+	}
+
+	work sync.WaitGroup
+
+	mu      sync.Mutex // guards what follows
+	running bool
+	again   bool // there may be more than what is being sent
+	over    bool
+	err     error // why it failed
+}
+
+// wake makes the sender look into the mailbox.
+func (s *sender) wake() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.over:
+	case s.running:
+		s.again = true
+	default:
+		s.running = true
+		s.work.Go(s.run)
+	}
+}
+
+// end waits for what is being sent, and returns why the stream failed, if it did. Nothing is sent from then on.
+func (s *sender) end() error {
+	s.mu.Lock()
+	s.over = true
+	s.mu.Unlock()
+	s.work.Wait()
+	return s.err
+}
+
+func (s *sender) run() {
+	for {
+		err := s.empty()
+		s.mu.Lock()
+		switch {
+		case err != nil:
+			s.err, s.over = err, true
+			wire.EndStream(s.ctx)
+		case s.again && !s.over:
+			s.again = false
+			s.mu.Unlock()
+			continue
+		}
+		s.running = false
+		s.mu.Unlock()
+		return
+	}
+}
+
+// empty sends all that is in the mailbox.
+func (s *sender) empty() (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = panicked(s.ctx, s.log, rotorv1.FleetServiceHoldProcedure, r)
+		}
+	}()
+	for {
+		if s.ctx.Err() != nil {
+			return fault.Wrap(fault.Canceled, "", s.ctx.Err())
+		}
+		d, ok, err := s.poll(s.ctx)
+		if err != nil || !ok {
+			return err
+		}
+		if err := s.stream.Send(s.message(d)); err != nil {
 			return fault.Wrap(fault.Canceled, "stream", err)
 		}
 	}
+}
+
+// message is the form of a message on the wire.
+func (s *sender) message(d fleet.Down) *rotorv1.HoldDown {
+	m := &rotorv1.HoldDown{}
+	switch {
+	case d.Lease != nil:
+		m.Lease = &rotorv1.Lease{Beat: d.Lease.Beat, TtlNs: int64(d.Lease.TTL)}
+		for _, id := range d.Lease.Withheld {
+			m.Lease.Withheld = append(m.Lease.Withheld, string(id))
+		}
+		if b, err := s.latest(); err == nil && sha256.Sum256(b) != s.stated {
+			m.Lease.Statement, s.stated = b, sha256.Sum256(b)
+		}
+	case d.Parcel != nil:
+		m.Parcel = parcelOf(*d.Parcel)
+	case d.Refused != nil:
+		m.Refusal = &rotorv1.KeyRefusal{Name: d.Refused.Name, Fault: rpc.FaultOf(d.Refused.Err)}
+	}
+	return m
 }
 
 func parcelOf(p delivery.Parcel) *rotorv1.Parcel {

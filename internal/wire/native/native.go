@@ -81,7 +81,7 @@ func (c Config) options() []connect.HandlerOption {
 		connect.WithCompression("gzip", nil, nil),
 		connect.WithCodec(strictJSON{"json"}), connect.WithCodec(strictJSON{"json; charset=utf-8"}),
 		connect.WithRecover(func(ctx context.Context, s connect.Spec, _ http.Header, r any) error {
-			return rpc.Encode(c.panicked(ctx, s.Procedure, r))
+			return rpc.Encode(panicked(ctx, c.Log, s.Procedure, r))
 		}),
 	}
 }
@@ -102,8 +102,8 @@ func Mount(mux *http.ServeMux, c Config) {
 }
 
 // panicked logs a panic, which is a mistake of ours and nothing the caller can mend.
-func (c Config) panicked(ctx context.Context, procedure string, r any) error {
-	c.Log.ErrorContext(ctx, "panic in a request", "procedure", procedure, "panic", r, "stack", string(debug.Stack()))
+func panicked(ctx context.Context, log *slog.Logger, procedure string, r any) error {
+	log.ErrorContext(ctx, "panic in a request", "procedure", procedure, "panic", r, "stack", string(debug.Stack()))
 	return fault.New(fault.Internal, "")
 }
 

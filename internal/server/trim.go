@@ -1,0 +1,60 @@
+package server
+
+import (
+	"context"
+	"runtime/debug"
+	"time"
+)
+
+// A surge of connections leaves behind what making them took: garbage, and stacks that grew for handshakes and commits and shrink by half with
+// each collection. Go's runtime would keep about as much as is in use, for as long as little is allocated.
+const (
+	trimEvery = time.Second
+	trimCalm  = 3   // looks without a surge, before memory is given back
+	trimTimes = 3   // collections, for the stacks
+	trimFrom  = 100 // connections that came or went, at least, and a tenth of those that there are
+)
+
+// trim gives memory back to the system after each surge of connections, once it is over. It ends with ctx.
+func (s *Server) trim(ctx context.Context) error {
+	clock := time.NewTicker(trimEvery)
+	defer clock.Stop()
+	var t trimmer
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-clock.C:
+			if t.due(s.http.Load().Connections) {
+				debug.FreeOSMemory()
+			}
+		}
+	}
+}
+
+// trimmer decides when.
+type trimmer struct {
+	last    int // connections at the last look
+	trimmed int // at the last time that memory was given back
+	calm    int
+	left    int // times that are still to come
+}
+
+// due is asked at each look.
+func (t *trimmer) due(connections int) bool {
+	much := func(a, b int) bool { return max(a-b, b-a) >= max(trimFrom, connections/10) }
+	if much(connections, t.last) {
+		t.calm = 0
+	} else {
+		t.calm++
+	}
+	t.last = connections
+	if t.left == 0 && t.calm >= trimCalm && much(connections, t.trimmed) {
+		t.trimmed, t.left = connections, trimTimes
+	}
+	if t.left == 0 {
+		return false
+	}
+	t.left--
+	return true
+}

@@ -1,0 +1,31 @@
+package server
+
+import "testing"
+
+// TestTrim: memory is given back some seconds after many connections came or went, a few times, and not while they come or when few do.
+func TestTrim(t *testing.T) {
+	for name, c := range map[string]struct {
+		connections []int
+		want        string
+	}{
+		"quiet":            {[]int{5, 5, 5, 5, 5, 5, 5, 5}, "........"},
+		"a few":            {[]int{0, 50, 99, 99, 99, 99, 99, 99}, "........"},
+		"they come":        {[]int{0, 200, 400, 600, 800, 1000}, "......"},
+		"they have come":   {[]int{0, 500, 1000, 1000, 1000, 1000, 1000, 1000, 1000, 1000}, ".....xxx.."},
+		"slowly":           {[]int{0, 40, 80, 120, 160, 160, 160, 160, 160}, "...xxx..."},
+		"they go":          {[]int{1000, 1000, 1000, 1000, 1000, 1000, 1000, 100, 100, 100, 100, 100, 100, 100}, "...xxx....xxx."},
+		"and come back":    {[]int{1000, 1000, 1000, 1000, 1000, 1000, 500, 1000, 1000, 1000, 1000, 1000, 1000}, "...xxx......."},
+		"a tenth of many":  {[]int{10000, 10000, 10000, 10000, 10000, 10000, 10900, 10900, 10900, 10900, 10900}, "...xxx....."},
+		"more than that":   {[]int{10000, 10000, 10000, 10000, 10000, 10000, 12000, 12000, 12000, 12000, 12000}, "...xxx...xx"},
+		"during the times": {[]int{1000, 1000, 1000, 1000, 2000, 2000, 2000, 2000, 2000, 2000, 2000}, "...xxx.xxx."},
+	} {
+		var m trimmer
+		got := ""
+		for _, n := range c.connections {
+			got += map[bool]string{true: "x", false: "."}[m.due(n)]
+		}
+		if got != c.want {
+			t.Errorf("%s: %s, want %s", name, got, c.want)
+		}
+	}
+}

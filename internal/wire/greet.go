@@ -1,0 +1,103 @@
+package wire
+
+import (
+	"context"
+	"crypto/tls"
+	"log/slog"
+	"net"
+	"net/http"
+	"runtime/debug"
+	"sync"
+	"time"
+)
+
+// greeter makes the TLS connections of a listener, each in a goroutine that ends with the handshake. net/http would make them in the goroutine
+// that then serves the connection, whose stack grows for the handshake (ML-KEM, certificates) and stays large as long as a quiet stream is held.
+type greeter struct {
+	net.Listener
+	callers *callers
+	log     *slog.Logger
+
+	limit time.Duration
+
+	ready chan net.Conn
+	fails chan error // of the listener
+	ctx   context.Context
+	stop  context.CancelFunc
+	work  sync.WaitGroup
+}
+
+// greeter begins to accept connections of a listener of TLS.
+func (s *Server) greeter(l net.Listener) *greeter {
+	g := &greeter{Listener: l, callers: s.callers, log: s.log, limit: s.greet, ready: make(chan net.Conn), fails: make(chan error)}
+	g.ctx, g.stop = context.WithCancel(context.Background())
+	g.work.Go(g.accept)
+	return g
+}
+
+// accept ends with the listener.
+func (g *greeter) accept() {
+	for g.ctx.Err() == nil {
+		c, err := g.Listener.Accept()
+		if err != nil {
+			select {
+			case g.fails <- err: // net/http decides whether it asks again
+				continue
+			case <-g.ctx.Done():
+				return
+			}
+		}
+		if !g.callers.counts(c) {
+			abort(c)
+			continue
+		}
+		g.work.Go(func() { g.shake(c) })
+	}
+}
+
+// shake hands over a connection once it is one.
+func (g *greeter) shake(c net.Conn) {
+	done := false
+	defer func() {
+		if r := recover(); r != nil {
+			g.log.Error("panic in a handshake", "panic", r, "stack", string(debug.Stack()))
+		}
+		if !done {
+			g.callers.connState(c, http.StateClosed)
+			abort(c)
+		}
+	}()
+	if t, ok := c.(*tls.Conn); ok {
+		ctx, cancel := context.WithTimeout(g.ctx, g.limit)
+		defer cancel()
+		if err := t.HandshakeContext(ctx); err != nil {
+			g.log.Debug("no TLS connection", "from", c.RemoteAddr(), "error", err)
+			return
+		}
+	}
+	select {
+	case g.ready <- c:
+		done = true
+	case <-g.ctx.Done():
+	}
+}
+
+// Accept implements net.Listener.
+func (g *greeter) Accept() (net.Conn, error) {
+	select {
+	case c := <-g.ready:
+		return c, nil
+	case err := <-g.fails:
+		return nil, err
+	case <-g.ctx.Done():
+		return nil, net.ErrClosed
+	}
+}
+
+// Close implements net.Listener: handshakes that are under way are given up.
+func (g *greeter) Close() error {
+	g.stop()
+	err := g.Listener.Close()
+	g.work.Wait()
+	return err
+}
