@@ -262,9 +262,10 @@ func reason(err error) string {
 
 // destroy takes the step if its gate holds. The census is the expensive part, so everything that needs none is looked at first. Its count
 // is checked by opening every ciphertext, as what a data set says of itself may be wrong. While a data set cannot be reached the wait
-// begins anew.
+// begins anew. The step itself is the leader's, under the lead that it had before it counted: a server that slept since destroys nothing.
 func (s *Service) destroy(ctx context.Context, k keyring.Key, n uint32) (keyring.Key, error) {
 	now := s.Now().UTC()
+	lead, leads := s.leads()
 	v, err := k.Version(n)
 	if err != nil {
 		return k, err
@@ -287,15 +288,41 @@ func (s *Service) destroy(ctx context.Context, k keyring.Key, n uint32) (keyring
 		return k, err
 	}
 	members, cond := s.Fleet.Members(k.ID)
+	if !leads {
+		if _, err := rotation.Destroy(s.KMS.Floored(k), n, census, members, now); err != nil {
+			return k, err
+		}
+		return s.destroyedByLeader(ctx, k, n)
+	}
 	next, err := s.KMS.Step(ctx, k.ID, cond, func(k keyring.Key, now time.Time) (keyring.Key, error) {
 		next, err := rotation.Destroy(s.KMS.Floored(k), n, census, members, now)
 		next.Rotation = k.Rotation // the floors are the server's, not the key's
 		return next, err
-	})
+	}, lead...)
 	if err == nil {
 		s.Log.InfoContext(ctx, "destroyed", "key", k.Name, "version", n)
 	}
 	return next, err
+}
+
+// leaderTime is how long a server that does not lead waits for the one that does to destroy what is due; it looks every second.
+const leaderTime = 10 * time.Second
+
+// destroyedByLeader waits until the server that leads has destroyed a version. fault.GateClosed when it has not in time.
+func (s *Service) destroyedByLeader(ctx context.Context, k keyring.Key, n uint32) (keyring.Key, error) {
+	limited, cancel := context.WithTimeout(ctx, leaderTime)
+	defer cancel()
+	for limited.Err() == nil {
+		now, _, err := s.KMS.Record(ctx, k.ID)
+		if err != nil {
+			return k, err
+		}
+		if v, err := now.Version(n); err != nil || v.Phase == keyring.PhaseDestroyed {
+			return now, err
+		}
+		pause(limited, glance)
+	}
+	return k, fault.New(fault.GateClosed, fmt.Sprintf("key %s, version %d: the server that leads counts what is left under it", k.Name, n))
 }
 
 // destroyLoop destroys what was approved and has waited long enough.

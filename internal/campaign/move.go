@@ -143,6 +143,9 @@ func (s *Service) Start(ctx context.Context, c policy.Caller, ref kms.Ref, targe
 	if err != nil {
 		return Campaign{}, err
 	}
+	if k, _, err = s.KMS.Record(ctx, k.ID); err != nil { // another server may have promoted a moment ago
+		return Campaign{}, err
+	}
 	if target == 0 {
 		target = k.Primary
 	}

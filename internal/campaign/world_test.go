@@ -77,6 +77,7 @@ type world struct {
 	sealer seal.Sealer
 	crowd  *crowd
 	open   func(campaign.DataSet) (campaign.Adapter, error)
+	lead   func() (guard.Cond, bool) // nil: there is no other server
 
 	clockMu sync.Mutex // guards ahead
 	ahead   time.Duration
@@ -103,11 +104,17 @@ func (w *world) pass(d time.Duration) {
 // newWorld starts a server with one key, records, whose data sets are opened by open.
 func newWorld(t *testing.T, open func(campaign.DataSet) (campaign.Adapter, error)) *world {
 	t.Helper()
+	return newLed(t, open, nil)
+}
+
+// newLed is newWorld for a server that is not alone.
+func newLed(t *testing.T, open func(campaign.DataSet) (campaign.Adapter, error), lead func() (guard.Cond, bool)) *world {
+	t.Helper()
 	sealer, err := local.Create(filepath.Join(t.TempDir(), "seal.key"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{T: t, store: &forgetful{Store: mem.New()}, sealer: sealer, crowd: &crowd{}, open: open}
+	w := &world{T: t, store: &forgetful{Store: mem.New()}, sealer: sealer, crowd: &crowd{}, open: open, lead: lead}
 	w.floors.Store(&kms.Floors{})
 	if _, err := guard.Init(t.Context(), w.config()); err != nil {
 		t.Fatal(err)
@@ -151,7 +158,7 @@ func (w *world) boot() {
 		w.Fatal(err)
 	}
 	run(k.Run)
-	s, err := campaign.New(ctx, campaign.Config{Guard: g, KMS: k, Fleet: w.crowd, Open: w.open, Now: w.now, Log: slog.New(slog.DiscardHandler)})
+	s, err := campaign.New(ctx, campaign.Config{Guard: g, KMS: k, Fleet: w.crowd, Open: w.open, Lead: w.lead, Now: w.now, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		w.Fatal(err)
 	}
