@@ -41,7 +41,7 @@ func openEngine(ctx context.Context, c Config) (store.Store, error) {
 	case engineBolt:
 		db, err = bolt.Open(filepath.Join(c.Dir, storeFile), bolt.Options{})
 	case engineEtcd:
-		db, err = openEtcd(ctx, c.Store)
+		db, err = openEtcd(ctx, c)
 	case enginePostgres:
 		db, err = postgres.Open(ctx, c.Store, postgres.Options{Log: c.Log})
 	}
@@ -57,12 +57,13 @@ func openEngine(ctx context.Context, c Config) (store.Store, error) {
 	return db, nil
 }
 
-func openEtcd(ctx context.Context, url string) (store.Store, error) {
-	c, err := etcd.ParseURL(url)
+func openEtcd(ctx context.Context, c Config) (store.Store, error) {
+	config, err := etcd.ParseURL(c.Store)
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "store").WithHint("%s", err)
 	}
-	s, err := etcd.Open(ctx, c)
+	config.Log = c.Log
+	s, err := etcd.Open(ctx, config)
 	if err != nil {
 		return nil, err
 	}
@@ -153,4 +154,16 @@ func openFault(err error) error {
 		return fault.Wrap(fault.StoreIncomplete, "store", err)
 	}
 	return err
+}
+
+// storeFiles are the files that the URL of the store names, which are read again while the server runs. That the URL is understood validate has asked.
+func (c Config) storeFiles() []string {
+	switch engine, _ := engineOf(c.Store); engine {
+	case engineEtcd:
+		config, _ := etcd.ParseURL(c.Store)
+		return config.Files()
+	case enginePostgres:
+		return postgres.Files(c.Store)
+	}
+	return nil
 }

@@ -137,6 +137,9 @@ func (s *Server) view(r rooms, certificates *tls.Config) telemetry.View {
 	v.Instances, v.Connected = r.fleet.Count()
 	entries, waiting := s.guard.LogStats()
 	v.AuditEntries, v.AuditWaiting = float64(entries), float64(waiting)
+	if upkeep, ok := s.store.(interface{ CompactionsFailed() int64 }); ok { // PostgreSQL bounds it with each commit
+		v.CompactionsFailed = float64(upkeep.CompactionsFailed())
+	}
 	if c, err := certificates.GetCertificate(&tls.ClientHelloInfo{}); err == nil && c.Leaf != nil {
 		v.CertificateDays["server"] = c.Leaf.NotAfter.Sub(now).Hours() / 24
 	}

@@ -174,6 +174,9 @@ func (s *Server) ShutIn() error {
 			box.Read = append(box.Read, filepath.Dir(*path))
 		}
 	}
+	for _, path := range c.storeFiles() {
+		box.Read = append(box.Read, filepath.Dir(path))
+	}
 	r, err := sandbox.Enter(box)
 	if err != nil {
 		return err

@@ -24,6 +24,7 @@ type View struct {
 	InFlight, Streams    int     // requests, streams that are being answered
 	AuditEntries         float64 // entries in order
 	AuditWaiting         float64 // committed entries that are not in order yet
+	CompactionsFailed    float64 // times that the history of the store could not be bounded
 	CertificateDays      map[string]float64
 	Sandbox              bool
 
@@ -86,7 +87,11 @@ func (c views) Collect(out chan<- prometheus.Metric) {
 	for _, g := range c.gauges {
 		desc := prometheus.NewDesc(g.Name, g.Help, g.Labels, nil)
 		g.read(&v, func(value float64, labels ...string) {
-			out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, labels...)
+			kind := prometheus.GaugeValue
+			if g.Type == "counter" {
+				kind = prometheus.CounterValue
+			}
+			out <- prometheus.MustNewConstMetric(desc, kind, value, labels...)
 		})
 	}
 }
@@ -175,6 +180,10 @@ func serverGauges() []gauge {
 		simple("rotor_streams", "Streams that are open.", func(v *View) float64 { return float64(v.Streams) }),
 		simple("rotor_audit_entries", "Entries of the audit log that are in order.", func(v *View) float64 { return v.AuditEntries }),
 		simple("rotor_audit_waiting_entries", "Committed entries of the audit log that are not in order yet.", func(v *View) float64 { return v.AuditWaiting }),
+		{
+			Metric{"rotor_store_compactions_failed_total", "counter", nil, "Times that this server could not bound the history of the store, which then grows until its quota is used up."},
+			func(v *View, set func(float64, ...string)) { set(v.CompactionsFailed) },
+		},
 		{Metric{"rotor_certificate_expiry_days", "gauge", []string{"certificate"}, "Days until a certificate of the server ends."}, func(v *View, set func(float64, ...string)) {
 			for name, days := range v.CertificateDays {
 				set(days, name)

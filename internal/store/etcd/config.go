@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/url"
 	"os"
@@ -36,6 +37,8 @@ type Config struct {
 	PasswordFile string        // its first line is the password
 	Timeout      time.Duration // of one read or commit, whatever happens; default 5 s
 	History      int           // how many revisions of the cluster are kept for watches; default 100,000; negative: etcd compacts itself
+	CompactEvery time.Duration // how often each server looks whether there is too much history; default 5 min
+	Log          *slog.Logger  // default: slog.Default
 }
 
 func (c Config) defaults() Config {
@@ -161,18 +164,14 @@ func (c Config) local() bool {
 }
 
 // tls is nil when nothing is encrypted: on this machine without certificates, or where the configuration says so.
-func (c Config) tls() (*tls.Config, error) {
+func (c Config) tls(ca []byte) (*tls.Config, error) {
 	if c.Plaintext || c.local() && c.CAFile == "" && c.CertFile == "" {
 		return nil, nil //nolint:nilnil // no TLS is what the client takes nil for
 	}
 	out := &tls.Config{MinVersion: tls.VersionTLS13}
 	if c.CAFile != "" {
-		pem, err := os.ReadFile(c.CAFile)
-		if err != nil {
-			return nil, fmt.Errorf("read CA file: %w", err)
-		}
 		out.RootCAs = x509.NewCertPool()
-		if !out.RootCAs.AppendCertsFromPEM(pem) {
+		if !out.RootCAs.AppendCertsFromPEM(ca) {
 			return nil, fmt.Errorf("CA file %s holds no certificate", c.CAFile)
 		}
 	}
@@ -203,4 +202,15 @@ func (c Config) password() (string, error) {
 		return "", fmt.Errorf("password file %s is empty", c.PasswordFile)
 	}
 	return line, nil
+}
+
+// Files are the files that are read again while the store is open.
+func (c Config) Files() []string {
+	var all []string
+	for _, f := range []string{c.CAFile, c.CertFile, c.KeyFile, c.PasswordFile} {
+		if f != "" {
+			all = append(all, f)
+		}
+	}
+	return all
 }

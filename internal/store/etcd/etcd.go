@@ -3,11 +3,13 @@
 package etcd
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
 	"iter"
+	"log/slog"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -16,7 +18,6 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -30,17 +31,18 @@ const (
 )
 
 const (
-	pageRecords  = 256             // of a list
-	compactEvery = 5 * time.Minute // how often each server looks whether there is too much history
-	attempts     = 3               // reads of one call, in its time, before a member that hangs is given up
+	pageRecords = 256 // of a list
+	attempts    = 3   // reads of one call, in its time, before a member that hangs is given up
 )
 
 // Store is a connection to etcd. It is safe for concurrent use.
 type Store struct {
 	config Config
-	client *clientv3.Client
-	watch  pb.WatchClient
 	prefix string // of records
+	now    atomic.Pointer[client]
+	renew  sync.Mutex // held while another client is made
+
+	compactions atomic.Int64 // that failed
 
 	seen atomic.Int64 // newest revision that an answer has named
 
@@ -56,26 +58,18 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	if err := c.validate(); err != nil {
 		return nil, fmt.Errorf("configuration of etcd: %w", err)
 	}
-	tlsConfig, err := c.tls()
-	if err != nil {
-		return nil, err
-	}
-	password, err := c.password()
-	if err != nil {
-		return nil, err
+	c.CompactEvery = cmp.Or(c.CompactEvery, 5*time.Minute)
+	if c.Log == nil {
+		c.Log = slog.Default()
 	}
 	s := &Store{config: c, prefix: c.Prefix + recordPart}
 	s.run, s.stop = context.WithCancel(context.Background())
-	s.client, err = clientv3.New(clientv3.Config{
-		Endpoints: c.Endpoints, TLS: tlsConfig, Username: c.User, Password: password, DialTimeout: c.Timeout, Logger: zap.NewNop(),
-		DialKeepAliveTime: 10 * time.Second, DialKeepAliveTimeout: 3 * time.Second, // etcd takes no more than one every 5 s
-		MaxUnaryRetries: 1, // the client would repeat a transaction whose context a member gave up, and take its own first try for a conflict
-	})
+	first, err := s.connect()
 	if err != nil {
 		s.stop()
 		return nil, fmt.Errorf("open etcd: %w", s.failure(ctx, err))
 	}
-	s.watch = pb.NewWatchClient(s.client.ActiveConnection())
+	s.now.Store(first)
 	if _, _, err := s.head(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("open etcd: %w", err), s.Close())
 	}
@@ -139,10 +133,14 @@ func (s *Store) read(ctx context.Context, ops ...clientv3.Op) (answer, error) {
 	defer cancel()
 	pause := newPause()
 	for {
+		by := s.now.Load()
 		a, err := s.try(bounded, ops)
 		if err == nil {
 			s.saw(a.rev)
 			return a, nil
+		}
+		if s.run.Err() == nil && bounded.Err() == nil && s.renewed(by) {
+			continue
 		}
 		if s.run.Err() != nil || !transient(err) || !pause.wait(bounded) {
 			return answer{}, s.failure(ctx, err)
@@ -157,7 +155,7 @@ func (s *Store) try(ctx context.Context, ops []clientv3.Op) (answer, error) {
 	if len(ops) > 1 {
 		op = clientv3.OpTxn(nil, ops, nil)
 	}
-	resp, err := s.client.Do(ctx, op)
+	resp, err := s.now.Load().Do(ctx, op)
 	if err != nil {
 		return answer{}, err
 	}
@@ -282,7 +280,8 @@ func (s *Store) Commit(ctx context.Context, conds []store.Cond, ops []store.Op) 
 	defer cancel()
 	pause := newPause()
 	for {
-		resp, err := s.client.Txn(bounded).If(s.compares(conds)...).Then(s.puts(ops, id)...).Commit()
+		by := s.now.Load()
+		resp, err := by.Txn(bounded).If(s.compares(conds)...).Then(s.puts(ops, id)...).Commit()
 		switch {
 		case err == nil && !resp.Succeeded:
 			s.saw(resp.Header.GetRevision())
@@ -291,11 +290,13 @@ func (s *Store) Commit(ctx context.Context, conds []store.Cond, ops []store.Op) 
 			s.saw(resp.Header.GetRevision())
 			return store.Rev(resp.Header.GetRevision()), nil
 		case staleToken(err) && pause.wait(bounded): // nothing was written; the client has got another token by now
+		case refused(err) && s.renewed(by): // nothing was written, for our password is another one by now
 		case errors.Is(err, rpctypes.ErrNoSpace):
 			return s.full(context.WithoutCancel(ctx), id, seen)
 		case refused(err):
 			return 0, fmt.Errorf("commit: %w", s.failure(context.Background(), err))
 		default:
+			s.renewed(by) // for the next one: what became of this one is not known
 			return 0, fmt.Errorf("%w: %s", store.ErrUnknown, err.Error())
 		}
 	}
@@ -350,19 +351,33 @@ func (s *Store) full(ctx context.Context, id string, seen int64) (store.Rev, err
 	return 0, fmt.Errorf("%w: %w, while others committed", store.ErrUnknown, rpctypes.ErrNoSpace)
 }
 
-// compactLoop keeps the cluster's history bounded until Close. Any server may do it, and what does not work now will later.
+// compactLoop keeps the cluster's history bounded until Close. Any server may do it, and what does not work now will later: it is said, once for each
+// reason in a row, and counted.
 func (s *Store) compactLoop() {
-	tick := time.NewTicker(compactEvery)
+	tick := time.NewTicker(s.config.CompactEvery)
 	defer tick.Stop()
+	said := ""
 	for {
 		select {
 		case <-tick.C:
-			_ = s.Compact(s.run)
+			err := s.Compact(s.run)
+			if err == nil || s.run.Err() != nil {
+				said = ""
+				continue
+			}
+			s.compactions.Add(1)
+			if text := err.Error(); text != said {
+				s.config.Log.Warn("etcd's history was not compacted: it grows until its quota is used up", "error", err)
+				said = text
+			}
 		case <-s.run.Done():
 			return
 		}
 	}
 }
+
+// CompactionsFailed counts how often the history could not be bounded since Open.
+func (s *Store) CompactionsFailed() int64 { return s.compactions.Load() }
 
 // Compact makes the cluster forget what is older than the history before the newest commit.
 func (s *Store) Compact(ctx context.Context) error {
@@ -376,7 +391,7 @@ func (s *Store) Compact(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.config.Timeout)
 	defer cancel()
-	if _, err := s.client.Compact(ctx, at); err != nil && !errors.Is(err, rpctypes.ErrCompacted) {
+	if _, err := s.now.Load().Compact(ctx, at); err != nil && !errors.Is(err, rpctypes.ErrCompacted) {
 		return fmt.Errorf("compact: %w", s.failure(ctx, err))
 	}
 	return nil
@@ -388,7 +403,7 @@ func (s *Store) Close() error {
 	s.closing.Do(func() {
 		s.stop()
 		s.loops.Wait()
-		err = s.client.Close()
+		err = s.now.Load().Close()
 	})
 	if errors.Is(err, context.Canceled) { // what the client says of itself
 		return nil

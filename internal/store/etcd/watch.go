@@ -34,6 +34,7 @@ func (s *Store) Watch(ctx context.Context, prefix string, after store.Rev) iter.
 	return func(yield func([]store.Event, error) bool) {
 		w := watcher{store: s, prefix: s.prefix + prefix, at: int64(after), yield: yield, pause: newPause()}
 		for {
+			by := s.now.Load()
 			err := w.stream(ctx)
 			if errors.Is(err, errStopped) {
 				return
@@ -46,6 +47,8 @@ func (s *Store) Watch(ctx context.Context, prefix string, after store.Rev) iter.
 				err = store.ErrClosed
 			case ctx.Err() != nil:
 				err = ctx.Err()
+			case s.renewed(by):
+				continue
 			case err == nil || transient(err) || errors.Is(err, store.ErrUnavailable):
 				w.pause.wait(ctx)
 				continue
@@ -70,7 +73,7 @@ func (w *watcher) stream(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx)) // a member that has lost the others ends the stream
 	defer cancel()
 	defer context.AfterFunc(w.store.run, cancel)()
-	stream, err := w.store.watch.Watch(ctx)
+	stream, err := w.store.now.Load().watch.Watch(ctx)
 	if err != nil {
 		return err
 	}

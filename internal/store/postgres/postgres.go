@@ -98,7 +98,7 @@ func (s *Store) start(ctx context.Context) error {
 		return plain(err)
 	}
 	pool := s.config.pool.Copy()
-	pool.AfterConnect = s.admit
+	pool.BeforeConnect, pool.AfterConnect = s.config.renew, s.admit
 	if s.pool, err = pgxpool.NewWithConfig(s.ctx, pool); err != nil {
 		return unavailable(err)
 	}
@@ -120,6 +120,9 @@ func (s *Store) connect(ctx context.Context) (*pgx.Conn, error) {
 func (s *Store) connectWith(ctx context.Context, c *pgx.ConnConfig) (*pgx.Conn, error) {
 	ctx, cancel := context.WithTimeout(context.WithValue(ctx, ours{}, true), s.timeout)
 	defer cancel()
+	if err := s.config.renew(ctx, c); err != nil {
+		return nil, unavailable(err)
+	}
 	conn, err := pgx.ConnectConfig(ctx, c)
 	if err != nil {
 		return nil, unavailable(err)

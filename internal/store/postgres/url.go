@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/url"
@@ -20,6 +21,7 @@ import (
 
 // config is what the URL says.
 type config struct {
+	raw    string // the URL
 	schema string
 	pool   *pgxpool.Config
 	own    *pgx.ConnConfig // of connections outside of the pool
@@ -31,8 +33,8 @@ var ErrURL = errors.New("postgres URL")
 var validSchema = regexp.MustCompile(`^[a-z_][a-z0-9_]{0,47}$`)
 
 // parse reads a URL. No error holds any of it, for a part that is not understood may be the password. ErrURL.
-func parse(raw string) (config, error) {
-	raw, schema, sslmode, err := split(raw)
+func parse(whole string) (config, error) {
+	raw, also, sslmode, err := split(whole)
 	if err != nil {
 		return config{}, err
 	}
@@ -47,6 +49,11 @@ func parse(raw string) (config, error) {
 		}
 		return config{}, fmt.Errorf("%w: postgres://USER@HOST:PORT/DATABASE?schema=NAME&…, reserved characters of names and password as %%XX", ErrURL)
 	}
+	if also.passwordFile != "" {
+		if c.ConnConfig.Password, err = readPassword(also.passwordFile); err != nil {
+			return config{}, err
+		}
+	}
 	c.ConnConfig.ValidateConnect = writable
 	own := c.ConnConfig.Copy()
 	dial := own.DialFunc
@@ -56,7 +63,58 @@ func parse(raw string) (config, error) {
 		}
 		return dial(ctx, network, addr)
 	}
-	return config{schema: schema, pool: c, own: own}, nil
+	return config{raw: whole, schema: also.schema, pool: c, own: own}, nil
+}
+
+// renew gives a connection that is about to be made what the files say now that the URL names: password, certificate, key, authorities.
+func (c config) renew(_ context.Context, conn *pgx.ConnConfig) error {
+	now, err := parse(c.raw)
+	if err != nil {
+		return err
+	}
+	fresh := now.pool.ConnConfig
+	conn.Password, conn.TLSConfig, conn.Fallbacks = fresh.Password, fresh.TLSConfig, fresh.Fallbacks
+	return nil
+}
+
+// maxPassword bounds a password file, in bytes.
+const maxPassword = 4 << 10
+
+// readPassword reads the first line of a file. Errors name the file alone. ErrURL.
+func readPassword(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		var file *fs.PathError
+		if errors.As(err, &file) {
+			err = file.Err
+		}
+		return "", fmt.Errorf("%w: password_file %s: %w", ErrURL, path, err)
+	}
+	b, err := io.ReadAll(io.LimitReader(f, maxPassword))
+	if err := errors.Join(err, f.Close()); err != nil {
+		return "", fmt.Errorf("%w: password_file %s cannot be read", ErrURL, path)
+	}
+	line, _, _ := strings.Cut(string(b), "\n")
+	if line = strings.TrimSuffix(line, "\r"); line == "" || len(b) == maxPassword {
+		return "", fmt.Errorf("%w: password_file %s: its first line is no password", ErrURL, path)
+	}
+	return line, nil
+}
+
+// Files are the files that a URL names, which are read again at each connection. What it does not name (PGPASSFILE, ~/.pgpass) is not among them.
+func Files(raw string) []string {
+	_, query, _ := strings.Cut(raw, "?")
+	var all []string
+	for pair := range strings.SplitSeq(query, "&") {
+		name, value, _ := strings.Cut(pair, "=")
+		switch name {
+		case "password_file", "passfile", "sslcert", "sslkey", "sslrootcert", "servicefile":
+			if path, err := url.QueryUnescape(value); err == nil && path != "" && path != "system" {
+				all = append(all, path)
+			}
+		}
+	}
+	return all
 }
 
 // ours marks the context of a connection that we make ourselves. pgx makes others to ask the server to cancel what we no longer wait for. A
@@ -65,13 +123,16 @@ type ours struct{}
 
 var errCancel = errors.New("a commit is never canceled")
 
-// split takes our own parameter out of the URL, and says whether the encryption of the connection was chosen.
-func split(raw string) (rest, schema string, sslmode bool, err error) {
+// extra are the parameters of a URL that are not libpq's.
+type extra struct{ schema, passwordFile string }
+
+// split takes our own parameters out of the URL, and says whether the encryption of the connection was chosen.
+func split(raw string) (rest string, also extra, sslmode bool, err error) {
 	if !strings.HasPrefix(raw, "postgres://") && !strings.HasPrefix(raw, "postgresql://") {
-		return "", "", false, fmt.Errorf("%w: begins with postgres://", ErrURL)
+		return "", also, false, fmt.Errorf("%w: begins with postgres://", ErrURL)
 	}
 	rest, query, _ := strings.Cut(raw, "?")
-	schema, sslmode = "rotor", os.Getenv("PGSSLMODE") != ""
+	also.schema, sslmode = "rotor", os.Getenv("PGSSLMODE") != ""
 	var keep []string
 	for pair := range strings.SplitSeq(query, "&") {
 		name, value, _ := strings.Cut(pair, "=")
@@ -79,8 +140,13 @@ func split(raw string) (rest, schema string, sslmode bool, err error) {
 		case "":
 			continue
 		case "schema":
-			if schema, err = url.QueryUnescape(value); err != nil || !validSchema.MatchString(schema) {
-				return "", "", false, fmt.Errorf("%w: schema: up to 48 lower-case letters, digits and _, not beginning with a digit", ErrURL)
+			if also.schema, err = url.QueryUnescape(value); err != nil || !validSchema.MatchString(also.schema) {
+				return "", also, false, fmt.Errorf("%w: schema: up to 48 lower-case letters, digits and _, not beginning with a digit", ErrURL)
+			}
+			continue
+		case "password_file":
+			if also.passwordFile, err = url.QueryUnescape(value); err != nil || also.passwordFile == "" {
+				return "", also, false, fmt.Errorf("%w: password_file: a path", ErrURL)
 			}
 			continue
 		case "sslmode", "ssl", "service":
@@ -91,7 +157,7 @@ func split(raw string) (rest, schema string, sslmode bool, err error) {
 	if len(keep) > 0 {
 		rest += "?" + strings.Join(keep, "&")
 	}
-	return rest, schema, sslmode, nil
+	return rest, also, sslmode, nil
 }
 
 func with(raw, pair string) string {
