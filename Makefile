@@ -31,7 +31,7 @@ test-slow: ## exhaustive model checking, crash rounds: minutes
 test-services: ## what needs a real PostgreSQL, etcd, SoftHSM or Vault, which it installs
 	scripts/services
 	go test -tags "services pkcs11" -count=1 -timeout 20m $(SERVICES_ROOMS)
-	go test -tags "services pkcs11" -count=1 -run PKCS11 ./internal/cli
+	go test -tags "services pkcs11" -count=1 -run 'PKCS11|HSM' ./internal/cli ./internal/kms
 
 test-fips: ## the FIPS suites, a server and its clients within Go's cryptographic module, under GODEBUG=fips140=only
 	GOFIPS140=v1.26.0 GODEBUG=fips140=only go test -tags fips -count=1 -run FIPS ./internal/suite ./envelope ./internal/delivery ./internal/cli
@@ -64,6 +64,6 @@ clean: ## remove what was built
 	rm -rf bin dist .cache demo-report.json bench-report.json
 
 # What test-slow and test-services run.
-SERVICES_ROOMS := ./internal/testenv ./internal/hsm ./internal/seal/pkcs11 ./internal/seal/transit ./internal/store/postgres ./internal/store/etcd ./internal/server ./deploy
+SERVICES_ROOMS := ./internal/testenv ./internal/custody ./internal/seal/pkcs11 ./internal/seal/transit ./internal/store/postgres ./internal/store/etcd ./internal/server ./deploy
 SLOW := .
 SLOW_ROOMS := . ./internal/rotation ./internal/store/... ./examples/fleet ./internal/cli

@@ -18,7 +18,7 @@ const (
 // algorithmTable is the table of the code as people read it.
 func algorithmTable() string {
 	var b strings.Builder
-	b.WriteString("| algorithm | for | status | standard | bits | quantum category | FIPS mode | uses of a version | deprecated after | disallowed after |\n|---|---|---|---|---|---|---|---|---|---|\n")
+	b.WriteString("| algorithm | for | status | standard | bits | quantum category | FIPS mode | in a token | uses of a version | deprecated after | disallowed after |\n|---|---|---|---|---|---|---|---|---|---|---|\n")
 	or := func(s, instead string) string {
 		if s == "" {
 			return instead
@@ -30,14 +30,17 @@ func algorithmTable() string {
 		for _, p := range s.Purposes {
 			purposes = append(purposes, string(p))
 		}
-		fips, uses := "no", "no limit"
+		fips, token, uses := "no", "no", "no limit"
+		if s.Token() {
+			token = "yes"
+		}
 		if s.FIPS {
 			fips = "yes"
 		}
 		if s.MaxUses > 0 {
 			uses = fmt.Sprint(s.MaxUses)
 		}
-		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %d | %d | %s | %s | %s | %s |\n", s.ID, strings.Join(purposes, ", "), s.Status, s.Standard, s.Bits, s.Quantum, fips, uses,
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %d | %d | %s | %s | %s | %s | %s |\n", s.ID, strings.Join(purposes, ", "), s.Status, s.Standard, s.Bits, s.Quantum, fips, token, uses,
 			or(s.Sunset.Deprecated, "-"), or(s.Sunset.Disallowed, "-"))
 	}
 	return b.String()

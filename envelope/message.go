@@ -53,16 +53,30 @@ func NewMessageKey(material Secret, handle uint32, namespaceID, keyID string) (*
 
 // NewMessageKeyOf is NewMessageKey of another algorithm. fault.AlgorithmForbidden for one that has no messages, Invalid for material of a wrong length.
 func NewMessageKeyOf(a suite.Algorithm, material Secret, handle uint32, namespaceID, keyID string) (*MessageKey, error) {
-	spec, err := suite.Lookup(a)
-	if err != nil {
+	if _, err := messageSpec(a); err != nil {
 		return nil, err
-	}
-	if spec.Message == 0 || spec.Nonce == 0 {
-		return nil, fault.New(fault.AlgorithmForbidden, "algorithm "+string(a)+" for messages")
 	}
 	aead, err := suite.NewAEAD(a, material)
 	if err != nil {
 		return nil, fault.Wrap(fault.Invalid, "message key", err)
+	}
+	return NewMessageKeyWith(a, aead, handle, namespaceID, keyID)
+}
+
+func messageSpec(a suite.Algorithm) (suite.Spec, error) {
+	spec, err := suite.Lookup(a)
+	if err == nil && (spec.Message == 0 || spec.Nonce == 0) {
+		err = fault.New(fault.AlgorithmForbidden, "algorithm "+string(a)+" for messages")
+	}
+	return spec, err
+}
+
+// NewMessageKeyWith is NewMessageKeyOf of an AEAD of the algorithm, whose key is elsewhere. One that makes its nonces itself has a nonce size of 0 and puts them before the
+// ciphertext. fault.AlgorithmForbidden.
+func NewMessageKeyWith(a suite.Algorithm, aead cipher.AEAD, handle uint32, namespaceID, keyID string) (*MessageKey, error) {
+	spec, err := messageSpec(a)
+	if err != nil {
+		return nil, err
 	}
 	p := appendField(nil, []byte("rotor/field/1"))
 	p = appendField(p, []byte{spec.Message})

@@ -17,6 +17,7 @@ type algorithmView struct {
 	Bits       int      `json:"security_bits"`
 	Quantum    int      `json:"quantum_category"` // 0: broken by a quantum computer
 	FIPS       bool     `json:"fips"`             // runs in FIPS mode
+	Token      bool     `json:"token"`            // runs in a PKCS #11 token, for keys of custody hsm
 	JWA        string   `json:"jws_alg,omitempty"`
 	MaxUses    uint64   `json:"max_uses,omitempty"`
 	Deprecated string   `json:"deprecated_after,omitempty"`
@@ -36,7 +37,7 @@ func newKeyAlgorithms(a *app) *cobra.Command {
 
 func viewAlgorithm(s suite.Spec) algorithmView {
 	v := algorithmView{
-		ID: string(s.ID), Status: string(s.Status), Standard: s.Standard, Bits: s.Bits, Quantum: s.Quantum, FIPS: s.FIPS, JWA: s.JWA, MaxUses: s.MaxUses,
+		ID: string(s.ID), Status: string(s.Status), Standard: s.Standard, Bits: s.Bits, Quantum: s.Quantum, FIPS: s.FIPS, Token: s.Token(), JWA: s.JWA, MaxUses: s.MaxUses,
 		Deprecated: s.Sunset.Deprecated, Disallowed: s.Sunset.Disallowed, Source: s.Sunset.Source,
 	}
 	for _, p := range s.Purposes {
@@ -47,14 +48,14 @@ func viewAlgorithm(s suite.Spec) algorithmView {
 
 func (a *app) algorithms(fips bool) error {
 	var views []algorithmView
-	t := table{header: []string{"algorithm", "purposes", "status", "bits", "quantum", "fips", "disallowed after", "standard"}}
+	t := table{header: []string{"algorithm", "purposes", "status", "bits", "quantum", "fips", "token", "disallowed after", "standard"}}
 	for _, s := range suite.All() {
 		if fips && !s.FIPS {
 			continue
 		}
 		v := viewAlgorithm(s)
 		views = append(views, v)
-		t.add(v.ID, strings.Join(v.Purposes, " "), v.Status, number(v.Bits), number(v.Quantum), yesNo(v.FIPS), or(v.Disallowed, "-"), v.Standard)
+		t.add(v.ID, strings.Join(v.Purposes, " "), v.Status, number(v.Bits), number(v.Quantum), yesNo(v.FIPS), yesNo(v.Token), or(v.Disallowed, "-"), v.Standard)
 	}
 	return a.show(views, t)
 }

@@ -34,7 +34,7 @@ func newKeyCreate(a *app) *cobra.Command {
 		Short: "Make a key with its first version",
 		Long: `Make a key with its first version, which is primary at once. Purpose, custody and algorithm of a version never change. With custody
 "server" the material never leaves the server; with "fleet" it is delivered to the instances that hold the key, so that they use it
-without the network.`,
+without the network; with "hsm" it is made in a PKCS #11 token and never leaves it, and the server has it used there.`,
 		Example: "  rotor key create records --purpose encrypt --custody fleet\n  rotor key create models --purpose wrap --label team=vision\n" +
 			"  rotor key create tokens --purpose sign --margin 5m",
 		Args: cobra.ExactArgs(1),
@@ -43,7 +43,7 @@ without the network.`,
 	f := c.Flags()
 	f.StringVar(&s.purpose, "purpose", "", "encrypt (data), wrap (the data keys of files), sign (tokens, messages), mac; of key pairs decrypt (what others encrypt) or decapsulate (shared secrets)")
 	f.BoolVar(&s.exportable, "exportable", false, "versions may leave sealed to a recipient, where rules allow it; never changes")
-	f.StringVar(&s.custody, "custody", "", "server or fleet (default server)")
+	f.StringVar(&s.custody, "custody", "", "server, fleet or hsm (default server)")
 	f.StringVar(&s.algorithm, "algorithm", "", "algorithm (default: the purpose's; rotor key algorithms)")
 	f.StringVar(&s.owner, "owner", "", "who answers for it (default: the caller)")
 	f.StringArrayVar(&s.labels, "label", nil, "name=value, which rules may select by; may be repeated")

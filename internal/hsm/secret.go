@@ -78,24 +78,26 @@ func (s *session) remember(o object, found []pkcs11.ObjectHandle) {
 	}
 }
 
-// IDs are the CKA_ID of the secret keys of a label. ErrAway, ErrNoKey when there is none.
+// IDs are the CKA_ID of the secret and private keys of a label. ErrAway, ErrNoKey when there is none.
 func (t *Token) IDs(ctx context.Context, label string) ([]string, error) {
 	out := make(chan []string, 1)
 	err := t.do(ctx, func(s *session) error {
-		found, err := s.search(object{Name{Label: label}, pkcs11.CKO_SECRET_KEY})
-		if err != nil {
-			return err
-		}
-		if len(found) == 0 {
-			return ErrNoKey
-		}
 		var ids []string
-		for _, h := range found {
-			a, err := s.lib.GetAttributeValue(s.at, h, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_ID, nil)})
+		for _, class := range keyClasses() {
+			found, err := s.search(object{Name{Label: label}, class})
 			if err != nil {
-				return fmt.Errorf("read CKA_ID: %w", err)
+				return err
 			}
-			ids = append(ids, string(a[0].Value))
+			for _, h := range found {
+				a, err := s.lib.GetAttributeValue(s.at, h, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_ID, nil)})
+				if err != nil {
+					return fmt.Errorf("read CKA_ID: %w", err)
+				}
+				ids = append(ids, string(a[0].Value))
+			}
+		}
+		if len(ids) == 0 {
+			return ErrNoKey
 		}
 		return give(out, ids)
 	})
@@ -104,6 +106,9 @@ func (t *Token) IDs(ctx context.Context, label string) ([]string, error) {
 	}
 	return <-out, nil
 }
+
+// keyClasses are the classes of the objects that hold something secret.
+func keyClasses() []uint { return []uint{pkcs11.CKO_SECRET_KEY, pkcs11.CKO_PRIVATE_KEY} }
 
 // give puts what an operation returns where its caller takes it, if it still waits.
 func give[T any](out chan T, v T) error {
@@ -119,18 +124,22 @@ func give[T any](out chan T, v T) error {
 // label was cut off and never used.
 const unfinished = "rotor unfinished"
 
-// MakeAES has the token make an AES key of 256 bits that never leaves it. When the answer is lost there may be two of a name; either is as good. ErrAway, ErrUnable.
-func (t *Token) MakeAES(ctx context.Context, n Name) error {
+// hidden are the attributes of what never leaves the token.
+func hidden(attributes ...*pkcs11.Attribute) []*pkcs11.Attribute {
+	return append([]*pkcs11.Attribute{
+		pkcs11.NewAttribute(pkcs11.CKA_LABEL, unfinished), pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), pkcs11.NewAttribute(pkcs11.CKA_PRIVATE, true),
+		pkcs11.NewAttribute(pkcs11.CKA_SENSITIVE, true), pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, false),
+	}, attributes...)
+}
+
+// MakeAES has the token make an AES key of 16 or 32 bytes that never leaves it. When an answer is lost there may be two of a name, either as good. ErrAway, ErrUnable.
+func (t *Token) MakeAES(ctx context.Context, n Name, size int) error {
 	return t.do(ctx, func(s *session) error {
-		h, err := s.makeSecret(pkcs11.CKM_AES_KEY_GEN, []*pkcs11.Attribute{
-			pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), pkcs11.NewAttribute(pkcs11.CKA_LABEL, unfinished),
-			pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES), pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, 32),
-			pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), pkcs11.NewAttribute(pkcs11.CKA_PRIVATE, true),
-			pkcs11.NewAttribute(pkcs11.CKA_SENSITIVE, true), pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, false),
+		h, err := s.makeSecret(pkcs11.CKM_AES_KEY_GEN, hidden(
+			pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES), pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, size),
 			pkcs11.NewAttribute(pkcs11.CKA_ENCRYPT, true), pkcs11.NewAttribute(pkcs11.CKA_DECRYPT, true),
 			pkcs11.NewAttribute(pkcs11.CKA_WRAP, false), pkcs11.NewAttribute(pkcs11.CKA_UNWRAP, false),
-			pkcs11.NewAttribute(pkcs11.CKA_SIGN, false), pkcs11.NewAttribute(pkcs11.CKA_VERIFY, false),
-		})
+			pkcs11.NewAttribute(pkcs11.CKA_SIGN, false), pkcs11.NewAttribute(pkcs11.CKA_VERIFY, false)))
 		if err != nil {
 			return fmt.Errorf("make AES key: %w", err)
 		}
@@ -272,27 +281,36 @@ func (s *session) well(key pkcs11.ObjectHandle) bool {
 	return err == nil && len(a) == 1 && len(a[0].Value) > 0
 }
 
-// Destroy destroys the secret keys of a name in the token, all of them. What is gone already is fine. ErrAway, ErrUnable.
+// Destroy destroys the keys of a name in the token, all of them. What is gone already is fine. ErrAway, ErrUnable.
 func (t *Token) Destroy(ctx context.Context, n Name) error {
 	err := t.do(ctx, func(s *session) error {
-		o := object{n, pkcs11.CKO_SECRET_KEY}
-		found, err := s.search(o)
-		if err != nil {
-			return err
+		gone, err := s.clear(n)
+		if err == nil && gone == 0 {
+			err = ErrNoKey
 		}
-		if len(found) == 0 {
-			return ErrNoKey
-		}
-		s.remember(o, nil)
-		for _, h := range found {
-			if err := s.destroy(h); err != nil {
-				return fmt.Errorf("destroy: %w", err)
-			}
-		}
-		return nil
+		return err
 	})
 	if errors.Is(err, ErrNoKey) {
 		return nil
 	}
 	return err
+}
+
+// clear destroys what has a name, and counts it.
+func (s *session) clear(n Name) (gone int, err error) {
+	for _, class := range keyClasses() {
+		o := object{n, class}
+		found, err := s.search(o)
+		if err != nil {
+			return gone, err
+		}
+		s.remember(o, nil)
+		for _, h := range found {
+			if err := s.destroy(h); err != nil {
+				return gone, fmt.Errorf("destroy: %w", err)
+			}
+			gone++
+		}
+	}
+	return gone, nil
 }

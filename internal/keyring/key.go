@@ -25,6 +25,7 @@ type Custody string
 const (
 	CustodyServer Custody = "server" // material never leaves the server
 	CustodyFleet  Custody = "fleet"  // versions are delivered to the instances that hold the key
+	CustodyHSM    Custody = "hsm"    // material is made in a PKCS #11 token and never leaves it; the server has operations carried out there
 )
 
 // Silence says what a rotation does about a member that does not answer.

@@ -82,8 +82,13 @@ func (k Key) Validate() error {
 	case k.Custody == CustodyFleet && (k.Purpose == suite.Encrypt || k.Purpose == suite.MAC):
 	case k.Custody == CustodyFleet:
 		return invalid("custody", "keys that %s stay on the server", k.Purpose)
+	case k.Custody == CustodyHSM && k.Exportable:
+		return invalid("exportable", "what is in a token never leaves it")
+	case k.Custody == CustodyHSM && !spec.Token():
+		return invalid("custody", "%s does not run inside a token: AES-GCM, HMAC, ECDSA, RSA signatures and Ed25519 do", k.Algorithm)
+	case k.Custody == CustodyHSM:
 	default:
-		return invalid("custody", "server or fleet")
+		return invalid("custody", "server, fleet or hsm")
 	}
 	return k.validatePeriods()
 }

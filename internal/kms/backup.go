@@ -122,7 +122,7 @@ func (s *Service) release(ctx context.Context, p *guard.Permit, id keyring.KeyID
 		if err != nil {
 			return err
 		}
-		with = change{[]guard.Cond{cond}, []guard.Write{write}}
+		with = change{conds: []guard.Cond{cond}, writes: []guard.Write{write}}
 	}
 	_, err := s.update(ctx, p, id, detail, func(k keyring.Key) (keyring.Key, change, error) {
 		k = k.Clone()

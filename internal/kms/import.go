@@ -147,6 +147,9 @@ func (s *Service) importedVersion(ctx context.Context, c policy.Caller, k keyrin
 	if err := s.suites.Allows(k.Algorithm, k.Purpose); err != nil {
 		return v, made, err
 	}
+	if k.Custody == keyring.CustodyHSM {
+		return v, made, fault.New(fault.Invalid, "custody").WithHint("material of custody hsm is made in the token; import a key of custody server")
+	}
 	if in.Originated.After(now) {
 		return v, made, fault.New(fault.Invalid, "originated").WithHint("it lies in the future")
 	}
@@ -172,7 +175,7 @@ func (s *Service) importedVersion(ctx context.Context, c policy.Caller, k keyrin
 	if v, made, err = s.keep(ctx, k, v, material); err != nil {
 		return v, made, err
 	}
-	return v, made.and(change{[]guard.Cond{{Path: w.path, Rev: w.rev}}, []guard.Write{{Path: w.path, Delete: true}}}), nil
+	return v, made.and(change{conds: []guard.Cond{{Path: w.path, Rev: w.rev}}, writes: []guard.Write{{Path: w.path, Delete: true}}}), nil
 }
 
 // foundWrapping is a wrapping key with where it stands.

@@ -37,7 +37,7 @@ func (s *Service) make(ctx context.Context, c policy.Caller, spec keyring.Key, f
 	now := s.now().UTC()
 	k := keyring.Key{
 		ID: newKeyID(), Namespace: spec.Namespace, Name: spec.Name, Purpose: spec.Purpose,
-		Custody: cmp.Or(spec.Custody, keyring.CustodyServer), Algorithm: cmp.Or(spec.Algorithm, s.suites.Default(spec.Purpose)), Exportable: spec.Exportable,
+		Custody: cmp.Or(spec.Custody, keyring.CustodyServer), Algorithm: cmp.Or(spec.Algorithm, s.algorithmFor(spec)), Exportable: spec.Exportable,
 		Labels: spec.Labels, Owner: cmp.Or(spec.Owner, c.Name), Periods: spec.Periods, Rotation: spec.Rotation, Created: now,
 	}
 	if err := k.Validate(); err != nil {
@@ -59,10 +59,12 @@ func (s *Service) make(ctx context.Context, c policy.Caller, spec keyring.Key, f
 	detail := map[string]string{}
 	describe(detail, v)
 	if k, err = rotation.First(k, v, now); err != nil {
+		made.takeBack()
 		return k, err
 	}
 	value, err := json.Marshal(k)
 	if err != nil {
+		made.takeBack()
 		return k, fmt.Errorf("encode key %s: %w", k.ID, err)
 	}
 	name := "name/" + nameOf(k.Namespace, k.Name)
@@ -70,6 +72,7 @@ func (s *Service) make(ctx context.Context, c policy.Caller, spec keyring.Key, f
 	writes := append(made.writes, guard.Write{Path: name, Value: []byte(k.ID)}, guard.Write{Path: keyPath(k), Value: value})
 	rev, err := s.settle(ctx, keyPath(k), value)(p.Commit(ctx, conds, writes, detail))
 	if fault.CodeOf(err) == fault.Conflict {
+		made.takeBack()
 		return k, fault.New(fault.Exists, "key "+k.Name)
 	}
 	if err != nil {
@@ -136,6 +139,9 @@ func (s *Service) newVersion(ctx context.Context, k keyring.Key, n uint32, now t
 	if err := s.suites.Allows(k.Algorithm, k.Purpose); err != nil {
 		return keyring.Version{}, change{}, err
 	}
+	if k.Custody == keyring.CustodyHSM {
+		return s.newObject(ctx, k, keyring.Version{Number: n, Algorithm: k.Algorithm, Created: now})
+	}
 	material, _, err := suite.Generate(k.Algorithm)
 	if err != nil {
 		return keyring.Version{}, change{}, err
@@ -168,13 +174,13 @@ func (s *Service) place(ctx context.Context, k keyring.Key, v keyring.Version, m
 		return change{}, err
 	}
 	path := materialPath(k, v.Number)
-	return change{[]guard.Cond{{Path: path}}, []guard.Write{{Path: path, Value: blob}}}, nil
+	return change{conds: []guard.Cond{{Path: path}}, writes: []guard.Write{{Path: path, Value: blob}}}, nil
 }
 
 // takeHandle returns the write that takes a version's handle, for ever.
 func takeHandle(k keyring.Key, v keyring.Version) change {
 	path := handlePath(k.Namespace, v.Handle)
-	return change{[]guard.Cond{{Path: path}}, []guard.Write{{Path: path, Value: []byte(handleOwner(k, v.Number))}}}
+	return change{conds: []guard.Cond{{Path: path}}, writes: []guard.Write{{Path: path, Value: []byte(handleOwner(k, v.Number))}}}
 }
 
 func handleOwner(k keyring.Key, n uint32) string { return fmt.Sprintf("%s/%d", k.ID, n) }

@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"maps"
 	"strings"
 	"sync"
@@ -39,7 +40,10 @@ type Config struct {
 	Floors func() Floors
 	// Suites narrows which algorithms new versions may have.
 	Suites suite.Policy
-	Block  uint64 // uses of a version with a volume limit that are taken at a time; 0: DefaultBlock. A crash forfeits what is left of it
+	// HSM carries out what keys of custody hsm are for; nil: there is no token.
+	HSM   HSM
+	Log   *slog.Logger // default: none
+	Block uint64       // uses of a version with a volume limit that are taken at a time; 0: DefaultBlock. A crash forfeits what is left of it
 }
 
 // Service serves the use cases on keys. It is safe for concurrent use once Run has started.
@@ -54,6 +58,10 @@ type Service struct {
 
 	volumes volumes
 	suites  suite.Policy
+
+	hsm   HSM
+	log   *slog.Logger
+	sweep chan struct{} // has one when something in the token may have to be destroyed
 
 	mu      sync.Mutex    // guards swap
 	swap    chan struct{} // closed and replaced at each change of the ring
@@ -71,6 +79,10 @@ type ring struct {
 func New(ctx context.Context, c Config) (*Service, error) {
 	s := &Service{guard: c.Guard, now: c.Now, fresh: c.Fresh, room: c.Quotas, least: c.Floors, swap: make(chan struct{})}
 	s.vault.cache, s.volumes.block, s.suites = map[materialID]opened{}, c.Block, c.Suites
+	s.hsm, s.log, s.sweep = c.HSM, c.Log, make(chan struct{}, 1)
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
 	records, rev, err := c.Guard.List(ctx, keyPrefix)
 	if err != nil {
 		return nil, fmt.Errorf("read keys: %w", err)
@@ -121,6 +133,9 @@ func (s *Service) apply(changes []guard.Change) error {
 		}
 		r.byID[k.ID], r.byName[nameOf(k.Namespace, k.Name)] = k, k.ID
 		s.vault.forget(k)
+		if k.Custody == keyring.CustodyHSM {
+			s.wantSweep()
+		}
 		news = append(news, k)
 	}
 	s.ring.Store(r)
@@ -268,10 +283,12 @@ func (s *Service) update(ctx context.Context, p *guard.Permit, id keyring.KeyID,
 		}
 		next, with, err := edit(k)
 		if err != nil {
+			with.takeBack()
 			return k, err
 		}
 		value, err := json.Marshal(next)
 		if err != nil {
+			with.takeBack()
 			return k, fmt.Errorf("encode key %s: %w", id, err)
 		}
 		if was, err := json.Marshal(k); err == nil && bytes.Equal(was, value) && len(with.writes) == 0 {
@@ -281,6 +298,7 @@ func (s *Service) update(ctx context.Context, p *guard.Permit, id keyring.KeyID,
 		writes := append([]guard.Write{{Path: keyPath(k), Value: value}}, with.writes...)
 		at, err := s.settle(ctx, keyPath(k), value)(p.Commit(ctx, conds, writes, detail))
 		if fault.CodeOf(err) == fault.Conflict {
+			with.takeBack()
 			if _, now, rerr := s.read(ctx, id); rerr == nil && now != rev {
 				continue
 			}
@@ -310,11 +328,23 @@ func (s *Service) settle(ctx context.Context, path string, value []byte) func(st
 type change struct {
 	conds  []guard.Cond
 	writes []guard.Write
+	undo   func() // takes back what was made outside of the store, when the commit will certainly not be; nil: nothing was
+}
+
+// takeBack is for a change whose commit was not tried, or was refused. One of unknown outcome may be there yet, so it stays.
+func (c change) takeBack() {
+	if c.undo != nil {
+		c.undo()
+	}
 }
 
 // and adds what another change has.
 func (c change) and(o change) change {
-	return change{append(c.conds, o.conds...), append(c.writes, o.writes...)}
+	undo := c.undo
+	if undo == nil { // one of the two makes something at most
+		undo = o.undo
+	}
+	return change{append(c.conds, o.conds...), append(c.writes, o.writes...), undo}
 }
 
 // read gets a key's record from the store, not from the ring.

@@ -56,6 +56,9 @@ type opened struct {
 
 	decrypter    *suite.Decrypter
 	decapsulator *suite.Decapsulator
+
+	object string // in the token; then nothing else is set
+	hsm    HSM
 }
 
 // materials caches opened material. Guarded by mu.
@@ -86,6 +89,9 @@ func (m *materials) forget(k keyring.Key) {
 // Material opens the material of a version, for the server's own use and for delivery to holders that were admitted. Retired
 // and destroyed versions are refused. fault.VersionRetired, VersionDestroyed, RecordTampered.
 func (s *Service) Material(ctx context.Context, k keyring.Key, n uint32) (secret.Bytes, error) {
+	if k.Custody == keyring.CustodyHSM {
+		return secret.Bytes{}, fault.New(fault.NotExportable, "key "+k.Name).WithHint("its material is in a token, which does not give it away")
+	}
 	o, err := s.open(ctx, k, n)
 	return o.material, err
 }
@@ -116,7 +122,7 @@ func (s *Service) open(ctx context.Context, k keyring.Key, n uint32) (opened, er
 	if err != nil {
 		return opened{}, err
 	}
-	o, err := ready(k, v, m)
+	o, err := s.ready(k, v, m)
 	if err != nil {
 		return opened{}, err
 	}
@@ -164,7 +170,10 @@ func (s *Service) withdrawn(ctx context.Context, k keyring.Key, n uint32) error 
 	}
 }
 
-func ready(k keyring.Key, v keyring.Version, m secret.Bytes) (opened, error) {
+func (s *Service) ready(k keyring.Key, v keyring.Version, m secret.Bytes) (opened, error) {
+	if k.Custody == keyring.CustodyHSM {
+		return s.readyObject(k, v, m)
+	}
 	o := opened{material: m}
 	var err error
 	switch k.Purpose {

@@ -139,6 +139,9 @@ func (r *restoring) foreign() error {
 // suits refuses a key that this server could not go on with: its next version's algorithm and its primary's have to be allowed here.
 func (r *restoring) suits() error {
 	k := r.content.Key
+	if k.Custody != keyring.CustodyServer && k.Custody != keyring.CustodyFleet {
+		return fault.New(fault.Invalid, "key backup").WithHint("its key is of custody %s, of which there are no backups", k.Custody)
+	}
 	if err := r.service.suites.Allows(k.Algorithm, k.Purpose); err != nil {
 		return err
 	}
@@ -190,7 +193,7 @@ func (r *restoring) step(ctx context.Context, out *Restored) (more bool, err err
 	if more = len(added) < len(lost); more {
 		next.Restoring = r.facts.ID
 	} else if r.path != "" {
-		w = w.and(change{[]guard.Cond{{Path: r.path, Rev: r.rev}}, []guard.Write{{Path: r.path, Delete: true}}})
+		w = w.and(change{conds: []guard.Cond{{Path: r.path, Rev: r.rev}}, writes: []guard.Write{{Path: r.path, Delete: true}}})
 	}
 	value, err := json.Marshal(next)
 	if err != nil {
@@ -199,7 +202,7 @@ func (r *restoring) step(ctx context.Context, out *Restored) (more bool, err err
 	if len(value) > maxRecord {
 		return false, fault.New(fault.TooLarge, "key "+next.Name)
 	}
-	w = w.and(change{[]guard.Cond{{Path: key, Rev: rev}}, []guard.Write{{Path: key, Value: value}}})
+	w = w.and(change{conds: []guard.Cond{{Path: key, Rev: rev}}, writes: []guard.Write{{Path: key, Value: value}}})
 	at, err := s.settle(ctx, key, value)(r.permit.Commit(ctx, w.conds, w.writes, r.detail(next, added)))
 	if fault.CodeOf(err) == fault.Conflict {
 		return r.retry(ctx, key, rev, err)
@@ -269,7 +272,7 @@ func (r *restoring) found(ctx context.Context) (keyring.Key, change, error) {
 	if _, err := g.Get(ctx, r.namePath()); fault.CodeOf(err) != fault.NotFound {
 		return k, change{}, cmp.Or(err, r.nameTaken())
 	}
-	return k, change{[]guard.Cond{{Path: r.namePath()}}, []guard.Write{{Path: r.namePath(), Value: []byte(k.ID)}}}, nil
+	return k, change{conds: []guard.Cond{{Path: r.namePath()}}, writes: []guard.Write{{Path: r.namePath(), Value: []byte(k.ID)}}}, nil
 }
 
 func (r *restoring) namePath() string { return "name/" + nameOf(r.Namespace, r.Name) }
@@ -361,7 +364,7 @@ func (s *Service) spent(k keyring.Key, v keyring.Version) (change, error) {
 	}
 	value, err := json.Marshal(taken{spec.MaxUses})
 	path := volumePath(k, v.Number)
-	return change{[]guard.Cond{{Path: path}}, []guard.Write{{Path: path, Value: value}}}, err
+	return change{conds: []guard.Cond{{Path: path}}, writes: []guard.Write{{Path: path, Value: value}}}, err
 }
 
 // detail is what the entry says.

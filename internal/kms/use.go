@@ -2,8 +2,6 @@ package kms
 
 import (
 	"context"
-	"crypto/cipher"
-	"fmt"
 	"time"
 
 	"github.com/rotorkms/rotor/envelope"
@@ -138,7 +136,7 @@ func (s *Service) Encrypt(ctx context.Context, c policy.Caller, ref Ref, plainte
 	if err != nil {
 		return nil, 0, err
 	}
-	out, err := u.message.Encrypt(nil, plaintext, parts...)
+	out, err := u.encrypt(ctx, plaintext, parts)
 	return out, u.version.Number, err
 }
 
@@ -180,7 +178,7 @@ func (s *Service) Decrypt(ctx context.Context, c policy.Caller, ref Ref, ciphert
 		out, err := envelope.DecryptWith(u.decrypter, address(u.key, u.version), ciphertext, parts...)
 		return out, u.version.Number, err
 	}
-	out, err := u.message.Decrypt(nil, ciphertext, parts...)
+	out, err := u.decrypt(ctx, ciphertext, parts)
 	return out, u.version.Number, err
 }
 
@@ -196,7 +194,7 @@ func (s *Service) Sign(ctx context.Context, c policy.Caller, ref Ref, msg []byte
 	if err != nil {
 		return nil, keyring.Version{}, err
 	}
-	sig, err := u.signer.Sign(msg)
+	sig, err := u.sign(ctx, msg)
 	return sig, u.version, err
 }
 
@@ -209,7 +207,7 @@ func (s *Service) SignToken(ctx context.Context, c policy.Caller, ref Ref, input
 	if msg, err = input(u.key, u.version); err != nil {
 		return nil, nil, err
 	}
-	sig, err = u.signer.Sign(msg)
+	sig, err = u.sign(ctx, msg)
 	return msg, sig, err
 }
 
@@ -230,7 +228,7 @@ func (s *Service) Verify(ctx context.Context, c policy.Caller, ref Ref, n uint32
 		if err != nil {
 			return err
 		}
-		return suite.VerifyTag(u.version.Algorithm, u.material, msg, sig)
+		return u.verifyTag(ctx, msg, sig)
 	}
 	_, v, err := s.mayProcess(ctx, k, p, number(n), time.Time{})
 	if err != nil {
@@ -257,7 +255,7 @@ func (s *Service) MAC(ctx context.Context, c policy.Caller, ref Ref, msg []byte)
 	if err != nil {
 		return nil, 0, err
 	}
-	tag, err := suite.Tag(u.version.Algorithm, u.material, msg)
+	tag, err := u.tag(ctx, msg)
 	return tag, u.version.Number, err
 }
 
@@ -267,7 +265,7 @@ func (s *Service) Wrap(ctx context.Context, c policy.Caller, ref Ref, dek secret
 	if err != nil {
 		return envelope.Wrap{}, err
 	}
-	return u.seal(dek, immutable, s.now())
+	return u.seal(ctx, dek, immutable, s.now())
 }
 
 // Unwrap opens a file's data key. It is a release: the audit entry is durable before the answer.
@@ -276,7 +274,7 @@ func (s *Service) Unwrap(ctx context.Context, c policy.Caller, w envelope.Wrap, 
 	if err != nil {
 		return secret.Bytes{}, err
 	}
-	dek, err := u.openDEK(w, immutable)
+	dek, err := u.openDEK(ctx, w, immutable)
 	if err != nil {
 		return secret.Bytes{}, err
 	}
@@ -302,7 +300,7 @@ func (s *Service) Rewrap(ctx context.Context, c policy.Caller, w envelope.Wrap, 
 			return w, false, nil
 		}
 	}
-	dek, err := u.openDEK(w, immutable)
+	dek, err := u.openDEK(ctx, w, immutable)
 	if err != nil {
 		return w, false, err
 	}
@@ -311,7 +309,7 @@ func (s *Service) Rewrap(ctx context.Context, c policy.Caller, w envelope.Wrap, 
 	if err != nil {
 		return w, false, err
 	}
-	next, err = to.seal(dek, immutable, w.ProtectTime)
+	next, err = to.seal(ctx, dek, immutable, w.ProtectTime)
 	return next, err == nil, err
 }
 
@@ -353,34 +351,6 @@ func headerParts(immutable []byte) (parts []envelope.Part) {
 	return parts
 }
 
-func (u use) seal(dek secret.Bytes, immutable []byte, protectTime time.Time) (envelope.Wrap, error) {
-	aead, err := u.aead()
-	if err != nil {
-		return envelope.Wrap{}, err
-	}
-	w := envelope.Wrap{
-		Type: envelope.WrapKMS, KeyID: string(u.key.ID), Version: u.version.Number, Algorithm: u.version.Algorithm,
-		ProtectTime: protectTime.UTC().Truncate(time.Second),
-	}
-	return envelope.SealDEK(aead, w, immutable, dek)
-}
-
-func (u use) openDEK(w envelope.Wrap, immutable []byte) (secret.Bytes, error) {
-	aead, err := u.aead()
-	if err != nil {
-		return secret.Bytes{}, err
-	}
-	return envelope.OpenDEK(aead, w, immutable)
-}
-
-func (u use) aead() (cipher.AEAD, error) {
-	a, err := suite.NewAEAD(u.version.Algorithm, u.material)
-	if err != nil {
-		return nil, fmt.Errorf("prepare key %s, version %d: %w", u.key.Name, u.version.Number, err)
-	}
-	return a, nil
-}
-
 // Reencrypt moves messages to a target version for a campaign: decrypts under whatever version made them and encrypts under the
 // target, inside the server. Messages that are under the target already are returned as they are with moved false.
 func (s *Service) Reencrypt(ctx context.Context, id keyring.KeyID, target uint32, ciphertext []byte, parts []envelope.Part) (out []byte, moved bool, err error) {
@@ -418,12 +388,12 @@ func (s *Service) Reencrypt(ctx context.Context, id keyring.KeyID, target uint32
 	if err != nil {
 		return nil, false, err
 	}
-	plain, err := src.message.Decrypt(nil, ciphertext, parts...)
+	plain, err := src.decrypt(ctx, ciphertext, parts)
 	if err != nil {
 		return nil, false, err
 	}
 	defer clear(plain)
-	out, err = dst.message.Encrypt(nil, plain, parts...)
+	out, err = dst.encrypt(ctx, plain, parts)
 	return out, err == nil, err
 }
 
@@ -446,7 +416,7 @@ func (s *Service) Opens(ctx context.Context, id keyring.KeyID, ciphertext []byte
 	if err != nil {
 		return u.version.Number, err
 	}
-	plain, err := u.message.Decrypt(nil, ciphertext, parts...)
+	plain, err := u.decrypt(ctx, ciphertext, parts)
 	clear(plain)
 	return u.version.Number, err
 }

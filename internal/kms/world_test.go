@@ -42,6 +42,7 @@ type world struct {
 	store *shaky
 	guard *guard.Guard
 	seal  seal.Sealer
+	hsm   kms.HSM
 	clock atomic.Int64 // seconds
 }
 
@@ -50,6 +51,12 @@ func (w *world) pass(d time.Duration)      { w.clock.Add(int64(d / time.Second))
 func (w *world) ref(k keyring.Key) kms.Ref { return kms.Ref{Namespace: k.Namespace, Name: k.Name} }
 
 func newWorld(t *testing.T) *world {
+	t.Helper()
+	return newWorldWith(t, func(string) kms.HSM { return nil })
+}
+
+// newWorldWith is newWorld with a token for the cluster.
+func newWorldWith(t *testing.T, token func(cluster string) kms.HSM) *world {
 	t.Helper()
 	sealer, err := local.Create(filepath.Join(t.TempDir(), "seal.key"))
 	if err != nil {
@@ -64,6 +71,7 @@ func newWorld(t *testing.T) *world {
 	if w.guard, err = guard.Open(t.Context(), c); err != nil {
 		t.Fatal(err)
 	}
+	w.hsm = token(w.guard.ClusterID())
 	w.run(w.guard.Run)
 	p := w.guard.System("test", policy.ActCreate, policy.Resource{Namespace: "other"})
 	if err := w.guard.CreateNamespace(t.Context(), p, "other"); err != nil {
@@ -76,11 +84,12 @@ func newWorld(t *testing.T) *world {
 // serve starts one more service on the same guard.
 func (w *world) serve() *kms.Service {
 	w.t.Helper()
-	s, err := kms.New(w.t.Context(), kms.Config{Guard: w.guard, Now: w.now})
+	s, err := kms.New(w.t.Context(), kms.Config{Guard: w.guard, Now: w.now, HSM: w.hsm})
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	w.run(s.Run)
+	w.run(s.Sweep)
 	return s
 }
 

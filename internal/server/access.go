@@ -47,7 +47,7 @@ type CAAuth struct {
 
 // paths are the files that a configuration file may name relative to itself.
 func (c *Config) paths() []*string {
-	out := []*string{&c.Dir, &c.Rules, &c.SealKey, &c.Anchor, &c.Public.Certificate, &c.Public.Key}
+	out := []*string{&c.Dir, &c.Rules, &c.SealKey, &c.Anchor, &c.Public.Certificate, &c.Public.Key, &c.HSM.Module, &c.HSM.PINFile}
 	for i := range c.Seals {
 		out = append(out, c.Seals[i].files()...)
 	}

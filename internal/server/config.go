@@ -66,6 +66,7 @@ type Config struct {
 	Log         *slog.Logger     `yaml:"-"`              // default: slog.Default
 	Now         func() time.Time `yaml:"-"`              // default: time.Now
 
+	HSM          HSM      `yaml:"hsm"`           // token in which keys of custody hsm are; default: none
 	SandboxPaths []string `yaml:"sandbox_paths"` // more directories that the process may read and write when it has shut itself in
 	Tracing      Tracing  `yaml:"tracing"`       // where traces go
 	User         string   `yaml:"user"`          // that a server started as root goes on as; default: it stays who it is
@@ -152,7 +153,7 @@ func (c Config) validate() error {
 	if slices.Contains(c.Hosts, "") {
 		return bad("hosts", "names and addresses, none empty")
 	}
-	if err := errors.Join(c.Limits.validate(), c.Public.validate(), c.validateSeals()); err != nil {
+	if err := errors.Join(c.Limits.validate(), c.Public.validate(), c.validateSeals(), c.HSM.validate()); err != nil {
 		return err
 	}
 	return c.validateProfile()

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -120,14 +119,7 @@ func (s Seal) open() (seal.Sealer, error) {
 	return local.Open(s.KeyFile)
 }
 
-// pkcs11 names the token, with a path of the module that no search path of the loader changes.
-func (s Seal) pkcs11() hsm.Config {
-	c := hsm.Config{Module: s.Module, Token: s.Token, PINFile: s.PINFile}
-	if abs, err := filepath.Abs(s.Module); err == nil && s.Module != "" {
-		c.Module = abs
-	}
-	return c
-}
+func (s Seal) pkcs11() hsm.Config { return HSM{s.Module, s.Token, s.PINFile}.config() }
 
 // Tokens are the PKCS #11 tokens that the configuration names, each once.
 func (c Config) Tokens() []hsm.Config {
@@ -136,6 +128,9 @@ func (c Config) Tokens() []hsm.Config {
 		if s.Type == thePKCS11 && !slices.Contains(all, s.pkcs11()) {
 			all = append(all, s.pkcs11())
 		}
+	}
+	if c.HSM != (HSM{}) && !slices.Contains(all, c.HSM.config()) {
+		all = append(all, c.HSM.config())
 	}
 	return all
 }

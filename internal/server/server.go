@@ -116,6 +116,9 @@ func startAs(ctx context.Context, c Config, db store.Store, named map[string]sea
 	if _, _, err := hashedRules(c.Rules); err != nil { // now, and not when custodians have come
 		return nil, err
 	}
+	if _, err := c.HSM.open(""); err != nil { // now, and not when the process has shut itself in
+		return nil, err
+	}
 	wrapped, err := guard.ReadWraps(ctx, db)
 	if err != nil {
 		return nil, err
@@ -280,7 +283,7 @@ func (s *Server) serve(ctx, run context.Context, group *errgroup.Group, sealer s
 		r.rollout.Look(k.ID)
 	})
 	r.fleet.OnChange = r.rollout.Look
-	for _, loop := range []func(context.Context) error{r.authority.Run, s.seals.Run, r.kms.Run, r.fleet.Run, r.campaigns.Run, r.rollout.Run} {
+	for _, loop := range []func(context.Context) error{r.authority.Run, s.seals.Run, r.kms.Run, r.kms.Sweep, r.fleet.Run, r.campaigns.Run, r.rollout.Run} {
 		group.Go(func() error { return loop(run) })
 	}
 	if s.keeper != nil {
@@ -313,7 +316,11 @@ func (s *Server) build(ctx context.Context) (r rooms, err error) {
 		return r, err
 	}
 	s.guard.SetRules(r.authority.Decider(s.rules))
-	if r.kms, err = kms.New(ctx, kms.Config{Guard: s.guard, Now: c.Now, Quotas: s.quotas, Floors: s.floors, Fresh: s.fresh(), Suites: c.Suites.policy()}); err != nil {
+	token, err := c.HSM.open(s.guard.ClusterID())
+	if err != nil {
+		return r, err
+	}
+	if r.kms, err = kms.New(ctx, kms.Config{Guard: s.guard, Now: c.Now, Quotas: s.quotas, Floors: s.floors, Fresh: s.fresh(), Suites: c.Suites.policy(), HSM: token, Log: c.Log}); err != nil {
 		return r, err
 	}
 	leases := rotation.Leases{TTL: c.LeaseTTL, MaxSkew: c.MaxSkew}

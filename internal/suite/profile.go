@@ -74,6 +74,16 @@ func (p Policy) Default(purpose Purpose) Algorithm {
 	return Default(purpose) // refused by name
 }
 
+// DefaultInToken is Default of keys in a PKCS #11 token; empty where a token can do nothing for a purpose.
+func (p Policy) DefaultInToken(purpose Purpose) Algorithm {
+	for _, s := range table {
+		if s.Token() && p.Allows(s.ID, purpose) == nil {
+			return s.ID
+		}
+	}
+	return ""
+}
+
 // Transport is the way in which keys come in and go out when nobody names one.
 func (p Policy) Transport() Transport {
 	for _, t := range Transports() {
@@ -93,6 +103,14 @@ func (p Policy) AllowsTransport(t Transport) error {
 		return fault.New(fault.AlgorithmForbidden, "transport "+string(t)).WithHint("it does not run in FIPS mode")
 	}
 	return nil
+}
+
+// Token says whether a PKCS #11 token can carry it out as rotor uses it.
+func (s Spec) Token() bool {
+	return slices.Contains([]Algorithm{
+		AES256GCM, AES128GCM, HMACSHA256, HMACSHA384, HMACSHA512, Ed25519, ES256, ES384, ES512,
+		PS256, PS256_2k, PS256_4k, PS512_4k, RS256, RS256_2k, RS256_4k, RS512_4k,
+	}, s.ID)
 }
 
 func (s Spec) aes() bool { return s.ID == XAES256GCM || s.ID == AES256GCM || s.ID == AES128GCM }

@@ -54,12 +54,12 @@ func (s *Signer) sign(msg []byte) ([]byte, error) {
 	case ed25519.PrivateKey, *mldsa.PrivateKey:
 		return s.key.Sign(rand.Reader, msg, crypto.Hash(0))
 	case *rsa.PrivateKey:
-		if s.spec.pss() {
-			return key.Sign(rand.Reader, s.spec.digest(msg), s.spec.pssOptions())
+		if s.spec.PSS() {
+			return key.Sign(rand.Reader, s.spec.Digest(msg), s.spec.pssOptions())
 		}
-		return key.Sign(rand.Reader, s.spec.digest(msg), s.spec.Hash)
+		return key.Sign(rand.Reader, s.spec.Digest(msg), s.spec.Hash)
 	case *ecdsa.PrivateKey:
-		r, v, err := ecdsa.Sign(rand.Reader, key, s.spec.digest(msg))
+		r, v, err := ecdsa.Sign(rand.Reader, key, s.spec.Digest(msg))
 		if err != nil {
 			return nil, err
 		}
@@ -90,15 +90,15 @@ func Verify(a Algorithm, public, msg, sig []byte) error {
 	case *mldsa.PublicKey:
 		ok = mldsa.Verify(key, msg, sig, nil) == nil
 	case *rsa.PublicKey:
-		if s.pss() {
-			ok = rsa.VerifyPSS(key, s.Hash, s.digest(msg), sig, s.pssOptions()) == nil
+		if s.PSS() {
+			ok = rsa.VerifyPSS(key, s.Hash, s.Digest(msg), sig, s.pssOptions()) == nil
 		} else {
-			ok = rsa.VerifyPKCS1v15(key, s.Hash, s.digest(msg), sig) == nil
+			ok = rsa.VerifyPKCS1v15(key, s.Hash, s.Digest(msg), sig) == nil
 		}
 	case *ecdsa.PublicKey:
 		n := (key.Params().BitSize + 7) / 8
 		if len(sig) == 2*n {
-			ok = ecdsa.Verify(key, s.digest(msg), new(big.Int).SetBytes(sig[:n]), new(big.Int).SetBytes(sig[n:]))
+			ok = ecdsa.Verify(key, s.Digest(msg), new(big.Int).SetBytes(sig[:n]), new(big.Int).SetBytes(sig[n:]))
 		}
 	}
 	if !ok {
@@ -133,14 +133,16 @@ func VerifyTag(a Algorithm, material secret.Bytes, msg, tag []byte) error {
 	return nil
 }
 
-func (s Spec) pss() bool { return s.JWA == "PS256" || s.JWA == "PS512" }
+// PSS says whether it is RSASSA-PSS.
+func (s Spec) PSS() bool { return s.JWA == "PS256" || s.JWA == "PS512" }
 
 // pssOptions are RFC 7518, 3.5: the salt is as long as the hash.
 func (s Spec) pssOptions() *rsa.PSSOptions {
 	return &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: s.Hash}
 }
 
-func (s Spec) digest(msg []byte) []byte {
+// Digest is the hash of a message.
+func (s Spec) Digest(msg []byte) []byte {
 	h := s.Hash.New()
 	h.Write(msg)
 	return h.Sum(nil)

@@ -126,7 +126,7 @@ func TestTwoKeysOfOneGeneration(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The second key of the name is the one that this process now remembers, as another server would.
-	if err := token.MakeAES(t.Context(), hsm.Name{Label: "root", ID: "\x00\x00\x00\x00\x00\x00\x00\x07"}); err != nil {
+	if err := token.MakeAES(t.Context(), hsm.Name{Label: "root", ID: "\x00\x00\x00\x00\x00\x00\x00\x07"}, 32); err != nil {
 		t.Fatal(err)
 	}
 	second, err := sealer.Wrap(t.Context(), root, 7)

@@ -19,6 +19,7 @@ const (
 	version  = 1
 	headSize = 1 + 8
 	maxBlob  = 4 << 10 // bytes
+	keySize  = 32      // of AES-256, bytes
 )
 
 // Sealer encrypts with keys that never leave the token. Safe for concurrent use.
@@ -83,7 +84,7 @@ func (s *Sealer) makeKey(ctx context.Context, generation uint64) error {
 	case slices.ContainsFunc(all, func(g uint64) bool { return g > generation }):
 		return seal.ErrForgotten
 	}
-	if err := s.token.MakeAES(ctx, s.key(generation)); err != nil {
+	if err := s.token.MakeAES(ctx, s.key(generation), keySize); err != nil {
 		return unavailable(err)
 	}
 	return nil
