@@ -18,9 +18,10 @@ import (
 
 // PostgreSQL is a server of the test's own, with fsync on. User and database are rotor, with a password over TCP.
 type PostgreSQL struct {
-	URL  string // postgres://rotor:…@127.0.0.1:port/rotor
-	Port int
-	Dir  string // data directory
+	URL    string // postgres://rotor:…@127.0.0.1:port/rotor
+	Socket string // the same by a Unix socket
+	Port   int
+	Dir    string // data directory
 
 	t     testing.TB
 	bin   string
@@ -53,6 +54,9 @@ func Postgres(t testing.TB, settings ...string) *PostgreSQL {
 			t.Fatal(err)
 		}
 	}
+	if err := os.Chmod(root, 0o755); err != nil { // for those who come by the socket
+		t.Fatal(err)
+	}
 	p.Dir = filepath.Join(root, "data")
 	password := filepath.Join(root, "password")
 	if err := os.WriteFile(password, []byte("fine-for-a-test"), 0o644); err != nil {
@@ -67,6 +71,7 @@ func Postgres(t testing.TB, settings ...string) *PostgreSQL {
 		p.args = append(p.args, "-c", s)
 	}
 	p.URL = fmt.Sprintf("postgres://rotor:fine-for-a-test@127.0.0.1:%d/rotor", p.Port)
+	p.Socket = fmt.Sprintf("postgres://rotor:fine-for-a-test@/rotor?host=%s&port=%d", root, p.Port)
 	t.Cleanup(p.Kill)
 	p.Start()
 	p.run("psql", fmt.Sprintf("postgres://rotor:fine-for-a-test@127.0.0.1:%d/postgres", p.Port), "-qc", "CREATE DATABASE rotor")

@@ -60,7 +60,7 @@ func StartTransit(t testing.TB) *TransitServer {
 	s := &TransitServer{
 		t: t, dir: dir, Address: fmt.Sprintf("https://127.0.0.1:%d", FreePort(t)), CAFile: filepath.Join(dir, "ca.pem"), TokenFile: filepath.Join(dir, "token"),
 	}
-	pool := selfSigned(t, s.CAFile, filepath.Join(dir, "key.pem"))
+	pool := Certificate(t, s.CAFile, filepath.Join(dir, "key.pem"))
 	if err := os.WriteFile(s.TokenFile, []byte(TransitToken+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -70,8 +70,8 @@ func StartTransit(t testing.TB) *TransitServer {
 	return s
 }
 
-// selfSigned makes a certificate for the loopback.
-func selfSigned(t testing.TB, certificate, key string) *x509.CertPool {
+// Certificate makes a certificate for the loopback, its own authority, for servers and clients.
+func Certificate(t testing.TB, certificate, key string) *x509.CertPool {
 	t.Helper()
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
