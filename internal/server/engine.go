@@ -128,20 +128,6 @@ func engineOf(url string) (string, error) {
 	return "", fault.New(fault.Invalid, "store").WithHint("bolt: for the file %s in the server's directory, postgres://USER@HOST/DATABASE or etcd://…", storeFile)
 }
 
-// storeFiles are the files that the store's URL names: certificates are read again at each connection, and all of them when a server that has sealed
-// itself opens the store again.
-func (c Config) storeFiles() []string {
-	switch engine, _ := engineOf(c.Store); engine { // validate has asked it
-	case engineEtcd:
-		if e, err := etcd.ParseURL(c.Store); err == nil {
-			return []string{e.CAFile, e.CertFile, e.KeyFile, e.PasswordFile}
-		}
-	case enginePostgres:
-		return postgres.Files(c.Store)
-	}
-	return nil
-}
-
 // storeName names the store in errors, without what may be a secret in its URL.
 func (c Config) storeName() string {
 	if engine, err := engineOf(c.Store); err == nil && engine != engineBolt {

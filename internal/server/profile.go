@@ -169,15 +169,9 @@ func (s *Server) ShutIn() error {
 		return nil
 	}
 	box := sandbox.Config{Write: append([]string{c.Dir, filepath.Dir(c.Anchor)}, c.SandboxPaths...), Require: c.Sandbox == SandboxRequire}
-	files := append(c.storeFiles(), c.File)
-	for _, path := range c.paths() {
-		if path != &c.Dir {
-			files = append(files, *path)
-		}
-	}
-	for _, path := range files { // what is read again, by its directory: editors put new files in the place of old ones
-		if path != "" {
-			box.Read = append(box.Read, filepath.Dir(path))
+	for _, path := range append(c.paths(), &c.File) { // what is read again, by its directory: editors put new files in the place of old ones
+		if *path != "" && path != &c.Dir {
+			box.Read = append(box.Read, filepath.Dir(*path))
 		}
 	}
 	for _, path := range c.storeFiles() {

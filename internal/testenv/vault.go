@@ -31,7 +31,7 @@ func Vault(t testing.TB) *VaultServer {
 	t.Helper()
 	dir := t.TempDir()
 	s := &VaultServer{t: t, Address: fmt.Sprintf("https://127.0.0.1:%d", FreePort(t)), CAFile: filepath.Join(dir, "ca.pem")}
-	pool := selfSigned(t, s.CAFile, filepath.Join(dir, "key.pem"))
+	pool := Certificate(t, s.CAFile, filepath.Join(dir, "key.pem"))
 	s.http = &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}}
 	proc := start(t, 0, inTree(t, ".cache/bin/vaultd"), s.Address[len("https://"):], s.CAFile, filepath.Join(dir, "key.pem"))
 	t.Cleanup(proc.kill)

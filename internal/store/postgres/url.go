@@ -1,7 +1,6 @@
 package postgres
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -159,21 +158,6 @@ func split(raw string) (rest string, also extra, sslmode bool, err error) {
 		rest += "?" + strings.Join(keep, "&")
 	}
 	return rest, also, sslmode, nil
-}
-
-// Files are the files that a URL, or libpq's variables in the environment, name: certificates, keys, passwords, services. The defaults in a home
-// directory are not among them.
-func Files(raw string) (paths []string) {
-	_, query, _ := strings.Cut(raw, "?")
-	values, _ := url.ParseQuery(query) // what is wrong with it Open says
-	for name, variable := range map[string]string{
-		"sslcert": "PGSSLCERT", "sslkey": "PGSSLKEY", "sslrootcert": "PGSSLROOTCERT", "passfile": "PGPASSFILE", "servicefile": "PGSERVICEFILE",
-	} {
-		if path := cmp.Or(values.Get(name), os.Getenv(variable)); path != "" {
-			paths = append(paths, path)
-		}
-	}
-	return paths
 }
 
 func with(raw, pair string) string {
