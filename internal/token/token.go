@@ -85,8 +85,34 @@ func IsInput(msg []byte) bool {
 		}
 		return -1
 	}, string(first))
-	b, _ := base64.RawURLEncoding.DecodeString(clean[:len(clean)-len(clean)%4]) // a prefix is enough to know an object by
-	return bytes.HasPrefix(bytes.TrimLeft(b, " \t\r\n"), []byte("{"))
+	if len(clean)%4 == 1 { // which is no length in base64: a prefix is enough to know an object by
+		clean = clean[:len(clean)-1]
+	}
+	b, _ := base64.RawURLEncoding.DecodeString(clean) // of this alphabet and length all decodes
+	return beginsObject(b)
+}
+
+// beginsObject says whether some parser could take bytes for a JSON object. There are ones that detect UTF-16 and UTF-32, with a byte order mark or
+// without, that drop what is no UTF-8, that skip blanks which JSON does not have, comments, and the guard )]}' of answers to browsers.
+func beginsObject(b []byte) bool {
+	for {
+		b = bytes.TrimLeftFunc(b, func(r rune) bool { return r <= ' ' || r >= 0x7f })
+		end := -1 // of what is skipped
+		switch {
+		case bytes.HasPrefix(b, []byte("/*")):
+			if end = bytes.Index(b[2:], []byte("*/")); end >= 0 {
+				end += 4
+			}
+		case bytes.HasPrefix(b, []byte("//")), bytes.HasPrefix(b, []byte("#")):
+			end = bytes.IndexAny(b, "\r\n")
+		case bytes.HasPrefix(b, []byte(")]}'")):
+			end = 4
+		}
+		if end < 0 {
+			return bytes.HasPrefix(b, []byte("{"))
+		}
+		b = b[end:]
+	}
 }
 
 // Assemble puts input and signature together.
