@@ -340,13 +340,13 @@ func (a *Authority) identify(s tls.ConnectionState, expired bool) (policy.Caller
 			return policy.Caller{}, source{}, fault.New(fault.Denied, "administrator "+name).WithHint("it was removed")
 		}
 		src.Admin = name
-		return policy.Caller{Kind: policy.KindAdmin, Name: "admin/" + name, SPIFFEID: id}, src, nil
+		return policy.Caller{Kind: policy.KindAdmin, Name: "admin/" + name, SPIFFEID: id, Generation: n}, src, nil
 	case "instance":
 		if a.isRemoved(name, n) {
 			return policy.Caller{}, source{}, fault.New(fault.Denied, "instance "+name).WithHint("it was removed; invite it again")
 		}
 		src.Instance = name
-		return policy.Caller{Kind: policy.KindInstance, Name: id, SPIFFEID: id, Instance: name}, src, nil
+		return policy.Caller{Kind: policy.KindInstance, Name: id, SPIFFEID: id, Instance: name, Generation: n}, src, nil
 	}
 	return nobody("the certificate has no SPIFFE ID of this cluster")
 }

@@ -200,10 +200,10 @@ func (a *Authority) CreateGrant(ctx context.Context, c policy.Caller, r policy.R
 	}
 	now := a.Now().UTC()
 	g := grant{
-		Grantor: c.Name, Kind: c.Kind, Attributes: c.Attributes, Instance: c.Instance, Grantee: want.Grantee, Actions: want.Actions,
+		Grantor: c.Name, Kind: c.Kind, Attributes: c.Attributes, Instance: c.Instance, Generation: c.Generation, Grantee: want.Grantee, Actions: want.Actions,
 		Namespace: r.Namespace, Key: r.Key, Context: want.Context, Uses: want.Uses, Created: now, Expires: now.Add(ttl),
 	}
-	forget, err := a.prepareGrant(&g)
+	forget, err := a.overGrants()
 	if err != nil {
 		return Grant{}, err
 	}
@@ -251,16 +251,10 @@ func (g Grant) check(c policy.Caller, r policy.Resource, ttl time.Duration) erro
 	return checkAttributes(g.Context)
 }
 
-// prepareGrant notes the grantor's generation, and finds what can be forgotten. fault.TooLarge.
-func (a *Authority) prepareGrant(g *grant) (forget []guard.Write, err error) {
+// overGrants finds what can be forgotten. fault.TooLarge.
+func (a *Authority) overGrants() (forget []guard.Write, err error) {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
-	if name, ok := strings.CutPrefix(g.Grantor, "admin/"); ok && g.Kind == policy.KindAdmin {
-		g.Generation = a.admins.rows[name].value.Generation
-	}
-	if g.Instance != "" {
-		g.Generation = a.removed.rows[g.Instance].value.Generation
-	}
 	for id, r := range a.grants.rows {
 		if !r.deleted && a.Now().After(r.value.Expires.Add(keepGrant)) && len(forget) < purgeBatch {
 			forget = append(forget, guard.Write{Path: grantPrefix + id, Delete: true})

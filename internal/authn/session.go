@@ -83,7 +83,9 @@ func (s source) String() string {
 }
 
 func (s session) caller() policy.Caller {
-	return policy.Caller{Kind: s.Kind, Name: s.Name, SPIFFEID: s.SPIFFEID, Instance: s.Instance, Attributes: s.Attributes, Session: s.ID}
+	return policy.Caller{
+		Kind: s.Kind, Name: s.Name, SPIFFEID: s.SPIFFEID, Instance: s.Instance, Attributes: s.Attributes, Generation: s.Source.Generation, Session: s.ID,
+	}
 }
 
 // end is when the session is over, if it is not used any more.

@@ -25,6 +25,7 @@ type Caller struct {
 	// Attributes are what the credential said of the caller besides its name, for example the repository of a CI job. Rules may demand them.
 	// Not to be changed.
 	Attributes map[string]string
+	Generation uint64 // of the name of an instance or administrator: a removal begins the next
 	Session    string // ID of the session that the request showed, empty without one
 }
 

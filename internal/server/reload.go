@@ -96,6 +96,7 @@ func (s *Server) reload(ctx context.Context) error {
 		return err // which Validate has found before
 	}
 	s.guard.SetRules(s.authority.Decider(rules))
+	s.http.Reconsider(ctx) // streams of those whose issuer or authority is gone, or whose certificate is revoked
 	if slices.Contains(changed, "limits") {
 		s.http.SetLimits(next.Limits.wire())
 	}

@@ -32,7 +32,7 @@ func TestIsInputOfOtherParsers(t *testing.T) {
 		return string(out)
 	}
 	for _, h := range []string{
-		"\xEF\xBB\xBF" + header, // Python's json, TextDecoder of JavaScript, Gson
+		"\xEF\xBB\xBF" + header,                                                                                                                        // Python's json, TextDecoder of JavaScript, Gson
 		wide(2, 0, ""), wide(2, 1, ""), wide(2, 0, "\xFF\xFE"), wide(2, 1, "\xFE\xFF"), wide(4, 0, ""), wide(4, 3, ""), wide(4, 3, "\x00\x00\xFE\xFF"), // Python's json
 		"\x0B\x0C\x00 " + header, "\u00A0\u2028" + header, "\xFF" + header, // org.json, decoders that drop what is no UTF-8
 		"/**/" + header, "/* a */ // b\n# c\r" + header, ")]}'\n" + header, // Ruby's json, Json.NET, Gson

@@ -2,8 +2,10 @@ package wire
 
 import (
 	"context"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -29,12 +31,12 @@ type callers struct {
 	mu       sync.Mutex          // guards what follows
 	open     map[net.Conn]string // connections, with the instance that they were seen to be of
 	loads    map[string]*load
-	streams  map[*context.CancelFunc]policy.Caller
+	streams  map[*peer]bool
 	draining bool
 }
 
 func newCallers() *callers {
-	return &callers{open: map[net.Conn]string{}, loads: map[string]*load{}, streams: map[*context.CancelFunc]policy.Caller{}}
+	return &callers{open: map[net.Conn]string{}, loads: map[string]*load{}, streams: map[*peer]bool{}}
 }
 
 // counts takes a new connection, unless there are too many.
@@ -68,12 +70,13 @@ func abort(c net.Conn) {
 
 // enter counts a request until leave is called. The context of a stream ends when the server drains, and at its end, if it has one.
 // fault.Unavailable.
-func (s *callers) enter(ctx context.Context, c policy.Caller, address string, stream bool, end time.Duration) (_ context.Context, cancel, leave func(), err error) {
-	name := c.Name
+func (s *callers) enter(ctx context.Context, p *peer, stream bool, end time.Duration) (_ context.Context, leave func(), err error) {
+	c, name := p.caller, p.caller.Name
 	if c.IsZero() {
-		name = "stranger at " + address
+		name = "stranger at " + network(p.address)
 	}
 	ctx, stop := bounded(ctx, end)
+	p.cancel = stop
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	conn, _ := ctx.Value(connKey{}).(net.Conn)
@@ -94,18 +97,18 @@ func (s *callers) enter(ctx context.Context, c policy.Caller, address string, st
 	}
 	if *n >= most || stream && s.draining {
 		stop()
-		return ctx, nil, nil, fault.New(fault.Unavailable, "server").WithHint("at most %d at a time for one caller, and none while the server stops", most)
+		return ctx, nil, fault.New(fault.Unavailable, "server").WithHint("at most %d at a time for one caller, and none while the server stops", most)
 	}
 	*n++
 	if stream {
-		s.streams[&stop] = c
+		s.streams[p] = true
 	}
-	return ctx, stop, func() {
+	return ctx, func() {
 		stop()
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		*n--
-		delete(s.streams, &stop)
+		delete(s.streams, p)
 		if l.requests+l.streams == 0 && s.loads[name] == l {
 			delete(s.loads, name)
 		}
@@ -125,8 +128,8 @@ func (s *callers) drain() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.draining = true
-	for cancel := range s.streams {
-		(*cancel)()
+	for p := range s.streams {
+		p.cancel()
 	}
 }
 
@@ -134,11 +137,18 @@ func (s *callers) drain() {
 func (s *callers) end(meant func(policy.Caller) bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for cancel, c := range s.streams {
-		if meant(c) {
-			(*cancel)()
+	for p := range s.streams {
+		if meant(p.caller) {
+			p.cancel()
 		}
 	}
+}
+
+// streaming are those who have streams.
+func (s *callers) streaming() []*peer {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Collect(maps.Keys(s.streams))
 }
 
 func (s *callers) cut(instance string) {

@@ -88,6 +88,7 @@ type Server struct {
 	request time.Duration // that one may take, but for streams
 	greet   time.Duration // that a TLS connection may take to be made
 	log     *slog.Logger
+	changes atomic.Uint64 // of who may come in
 }
 
 // times bound what a client may take its time for. Tests have shorter ones.
@@ -132,8 +133,21 @@ func (s *Server) Shutdown(ctx context.Context) {
 // Cut closes every connection of an instance.
 func (s *Server) Cut(instance string) { s.callers.cut(instance) }
 
-// End ends the streams of callers that are meant.
-func (s *Server) End(meant func(policy.Caller) bool) { s.callers.end(meant) }
+// End ends the streams of callers that are meant. Requests that were let in before it are looked at again (Stands).
+func (s *Server) End(meant func(policy.Caller) bool) {
+	s.changes.Add(1)
+	s.callers.end(meant)
+}
+
+// Reconsider is End of all who would not be let in any more.
+func (s *Server) Reconsider(ctx context.Context) {
+	s.changes.Add(1)
+	for _, p := range s.callers.streaming() {
+		if p.again != nil && p.again(ctx) != nil {
+			p.cancel()
+		}
+	}
+}
 
 // SetLimits begins to count anew, by other limits.
 func (s *Server) SetLimits(l Limits) { s.limits.Store(newLimiter(l, s.limits.Load().now)) }
@@ -158,7 +172,10 @@ type peer struct {
 	control     *http.ResponseController
 	cancel      func() // ends its context
 	limits      *limiter
-	outcome     *atomic.Pointer[fault.Code] // nil inside: ok
+	again       func(ctx context.Context) error // whether it would be let in now; nil for strangers
+	changes     *atomic.Uint64                  // of who may come in
+	seen        uint64                          // changes before it was let in
+	outcome     *atomic.Pointer[fault.Code]     // nil inside: ok
 }
 
 type (
@@ -178,11 +195,13 @@ func (s *Server) authenticate(c Config) http.Handler {
 		began, stream := time.Now(), slices.Contains(streams, r.URL.Path)
 		var p *peer
 		var err error
+		seen := s.changes.Load() // before anybody is asked
 		if stream {
 			Aside(func() { p, err = identify(c, w, r) })
 		} else {
 			p, err = identify(c, w, r)
 		}
+		p.changes, p.seen = &s.changes, seen
 		ctx := context.WithValue(r.Context(), outcomeKey{}, p.outcome)
 		if c.Observe != nil {
 			defer func() { c.Observe(r, p.code(), time.Since(began), stream) }()
@@ -200,13 +219,12 @@ func (s *Server) authenticate(c Config) http.Handler {
 		if err == nil && stream {
 			end = max(p.until.Sub(c.Now()), 1)
 		}
-		ctx, cancel, leave, err := s.callers.enter(ctx, p.caller, p.address, stream, end)
+		ctx, leave, err := s.callers.enter(ctx, p, stream, end)
 		if err != nil {
 			deny(ctx, w, r, writer, err)
 			return
 		}
 		defer leave()
-		p.cancel = cancel
 		if err := s.limit(w, r, p, stream); err != nil {
 			deny(ctx, w, r, writer, err)
 			return
@@ -230,14 +248,34 @@ func identify(c Config, w http.ResponseWriter, r *http.Request) (*peer, error) {
 		return p, err
 	}
 	if shown {
-		p.caller, p.until, err = c.Identifier.Session(r.Context(), token, p.address)
+		if p.caller, p.until, err = c.Identifier.Session(r.Context(), token, p.address); err == nil {
+			p.again = func(ctx context.Context) error {
+				_, _, err := c.Identifier.Session(ctx, token, p.address)
+				return err
+			}
+		}
 		return p, err
 	}
-	if p.caller, err = c.Identifier.Identify(*r.TLS, r.URL.Path == renew); err == nil {
+	renewing := r.URL.Path == renew
+	if p.caller, err = c.Identifier.Identify(*r.TLS, renewing); err == nil {
 		p.certificate = r.TLS.PeerCertificates[0]
 		p.until = p.certificate.NotAfter
+		p.again = func(context.Context) error {
+			_, err := c.Identifier.Identify(*p.state, renewing)
+			return err
+		}
 	}
 	return p, err
+}
+
+// Stands says whether the caller of a request would still be let in. It was when its header came; its body can come much later, and somebody who was
+// removed meanwhile does nothing more. It asks again only if anybody was. fault.Denied, Unauthenticated.
+func Stands(ctx context.Context) error {
+	p, ok := ctx.Value(peerKey{}).(*peer)
+	if !ok || p.again == nil || p.changes.Load() == p.seen {
+		return nil
+	}
+	return p.again(ctx)
 }
 
 // maxBearer bounds a session token, in bytes.

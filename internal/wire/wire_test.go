@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -246,4 +247,73 @@ func TestNoise(t *testing.T) {
 		t.Fatal(err)
 	}
 	resp.Body.Close()
+}
+
+// revocable is named, but for callers that are gone.
+type revocable struct {
+	named
+	gone *sync.Map
+}
+
+func (r revocable) Session(ctx context.Context, token, address string) (policy.Caller, time.Time, error) {
+	if _, gone := r.gone.Load(token); gone {
+		return policy.Caller{}, time.Time{}, fault.New(fault.Unauthenticated, "session")
+	}
+	return r.named.Session(ctx, token, address)
+}
+
+// TestReconsider: what goes on is looked at again, and what is of nobody any more ends: streams at once, other requests when their body is there.
+func TestReconsider(t *testing.T) {
+	var gone sync.Map
+	entered, look, stands := make(chan string, 2), make(chan struct{}), make(chan error, 1)
+	s, url := serveAs(t, func(c wire.Config) *wire.Server {
+		c.Identifier = revocable{gone: &gone}
+		return wire.NewServer(c)
+	}, func(_ http.ResponseWriter, r *http.Request) {
+		entered <- wire.Caller(r.Context()).Session
+		if strings.HasSuffix(r.URL.Path, "/Tail") {
+			<-r.Context().Done()
+			return
+		}
+		<-look
+		stands <- wire.Stands(r.Context())
+	})
+	ask := func(token, path string) <-chan error {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Authorization", "Bearer "+token)
+		out := make(chan error, 1)
+		go func() {
+			resp, err := client(t, 0).Do(r)
+			if err == nil {
+				err = resp.Body.Close()
+			}
+			out <- err
+		}()
+		<-entered
+		return out
+	}
+	for _, of := range []string{"s-stays", "s-goes"} {
+		stream, other := ask(of, "/rotor.v1.AuditService/Tail"), ask(of, "/rotor.v1.KeyService/Get")
+		s.End(func(policy.Caller) bool { return false }) // somebody else's
+		gone.Store("s-goes", true)
+		s.Reconsider(t.Context())
+		look <- struct{}{}
+		if err := <-stands; (err != nil) != (of == "s-goes") {
+			t.Errorf("%s: the request: %v", of, err)
+		}
+		<-other
+		if of == "s-goes" {
+			<-stream
+			break
+		}
+		select {
+		case err := <-stream:
+			t.Errorf("the stream of somebody else ended: %v", err)
+		default:
+		}
+		gone.Delete("s-goes")
+	}
 }

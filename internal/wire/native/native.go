@@ -113,6 +113,9 @@ type faults struct{ log *slog.Logger }
 // WrapUnary implements connect.Interceptor.
 func (f faults) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 	return func(ctx context.Context, r connect.AnyRequest) (connect.AnyResponse, error) {
+		if err := wire.Stands(ctx); err != nil {
+			return nil, f.encode(ctx, r.Spec(), err)
+		}
 		out, err := next(ctx, r)
 		return out, f.encode(ctx, r.Spec(), err)
 	}
@@ -126,7 +129,7 @@ func (f faults) WrapStreamingClient(next connect.StreamingClientFunc) connect.St
 // WrapStreamingHandler implements connect.Interceptor.
 func (f faults) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
 	return func(ctx context.Context, c connect.StreamingHandlerConn) error {
-		a := &asked{StreamingHandlerConn: c}
+		a := &asked{StreamingHandlerConn: c, stands: func() error { return wire.Stands(ctx) }}
 		return f.encode(ctx, c.Spec(), a.refused(next(ctx, a)))
 	}
 }
@@ -135,6 +138,17 @@ func (f faults) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.
 type asked struct {
 	connect.StreamingHandlerConn
 	unsent bool // an answer could not be sent
+	stands func() error
+}
+
+// Receive implements connect.StreamingHandlerConn. A request that comes long after its header is of somebody who may have been removed meanwhile; Hold,
+// whose messages come all the time, looks itself.
+func (a *asked) Receive(m any) error {
+	err := a.StreamingHandlerConn.Receive(m)
+	if err == nil && a.Spec().Procedure != rotorv1.FleetServiceHoldProcedure {
+		err = a.stands()
+	}
+	return err
 }
 
 // Send implements connect.StreamingHandlerConn.
