@@ -26,6 +26,7 @@ type request struct {
 	Namespace string            `json:"namespace"`
 	KeyID     string            `json:"key_id"`
 	Parts     []envelope.Part   `json:"parts"`
+	FLOE      bool              `json:"floe"`
 }
 
 type answer struct {
@@ -71,7 +72,7 @@ func do(ctx context.Context, r request) ([]byte, error) {
 	k := keyFile{r}
 	switch r.Op {
 	case "write":
-		o := envelope.Options{ContentType: "text/plain", Context: r.Context, Wrappers: []envelope.Wrapper{k}, Force: true}
+		o := envelope.Options{ContentType: "text/plain", Context: r.Context, Wrappers: []envelope.Wrapper{k}, Force: true, FLOE: r.FLOE}
 		return nil, envelope.EncryptFile(ctx, r.Path, bytes.NewReader(r.Data), o)
 	case "read":
 		f, err := envelope.OpenFile(ctx, r.Path, k)

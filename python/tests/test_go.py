@@ -17,18 +17,19 @@ def wrapper(dek: bytes, raw: bytes) -> file.Wrap:
     return file.seal_dek(KEY, file.Wrap(file.WRAP_KEY_FILE, "key", 1, 1_700_000_000), raw, dek)
 
 
+@pytest.mark.parametrize("floe", [False, True], ids=["cobblestone", "floe"])
 @pytest.mark.parametrize("size", SIZES)
-def test_files(go: Go, tmp_path: Path, size: int) -> None:
+def test_files(go: Go, tmp_path: Path, size: int, floe: bool) -> None:
     plain, path, context = os.urandom(size), tmp_path / "f", {"team": "vision", "ü": ""}
-    assert go("write", path=str(path), key=KEY, key_id="key", handle=1, data=plain, context=context)[1] == ""
+    assert go("write", path=str(path), key=KEY, key_id="key", handle=1, data=plain, context=context, floe=floe)[1] == ""
     with path.open("rb") as src:
         f = file.File(src, file.key_file(KEY, "key"))
-        assert f.read_all() == plain and f.header.immutable.context == context
+        assert f.read_all() == plain and f.header.immutable.context == context and f.header.immutable.suite == (2 if floe else 1)
         assert f.read_at(size // 2, 20_000) == plain[size // 2 :][:20_000]
         src.seek(0)
         assert b"".join(file.decrypt(src, file.key_file(KEY, "key"))) == plain
     path.unlink()
-    file.write_file(path, io.BytesIO(plain), [wrapper], content_type="text/plain", context=context)
+    file.write_file(path, io.BytesIO(plain), [wrapper], content_type="text/plain", context=context, floe=floe)
     assert go("read", path=str(path), key=KEY, key_id="key") == (plain, "")
     file.rewrap(path, lambda wraps, raw: [wrapper(file.open_dek(KEY, wraps[0], raw), raw)])
     assert go("read", path=str(path), key=KEY, key_id="key") == (plain, "")
@@ -60,15 +61,16 @@ def outcome(raw: bytes, plain: bytes) -> str:
     return ""
 
 
-def flipped() -> tuple[bytes, bytes, int]:
+def flipped(floe: bool) -> tuple[bytes, bytes, int]:
     plain, out = os.urandom(20_000), io.BytesIO()
-    file.write(out, io.BytesIO(plain), [wrapper], context={"a": "b"})
+    file.write(out, io.BytesIO(plain), [wrapper], context={"a": "b"}, floe=floe)
     header = file.read_header(io.BytesIO(out.getvalue()))
     return out.getvalue(), plain, header.payload
 
 
-def test_every_flipped_bit_is_an_error_or_the_plaintext(go: Go, tmp_path: Path) -> None:
-    raw, plain, payload = flipped()
+@pytest.mark.parametrize("floe", [False, True], ids=["cobblestone", "floe"])
+def test_every_flipped_bit_is_an_error_or_the_plaintext(go: Go, tmp_path: Path, floe: bool) -> None:
+    raw, plain, payload = flipped(floe)
     slots = payload - 2 * file.SLOT
     places = [*range(slots + 200), *range(slots + 200, payload, 97), *range(payload, payload + 80), *range(payload + 80, len(raw), 331)]
     path = tmp_path / "f"
@@ -83,8 +85,9 @@ def test_every_flipped_bit_is_an_error_or_the_plaintext(go: Go, tmp_path: Path) 
             assert theirs == code and data == (b"" if code else plain), at
 
 
-def test_every_truncation_is_an_error() -> None:
-    raw, plain, payload = flipped()
+@pytest.mark.parametrize("floe", [False, True], ids=["cobblestone", "floe"])
+def test_every_truncation_is_an_error(floe: bool) -> None:
+    raw, plain, payload = flipped(floe)
     for n in [*range(0, payload, 499), *range(payload, len(raw), 173), len(raw) - 1]:
         assert outcome(raw[:n], plain) in ("truncated_file", "decrypt_failed"), n
         with pytest.raises(RotorError):

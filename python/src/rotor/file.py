@@ -1,4 +1,4 @@
-"""Encrypted files: header with two slots of wraps, and a Cobblestone-256 payload (spec/file.md; C2SP chunked-encryption).
+"""Encrypted files: header with two slots of wraps, and a payload of Cobblestone-256 (spec/file.md; C2SP chunked-encryption) or FLOE.
 
 Streams are encrypted and decrypted by ``cryptography.cobblestone``; random access and ``write`` with a given salt build the same
 construction from HKDF-Expand and AES-256-GCM, so that the two check each other.
@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA512
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
+from . import _floe
 from ._fields import Reader
 from ._fields import field as _field
 from ._xaes import NONCE_SIZE, TAG_SIZE, XAES
@@ -36,6 +37,7 @@ MAX_WRAPS = 64
 MAX_BLOB = 4 << 10
 MAX_TIME = 253402300799  # the end of the year 9999, in seconds
 SUITE = 1  # Cobblestone-256
+SUITE_FLOE = 2  # what files are that were made in FIPS mode
 CHUNK = 16 << 10
 FRONT = 24 + 32  # salt and commitment of a payload
 DEK_SIZE = 32
@@ -52,14 +54,17 @@ class Immutable:
     file_id: bytes
     content_type: str = ""
     context: Mapping[str, str] = field(default_factory=dict)
+    suite: int = SUITE
 
     def encode(self) -> bytes:
         """The one encoding. ``too_large``."""
         pairs = sorted((k.encode(), v.encode()) for k, v in self.context.items())
-        raw = bytes([SUITE]) + self.file_id + _field(self.content_type.encode()) + len(pairs).to_bytes(4, "big")
+        raw = bytes([self.suite]) + self.file_id + _field(self.content_type.encode()) + len(pairs).to_bytes(4, "big")
         raw += b"".join(_field(k) + _field(v) for k, v in pairs)
         if len(self.file_id) != 16:
             raise RotorError("invalid", "file id")
+        if self.suite not in (SUITE, SUITE_FLOE):
+            raise RotorError("invalid", "suite")
         if len(raw) > MAX_IMMUTABLE or len(pairs) > MAX_CONTEXT:
             raise RotorError("too_large", "encryption context")
         return raw
@@ -73,13 +78,13 @@ def parse_immutable(raw: bytes) -> Immutable:
         r = Reader(raw)
         suite, file_id = r.number(1), r.take(16)
         content_type, count = r.field().decode(), r.number()
-        if suite != SUITE or count > MAX_CONTEXT:
+        if suite not in (SUITE, SUITE_FLOE) or count > MAX_CONTEXT:
             raise ValueError
         pairs = [(r.field(), r.field()) for _ in range(count)]
         r.end()
         if any(a[0] >= b[0] for a, b in zip(pairs, pairs[1:], strict=False)):
             raise ValueError
-        return Immutable(file_id, content_type, {k.decode(): v.decode() for k, v in pairs})
+        return Immutable(file_id, content_type, {k.decode(): v.decode() for k, v in pairs}, suite)
     except ValueError:
         raise RotorError("malformed_file", "header") from None
 
@@ -275,12 +280,18 @@ class Chunks:
             raise RotorError("decrypt_failed", f"chunk {n} of the file") from None
 
 
-def plain_size(payload: int) -> int:
+def plain_size(payload: int, suite: int = SUITE) -> int:
     """The length of the plaintext of a payload of so many bytes. ``truncated_file`` for a length that no payload has."""
-    full, rest = divmod(payload - FRONT, CHUNK + TAG_SIZE)
-    if payload < FRONT + TAG_SIZE or rest < TAG_SIZE or full >= 1 << 38:
+    front, overhead = _layout(suite)
+    full, rest = divmod(payload - front, CHUNK + overhead)
+    if payload < front + overhead or rest < overhead or full >= 1 << 38:
         raise RotorError("truncated_file", "file")
-    return full * CHUNK + rest - TAG_SIZE
+    return full * CHUNK + rest - overhead
+
+
+def _layout(suite: int) -> tuple[int, int]:
+    """Length of a payload's front, and what a sealed chunk has more than its plaintext."""
+    return (_floe.FRONT, _floe.OVERHEAD) if suite == SUITE_FLOE else (FRONT, TAG_SIZE)
 
 
 Unwrapper = Callable[[Wrap, bytes], bytes | None]
@@ -325,15 +336,39 @@ def write(
     content_type: str = "",
     context: Mapping[str, str] | None = None,
     file_id: bytes | None = None,
+    floe: bool = False,
 ) -> None:
-    """Encrypts a stream with a fresh data key. What is written is a file only when the call returned. ``too_large``, ``invalid``."""
-    raw = Immutable(os.urandom(16) if file_id is None else file_id, content_type, dict(context or {})).encode()
+    """Encrypts a stream with a fresh data key, with FLOE in the place of Cobblestone-256 if asked. What is written is a file only when
+    the call returned. ``too_large``, ``invalid``."""
+    suite = SUITE_FLOE if floe else SUITE
+    raw = Immutable(os.urandom(16) if file_id is None else file_id, content_type, dict(context or {}), suite).encode()
     dek = os.urandom(DEK_SIZE)
     dst.write(encode_header(raw, [w(dek, raw) for w in wrappers]))
+    if floe:
+        _write_floe(dst, src, _floe.Floe(dek, os.urandom(_floe.IV), payload_context(raw)))
+        return
     e = Cobblestone256Encryptor(dek, context=payload_context(raw))
     while block := src.read(1 << 20):
         dst.write(e.update(block))
     dst.write(e.finalize())
+
+
+def _write_floe(dst: BinaryIO, src: BinaryIO, f: _floe.Floe) -> None:
+    dst.write(f.front)
+    n, last = 0, False
+    while not last:
+        plain = _up_to(src, CHUNK)
+        last = len(plain) < CHUNK
+        dst.write(f.seal(n, plain, last))
+        n += 1
+
+
+def _up_to(src: BinaryIO, n: int) -> bytes:
+    """n bytes, fewer at the end alone."""
+    out = b""
+    while len(out) < n and (more := src.read(n - len(out))):
+        out += more
+    return out
 
 
 def write_file(path: str | Path, src: BinaryIO, wrappers: Sequence[Wrapper], *, force: bool = False, **options: object) -> None:
@@ -367,6 +402,9 @@ def decrypt(src: BinaryIO, unwrapper: Unwrapper) -> Iterator[bytes]:
     """Decrypts a stream as it comes; every block that is yielded has been verified, and the end is only good when the iterator ends
     without an error. ``malformed_file``, ``truncated_file``, ``decrypt_failed``, ``not_found``."""
     h = read_header(src)
+    if h.immutable.suite == SUITE_FLOE:
+        yield from _decrypt_floe(src, _unwrap(h, unwrapper), h.raw)
+        return
     d = Cobblestone256Decryptor(_unwrap(h, unwrapper), context=payload_context(h.raw))
     size = 0
     try:
@@ -377,6 +415,18 @@ def decrypt(src: BinaryIO, unwrapper: Unwrapper) -> Iterator[bytes]:
         yield d.finalize()
     except InvalidTag:
         raise RotorError("decrypt_failed", "stream") from None
+
+
+def _decrypt_floe(src: BinaryIO, dek: bytes, raw: bytes) -> Iterator[bytes]:
+    f = _floe.Floe.opened(dek, _take(src, _floe.FRONT), payload_context(raw))
+    n, last = 0, False
+    while not last:
+        sealed = _up_to(src, _floe.SEGMENT)
+        if len(sealed) < _floe.OVERHEAD:
+            raise RotorError("truncated_file", "stream")
+        last = len(sealed) < _floe.SEGMENT
+        yield f.open(n, sealed, last)
+        n += 1
 
 
 class File:
@@ -391,16 +441,24 @@ class File:
         src.seek(0)
         self._src = src
         self.header = read_header(src)
-        self.size = plain_size(size - self.header.payload)
-        front = _take(src, FRONT)
-        self._chunks = Chunks(_unwrap(self.header, unwrapper), front[:24], self.header.raw)
-        if not hmac.compare_digest(self._chunks.commitment, front[24:]):
-            raise RotorError("decrypt_failed", "file")
+        suite = self.header.immutable.suite
+        self._front, self._overhead = _layout(suite)
+        self.size = plain_size(size - self.header.payload, suite)
+        front, dek = _take(src, self._front), _unwrap(self.header, unwrapper)
+        self._open: Callable[[int, bytes, bool], bytes]
+        if suite == SUITE_FLOE:
+            self._open = _floe.Floe.opened(dek, front, payload_context(self.header.raw)).open
+        else:
+            chunks = Chunks(dek, front[:24], self.header.raw)
+            if not hmac.compare_digest(chunks.commitment, front[24:]):
+                raise RotorError("decrypt_failed", "file")
+            self._open = lambda n, sealed, _: chunks.open(n, sealed)
         self._chunk(self.size // CHUNK)
 
     def _chunk(self, n: int) -> bytes:
-        self._src.seek(self.header.payload + FRONT + n * (CHUNK + TAG_SIZE))
-        return self._chunks.open(n, _take(self._src, min(CHUNK, self.size - n * CHUNK) + TAG_SIZE))
+        self._src.seek(self.header.payload + self._front + n * (CHUNK + self._overhead))
+        sealed = _take(self._src, min(CHUNK, self.size - n * CHUNK) + self._overhead)
+        return self._open(n, sealed, n == self.size // CHUNK)
 
     def read_at(self, offset: int, n: int) -> bytes:
         """Up to n bytes of plaintext from an offset, fewer at the end. Nothing unverified is returned."""
