@@ -35,6 +35,7 @@ test-services: ## what needs a real PostgreSQL, etcd, SoftHSM or Vault, which it
 
 test-fips: ## the FIPS suites, a server and its clients within Go's cryptographic module, under GODEBUG=fips140=only
 	GOFIPS140=v1.26.0 GODEBUG=fips140=only go test -tags fips -count=1 -run FIPS ./internal/suite ./envelope ./internal/delivery ./internal/cli
+	GOFIPS140=v1.0.0 GODEBUG=fips140=only go test -tags fips -count=1 -run FIPS ./internal/suite ./envelope ./internal/cli
 
 test-python: ## the Python package, in both directions against the Go code
 	scripts/test-python

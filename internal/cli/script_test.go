@@ -116,7 +116,7 @@ func process(ts *testscript.TestScript, args []string) (*exec.Cmd, *logged) {
 	ts.Defer(cancel)
 	cmd := exec.CommandContext(ctx, "rotor", args...)
 	cmd.Dir = ts.MkAbs(".")
-	for _, name := range []string{"PATH", "HOME", "XDG_CONFIG_HOME", "ROTOR_IDENTITY", "ROTOR_ADDRESS", "TMPDIR", "GORACE", "SOFTHSM2_CONF"} {
+	for _, name := range []string{"PATH", "HOME", "XDG_CONFIG_HOME", "ROTOR_IDENTITY", "ROTOR_ADDRESS", "TMPDIR", "GORACE", "GODEBUG", "SOFTHSM2_CONF"} {
 		cmd.Env = append(cmd.Env, name+"="+ts.Getenv(name))
 	}
 	log := &logged{grown: make(chan struct{})}

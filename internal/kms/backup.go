@@ -85,10 +85,18 @@ func (f BackupFor) keep() time.Duration {
 	return f.Keep
 }
 
-// mayLeave refuses what the key or the way forbids. Custodies are named: one that is not leaves in no backup.
+// portable refuses a custody whose material is nothing that a backup could hold. Custodies are named: one that is not does not leave.
+func portable(k keyring.Key) error {
+	if k.Custody == keyring.CustodyServer || k.Custody == keyring.CustodyFleet {
+		return nil
+	}
+	return fault.New(fault.NotExportable, "key "+k.Name).WithHint("its material is in custody %s and never leaves it", k.Custody)
+}
+
+// mayLeave refuses what the key or the way forbids.
 func (s *Service) mayLeave(ctx context.Context, c policy.Caller, k keyring.Key, to BackupFor) error {
-	if k.Custody != keyring.CustodyServer && k.Custody != keyring.CustodyFleet {
-		return fault.New(fault.NotExportable, "key "+k.Name).WithHint("its material is in custody %s and never leaves it", k.Custody)
+	if err := portable(k); err != nil {
+		return err
 	}
 	if to.Recipient == nil {
 		return nil

@@ -505,3 +505,25 @@ func TestBackupAndRootKeys(t *testing.T) {
 		wantCode(t, err, fault.SealWrong)
 	}
 }
+
+// TestRestoreOfAnotherCustody: material that came in a backup does not pass for what only a token can hold, whoever made the backup.
+func TestRestoreOfAnotherCustody(t *testing.T) {
+	w := newWorld(t)
+	k := w.create("k", suite.MAC)
+	k.ID, k.Custody, k.Versions[0].Handle = "00112233445566778899aabbccddeeff", keyring.CustodyHSM, 7
+	wk := must(w.PrepareImport(t.Context(), alice, w.ref(k), ""))(t)
+	m, _ := generated(t, k.Algorithm)
+	f := keybackup.Facts{ID: "x", Cluster: "elsewhere", Namespace: k.Namespace, Key: k.ID, Name: k.Name, WrappingKey: wk.ID, Transport: wk.Transport}
+	seal := func() []byte {
+		return must(keybackup.Seal(f, keybackup.Content{Key: k, Materials: map[uint32]secret.Bytes{1: m}}, func(dek secret.Bytes, _ []byte) ([]byte, error) {
+			return suite.SealKey(wk.Transport, wk.Public, "backup/"+wk.ID, dek)
+		}))(t)
+	}
+	in := kms.Restore{Namespace: "default", Blob: seal(), Name: "k", Foreign: true}
+	_, err := w.Restore(t.Context(), alice, in)
+	wantCode(t, err, fault.NotExportable)
+	k.Custody = keyring.CustodyServer // the same otherwise, but its name is taken
+	in.Blob = seal()
+	_, err = w.Restore(t.Context(), alice, in)
+	wantCode(t, err, fault.Exists)
+}

@@ -139,8 +139,8 @@ func (r *restoring) foreign() error {
 // suits refuses a key that this server could not go on with: its next version's algorithm and its primary's have to be allowed here.
 func (r *restoring) suits() error {
 	k := r.content.Key
-	if k.Custody != keyring.CustodyServer && k.Custody != keyring.CustodyFleet {
-		return fault.New(fault.Invalid, "key backup").WithHint("its key is of custody %s, of which there are no backups", k.Custody)
+	if err := portable(k); err != nil {
+		return err
 	}
 	if err := r.service.suites.Allows(k.Algorithm, k.Purpose); err != nil {
 		return err

@@ -1,8 +1,12 @@
 package suite
 
 import (
+	"crypto/ecdh"
+	"crypto/fips140"
+	"crypto/hpke"
 	"runtime"
 	"slices"
+	"sync"
 
 	"golang.org/x/sys/cpu"
 
@@ -55,8 +59,34 @@ func (p Policy) Allows(a Algorithm, purpose Purpose) error {
 		return fault.New(fault.AlgorithmForbidden, "algorithm "+string(a)).WithHint("it does not run in FIPS mode; rotor key algorithms --fips lists those that do")
 	case p.CNSA2 && !s.cnsa2():
 		return fault.New(fault.AlgorithmForbidden, "algorithm "+string(a)).WithHint("it is not of CNSA 2.0")
+	case s.hpke() && !HPKERuns():
+		return noHPKE("algorithm " + string(a))
 	case s.aes():
 		return p.Check()
+	}
+	return nil
+}
+
+// HPKERuns says whether this process can use HPKE. Under GODEBUG=fips140=only the module v1.0.0 has no AES-GCM that HPKE could be made of; v1.26.0
+// has. It is tried once.
+var HPKERuns = sync.OnceValue(func() bool {
+	kem := hpke.DHKEM(ecdh.P256())
+	private, err := kem.GenerateKey()
+	if err != nil {
+		return false
+	}
+	_, err = hpke.Seal(private.PublicKey(), hpke.HKDFSHA256(), hpke.AES256GCM(), nil, nil)
+	return err == nil
+})
+
+func noHPKE(what string) error {
+	return fault.New(fault.AlgorithmForbidden, what).WithHint("the cryptographic module %s has no HPKE under fips140=only: use a newer module, or fips140=on", fips140.Version())
+}
+
+// AllowsDelivery says whether material can be sent to processes that hold it: that goes by HPKE. fault.AlgorithmForbidden.
+func (p Policy) AllowsDelivery() error {
+	if !HPKERuns() {
+		return noHPKE("custody fleet")
 	}
 	return nil
 }
@@ -102,6 +132,9 @@ func (p Policy) AllowsTransport(t Transport) error {
 	if p.FIPSOnly && !t.FIPS() {
 		return fault.New(fault.AlgorithmForbidden, "transport "+string(t)).WithHint("it does not run in FIPS mode")
 	}
+	if t != TransportRSA && !HPKERuns() {
+		return noHPKE("transport " + string(t))
+	}
 	return nil
 }
 
@@ -111,6 +144,10 @@ func (s Spec) Token() bool {
 		AES256GCM, AES128GCM, HMACSHA256, HMACSHA384, HMACSHA512, Ed25519, ES256, ES384, ES512,
 		PS256, PS256_2k, PS256_4k, PS512_4k, RS256, RS256_2k, RS256_4k, RS512_4k,
 	}, s.ID)
+}
+
+func (s Spec) hpke() bool {
+	return slices.Contains([]Algorithm{HPKEX25519, HPKEP256, HPKEXWing, HPKEMLKEM768P256}, s.ID)
 }
 
 func (s Spec) aes() bool { return s.ID == XAES256GCM || s.ID == AES256GCM || s.ID == AES128GCM }
