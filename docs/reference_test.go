@@ -148,6 +148,7 @@ func TestLimits(t *testing.T) {
 		{"token that is verified; key set: 8 KiB; 1 MiB with 1,024 keys", "internal/token/token.go", "maxToken = 8 << 10;maxSet = 1 << 20;maxKeys = 1024"},
 		{"record of a key, with all its versions, before a rotation: 512 KiB", "internal/kms/rotate.go", "const maxRecord = 512 << 10"},
 		{"one commit of the store: 1 MiB", "internal/store/store.go", "MaxBytes = 1 << 20"},
+		{"commits of PostgreSQL that are kept for servers that are behind: 1,073,741,824", "internal/store/postgres/url.go", "maxHistory = 1 << 30"},
 		{"password of a PostgreSQL, in its file: 4 KiB", "internal/store/postgres/url.go", "maxPassword = 4 << 10"},
 		{"entry of the audit log: 65,535 bytes", "internal/audit/entry.go", "const MaxEntry = 1<<16 - 1"},
 		{"URL: 1,024 bytes", "internal/campaign/campaign.go", "const maxURL = 1024"},

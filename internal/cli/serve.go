@@ -114,7 +114,7 @@ func (a *app) serve(ctx context.Context, c server.Config, ready func(address str
 			c.Log.Info("stopping")
 			return s.Close()
 		case err := <-ended:
-			if code := fault.CodeOf(err); code != fault.Sealed && code != fault.Recovery {
+			if !server.StartsAgain(err) {
 				return err
 			}
 			c.Log.Warn("the server starts again", "why", err)

@@ -44,6 +44,10 @@ type Config struct {
 	Now     func() time.Time
 	Log     *slog.Logger
 
+	// Before is a guard of the same store that this process had open and whose Run has ended: the generations of the root key that it opened need no
+	// sealer. nil: there was none.
+	Before *Guard
+
 	Statements [][]byte      // that were kept outside the store: a log that contradicts one is found at Open
 	ShredEvery time.Duration // after which what was destroyed is erased without anybody asking; 0: never
 	Recovery   bool          // open also a store that is not the one that it was; the guard then admits nobody, and Detected says why

@@ -173,7 +173,7 @@ func Init(ctx context.Context, c Config) (InitResult, error) {
 // Open unseals a store and verifies its log. fault.NotFound before Init, SealWrong, AuditBroken, RecordTampered.
 func Open(ctx context.Context, c Config) (*Guard, error) {
 	for {
-		r, err := unseal(ctx, c, nil)
+		r, err := unseal(ctx, c, c.Before.opened())
 		if err != nil {
 			return nil, err
 		}
@@ -185,6 +185,14 @@ func Open(ctx context.Context, c Config) (*Guard, error) {
 			return nil, err
 		}
 	}
+}
+
+// opened are the generations of the root key that a guard has open; none of nil.
+func (g *Guard) opened() map[uint64]hierarchy {
+	if g == nil {
+		return nil
+	}
+	return g.keys.Load().all
 }
 
 func open(ctx context.Context, c Config, r *roots) (*Guard, error) {

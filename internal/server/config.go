@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/replica"
 	"github.com/rotorkms/rotor/internal/sealing"
@@ -70,6 +71,8 @@ type Config struct {
 	SandboxPaths []string `yaml:"sandbox_paths"` // more directories that the process may read and write when it has shut itself in
 	Tracing      Tracing  `yaml:"tracing"`       // where traces go
 	User         string   `yaml:"user"`          // that a server started as root goes on as; default: it stays who it is
+
+	before *guard.Guard `yaml:"-"` // of a server that is started again, see Restart
 
 	// Source reads the configuration again for a reload; nil: it stays, and a reload reads the rules alone.
 	Source   func() (Config, error) `yaml:"-"`

@@ -21,6 +21,7 @@ import (
 	"github.com/rotorkms/rotor/internal/rpc"
 	"github.com/rotorkms/rotor/internal/seal"
 	"github.com/rotorkms/rotor/internal/sealing"
+	"github.com/rotorkms/rotor/internal/store"
 	"github.com/rotorkms/rotor/internal/telemetry"
 	"github.com/rotorkms/rotor/internal/wire"
 	"github.com/rotorkms/rotor/internal/wire/native"
@@ -232,13 +233,25 @@ func (s *Server) endFor(reason error, sealed sealing.Reason) {
 	})
 }
 
-// Restart starts a server again that has sealed itself, or goes to recovery mode or comes from it, at the same address. Call it after Wait.
+// StartsAgain says whether Restart is what follows, of an error of Wait: the server has sealed itself, goes to recovery mode or comes from it, or was
+// away for so long, frozen or cut off from the store, that what others committed meanwhile has gone from the store's history.
+func StartsAgain(err error) bool {
+	code := fault.CodeOf(err)
+	return code == fault.Sealed || code == fault.Recovery || errors.Is(err, store.ErrCompacted)
+}
+
+// Restart starts a server again, at the same address and with the configuration that it had last, for a reason of StartsAgain. Call it after Wait. One that
+// has lost the thread of the store reads all of it anew and verifies it like any start, with the root key that it has open.
 func (s *Server) Restart(ctx context.Context) (*Server, error) {
-	c := s.config
-	c.Listen, c.SealedFor = s.address, s.sealed
+	c := s.live.Load().config
+	c.Listen, c.SealedFor, c.before = s.address, s.sealed, nil
+	if errors.Is(s.err, store.ErrCompacted) {
+		c.before = s.guard
+	}
 	next, err := Start(ctx, c)
 	if err == nil {
 		next.sandboxed.Store(s.sandboxed.Load()) // which is the process's, for good
+		next.sandbox.Store(s.sandbox.Load())
 	}
 	return next, err
 }

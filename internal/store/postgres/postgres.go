@@ -67,7 +67,7 @@ func Open(ctx context.Context, url string, o Options) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{
-		config: c, sql: statementsOf(c.schema), history: store.Rev(cmp.Or(max(o.History, 0), 100_000)),
+		config: c, sql: statementsOf(c.schema), history: store.Rev(cmp.Or(max(o.History, 0), c.history, 100_000)),
 		poll: cmp.Or(o.Poll, time.Second), timeout: cmp.Or(o.Timeout, 5*time.Second), log: o.Log,
 		queue: make(chan *pending, maxBatch), changed: make(chan struct{}),
 	}

@@ -21,10 +21,11 @@ import (
 
 // config is what the URL says.
 type config struct {
-	raw    string // the URL
-	schema string
-	pool   *pgxpool.Config
-	own    *pgx.ConnConfig // of connections outside of the pool
+	raw     string // the URL
+	schema  string
+	history int // commits that a watch can look back; 0: not said
+	pool    *pgxpool.Config
+	own     *pgx.ConnConfig // of connections outside of the pool
 }
 
 // ErrURL says that the URL is not understood. No error holds any of it.
@@ -63,7 +64,7 @@ func parse(whole string) (config, error) {
 		}
 		return dial(ctx, network, addr)
 	}
-	return config{raw: whole, schema: also.schema, pool: c, own: own}, nil
+	return config{raw: whole, schema: also.schema, history: also.history, pool: c, own: own}, nil
 }
 
 // renew gives a connection that is about to be made what the files say now that the URL names: password, certificate, key, authorities.
@@ -124,7 +125,16 @@ type ours struct{}
 var errCancel = errors.New("a commit is never canceled")
 
 // extra are the parameters of a URL that are not libpq's.
-type extra struct{ schema, passwordFile string }
+type extra struct {
+	schema, passwordFile string
+	history              int // 0: not said
+}
+
+// Bounds of history, in commits.
+const (
+	minHistory = 100
+	maxHistory = 1 << 30
+)
 
 // split takes our own parameters out of the URL, and says whether the encryption of the connection was chosen.
 func split(raw string) (rest string, also extra, sslmode bool, err error) {
@@ -147,6 +157,11 @@ func split(raw string) (rest string, also extra, sslmode bool, err error) {
 		case "password_file":
 			if also.passwordFile, err = url.QueryUnescape(value); err != nil || also.passwordFile == "" {
 				return "", also, false, fmt.Errorf("%w: password_file: a path", ErrURL)
+			}
+			continue
+		case "history":
+			if also.history, err = strconv.Atoi(value); err != nil || also.history < minHistory || also.history > maxHistory {
+				return "", also, false, fmt.Errorf("%w: history: %d to %d commits", ErrURL, minHistory, maxHistory)
 			}
 			continue
 		case "sslmode", "ssl", "service":
