@@ -28,6 +28,7 @@ import (
 	rotor "github.com/rotorkms/rotor"
 	"github.com/rotorkms/rotor/internal/delivery"
 	"github.com/rotorkms/rotor/internal/identity"
+	"github.com/rotorkms/rotor/internal/rpc"
 	rotorv1 "github.com/rotorkms/rotor/proto/rotor/v1"
 )
 
@@ -54,6 +55,7 @@ type watcher struct {
 	number      int
 	stop        func()
 	ended       chan struct{}
+	why         error                     // read after ended
 	seen        [2 * rounds]atomic.Uint64 // epoch of each watched key + 1
 }
 
@@ -161,7 +163,7 @@ func (c *crowd) await(ctx context.Context, some []*watcher, key int, epoch uint6
 			select {
 			case <-c.news:
 			case <-w.ended:
-				return fmt.Errorf("the stream of %s ended", w.name)
+				return fmt.Errorf("the stream of %s ended: %w", w.name, w.why)
 			case <-ctx.Done():
 				return ctx.Err()
 			}
@@ -253,9 +255,11 @@ func (w *watcher) listen(stream *connect.BidiStreamForClient[rotorv1.HoldUp, rot
 	for {
 		m, err := stream.Receive()
 		if err != nil {
+			w.why = err
 			return
 		}
-		if m.GetRefusal() != nil {
+		if r := m.GetRefusal(); r != nil {
+			w.why = rpc.Parse(r.GetFault())
 			return
 		}
 		if m.GetParcel() == nil {

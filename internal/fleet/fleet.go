@@ -91,8 +91,9 @@ type Fleet struct {
 	queue   []*change  // of members, that wait to be committed
 	queued  chan struct{}
 
-	records  *rounds[keyring.KeyID, keyring.Key] // keys as the store has them
-	catching *rounds[struct{}, store.Rev]
+	records  *rounds[keyring.KeyID, struct{}, keyring.Key] // keys as the store has them
+	catching *rounds[struct{}, struct{}, struct{}]
+	releases *rounds[released, string, struct{}] // to instances
 
 	mu       sync.Mutex    // guards what follows; never held over I/O, so that leases and acknowledgements wait for no disk
 	applied  store.Rev     // memory is what the store had at this revision, but for acknowledgements that are not stored yet

@@ -10,7 +10,6 @@ import (
 	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/policy"
-	"github.com/rotorkms/rotor/internal/store"
 )
 
 // Changes of members that wait at the same time become one commit: every join bumps the one members record, so ten thousand processes that
@@ -287,17 +286,22 @@ func (s *Session) held(ctx context.Context, ids []keyring.KeyID) (keys []keyring
 	return keys, err == nil && now.rev == before.rev, err
 }
 
-// share makes what Session.held reads shared by those who ask at the same time.
+// share makes what many sessions do at the same time work that they share.
 func (f *Fleet) share() {
-	f.records = newRounds(func(id keyring.KeyID) (keyring.Key, error) {
+	f.records = newRounds(func(id keyring.KeyID, _ []struct{}) (keyring.Key, error) {
 		ctx, cancel := f.whole(f.life)
 		defer cancel()
 		k, _, err := f.Keys.Record(ctx, id)
 		return k, err
 	})
-	f.catching = newRounds(func(struct{}) (store.Rev, error) {
+	f.catching = newRounds(func(struct{}, []struct{}) (struct{}, error) {
 		ctx, cancel := f.whole(f.life)
 		defer cancel()
-		return 0, f.CatchUp(ctx)
+		return struct{}{}, f.CatchUp(ctx)
+	})
+	f.releases = newRounds(func(what released, to []string) (struct{}, error) {
+		ctx, cancel := f.whole(f.life)
+		defer cancel()
+		return struct{}{}, f.release(ctx, what, to)
 	})
 }

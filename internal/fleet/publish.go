@@ -44,7 +44,7 @@ func (f *Fleet) holders(id keyring.KeyID) []*Session {
 	return all
 }
 
-// publish audits the release of material that is new to the sessions, in entries of some instances each, and then puts the snapshot into their boxes.
+// publish audits the release of material that is new to the sessions, in entries of many instances each, and then puts the snapshot into their boxes.
 // What could not be audited is not sent, and tried again.
 func (f *Fleet) publish(ctx context.Context, k keyring.Key, to []*Session, asked bool) {
 	n, err := newsOf(k)
@@ -62,7 +62,7 @@ func (f *Fleet) publish(ctx context.Context, k keyring.Key, to []*Session, asked
 		}
 	}
 	if len(release) > 0 {
-		if err := f.release(ctx, k, release); err != nil {
+		if _, err := f.releases.do(released{k.Namespace, k.Name, k.Epoch.Counter}, release...); err != nil {
 			f.Log.ErrorContext(ctx, "delivery not audited, so not made", "key", k.Name, "error", err)
 			f.mu.Lock()
 			f.unsent[k.ID] = true
@@ -70,20 +70,50 @@ func (f *Fleet) publish(ctx context.Context, k keyring.Key, to []*Session, asked
 			return
 		}
 	}
+	if len(release) > 0 { // once and here, and not by all who send it at the same moment
+		f.warm(ctx, k, live)
+	}
 	for _, s := range to {
 		s.post(n, fresh[s], asked)
 	}
 }
 
-// releaseBatch bounds the instances that one entry names: longer text would be cut in the log (guard: 2 KiB), and a name has up to 64 bytes.
-const releaseBatch = 30
+// warm opens material, which is then at hand. What does not open is found again by who needs it.
+func (f *Fleet) warm(ctx context.Context, k keyring.Key, versions []uint32) {
+	for _, n := range versions {
+		if _, err := f.Keys.Material(ctx, k, n); err != nil {
+			f.Log.WarnContext(ctx, "material not opened", "key", k.Name, "version", n, "error", err)
+		}
+	}
+}
+
+const (
+	// releaseBatch bounds the instances that one text of an entry names: a longer one would be cut in the log (guard: 2 KiB), and a name has up to
+	// 64 bytes.
+	releaseBatch = 30
+	// releaseTexts bounds the texts of an entry, which has up to 65,535 bytes.
+	releaseTexts = 20
+)
+
+// released is what an entry says that instances got.
+type released struct {
+	namespace keyring.Namespace
+	name      string
+	epoch     uint64
+}
 
 // release records who gets material. An entry more than what is then sent is no harm; one less would be.
-func (f *Fleet) release(ctx context.Context, k keyring.Key, instances []string) error {
-	slices.Sort(instances)
-	p := f.Guard.System("fleet", policy.ActDeliver, resource(k))
-	for some := range slices.Chunk(instances, releaseBatch) {
-		if err := p.Release(ctx, map[string]string{"instances": strings.Join(some, " "), "epoch": fmt.Sprint(k.Epoch.Counter)}); err != nil {
+func (f *Fleet) release(ctx context.Context, what released, to []string) error {
+	to = slices.Clone(to)
+	slices.Sort(to)
+	p := f.Guard.System("fleet", policy.ActDeliver, policy.Resource{Namespace: string(what.namespace), Key: what.name})
+	for some := range slices.Chunk(to, releaseBatch*releaseTexts) {
+		detail, text := map[string]string{"epoch": fmt.Sprint(what.epoch)}, "instances"
+		for names := range slices.Chunk(some, releaseBatch) {
+			detail[text] = strings.Join(names, " ")
+			text = fmt.Sprintf("instances_%02d", len(detail))
+		}
+		if err := p.Release(ctx, detail); err != nil {
 			return err
 		}
 	}

@@ -101,15 +101,15 @@ func (s *Service) open(ctx context.Context, k keyring.Key, n uint32) (opened, er
 	if err != nil {
 		return opened{}, err
 	}
-	name := fmt.Sprintf("key %s, version %d", k.Name, n)
+	name := func() string { return fmt.Sprintf("key %s, version %d", k.Name, n) }
 	switch v.Phase {
 	case keyring.PhaseDestroyed:
-		return opened{}, fault.New(fault.VersionDestroyed, name)
+		return opened{}, fault.New(fault.VersionDestroyed, name())
 	case keyring.PhaseRetired:
-		return opened{}, fault.New(fault.VersionRetired, name)
+		return opened{}, fault.New(fault.VersionRetired, name())
 	}
 	if !k.KeepsMaterial(v) {
-		return opened{}, fault.New(fault.WrongState, name+" is "+string(v.State)+", its private half is gone")
+		return opened{}, fault.New(fault.WrongState, name()+" is "+string(v.State)+", its private half is gone")
 	}
 	id := materialID{k.ID, n}
 	if o, ok := s.vault.get(id); ok {

@@ -83,7 +83,7 @@ func (l *Loop) Run(ctx context.Context) error {
 			}
 		case <-clock.C:
 			for _, k := range l.KMS.Keys() {
-				if step, _ := rotation.Next(k, nil, l.Now()); step != rotation.StepNone { // whether there is one depends on no member
+				if step, _ := rotation.Next(k, nil, l.Now()); step != rotation.StepNone {
 					l.look(ctx, k.ID)
 				}
 			}
@@ -119,11 +119,11 @@ func (l *Loop) step(ctx context.Context, id keyring.KeyID) (again bool, err erro
 	if !ok {
 		return false, nil
 	}
-	if l.waits(k) {
+	now := l.Now().UTC()
+	if next, _ := rotation.Next(k, nil, now); next == rotation.StepNone || l.waits(k) { // what there is to do depends on no member
 		return false, nil
 	}
 	members, cond := l.Fleet.Members(id)
-	now := l.Now().UTC()
 	next, late := rotation.Next(k, members, now)
 	if next == rotation.StepWait { // each server fences the members whose leases it grants, the others those of a dead server
 		return l.fence(ctx, k, late)

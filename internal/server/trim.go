@@ -13,6 +13,7 @@ const (
 	trimCalm  = 3   // looks without a surge, before memory is given back
 	trimTimes = 3   // collections, for the stacks
 	trimFrom  = 100 // connections that came or went, at least, and a tenth of those that there are
+	trimStill = 10  // that may come or go in a look without being a surge, and a hundredth of those that there are
 )
 
 // trim gives memory back to the system after each surge of connections, once it is over. It ends with ctx.
@@ -42,14 +43,14 @@ type trimmer struct {
 
 // due is asked at each look.
 func (t *trimmer) due(connections int) bool {
-	much := func(a, b int) bool { return max(a-b, b-a) >= max(trimFrom, connections/10) }
-	if much(connections, t.last) {
+	since := func(then int) int { return max(connections-then, then-connections) }
+	if since(t.last) > max(trimStill, connections/100) {
 		t.calm = 0
 	} else {
 		t.calm++
 	}
 	t.last = connections
-	if t.left == 0 && t.calm >= trimCalm && much(connections, t.trimmed) {
+	if t.left == 0 && t.calm >= trimCalm && since(t.trimmed) >= max(trimFrom, connections/10) {
 		t.trimmed, t.left = connections, trimTimes
 	}
 	if t.left == 0 {
