@@ -151,6 +151,13 @@ func tryGet(ctx context.Context, h *http.Client, url string) (status int, body s
 
 func TestMain(m *testing.M) {
 	testenv.Child()
+	if len(os.Args) == 2 && os.Args[1] == soakChild {
+		if err := soakClients(); err != nil {
+			fmt.Fprintln(os.Stderr, "clients:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	code := m.Run()
 	if commandDir != "" {
 		_ = os.RemoveAll(commandDir) // a directory of the system's for such files
