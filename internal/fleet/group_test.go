@@ -164,6 +164,7 @@ func TestJoinsAreFewCommits(t *testing.T) {
 		w.want("waits for", w.waiting(k), []string(nil))
 		c.gate.Store(nil)
 		time.Sleep(time.Second)
+		synctest.Wait() // what the fleet does each second is done: it would wait at a lock, and Wait for it
 		c.gate.Store(&gate)
 		if got := steps(func(p *process) error { p.session.Close(t.Context(), true); return nil }); got > n/30+2 {
 			t.Errorf("%d processes left in %d commits", n, got)

@@ -277,7 +277,7 @@ func (g *Guard) Tend(ctx context.Context) error {
 	case <-ctx.Done():
 		return fault.Wrap(fault.Canceled, "root keys", ctx.Err())
 	}
-	if _, err := g.catchUp(ctx, g.keys.Load()); err != nil { // another server may have made another root key
+	if err := g.latest(ctx); err != nil { // another server may have made another root key
 		return err
 	}
 	if len(g.keys.Load().older()) > 0 {
@@ -539,7 +539,7 @@ type Roots struct {
 // Roots says how far the root keys are.
 func (g *Guard) Roots(ctx context.Context) (Roots, error) {
 	if len(g.Detected()) == 0 {
-		if _, err := g.catchUp(ctx, g.keys.Load()); err != nil { // the wrap set may have changed
+		if err := g.latest(ctx); err != nil { // the wrap set may have changed
 			return Roots{}, err
 		}
 	}

@@ -101,6 +101,9 @@ func (s Seal) complete() (missing string, ok bool) {
 	return "", true
 }
 
+// partOf tells whether a specification of sealing.New names it.
+func (s Seal) partOf(spec string) bool { return slices.Contains(strings.Split(spec, "+"), s.Name) }
+
 // files are the paths in it.
 func (s *Seal) files() []*string {
 	return []*string{&s.KeyFile, &s.TokenFile, &s.CAFile, &s.Module, &s.PINFile}
@@ -188,7 +191,7 @@ func makeSealers(c Config) (sealers []seal.Sealer, shares []shamir.Share, err er
 		specs = []string{c.seals()[0].Name}
 	}
 	for _, s := range c.seals() {
-		if s.Type != theLocal || !slices.ContainsFunc(specs, func(spec string) bool { return slices.Contains(strings.Split(spec, "+"), s.Name) }) {
+		if s.Type != theLocal || !slices.ContainsFunc(specs, s.partOf) {
 			continue
 		}
 		if _, err := local.Create(s.KeyFile); err != nil && fault.CodeOf(err) != fault.Exists {
@@ -198,8 +201,11 @@ func makeSealers(c Config) (sealers []seal.Sealer, shares []shamir.Share, err er
 	named, problem := openSealers(c)
 	for _, spec := range specs {
 		s, people, some, err := sealing.New(spec, named)
+		if err != nil && slices.ContainsFunc(c.seals(), func(s Seal) bool { return s.partOf(spec) }) {
+			return nil, nil, errors.Join(problem, err) // why a root that it names is not there comes first
+		}
 		if err != nil {
-			return nil, nil, errors.Join(problem, err) // why it is not there comes first
+			return nil, nil, err
 		}
 		for i := range some {
 			if i == some[0].Threshold {
