@@ -182,7 +182,7 @@ func TestLimits(t *testing.T) {
 		{"text of a caller's in an entry; name of a caller: 256 bytes; 2,048 bytes", "internal/guard/permit.go", "maxText = 256;maxCaller = 2048"},
 		{"custodians' shares; needed at least: 255; 2", "internal/seal/shamir/share.go", "MinThreshold = 2;MaxShares = 255"},
 		{"parts of a composition: 8", "internal/seal/every/every.go", "maxParts = 8"},
-		{"wrong shares in a minute; an unfinished collection is forgotten after: 20; 15 minutes", "internal/sealing/keeper.go", "AttemptLife = 15 * time.Minute;maxWrong = 20"},
+		{"wrong shares in a minute from one address; addresses told apart; an unfinished collection is forgotten after: 20; 10,000; 15 minutes", "internal/sealing/keeper.go", "AttemptLife = 15 * time.Minute;maxWrong = 20;maxSources = 10_000"},
 		{"a backup is kept: 1 minute to 10 years", "internal/guard/backups.go", "MinKeep = time.Minute;MaxKeep = 10 * 365 * 24 * time.Hour"},
 		{"header of a backup of the store: 1 MiB", "internal/backup/backup.go", "maxHeader = 1 << 20"},
 		{"part of a file: 4 PiB", "envelope/payload.go", "chunkSize = 16 << 10;maxChunks = int64(1) << 38"},

@@ -168,7 +168,7 @@ func (s *Service) Approve(ctx context.Context, c policy.Caller, attempt string, 
 		share.Destroy()
 		return sealing.Progress{}, err
 	}
-	p, by, err := s.Seals.Approve(ctx, attempt, share)
+	p, by, err := s.Seals.Approve(ctx, c.Name, attempt, share)
 	s.Log.InfoContext(ctx, "a share for the recovery", "by", c.Name, "have", p.Have, "threshold", p.Threshold, "error", err)
 	if err != nil || by == "" {
 		return p, err

@@ -20,7 +20,8 @@ import (
 // Bounds of a keeper.
 const (
 	AttemptLife = 15 * time.Minute // after its last share a collection is forgotten
-	maxWrong    = 20               // shares that are refused in a minute; then all are, until it is over
+	maxWrong    = 20               // shares of one source that are refused in a minute; then all of it are, until it is over
+	maxSources  = 10_000           // that are told apart
 )
 
 // Config is what a Keeper needs.
@@ -47,7 +48,7 @@ type Keeper struct {
 	guard  *guard.Guard
 	set    Set
 	seen   time.Time // of the last share
-	wrong  []time.Time
+	wrong  wrongs
 	health map[string]health
 	since  time.Time // when the last root that opens by itself was reached
 	why    Reason    // that the server is sealed for; empty: it is open, or nobody has asked yet
@@ -62,7 +63,7 @@ func NewKeeper(c Config) *Keeper {
 			c.Every = min(c.Every, max(c.Hold/4, leastWait))
 		}
 	}
-	return &Keeper{Config: c, enough: make(chan struct{}, 1), set: Members(c.Wraps, c.Named), health: map[string]health{}}
+	return &Keeper{Config: c, enough: make(chan struct{}, 1), set: Members(c.Wraps, c.Named), health: map[string]health{}, wrong: wrongs{}}
 }
 
 // Sealers are what the store may open with now.
@@ -116,13 +117,14 @@ func (k *Keeper) opened() *guard.Guard {
 }
 
 // Unseal takes a share. While the server is sealed enough of them open it; afterwards enough of them prove that they would, and count for a
-// removal until AttemptLife is over. Whoever has a genuine share may bring it. fault.ShareWrong, ShareForeign, ShareDuplicate, Conflict, Unavailable after too many wrong ones.
-func (k *Keeper) Unseal(ctx context.Context, attempt string, text secret.Bytes) (shamir.Progress, error) {
+// removal until AttemptLife is over. Whoever has a genuine share may bring it; from is where it comes from, so that the wrong ones of somebody else keep
+// nobody out. fault.ShareWrong, ShareForeign, ShareDuplicate, Conflict, Unavailable after too many wrong ones.
+func (k *Keeper) Unseal(ctx context.Context, from, attempt string, text secret.Bytes) (shamir.Progress, error) {
 	if g := k.opened(); g != nil && len(g.Detected()) > 0 { // who wants to open must not find to have approved a recovery
 		text.Destroy()
 		return shamir.Progress{}, fault.New(fault.WrongState, "server").WithHint("it is open, in recovery mode; to approve a recovery: rotor server approve")
 	}
-	p, set, err := k.take(ctx, attempt, text)
+	p, set, err := k.take(ctx, from, attempt, text)
 	if err != nil || !p.Done() {
 		return p, err
 	}
@@ -139,13 +141,13 @@ func (k *Keeper) Unseal(ctx context.Context, attempt string, text secret.Bytes) 
 
 // Approve takes a share for something that custodians have to approve beside an open store. by is the member that they have opened, once
 // enough are there; the shares are forgotten then. Errors as of Unseal, fault.NotFound when the wrap set has no shares, Sealed.
-func (k *Keeper) Approve(ctx context.Context, attempt string, text secret.Bytes) (p shamir.Progress, by string, err error) {
+func (k *Keeper) Approve(ctx context.Context, from, attempt string, text secret.Bytes) (p shamir.Progress, by string, err error) {
 	g := k.opened()
 	if g == nil {
 		text.Destroy()
 		return p, "", fault.New(fault.Sealed, "server")
 	}
-	p, set, err := k.take(ctx, attempt, text)
+	p, set, err := k.take(ctx, from, attempt, text)
 	if err != nil || !p.Done() {
 		return p, "", err
 	}
@@ -198,8 +200,8 @@ func (k *Keeper) memberOf(people *shamir.Sealer) seal.Sealer {
 
 // take adds a share to the set that it is of. An open server looks first whether another one has changed the wrap set; only a text that can be a share
 // has it look, and too many wrong ones do not.
-func (k *Keeper) take(ctx context.Context, attempt string, text secret.Bytes) (shamir.Progress, *shamir.Sealer, error) {
-	share, err := k.parse(text)
+func (k *Keeper) take(ctx context.Context, from, attempt string, text secret.Bytes) (shamir.Progress, *shamir.Sealer, error) {
+	share, err := k.parse(from, text)
 	if err != nil {
 		return shamir.Progress{}, nil, err
 	}
@@ -220,26 +222,25 @@ func (k *Keeper) take(ctx context.Context, attempt string, text secret.Bytes) (s
 		if err == nil {
 			k.seen = now
 		} else if fault.CodeOf(err) == fault.ShareWrong {
-			k.wrong = append(k.wrong, now)
+			k.wrong.note(from, now)
 		}
 		return p, s, err
 	}
-	k.wrong = append(k.wrong, now)
+	k.wrong.note(from, now)
 	return shamir.Progress{}, nil, fault.New(fault.ShareForeign, share.Name()).WithHint("%s", k.sets())
 }
 
 // parse reads a share, unless there were too many wrong ones.
-func (k *Keeper) parse(text secret.Bytes) (shamir.Share, error) {
+func (k *Keeper) parse(from string, text secret.Bytes) (shamir.Share, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	now := k.Now()
-	k.wrong = slices.DeleteFunc(k.wrong, func(t time.Time) bool { return now.Sub(t) >= time.Minute })
-	if len(k.wrong) >= maxWrong {
+	if k.wrong.over(from, now) {
 		return shamir.Share{}, fault.New(fault.Unavailable, "shares").WithHint("%d wrong ones within a minute; wait for one", maxWrong)
 	}
 	share, err := shamir.ParseShare(text)
 	if err != nil {
-		k.wrong = append(k.wrong, now)
+		k.wrong.note(from, now)
 	}
 	return share, err
 }

@@ -150,7 +150,7 @@ func TestUnseal(t *testing.T) {
 	w.must(err)
 	k := w.keeper()
 	code(t, w.open(k), fault.Sealed, "without shares")
-	give := func(s shamir.Share) (shamir.Progress, error) { return k.Unseal(t.Context(), "", s.Text()) }
+	give := func(s shamir.Share) (shamir.Progress, error) { return k.Unseal(t.Context(), "", "", s.Text()) }
 	p, err := give(shares[4])
 	w.must(err)
 	if p.Have != 1 || p.Threshold != 3 || p.Attempt == "" {
@@ -163,7 +163,7 @@ func TestUnseal(t *testing.T) {
 	if !strings.Contains(err.Error()+err.(*fault.Error).HintText(), shares[0].Set) { //nolint:errorlint // code has checked it
 		t.Errorf("it does not say whose shares are taken: %v", err)
 	}
-	_, err = k.Unseal(t.Context(), "", secret.Copy([]byte("rs1-nonsense")))
+	_, err = k.Unseal(t.Context(), "", "", secret.Copy([]byte("rs1-nonsense")))
 	code(t, err, fault.ShareWrong, "nonsense")
 	state, err := k.State(t.Context(), policy.Caller{})
 	if err != nil || !state.Sealed || len(state.Shares) != 1 || state.Shares[0].Have != 1 || state.Shares[0].Attempt != "" || state.Members != nil {
@@ -213,7 +213,7 @@ func TestAttempts(t *testing.T) {
 	w := newWorld(t)
 	shares := w.init("shamir:2/3")
 	k := w.keeper()
-	p, err := k.Unseal(t.Context(), "", shares[0].Text())
+	p, err := k.Unseal(t.Context(), "", "", shares[0].Text())
 	w.must(err)
 	_, err = k.Reset("guess")
 	code(t, err, fault.Conflict, "reset by a guess")
@@ -223,22 +223,24 @@ func TestAttempts(t *testing.T) {
 	if err != nil || p.Have != 0 {
 		t.Errorf("%+v, %v", p, err)
 	}
-	_, err = k.Unseal(t.Context(), "", shares[0].Text())
+	_, err = k.Unseal(t.Context(), "", "", shares[0].Text())
 	w.must(err)
 	w.clock.Add(int64((sealing.AttemptLife + time.Second) / time.Second))
-	if p, err = k.Unseal(t.Context(), "", shares[1].Text()); err != nil || p.Have != 1 {
+	if p, err = k.Unseal(t.Context(), "", "", shares[1].Text()); err != nil || p.Have != 1 {
 		t.Errorf("a share that was there for too long counts: %+v, %v", p, err)
 	}
 	for range 20 {
-		_, err = k.Unseal(t.Context(), "", secret.Copy([]byte("rs1-nonsense")))
+		_, err = k.Unseal(t.Context(), "10.0.0.1", "", secret.Copy([]byte("rs1-nonsense")))
 		code(t, err, fault.ShareWrong, "nonsense")
 	}
-	_, err = k.Unseal(t.Context(), "", shares[0].Text())
+	_, err = k.Unseal(t.Context(), "10.0.0.1", "", shares[0].Text())
 	code(t, err, fault.Unavailable, "after too many wrong ones")
-	w.clock.Add(60)
-	if p, err = k.Unseal(t.Context(), "", shares[0].Text()); err != nil || !p.Done() {
-		t.Errorf("a minute later: %+v, %v", p, err)
+	if p, err = k.Unseal(t.Context(), "10.0.0.2", "", shares[0].Text()); err != nil || !p.Done() {
+		t.Errorf("the wrong ones of somebody else keep a custodian out: %+v, %v", p, err)
 	}
+	w.clock.Add(60)
+	_, err = k.Unseal(t.Context(), "10.0.0.1", "", shares[0].Text())
+	code(t, err, fault.ShareDuplicate, "a minute later")
 }
 
 // TestRekey: new shares need enough of the old ones and count only after enough of them came back. Until then the old ones open, and
@@ -251,14 +253,14 @@ func TestRekey(t *testing.T) {
 			opens := func(shares []shamir.Share) error {
 				k := w.keeper()
 				for _, s := range shares {
-					if _, err := k.Unseal(t.Context(), "", s.Text()); err != nil {
+					if _, err := k.Unseal(t.Context(), "", "", s.Text()); err != nil {
 						return err
 					}
 				}
 				return w.open(k)
 			}
 			k := w.keeper()
-			bring(t, old[:2], func(s secret.Bytes) error { _, err := k.Unseal(t.Context(), "", s); return err })
+			bring(t, old[:2], func(s secret.Bytes) error { _, err := k.Unseal(t.Context(), "", "", s); return err })
 			w.must(w.open(k))
 			ctx := t.Context()
 			_, err := k.StartRekey(ctx, bob, "3/4", "")
@@ -333,7 +335,7 @@ func TestFirstShares(t *testing.T) {
 	}
 	w.must(k.Change(t.Context(), alice, "remove", "near"))
 	code(t, k.Change(t.Context(), alice, "remove", state.Members[0].ID), fault.Unavailable, "nobody has proven the shares")
-	bring(t, r.Shares, func(s secret.Bytes) error { _, err := k.Unseal(t.Context(), "", s); return err })
+	bring(t, r.Shares, func(s secret.Bytes) error { _, err := k.Unseal(t.Context(), "", "", s); return err })
 	w.must(k.Change(t.Context(), alice, "remove", state.Members[0].ID))
 }
 
@@ -354,7 +356,7 @@ func TestChange(t *testing.T) {
 	w.must(k.Change(ctx, alice, "remove", w.named["far"].ID()))
 	// Shares alone would be left: they have to prove that they open first.
 	code(t, k.Change(ctx, alice, "remove", "near"), fault.Unavailable, "nobody has proven the shares")
-	_, err := k.Unseal(ctx, "", shares[0].Text())
+	_, err := k.Unseal(ctx, "", "", shares[0].Text())
 	w.must(err)
 	code(t, k.Change(ctx, alice, "remove", "near"), fault.Unavailable, "with one share")
 }
@@ -463,7 +465,7 @@ func TestPeopleAlone(t *testing.T) {
 	w.hold = time.Hour
 	shares := w.init("shamir:2/2")
 	k := w.keeper()
-	bring(t, shares, func(s secret.Bytes) error { _, err := k.Unseal(t.Context(), "", s); return err })
+	bring(t, shares, func(s secret.Bytes) error { _, err := k.Unseal(t.Context(), "", "", s); return err })
 	w.must(w.open(k))
 	w.clock.Add(3600 * 24 * 365)
 	w.must(k.Watch(t.Context()))

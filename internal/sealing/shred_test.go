@@ -66,7 +66,7 @@ func (s *shredding) reopen(shares []shamir.Share) {
 	s.t.Helper()
 	s.keeper = s.world.keeper()
 	for _, one := range shares {
-		_, err := s.keeper.Unseal(s.t.Context(), "", one.Text())
+		_, err := s.keeper.Unseal(s.t.Context(), "", "", one.Text())
 		s.must(err)
 	}
 	g, err := guard.Open(s.t.Context(), guard.Config{Store: s.store, Sealers: s.keeper.Sealers(), Rules: onlyAlice{}, Now: s.now})
@@ -184,7 +184,7 @@ func TestShredByShares(t *testing.T) {
 	_, err = s.guard.Turn(t.Context(), p, true)
 	code(t, err, fault.Unavailable, "a shred without people")
 	for _, one := range old[:2] {
-		_, err = s.keeper.Unseal(t.Context(), "", one.Text())
+		_, err = s.keeper.Unseal(t.Context(), "", "", one.Text())
 		w.must(err)
 	}
 	s.withdrawn(s.shred(), first)

@@ -406,6 +406,9 @@ func Address(ctx context.Context) string {
 	return peerOf(ctx).address
 }
 
+// Network is what strangers at the request's address are counted as: the address, in IPv6 its network of 64 bits.
+func Network(ctx context.Context) string { return network(Address(ctx)) }
+
 // Until is when what the caller showed ends; zero for strangers.
 func Until(ctx context.Context) time.Time {
 	return peerOf(ctx).until

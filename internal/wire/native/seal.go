@@ -51,7 +51,7 @@ func (s seals) state(ctx context.Context) (*connect.Response[rotorv1.SealStatus]
 
 // Unseal takes a share.
 func (s seals) Unseal(ctx context.Context, r *connect.Request[rotorv1.UnsealRequest]) (*connect.Response[rotorv1.SealProgress], error) {
-	p, err := s.Keeper.Unseal(ctx, clip(r.Msg.GetAttempt()), secret.Copy([]byte(r.Msg.GetShare())))
+	p, err := s.Keeper.Unseal(ctx, wire.Network(ctx), clip(r.Msg.GetAttempt()), secret.Copy([]byte(r.Msg.GetShare())))
 	return answer(progress(p), err)
 }
 
