@@ -78,7 +78,8 @@ type Authority struct {
 	granted     map[string]map[string]bool // IDs of grants, by the grantee
 	cursor      uint64                     // where the next free slot of a session is looked for
 
-	from     store.Rev // that the tables were read at
+	from     store.Rev     // that the tables were read at
+	heard    atomic.Uint64 // the last commit that is in the tables
 	access   atomic.Pointer[access]
 	rules    atomic.Pointer[guard.Decider] // without the grants
 	hasher   hasher

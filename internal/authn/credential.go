@@ -253,10 +253,11 @@ type proven struct {
 // proveCredential checks a credential. The cost of a wrong one is the same whether its ID exists or not. A wrong secret is counted before the
 // answer; the right one counts only together with a commit that finds the record as it was read, so that no number of tries at a time gets
 // past the limit of failures. fault.Unauthenticated.
-func (a *Authority) proveCredential(ctx context.Context, text, address string) (proven, error) {
+func (a *Authority) proveCredential(ctx context.Context, p Proof) (proven, error) {
+	text, address := p.Credential, p.Address
 	id, err := parseCredential(text)
 	if err != nil {
-		return proven{}, a.failed(ctx, address, err)
+		return proven{}, a.failed(ctx, p, err)
 	}
 	c, cond, err := fetch[credential](ctx, a.Guard, credentialPrefix+id)
 	if err != nil {
@@ -269,14 +270,14 @@ func (a *Authority) proveCredential(ctx context.Context, text, address string) (
 	now := a.Now()
 	switch {
 	case cond.Rev == 0, !now.Before(c.Expires), !c.Revoked.IsZero(), c.Failures >= a.access.Load().failures:
-		return proven{}, a.failed(ctx, address, notCredential())
+		return proven{}, a.failed(ctx, p, notCredential())
 	case !ok:
 		if err := a.countFailure(ctx, id, address); err != nil {
 			return proven{}, err
 		}
 		return proven{}, notCredential()
 	case c.Uses > 0 && c.Used >= c.Uses, !c.admits(address):
-		return proven{}, a.failed(ctx, address, notCredential())
+		return proven{}, a.failed(ctx, p, notCredential())
 	}
 	out := proven{
 		caller: policy.Caller{Kind: policy.KindCredential, Name: "credential/" + c.Name, Attributes: c.Attributes},
@@ -294,15 +295,17 @@ func (a *Authority) proveCredential(ctx context.Context, text, address string) (
 }
 
 // failed puts a failure into the log, which is no record's, and returns the answer.
-func (a *Authority) failed(ctx context.Context, address string, answer error) error {
-	if err := a.Guard.Refuse(ctx, stranger(address), "login"); err != nil {
+func (a *Authority) failed(ctx context.Context, p Proof, answer error) error {
+	if err := a.Guard.Refuse(ctx, stranger(p), "login"); err != nil {
 		return err
 	}
 	return answer
 }
 
-// stranger is how the log names somebody who is not known.
-func stranger(address string) policy.Caller { return policy.Caller{Name: "stranger/" + address} }
+// stranger is how the log names somebody who is not known: by what is counted as one, or whoever has many addresses would fill the log.
+func stranger(p Proof) policy.Caller {
+	return policy.Caller{Name: "stranger/" + cmp.Or(p.From, p.Address)}
+}
 
 // countFailure commits one more failure in a row, until the limit.
 func (a *Authority) countFailure(ctx context.Context, id, address string) error {

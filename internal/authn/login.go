@@ -16,6 +16,7 @@ type Proof struct {
 	Issuer     string // the configured name of the JWT's issuer; empty: the one whose URL it names
 	TLS        tls.ConnectionState
 	Address    string // where the request comes from, without the port
+	From       string // what strangers there are counted as; empty: the address
 }
 
 // Login exchanges a proof for a session. Refusals are in the log. fault.Invalid, Unauthenticated, Unavailable when an issuer's keys cannot be
@@ -39,13 +40,13 @@ func (a *Authority) Login(ctx context.Context, p Proof) (Ticket, error) {
 func (a *Authority) prove(ctx context.Context, p Proof) (proven, error) {
 	switch {
 	case p.Credential != "":
-		return a.proveCredential(ctx, p.Credential, p.Address)
+		return a.proveCredential(ctx, p)
 	case p.JWT != "":
 		return a.proveToken(ctx, p)
 	}
 	c, src, err := a.identify(p.TLS, false)
 	if fault.CodeOf(err) == fault.Unauthenticated {
-		return proven{}, a.failed(ctx, p.Address, err)
+		return proven{}, a.failed(ctx, p, err)
 	}
 	return proven{caller: c, source: src}, err
 }
@@ -54,7 +55,7 @@ func (a *Authority) prove(ctx context.Context, p Proof) (proven, error) {
 func (a *Authority) proveToken(ctx context.Context, p Proof) (proven, error) {
 	issuer, err := a.access.Load().choose(p)
 	if err != nil {
-		return proven{}, a.failed(ctx, p.Address, err)
+		return proven{}, a.failed(ctx, p, err)
 	}
 	who, err := issuer.Verify(ctx, a.Now(), p.JWT)
 	if fault.CodeOf(err) == fault.Unavailable || fault.CodeOf(err) == fault.Canceled {
@@ -64,7 +65,7 @@ func (a *Authority) proveToken(ctx context.Context, p Proof) (proven, error) {
 		err = checkAttributes(who.Attributes)
 	}
 	if err != nil {
-		return proven{}, a.failed(ctx, p.Address, err)
+		return proven{}, a.failed(ctx, p, err)
 	}
 	c := policy.Caller{Kind: policy.KindToken, Name: "token/" + issuer.Name + "/" + who.Subject, Attributes: who.Attributes}
 	return proven{caller: c, source: source{Issuer: issuer.Name, Until: a.Now().Add(issuer.Session)}}, nil

@@ -144,14 +144,7 @@ func (a *Authority) Session(ctx context.Context, token, address string) (policy.
 	hash := sha256.Sum256([]byte(token))
 	s, rev, ok := a.known(slot, hash[:])
 	if !ok {
-		var cond guard.Cond
-		if s, cond, err = fetch[session](ctx, a.Guard, sessionPrefix+slot); err != nil {
-			return policy.Caller{}, time.Time{}, err
-		}
-		if rev = cond.Rev; rev == 0 || subtle.ConstantTimeCompare(s.Hash, hash[:]) != 1 {
-			return policy.Caller{}, time.Time{}, notSession()
-		}
-		if err := a.refresh(ctx, cond.Path); err != nil {
+		if s, rev, err = a.lookFor(ctx, slot, hash[:]); err != nil {
 			return policy.Caller{}, time.Time{}, err
 		}
 	}
@@ -161,6 +154,29 @@ func (a *Authority) Session(ctx context.Context, token, address string) (policy.
 	}
 	a.touch(ctx, slot, s, rev, now)
 	return s.caller(), s.Expires, nil
+}
+
+// lookFor finds a session that this server has not heard of, as another may have made it a moment ago. All who ask at the same time share one look at
+// how far the store is, so that strangers with made-up tokens cost no more. fault.Unauthenticated.
+func (a *Authority) lookFor(ctx context.Context, slot string, hash []byte) (session, store.Rev, error) {
+	last, err := a.Guard.CaughtUp(ctx, strings.TrimSuffix(prefix, "/"))
+	if err != nil {
+		return session{}, 0, err
+	}
+	if uint64(last) <= a.heard.Load() {
+		if s, rev, ok := a.known(slot, hash); ok {
+			return s, rev, nil
+		}
+		return session{}, 0, notSession()
+	}
+	s, cond, err := fetch[session](ctx, a.Guard, sessionPrefix+slot)
+	if err != nil {
+		return session{}, 0, err
+	}
+	if cond.Rev == 0 || subtle.ConstantTimeCompare(s.Hash, hash) != 1 {
+		return session{}, 0, notSession()
+	}
+	return s, cond.Rev, a.refresh(ctx, cond.Path)
 }
 
 // known looks into the view. A record of the slot that is another session's does not count, as the store may have a newer one.

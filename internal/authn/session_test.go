@@ -2,12 +2,14 @@ package authn_test
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"encoding/base64"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -17,6 +19,7 @@ import (
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/identity"
 	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/store"
 )
 
 const here = "10.1.2.3"
@@ -562,5 +565,51 @@ func TestEnrolment(t *testing.T) {
 		if fault.CodeOf(err) != fault.Unauthenticated && fault.CodeOf(err) != fault.JoinTokenExpired {
 			t.Errorf("forged: %v", err)
 		}
+	}
+}
+
+// counting counts the reads of single records.
+type counting struct {
+	store.Store
+	reads atomic.Int64
+}
+
+func (c *counting) Get(ctx context.Context, key string) (store.Record, error) {
+	c.reads.Add(1)
+	return c.Store.Get(ctx, key)
+}
+
+// TestMadeUpSessions: tokens of nobody, in any slot, are not each looked for in the store; one that another server has made is.
+func TestMadeUpSessions(t *testing.T) {
+	c := newCluster(t)
+	db := &counting{Store: c.store}
+	s := c.start(db)
+	_, text := s.credential(t, authn.Credential{Name: "ci"}, 0)
+	k := s.login(t, text)
+	other := c.twin(s)
+	other.takes(t, "one of another server", k.Token)
+	secret := strings.Repeat("A", 43)
+	other.refuses(t, "the last slot", "rotor_session_01869f_"+secret) // its watch may not be there yet
+	await(t, "made-up tokens are looked for no more", func() bool {
+		before := db.reads.Load()
+		for slot := range 100 {
+			other.refuses(t, "a made-up token", fmt.Sprintf("rotor_session_%06x_%s", slot+1, secret))
+		}
+		return before == db.reads.Load()
+	})
+}
+
+// TestStrangersInTheLog: whoever has all addresses of an IPv6 network is one stranger to the log.
+func TestStrangersInTheLog(t *testing.T) {
+	c := newCluster(t)
+	s := c.start(c.store)
+	before, waiting := s.guard.LogStats()
+	for i := range 50 {
+		address := fmt.Sprintf("2001:db8::%x", i+1)
+		_, err := s.Login(s.ctx, authn.Proof{Credential: "rotor_credential_", Address: address, From: "2001:db8::/64"})
+		wants(t, address, err, fault.Unauthenticated)
+	}
+	if entries, more := s.guard.LogStats(); entries+int64(more)-before-int64(waiting) > 2 { // a minute may have ended
+		t.Errorf("%d entries", entries+int64(more)-before-int64(waiting))
 	}
 }

@@ -87,6 +87,7 @@ func (a *Authority) read(ctx context.Context) error {
 		return fmt.Errorf("read callers: %w", err)
 	}
 	a.from = rev
+	a.heard.Store(uint64(rev))
 	for _, r := range records {
 		if _, err := a.apply(guard.Change{Record: r}, true); err != nil {
 			return err
@@ -109,6 +110,7 @@ func (a *Authority) Run(ctx context.Context) error {
 				return err
 			}
 		}
+		a.heard.Store(uint64(changes[len(changes)-1].Rev))
 	}
 	return nil
 }

@@ -22,7 +22,7 @@ type auth struct{ Config }
 func (s auth) Login(ctx context.Context, r *connect.Request[rotorv1.LoginRequest]) (*connect.Response[rotorv1.LoginResponse], error) {
 	m := r.Msg
 	t, err := s.Authority.Login(ctx, authn.Proof{
-		Credential: m.GetCredential(), JWT: m.GetJwt(), Issuer: m.GetIssuer(), TLS: connection(ctx), Address: wire.Address(ctx),
+		Credential: m.GetCredential(), JWT: m.GetJwt(), Issuer: m.GetIssuer(), TLS: connection(ctx), Address: wire.Address(ctx), From: wire.Network(ctx),
 	})
 	return answer(&rotorv1.LoginResponse{
 		Token: t.Token, Caller: t.Caller.Name, Expires: stamp(t.Expires), IdleNs: int64(t.Idle), Session: t.ID, Namespace: s.Authority.Namespace,
