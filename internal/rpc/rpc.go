@@ -17,13 +17,18 @@ func Encode(err error) error {
 	if err == nil {
 		return nil
 	}
-	f := toFault(err)
-	public := &fault.Error{Code: f.Code, Resource: f.Resource, Hint: f.HintText()}
-	out := connect.NewError(status(f.Code), errors.New(public.Error()))
+	public := Public(err)
+	out := connect.NewError(status(public.Code), errors.New(public.Error()))
 	if d, derr := connect.NewErrorDetail(Fault(public)); derr == nil {
 		out.AddDetail(d)
 	}
 	return out
+}
+
+// Public is what others may know of an error that is not nil: no cause, in which there may be addresses and names of what is behind the server.
+func Public(err error) *fault.Error {
+	f := toFault(err)
+	return &fault.Error{Code: f.Code, Resource: f.Resource, Hint: f.HintText()}
 }
 
 // Fault is the protobuf form of a fault.

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"net/http"
@@ -16,6 +17,7 @@ import (
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/replica"
+	"github.com/rotorkms/rotor/internal/rpc"
 	"github.com/rotorkms/rotor/internal/telemetry"
 	"github.com/rotorkms/rotor/internal/wire"
 	"github.com/rotorkms/rotor/internal/wire/native"
@@ -44,7 +46,8 @@ func (s *Server) allowed(a policy.Action, next http.HandlerFunc) http.HandlerFun
 		}
 		if err != nil {
 			wire.Failed(r.Context(), err)
-			http.Error(w, err.Error(), map[fault.Code]int{fault.Denied: http.StatusForbidden, fault.Unauthenticated: http.StatusUnauthorized}[fault.CodeOf(err)])
+			status := map[fault.Code]int{fault.Denied: http.StatusForbidden, fault.Unauthenticated: http.StatusUnauthorized}[fault.CodeOf(err)]
+			http.Error(w, rpc.Public(err).Error(), cmp.Or(status, http.StatusServiceUnavailable))
 			return
 		}
 		next(w, r)

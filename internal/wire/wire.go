@@ -340,7 +340,7 @@ func deny(ctx context.Context, w http.ResponseWriter, r *http.Request, writer *c
 	case fault.Unavailable, fault.Sealed:
 		status = http.StatusServiceUnavailable
 	}
-	http.Error(w, err.Error(), status)
+	http.Error(w, rpc.Public(err).Error(), status)
 }
 
 // Failed notes how a request ended, for whoever observes.

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -315,5 +316,36 @@ func TestReconsider(t *testing.T) {
 		default:
 		}
 		gone.Delete("s-goes")
+	}
+}
+
+// broken cannot ask its store.
+type broken struct{ named }
+
+func (broken) Session(context.Context, string, string) (policy.Caller, time.Time, error) {
+	return policy.Caller{}, time.Time{}, fault.Wrap(fault.Unavailable, "store", errors.New("dial postgres://rotor@10.0.0.5:5432"))
+}
+
+// TestCausesStayBehind: what is behind the server is not told to strangers, in any protocol.
+func TestCausesStayBehind(t *testing.T) {
+	_, url := serveAs(t, func(c wire.Config) *wire.Server {
+		c.Identifier = broken{}
+		return wire.NewServer(c)
+	}, func(http.ResponseWriter, *http.Request) {})
+	for path, kind := range map[string]string{"/metrics": "", "/rotor.v1.KeyService/List": "application/json"} {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url+path, strings.NewReader("{}"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Authorization", "Bearer x")
+		r.Header.Set("Content-Type", kind)
+		resp, err := client(t, 0).Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(resp.Body)
+		if err = errors.Join(err, resp.Body.Close()); err != nil || resp.StatusCode != http.StatusServiceUnavailable || strings.Contains(string(b), "10.0.0.5") {
+			t.Errorf("%s: %d %s, %v", path, resp.StatusCode, b, err)
+		}
 	}
 }
