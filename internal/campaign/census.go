@@ -7,6 +7,7 @@ import (
 	"math"
 	"math/bits"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -294,7 +295,7 @@ func (s *Service) destroy(ctx context.Context, k keyring.Key, n uint32) (keyring
 		}
 		return s.destroyedByLeader(ctx, k, n)
 	}
-	next, err := s.KMS.Step(ctx, k.ID, cond, func(k keyring.Key, now time.Time) (keyring.Key, error) {
+	next, err := s.KMS.Destroyed(ctx, k.ID, n, s.grounds(census, k.ID), cond, func(k keyring.Key, now time.Time) (keyring.Key, error) {
 		next, err := rotation.Destroy(s.KMS.Floored(k), n, census, members, now)
 		next.Rotation = k.Rotation // the floors are the server's, not the key's
 		return next, err
@@ -303,6 +304,16 @@ func (s *Service) destroy(ctx context.Context, k keyring.Key, n uint32) (keyring
 		s.Log.InfoContext(ctx, "destroyed", "key", k.Name, "version", n)
 	}
 	return next, err
+}
+
+// grounds are what the log keeps of a census that a destruction rests on.
+func (s *Service) grounds(c rotation.Census, id keyring.KeyID) map[string]string {
+	var sets []string
+	for _, t := range s.of(id) {
+		sets = append(sets, t.now().Name)
+	}
+	slices.Sort(sets)
+	return map[string]string{"census": strconv.FormatUint(c.Remaining, 10), "census_started": c.Started.Format(time.RFC3339), "data_sets": strings.Join(sets, ", ")}
 }
 
 // leaderTime is how long a server that does not lead waits for the one that does to destroy what is due; it looks every second.

@@ -21,7 +21,7 @@ import (
 )
 
 func newAudit(a *app) *cobra.Command {
-	return newNoun("audit", "Read the audit log and verify it offline", newAuditTail(a), newAuditExport(a), newAuditVerify(a))
+	return newNoun("audit", "Read the audit log and verify it offline", newAuditTail(a), newAuditExport(a), newAuditVerify(a), newAuditCertificate(a))
 }
 
 func newAuditTail(a *app) *cobra.Command {

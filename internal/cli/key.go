@@ -13,7 +13,7 @@ import (
 
 func newKey(a *app) *cobra.Command {
 	return newNoun("key", "Make keys, see them, and change the state of their versions",
-		newKeyCreate(a), newKeyList(a), newKeyShow(a), newKeySuspend(a), newKeyResume(a), newKeyCompromise(a), newKeyRetire(a), newKeyDestroy(a),
+		newKeyCreate(a), newKeyList(a), newKeyShow(a), newKeySuspend(a), newKeyResume(a), newKeyCompromise(a), newKeyRetire(a), newKeyDestroy(a), newKeyCertificate(a),
 		newKeyAlgorithms(a), newKeyPublic(a), newKeyImportParams(a), newKeyImport(a), newKeyExport(a), newKeyBackup(a), newKeyRestore(a))
 }
 

@@ -41,13 +41,14 @@ type index struct {
 	sealers    map[string]span      // that have wrapped a generation that is not erased
 	began      time.Time            // of the first entry
 	shredded   time.Time            // when the last shred was asked for
+	destroyed  map[string]int64     // namespace, key and version -> the entry that destroyed it, counted from 1
 	applied    store.Rev
 	changed    chan struct{} // closed and replaced when applied grows
 }
 
 func newIndex() *index {
 	return &index{
-		paths: map[string]written{}, last: map[string]store.Rev{}, gone: map[string]store.Rev{}, turns: map[uint64]int64{}, sealers: map[string]span{},
+		paths: map[string]written{}, last: map[string]store.Rev{}, gone: map[string]store.Rev{}, turns: map[uint64]int64{}, sealers: map[string]span{}, destroyed: map[string]int64{},
 		changed: make(chan struct{}),
 	}
 }
@@ -65,6 +66,9 @@ func (x *index) add(e audit.Entry, rev store.Rev) error {
 		x.began = e.Time
 	}
 	x.turned(e)
+	if e.Action == audit.ActDestroy && e.Class == audit.ClassChange && e.Outcome == "done" && e.Detail["destroyed"] == "true" {
+		x.destroyed[versionName(e.Namespace, e.Key, e.Detail["version"])] = x.entries
+	}
 	for _, w := range e.Writes {
 		if w.Path == rootPath {
 			x.wrapped(e.Detail["set"])
@@ -95,7 +99,7 @@ func (x *index) turned(e audit.Entry) {
 		}
 		return
 	}
-	x.erased = append(x.erased, erasure{x.turns[generation], e.Time})
+	x.erased = append(x.erased, erasure{x.turns[generation], e.Time, x.entries})
 	for id, s := range x.sealers {
 		if s.low = max(s.low, generation); s.high < generation {
 			delete(x.sealers, id)
@@ -168,7 +172,49 @@ func (x *index) lastOf(room string) store.Rev {
 type erasure struct {
 	before int64
 	since  time.Time
+	at     int64 // its entry
 }
+
+// Trace is where in the log the end of a version's material stands, as indexes of entries; -1: nowhere.
+type Trace struct {
+	Destroyed, Deleted, Turned, Erased int64
+}
+
+// Indexes are those that there are, Destroyed first, each once.
+func (t Trace) Indexes() []int64 {
+	all := []int64{t.Destroyed}
+	for _, i := range []int64{t.Deleted, t.Turned, t.Erased} {
+		if i >= 0 && !slices.Contains(all, i) {
+			all = append(all, i)
+		}
+	}
+	return all
+}
+
+// TraceOf finds the end of a version whose material stood at a path.
+func (g *Guard) TraceOf(namespace, key string, version uint32, path string) Trace {
+	x := g.index
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	t := Trace{-1, -1, -1, -1}
+	if at, ok := x.destroyed[versionName(namespace, key, number(uint64(version)))]; ok {
+		t.Destroyed = at - 1
+	}
+	w := x.paths[path]
+	if !w.deleted {
+		return t
+	}
+	t.Deleted = w.at - 1
+	for _, e := range x.erased {
+		if w.at < e.before {
+			t.Turned, t.Erased = e.before-1, e.at-1
+			break
+		}
+	}
+	return t
+}
+
+func versionName(namespace, key, version string) string { return namespace + "/" + key + "/" + version }
 
 // erasedAt says since when a deleted path is erased.
 func (x *index) erasedAt(path string) (time.Time, bool) {

@@ -221,7 +221,7 @@ func (w *world) recovers(statements [][]byte) {
 	c := w.config()
 	c.Statements = append(statements, after)
 	for _, s := range statements {
-		if strings.Contains(string(s), "x") && len(kindsOf(t, w, s)) > 0 { // of another cluster: that stays wrong
+		if len(kindsOf(t, w, s)) > 0 { // of another cluster: that stays wrong
 			return
 		}
 	}

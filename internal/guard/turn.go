@@ -26,7 +26,7 @@ import (
 // What the log says of a turn. The index reads them back: they decide what is erased.
 const (
 	actRetireRoot policy.Action = "server.retire-root" // nothing is left under the older generations
-	actErase      policy.Action = "server.erase"       // every sealer has forgotten them
+	actErase      policy.Action = audit.ActErase       // every sealer has forgotten them
 	actReseal     policy.Action = "server.reseal"
 )
 

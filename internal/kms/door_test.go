@@ -135,6 +135,10 @@ func doors() map[string]call {
 		"Export": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
 			return s.Export(ctx, c, k.Ref, 9, "none", nil)
 		},
+		"Certificate": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			b, err := s.Certificate(ctx, c, k.Ref, 1)
+			return b, err
+		},
 		"Backup": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
 			b, err := s.Backup(ctx, c, k.Ref, kms.BackupFor{})
 			return b.Blob, err

@@ -2,6 +2,8 @@ package kms
 
 import (
 	"context"
+	"maps"
+	"strings"
 	"time"
 
 	"github.com/rotorkms/rotor/internal/fault"
@@ -112,12 +114,33 @@ func (s *Service) withdraw(was, next keyring.Key) change {
 // Step takes a gated step of a rotation for rollout, under conditions: that the membership did not change by which it was decided, that the
 // server which decided still leads. One without a path is none. It returns the key unchanged when there was nothing to do.
 func (s *Service) Step(ctx context.Context, id keyring.KeyID, members guard.Cond, step func(keyring.Key, time.Time) (keyring.Key, error), conds ...guard.Cond) (keyring.Key, error) {
+	return s.step(ctx, policy.ActRotate, id, map[string]string{}, members, step, conds...)
+}
+
+// Destroyed is Step for the destruction of a version. What it rests on stands in the log, for the certificate: the census, and who approved.
+func (s *Service) Destroyed(
+	ctx context.Context, id keyring.KeyID, n uint32, grounds map[string]string, members guard.Cond, step func(keyring.Key, time.Time) (keyring.Key, error), conds ...guard.Cond,
+) (keyring.Key, error) {
+	detail := versionDetail(n)
+	maps.Copy(detail, grounds)
+	return s.step(ctx, policy.ActDestroy, id, detail, members, func(k keyring.Key, now time.Time) (keyring.Key, error) {
+		if v, err := k.Version(n); err == nil {
+			detail["destroyed"], detail["key_id"], detail["algorithm"] = "true", string(k.ID), string(v.Algorithm)
+			detail["approved_by"] = strings.Join(v.Approved, ", ")
+		}
+		return step(k, now)
+	}, conds...)
+}
+
+func (s *Service) step(
+	ctx context.Context, a policy.Action, id keyring.KeyID, detail map[string]string, members guard.Cond, step func(keyring.Key, time.Time) (keyring.Key, error), conds ...guard.Cond,
+) (keyring.Key, error) {
 	k, _, err := s.read(ctx, id)
 	if err != nil {
 		return k, err
 	}
-	p := s.guard.System("rollout", policy.ActRotate, Resource(k))
-	return s.update(ctx, p, id, map[string]string{}, func(k keyring.Key) (keyring.Key, change, error) {
+	p := s.guard.System("rollout", a, Resource(k))
+	return s.update(ctx, p, id, detail, func(k keyring.Key) (keyring.Key, change, error) {
 		next, err := step(k, s.now().UTC())
 		w := s.withdraw(k, next)
 		for _, c := range append(conds, members) {

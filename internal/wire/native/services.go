@@ -44,6 +44,12 @@ func (s log) Tail(ctx context.Context, r *connect.Request[rotorv1.TailRequest], 
 	return err
 }
 
+// DestroyCertificate makes the evidence that a version was destroyed.
+func (s log) DestroyCertificate(ctx context.Context, r *connect.Request[rotorv1.DestroyCertificateRequest]) (*connect.Response[rotorv1.DestroyCertificateResponse], error) {
+	b, err := s.KMS.Certificate(ctx, wire.Caller(ctx), s.ref(r.Msg.GetKey()), r.Msg.GetVersion())
+	return answer(&rotorv1.DestroyCertificateResponse{Certificate: b}, err)
+}
+
 // Export sends the log as the files of C2SP tlog-tiles, with everything that was committed before the call.
 func (s log) Export(ctx context.Context, _ *connect.Request[rotorv1.ExportRequest], stream *connect.ServerStream[rotorv1.ExportFile]) error {
 	l, err := s.Guard.ReadLog(ctx, wire.Caller(ctx))

@@ -124,6 +124,9 @@ const (
 	AuditServiceTailProcedure = "/rotor.v1.AuditService/Tail"
 	// AuditServiceExportProcedure is the fully-qualified name of the AuditService's Export RPC.
 	AuditServiceExportProcedure = "/rotor.v1.AuditService/Export"
+	// AuditServiceDestroyCertificateProcedure is the fully-qualified name of the AuditService's
+	// DestroyCertificate RPC.
+	AuditServiceDestroyCertificateProcedure = "/rotor.v1.AuditService/DestroyCertificate"
 	// SealServiceStatusProcedure is the fully-qualified name of the SealService's Status RPC.
 	SealServiceStatusProcedure = "/rotor.v1.SealService/Status"
 	// SealServiceUnsealProcedure is the fully-qualified name of the SealService's Unseal RPC.
@@ -1283,6 +1286,7 @@ func (UnimplementedDataServiceHandler) GetCampaign(context.Context, *connect.Req
 type AuditServiceClient interface {
 	Tail(context.Context, *connect.Request[TailRequest]) (*connect.ServerStreamForClient[TailEntry], error)
 	Export(context.Context, *connect.Request[ExportRequest]) (*connect.ServerStreamForClient[ExportFile], error)
+	DestroyCertificate(context.Context, *connect.Request[DestroyCertificateRequest]) (*connect.Response[DestroyCertificateResponse], error)
 }
 
 // NewAuditServiceClient constructs a client for the rotor.v1.AuditService service. By default, it
@@ -1308,13 +1312,20 @@ func NewAuditServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(auditServiceMethods.ByName("Export")),
 			connect.WithClientOptions(opts...),
 		),
+		destroyCertificate: connect.NewClient[DestroyCertificateRequest, DestroyCertificateResponse](
+			httpClient,
+			baseURL+AuditServiceDestroyCertificateProcedure,
+			connect.WithSchema(auditServiceMethods.ByName("DestroyCertificate")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // auditServiceClient implements AuditServiceClient.
 type auditServiceClient struct {
-	tail   *connect.Client[TailRequest, TailEntry]
-	export *connect.Client[ExportRequest, ExportFile]
+	tail               *connect.Client[TailRequest, TailEntry]
+	export             *connect.Client[ExportRequest, ExportFile]
+	destroyCertificate *connect.Client[DestroyCertificateRequest, DestroyCertificateResponse]
 }
 
 // Tail calls rotor.v1.AuditService.Tail.
@@ -1327,10 +1338,16 @@ func (c *auditServiceClient) Export(ctx context.Context, req *connect.Request[Ex
 	return c.export.CallServerStream(ctx, req)
 }
 
+// DestroyCertificate calls rotor.v1.AuditService.DestroyCertificate.
+func (c *auditServiceClient) DestroyCertificate(ctx context.Context, req *connect.Request[DestroyCertificateRequest]) (*connect.Response[DestroyCertificateResponse], error) {
+	return c.destroyCertificate.CallUnary(ctx, req)
+}
+
 // AuditServiceHandler is an implementation of the rotor.v1.AuditService service.
 type AuditServiceHandler interface {
 	Tail(context.Context, *connect.Request[TailRequest], *connect.ServerStream[TailEntry]) error
 	Export(context.Context, *connect.Request[ExportRequest], *connect.ServerStream[ExportFile]) error
+	DestroyCertificate(context.Context, *connect.Request[DestroyCertificateRequest]) (*connect.Response[DestroyCertificateResponse], error)
 }
 
 // NewAuditServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -1352,12 +1369,20 @@ func NewAuditServiceHandler(svc AuditServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(auditServiceMethods.ByName("Export")),
 		connect.WithHandlerOptions(opts...),
 	)
+	auditServiceDestroyCertificateHandler := connect.NewUnaryHandler(
+		AuditServiceDestroyCertificateProcedure,
+		svc.DestroyCertificate,
+		connect.WithSchema(auditServiceMethods.ByName("DestroyCertificate")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/rotor.v1.AuditService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case AuditServiceTailProcedure:
 			auditServiceTailHandler.ServeHTTP(w, r)
 		case AuditServiceExportProcedure:
 			auditServiceExportHandler.ServeHTTP(w, r)
+		case AuditServiceDestroyCertificateProcedure:
+			auditServiceDestroyCertificateHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -1373,6 +1398,10 @@ func (UnimplementedAuditServiceHandler) Tail(context.Context, *connect.Request[T
 
 func (UnimplementedAuditServiceHandler) Export(context.Context, *connect.Request[ExportRequest], *connect.ServerStream[ExportFile]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.AuditService.Export is not implemented"))
+}
+
+func (UnimplementedAuditServiceHandler) DestroyCertificate(context.Context, *connect.Request[DestroyCertificateRequest]) (*connect.Response[DestroyCertificateResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.AuditService.DestroyCertificate is not implemented"))
 }
 
 // SealServiceClient is a client for the rotor.v1.SealService service.

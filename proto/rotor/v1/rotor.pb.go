@@ -4575,6 +4575,102 @@ func (x *TailEntry) GetEntry() []byte {
 	return nil
 }
 
+type DestroyCertificateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           *KeyRef                `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Version       uint32                 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DestroyCertificateRequest) Reset() {
+	*x = DestroyCertificateRequest{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[74]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DestroyCertificateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DestroyCertificateRequest) ProtoMessage() {}
+
+func (x *DestroyCertificateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[74]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DestroyCertificateRequest.ProtoReflect.Descriptor instead.
+func (*DestroyCertificateRequest) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{74}
+}
+
+func (x *DestroyCertificateRequest) GetKey() *KeyRef {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *DestroyCertificateRequest) GetVersion() uint32 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+type DestroyCertificateResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Certificate   []byte                 `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"` // JSON (spec/audit.md)
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DestroyCertificateResponse) Reset() {
+	*x = DestroyCertificateResponse{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[75]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DestroyCertificateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DestroyCertificateResponse) ProtoMessage() {}
+
+func (x *DestroyCertificateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[75]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DestroyCertificateResponse.ProtoReflect.Descriptor instead.
+func (*DestroyCertificateResponse) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{75}
+}
+
+func (x *DestroyCertificateResponse) GetCertificate() []byte {
+	if x != nil {
+		return x.Certificate
+	}
+	return nil
+}
+
 type ExportRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -4583,7 +4679,7 @@ type ExportRequest struct {
 
 func (x *ExportRequest) Reset() {
 	*x = ExportRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[74]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4595,7 +4691,7 @@ func (x *ExportRequest) String() string {
 func (*ExportRequest) ProtoMessage() {}
 
 func (x *ExportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[74]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4608,7 +4704,7 @@ func (x *ExportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRequest.ProtoReflect.Descriptor instead.
 func (*ExportRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{74}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{76}
 }
 
 type ExportFile struct {
@@ -4621,7 +4717,7 @@ type ExportFile struct {
 
 func (x *ExportFile) Reset() {
 	*x = ExportFile{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[75]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4633,7 +4729,7 @@ func (x *ExportFile) String() string {
 func (*ExportFile) ProtoMessage() {}
 
 func (x *ExportFile) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[75]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4646,7 +4742,7 @@ func (x *ExportFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportFile.ProtoReflect.Descriptor instead.
 func (*ExportFile) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{75}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ExportFile) GetPath() string {
@@ -4671,7 +4767,7 @@ type SealStatusRequest struct {
 
 func (x *SealStatusRequest) Reset() {
 	*x = SealStatusRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[76]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4683,7 +4779,7 @@ func (x *SealStatusRequest) String() string {
 func (*SealStatusRequest) ProtoMessage() {}
 
 func (x *SealStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[76]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4696,7 +4792,7 @@ func (x *SealStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealStatusRequest.ProtoReflect.Descriptor instead.
 func (*SealStatusRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{76}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{78}
 }
 
 type SealStatus struct {
@@ -4714,7 +4810,7 @@ type SealStatus struct {
 
 func (x *SealStatus) Reset() {
 	*x = SealStatus{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[77]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4726,7 +4822,7 @@ func (x *SealStatus) String() string {
 func (*SealStatus) ProtoMessage() {}
 
 func (x *SealStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[77]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4739,7 +4835,7 @@ func (x *SealStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealStatus.ProtoReflect.Descriptor instead.
 func (*SealStatus) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{77}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *SealStatus) GetSealed() bool {
@@ -4805,7 +4901,7 @@ type SealMember struct {
 
 func (x *SealMember) Reset() {
 	*x = SealMember{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[78]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4817,7 +4913,7 @@ func (x *SealMember) String() string {
 func (*SealMember) ProtoMessage() {}
 
 func (x *SealMember) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[78]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4830,7 +4926,7 @@ func (x *SealMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealMember.ProtoReflect.Descriptor instead.
 func (*SealMember) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{78}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *SealMember) GetId() string {
@@ -4890,7 +4986,7 @@ type SealProgress struct {
 
 func (x *SealProgress) Reset() {
 	*x = SealProgress{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[79]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4902,7 +4998,7 @@ func (x *SealProgress) String() string {
 func (*SealProgress) ProtoMessage() {}
 
 func (x *SealProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[79]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4915,7 +5011,7 @@ func (x *SealProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealProgress.ProtoReflect.Descriptor instead.
 func (*SealProgress) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{79}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *SealProgress) GetSet() string {
@@ -4977,7 +5073,7 @@ type UnsealRequest struct {
 
 func (x *UnsealRequest) Reset() {
 	*x = UnsealRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[80]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4989,7 +5085,7 @@ func (x *UnsealRequest) String() string {
 func (*UnsealRequest) ProtoMessage() {}
 
 func (x *UnsealRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[80]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5002,7 +5098,7 @@ func (x *UnsealRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsealRequest.ProtoReflect.Descriptor instead.
 func (*UnsealRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{80}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *UnsealRequest) GetShare() string {
@@ -5028,7 +5124,7 @@ type UnsealResetRequest struct {
 
 func (x *UnsealResetRequest) Reset() {
 	*x = UnsealResetRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[81]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5040,7 +5136,7 @@ func (x *UnsealResetRequest) String() string {
 func (*UnsealResetRequest) ProtoMessage() {}
 
 func (x *UnsealResetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[81]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5053,7 +5149,7 @@ func (x *UnsealResetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsealResetRequest.ProtoReflect.Descriptor instead.
 func (*UnsealResetRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{81}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *UnsealResetRequest) GetAttempt() string {
@@ -5071,7 +5167,7 @@ type SealRequest struct {
 
 func (x *SealRequest) Reset() {
 	*x = SealRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[82]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5083,7 +5179,7 @@ func (x *SealRequest) String() string {
 func (*SealRequest) ProtoMessage() {}
 
 func (x *SealRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[82]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5096,7 +5192,7 @@ func (x *SealRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealRequest.ProtoReflect.Descriptor instead.
 func (*SealRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{82}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{84}
 }
 
 type SealChangeRequest struct {
@@ -5109,7 +5205,7 @@ type SealChangeRequest struct {
 
 func (x *SealChangeRequest) Reset() {
 	*x = SealChangeRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[83]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5121,7 +5217,7 @@ func (x *SealChangeRequest) String() string {
 func (*SealChangeRequest) ProtoMessage() {}
 
 func (x *SealChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[83]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5134,7 +5230,7 @@ func (x *SealChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealChangeRequest.ProtoReflect.Descriptor instead.
 func (*SealChangeRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{83}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *SealChangeRequest) GetChange() string {
@@ -5161,7 +5257,7 @@ type StartRekeyRequest struct {
 
 func (x *StartRekeyRequest) Reset() {
 	*x = StartRekeyRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[84]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5173,7 +5269,7 @@ func (x *StartRekeyRequest) String() string {
 func (*StartRekeyRequest) ProtoMessage() {}
 
 func (x *StartRekeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[84]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5186,7 +5282,7 @@ func (x *StartRekeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartRekeyRequest.ProtoReflect.Descriptor instead.
 func (*StartRekeyRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{84}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *StartRekeyRequest) GetShares() string {
@@ -5213,7 +5309,7 @@ type RekeyRequest struct {
 
 func (x *RekeyRequest) Reset() {
 	*x = RekeyRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[85]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5225,7 +5321,7 @@ func (x *RekeyRequest) String() string {
 func (*RekeyRequest) ProtoMessage() {}
 
 func (x *RekeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[85]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5238,7 +5334,7 @@ func (x *RekeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RekeyRequest.ProtoReflect.Descriptor instead.
 func (*RekeyRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{85}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *RekeyRequest) GetShare() string {
@@ -5264,7 +5360,7 @@ type AbortRekeyRequest struct {
 
 func (x *AbortRekeyRequest) Reset() {
 	*x = AbortRekeyRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[86]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5276,7 +5372,7 @@ func (x *AbortRekeyRequest) String() string {
 func (*AbortRekeyRequest) ProtoMessage() {}
 
 func (x *AbortRekeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[86]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5289,7 +5385,7 @@ func (x *AbortRekeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbortRekeyRequest.ProtoReflect.Descriptor instead.
 func (*AbortRekeyRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{86}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *AbortRekeyRequest) GetAttempt() string {
@@ -5313,7 +5409,7 @@ type RekeyProgress struct {
 
 func (x *RekeyProgress) Reset() {
 	*x = RekeyProgress{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[87]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5325,7 +5421,7 @@ func (x *RekeyProgress) String() string {
 func (*RekeyProgress) ProtoMessage() {}
 
 func (x *RekeyProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[87]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5338,7 +5434,7 @@ func (x *RekeyProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RekeyProgress.ProtoReflect.Descriptor instead.
 func (*RekeyProgress) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{87}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *RekeyProgress) GetPhase() string {
@@ -5391,7 +5487,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[88]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5403,7 +5499,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[88]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5416,7 +5512,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{88}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{90}
 }
 
 type StatusResponse struct {
@@ -5443,7 +5539,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[89]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5455,7 +5551,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[89]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5468,7 +5564,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{89}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -5594,7 +5690,7 @@ type Check struct {
 
 func (x *Check) Reset() {
 	*x = Check{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[90]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5606,7 +5702,7 @@ func (x *Check) String() string {
 func (*Check) ProtoMessage() {}
 
 func (x *Check) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[90]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5619,7 +5715,7 @@ func (x *Check) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Check.ProtoReflect.Descriptor instead.
 func (*Check) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{90}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *Check) GetName() string {
@@ -5659,7 +5755,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[91]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5671,7 +5767,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[91]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5684,7 +5780,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{91}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *Replica) GetAddress() string {
@@ -5755,7 +5851,7 @@ type LoginRequest struct {
 
 func (x *LoginRequest) Reset() {
 	*x = LoginRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[92]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5767,7 +5863,7 @@ func (x *LoginRequest) String() string {
 func (*LoginRequest) ProtoMessage() {}
 
 func (x *LoginRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[92]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5780,7 +5876,7 @@ func (x *LoginRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoginRequest.ProtoReflect.Descriptor instead.
 func (*LoginRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{92}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *LoginRequest) GetJwt() string {
@@ -5818,7 +5914,7 @@ type LoginResponse struct {
 
 func (x *LoginResponse) Reset() {
 	*x = LoginResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[93]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5830,7 +5926,7 @@ func (x *LoginResponse) String() string {
 func (*LoginResponse) ProtoMessage() {}
 
 func (x *LoginResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[93]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5843,7 +5939,7 @@ func (x *LoginResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoginResponse.ProtoReflect.Descriptor instead.
 func (*LoginResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{93}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *LoginResponse) GetToken() string {
@@ -5896,7 +5992,7 @@ type LogoutRequest struct {
 
 func (x *LogoutRequest) Reset() {
 	*x = LogoutRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[94]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5908,7 +6004,7 @@ func (x *LogoutRequest) String() string {
 func (*LogoutRequest) ProtoMessage() {}
 
 func (x *LogoutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[94]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5921,7 +6017,7 @@ func (x *LogoutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogoutRequest.ProtoReflect.Descriptor instead.
 func (*LogoutRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{94}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{96}
 }
 
 type LogoutResponse struct {
@@ -5932,7 +6028,7 @@ type LogoutResponse struct {
 
 func (x *LogoutResponse) Reset() {
 	*x = LogoutResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[95]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5944,7 +6040,7 @@ func (x *LogoutResponse) String() string {
 func (*LogoutResponse) ProtoMessage() {}
 
 func (x *LogoutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[95]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5957,7 +6053,7 @@ func (x *LogoutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogoutResponse.ProtoReflect.Descriptor instead.
 func (*LogoutResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{95}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{97}
 }
 
 type WhoamiRequest struct {
@@ -5968,7 +6064,7 @@ type WhoamiRequest struct {
 
 func (x *WhoamiRequest) Reset() {
 	*x = WhoamiRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[96]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5980,7 +6076,7 @@ func (x *WhoamiRequest) String() string {
 func (*WhoamiRequest) ProtoMessage() {}
 
 func (x *WhoamiRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[96]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5993,7 +6089,7 @@ func (x *WhoamiRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoamiRequest.ProtoReflect.Descriptor instead.
 func (*WhoamiRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{96}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{98}
 }
 
 type WhoamiResponse struct {
@@ -6009,7 +6105,7 @@ type WhoamiResponse struct {
 
 func (x *WhoamiResponse) Reset() {
 	*x = WhoamiResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[97]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6021,7 +6117,7 @@ func (x *WhoamiResponse) String() string {
 func (*WhoamiResponse) ProtoMessage() {}
 
 func (x *WhoamiResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[97]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6034,7 +6130,7 @@ func (x *WhoamiResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoamiResponse.ProtoReflect.Descriptor instead.
 func (*WhoamiResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{97}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *WhoamiResponse) GetCaller() string {
@@ -6082,7 +6178,7 @@ type SessionsRequest struct {
 
 func (x *SessionsRequest) Reset() {
 	*x = SessionsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[98]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6094,7 +6190,7 @@ func (x *SessionsRequest) String() string {
 func (*SessionsRequest) ProtoMessage() {}
 
 func (x *SessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[98]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6107,7 +6203,7 @@ func (x *SessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionsRequest.ProtoReflect.Descriptor instead.
 func (*SessionsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{98}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *SessionsRequest) GetCaller() string {
@@ -6139,7 +6235,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[99]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6151,7 +6247,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[99]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6164,7 +6260,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{99}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *Session) GetId() string {
@@ -6225,7 +6321,7 @@ type SessionsResponse struct {
 
 func (x *SessionsResponse) Reset() {
 	*x = SessionsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[100]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6237,7 +6333,7 @@ func (x *SessionsResponse) String() string {
 func (*SessionsResponse) ProtoMessage() {}
 
 func (x *SessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[100]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6250,7 +6346,7 @@ func (x *SessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionsResponse.ProtoReflect.Descriptor instead.
 func (*SessionsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{100}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *SessionsResponse) GetSessions() []*Session {
@@ -6271,7 +6367,7 @@ type RevokeSessionsRequest struct {
 
 func (x *RevokeSessionsRequest) Reset() {
 	*x = RevokeSessionsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[101]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6283,7 +6379,7 @@ func (x *RevokeSessionsRequest) String() string {
 func (*RevokeSessionsRequest) ProtoMessage() {}
 
 func (x *RevokeSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[101]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6296,7 +6392,7 @@ func (x *RevokeSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeSessionsRequest.ProtoReflect.Descriptor instead.
 func (*RevokeSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{101}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *RevokeSessionsRequest) GetId() string {
@@ -6322,7 +6418,7 @@ type RevokeSessionsResponse struct {
 
 func (x *RevokeSessionsResponse) Reset() {
 	*x = RevokeSessionsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[102]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6334,7 +6430,7 @@ func (x *RevokeSessionsResponse) String() string {
 func (*RevokeSessionsResponse) ProtoMessage() {}
 
 func (x *RevokeSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[102]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6347,7 +6443,7 @@ func (x *RevokeSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeSessionsResponse.ProtoReflect.Descriptor instead.
 func (*RevokeSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{102}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *RevokeSessionsResponse) GetRevoked() uint32 {
@@ -6377,7 +6473,7 @@ type Credential struct {
 
 func (x *Credential) Reset() {
 	*x = Credential{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[103]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6389,7 +6485,7 @@ func (x *Credential) String() string {
 func (*Credential) ProtoMessage() {}
 
 func (x *Credential) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[103]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6402,7 +6498,7 @@ func (x *Credential) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Credential.ProtoReflect.Descriptor instead.
 func (*Credential) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{103}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *Credential) GetId() string {
@@ -6502,7 +6598,7 @@ type CreateCredentialRequest struct {
 
 func (x *CreateCredentialRequest) Reset() {
 	*x = CreateCredentialRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[104]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6514,7 +6610,7 @@ func (x *CreateCredentialRequest) String() string {
 func (*CreateCredentialRequest) ProtoMessage() {}
 
 func (x *CreateCredentialRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[104]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6527,7 +6623,7 @@ func (x *CreateCredentialRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateCredentialRequest.ProtoReflect.Descriptor instead.
 func (*CreateCredentialRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{104}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *CreateCredentialRequest) GetName() string {
@@ -6575,7 +6671,7 @@ type CreateCredentialResponse struct {
 
 func (x *CreateCredentialResponse) Reset() {
 	*x = CreateCredentialResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[105]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6587,7 +6683,7 @@ func (x *CreateCredentialResponse) String() string {
 func (*CreateCredentialResponse) ProtoMessage() {}
 
 func (x *CreateCredentialResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[105]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6600,7 +6696,7 @@ func (x *CreateCredentialResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateCredentialResponse.ProtoReflect.Descriptor instead.
 func (*CreateCredentialResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{105}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *CreateCredentialResponse) GetCredential() *Credential {
@@ -6625,7 +6721,7 @@ type CredentialsRequest struct {
 
 func (x *CredentialsRequest) Reset() {
 	*x = CredentialsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[106]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6637,7 +6733,7 @@ func (x *CredentialsRequest) String() string {
 func (*CredentialsRequest) ProtoMessage() {}
 
 func (x *CredentialsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[106]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6650,7 +6746,7 @@ func (x *CredentialsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CredentialsRequest.ProtoReflect.Descriptor instead.
 func (*CredentialsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{106}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{108}
 }
 
 type CredentialsResponse struct {
@@ -6662,7 +6758,7 @@ type CredentialsResponse struct {
 
 func (x *CredentialsResponse) Reset() {
 	*x = CredentialsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[107]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6674,7 +6770,7 @@ func (x *CredentialsResponse) String() string {
 func (*CredentialsResponse) ProtoMessage() {}
 
 func (x *CredentialsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[107]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6687,7 +6783,7 @@ func (x *CredentialsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CredentialsResponse.ProtoReflect.Descriptor instead.
 func (*CredentialsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{107}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *CredentialsResponse) GetCredentials() []*Credential {
@@ -6707,7 +6803,7 @@ type ChangeCredentialRequest struct {
 
 func (x *ChangeCredentialRequest) Reset() {
 	*x = ChangeCredentialRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[108]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6719,7 +6815,7 @@ func (x *ChangeCredentialRequest) String() string {
 func (*ChangeCredentialRequest) ProtoMessage() {}
 
 func (x *ChangeCredentialRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[108]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6732,7 +6828,7 @@ func (x *ChangeCredentialRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeCredentialRequest.ProtoReflect.Descriptor instead.
 func (*ChangeCredentialRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{108}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *ChangeCredentialRequest) GetId() string {
@@ -6767,7 +6863,7 @@ type Grant struct {
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[109]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6779,7 +6875,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[109]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6792,7 +6888,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{109}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *Grant) GetId() string {
@@ -6879,7 +6975,7 @@ type CreateGrantRequest struct {
 
 func (x *CreateGrantRequest) Reset() {
 	*x = CreateGrantRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[110]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6891,7 +6987,7 @@ func (x *CreateGrantRequest) String() string {
 func (*CreateGrantRequest) ProtoMessage() {}
 
 func (x *CreateGrantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[110]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6904,7 +7000,7 @@ func (x *CreateGrantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateGrantRequest.ProtoReflect.Descriptor instead.
 func (*CreateGrantRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{110}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *CreateGrantRequest) GetGrantee() string {
@@ -6957,7 +7053,7 @@ type GrantsRequest struct {
 
 func (x *GrantsRequest) Reset() {
 	*x = GrantsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[111]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6969,7 +7065,7 @@ func (x *GrantsRequest) String() string {
 func (*GrantsRequest) ProtoMessage() {}
 
 func (x *GrantsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[111]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6982,7 +7078,7 @@ func (x *GrantsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantsRequest.ProtoReflect.Descriptor instead.
 func (*GrantsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{111}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{113}
 }
 
 type GrantsResponse struct {
@@ -6994,7 +7090,7 @@ type GrantsResponse struct {
 
 func (x *GrantsResponse) Reset() {
 	*x = GrantsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[112]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7006,7 +7102,7 @@ func (x *GrantsResponse) String() string {
 func (*GrantsResponse) ProtoMessage() {}
 
 func (x *GrantsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[112]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7019,7 +7115,7 @@ func (x *GrantsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantsResponse.ProtoReflect.Descriptor instead.
 func (*GrantsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{112}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *GrantsResponse) GetGrants() []*Grant {
@@ -7038,7 +7134,7 @@ type RevokeGrantRequest struct {
 
 func (x *RevokeGrantRequest) Reset() {
 	*x = RevokeGrantRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[113]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7050,7 +7146,7 @@ func (x *RevokeGrantRequest) String() string {
 func (*RevokeGrantRequest) ProtoMessage() {}
 
 func (x *RevokeGrantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[113]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7063,7 +7159,7 @@ func (x *RevokeGrantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeGrantRequest.ProtoReflect.Descriptor instead.
 func (*RevokeGrantRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{113}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *RevokeGrantRequest) GetId() string {
@@ -7081,7 +7177,7 @@ type RevokeGrantResponse struct {
 
 func (x *RevokeGrantResponse) Reset() {
 	*x = RevokeGrantResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[114]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7093,7 +7189,7 @@ func (x *RevokeGrantResponse) String() string {
 func (*RevokeGrantResponse) ProtoMessage() {}
 
 func (x *RevokeGrantResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[114]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7106,7 +7202,7 @@ func (x *RevokeGrantResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeGrantResponse.ProtoReflect.Descriptor instead.
 func (*RevokeGrantResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{114}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{116}
 }
 
 type InviteAdminRequest struct {
@@ -7119,7 +7215,7 @@ type InviteAdminRequest struct {
 
 func (x *InviteAdminRequest) Reset() {
 	*x = InviteAdminRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[115]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7131,7 +7227,7 @@ func (x *InviteAdminRequest) String() string {
 func (*InviteAdminRequest) ProtoMessage() {}
 
 func (x *InviteAdminRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[115]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7144,7 +7240,7 @@ func (x *InviteAdminRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteAdminRequest.ProtoReflect.Descriptor instead.
 func (*InviteAdminRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{115}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *InviteAdminRequest) GetName() string {
@@ -7170,7 +7266,7 @@ type InviteAdminResponse struct {
 
 func (x *InviteAdminResponse) Reset() {
 	*x = InviteAdminResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[116]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7182,7 +7278,7 @@ func (x *InviteAdminResponse) String() string {
 func (*InviteAdminResponse) ProtoMessage() {}
 
 func (x *InviteAdminResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[116]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7195,7 +7291,7 @@ func (x *InviteAdminResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteAdminResponse.ProtoReflect.Descriptor instead.
 func (*InviteAdminResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{116}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *InviteAdminResponse) GetToken() string {
@@ -7213,7 +7309,7 @@ type AdminsRequest struct {
 
 func (x *AdminsRequest) Reset() {
 	*x = AdminsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[117]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7225,7 +7321,7 @@ func (x *AdminsRequest) String() string {
 func (*AdminsRequest) ProtoMessage() {}
 
 func (x *AdminsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[117]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7238,7 +7334,7 @@ func (x *AdminsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminsRequest.ProtoReflect.Descriptor instead.
 func (*AdminsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{117}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{119}
 }
 
 type Administrator struct {
@@ -7252,7 +7348,7 @@ type Administrator struct {
 
 func (x *Administrator) Reset() {
 	*x = Administrator{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[118]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7264,7 +7360,7 @@ func (x *Administrator) String() string {
 func (*Administrator) ProtoMessage() {}
 
 func (x *Administrator) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[118]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7277,7 +7373,7 @@ func (x *Administrator) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Administrator.ProtoReflect.Descriptor instead.
 func (*Administrator) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{118}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *Administrator) GetName() string {
@@ -7310,7 +7406,7 @@ type AdminsResponse struct {
 
 func (x *AdminsResponse) Reset() {
 	*x = AdminsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[119]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7322,7 +7418,7 @@ func (x *AdminsResponse) String() string {
 func (*AdminsResponse) ProtoMessage() {}
 
 func (x *AdminsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[119]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7335,7 +7431,7 @@ func (x *AdminsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminsResponse.ProtoReflect.Descriptor instead.
 func (*AdminsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{119}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *AdminsResponse) GetAdmins() []*Administrator {
@@ -7354,7 +7450,7 @@ type RemoveAdminRequest struct {
 
 func (x *RemoveAdminRequest) Reset() {
 	*x = RemoveAdminRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[120]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7366,7 +7462,7 @@ func (x *RemoveAdminRequest) String() string {
 func (*RemoveAdminRequest) ProtoMessage() {}
 
 func (x *RemoveAdminRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[120]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7379,7 +7475,7 @@ func (x *RemoveAdminRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveAdminRequest.ProtoReflect.Descriptor instead.
 func (*RemoveAdminRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{120}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *RemoveAdminRequest) GetName() string {
@@ -7397,7 +7493,7 @@ type RemoveAdminResponse struct {
 
 func (x *RemoveAdminResponse) Reset() {
 	*x = RemoveAdminResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[121]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7409,7 +7505,7 @@ func (x *RemoveAdminResponse) String() string {
 func (*RemoveAdminResponse) ProtoMessage() {}
 
 func (x *RemoveAdminResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[121]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7422,7 +7518,7 @@ func (x *RemoveAdminResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveAdminResponse.ProtoReflect.Descriptor instead.
 func (*RemoveAdminResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{121}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{123}
 }
 
 var File_rotor_v1_rotor_proto protoreflect.FileDescriptor
@@ -7763,7 +7859,12 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\x06follow\x18\x02 \x01(\bR\x06follow\"7\n" +
 	"\tTailEntry\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x14\n" +
-	"\x05entry\x18\x02 \x01(\fR\x05entry\"\x0f\n" +
+	"\x05entry\x18\x02 \x01(\fR\x05entry\"Y\n" +
+	"\x19DestroyCertificateRequest\x12\"\n" +
+	"\x03key\x18\x01 \x01(\v2\x10.rotor.v1.KeyRefR\x03key\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\rR\aversion\">\n" +
+	"\x1aDestroyCertificateResponse\x12 \n" +
+	"\vcertificate\x18\x01 \x01(\fR\vcertificate\"\x0f\n" +
 	"\rExportRequest\"4\n" +
 	"\n" +
 	"ExportFile\x12\x12\n" +
@@ -8024,10 +8125,11 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\bDataSets\x12\x19.rotor.v1.DataSetsRequest\x1a\x1a.rotor.v1.DataSetsResponse\x12;\n" +
 	"\x06Census\x12\x17.rotor.v1.CensusRequest\x1a\x18.rotor.v1.CensusResponse\x12>\n" +
 	"\rStartCampaign\x12\x19.rotor.v1.CampaignRequest\x1a\x12.rotor.v1.Campaign\x128\n" +
-	"\vGetCampaign\x12\x15.rotor.v1.CampaignRef\x1a\x12.rotor.v1.Campaign2\x7f\n" +
+	"\vGetCampaign\x12\x15.rotor.v1.CampaignRef\x1a\x12.rotor.v1.Campaign2\xe0\x01\n" +
 	"\fAuditService\x124\n" +
 	"\x04Tail\x12\x15.rotor.v1.TailRequest\x1a\x13.rotor.v1.TailEntry0\x01\x129\n" +
-	"\x06Export\x12\x17.rotor.v1.ExportRequest\x1a\x14.rotor.v1.ExportFile0\x012\xf8\x03\n" +
+	"\x06Export\x12\x17.rotor.v1.ExportRequest\x1a\x14.rotor.v1.ExportFile0\x01\x12_\n" +
+	"\x12DestroyCertificate\x12#.rotor.v1.DestroyCertificateRequest\x1a$.rotor.v1.DestroyCertificateResponse2\xf8\x03\n" +
 	"\vSealService\x12;\n" +
 	"\x06Status\x12\x1b.rotor.v1.SealStatusRequest\x1a\x14.rotor.v1.SealStatus\x129\n" +
 	"\x06Unseal\x12\x17.rotor.v1.UnsealRequest\x1a\x16.rotor.v1.SealProgress\x12=\n" +
@@ -8069,149 +8171,151 @@ func file_rotor_v1_rotor_proto_rawDescGZIP() []byte {
 	return file_rotor_v1_rotor_proto_rawDescData
 }
 
-var file_rotor_v1_rotor_proto_msgTypes = make([]protoimpl.MessageInfo, 128)
+var file_rotor_v1_rotor_proto_msgTypes = make([]protoimpl.MessageInfo, 130)
 var file_rotor_v1_rotor_proto_goTypes = []any{
-	(*Fault)(nil),                    // 0: rotor.v1.Fault
-	(*Part)(nil),                     // 1: rotor.v1.Part
-	(*Version)(nil),                  // 2: rotor.v1.Version
-	(*Rotation)(nil),                 // 3: rotor.v1.Rotation
-	(*Key)(nil),                      // 4: rotor.v1.Key
-	(*KeyRef)(nil),                   // 5: rotor.v1.KeyRef
-	(*CreateRequest)(nil),            // 6: rotor.v1.CreateRequest
-	(*ListRequest)(nil),              // 7: rotor.v1.ListRequest
-	(*ListResponse)(nil),             // 8: rotor.v1.ListResponse
-	(*ChangeRequest)(nil),            // 9: rotor.v1.ChangeRequest
-	(*RotateRequest)(nil),            // 10: rotor.v1.RotateRequest
-	(*ProgressResponse)(nil),         // 11: rotor.v1.ProgressResponse
-	(*RetireRequest)(nil),            // 12: rotor.v1.RetireRequest
-	(*DestroyRequest)(nil),           // 13: rotor.v1.DestroyRequest
-	(*DestroyResponse)(nil),          // 14: rotor.v1.DestroyResponse
-	(*EncryptRequest)(nil),           // 15: rotor.v1.EncryptRequest
-	(*EncryptResponse)(nil),          // 16: rotor.v1.EncryptResponse
-	(*DecryptRequest)(nil),           // 17: rotor.v1.DecryptRequest
-	(*DecryptResponse)(nil),          // 18: rotor.v1.DecryptResponse
-	(*FileWrap)(nil),                 // 19: rotor.v1.FileWrap
-	(*WrapRequest)(nil),              // 20: rotor.v1.WrapRequest
-	(*WrapResponse)(nil),             // 21: rotor.v1.WrapResponse
-	(*UnwrapRequest)(nil),            // 22: rotor.v1.UnwrapRequest
-	(*UnwrapResponse)(nil),           // 23: rotor.v1.UnwrapResponse
-	(*RewrapRequest)(nil),            // 24: rotor.v1.RewrapRequest
-	(*RewrapResponse)(nil),           // 25: rotor.v1.RewrapResponse
-	(*SignRequest)(nil),              // 26: rotor.v1.SignRequest
-	(*SignResponse)(nil),             // 27: rotor.v1.SignResponse
-	(*VerifyRequest)(nil),            // 28: rotor.v1.VerifyRequest
-	(*VerifyResponse)(nil),           // 29: rotor.v1.VerifyResponse
-	(*EncapsulateRequest)(nil),       // 30: rotor.v1.EncapsulateRequest
-	(*EncapsulateResponse)(nil),      // 31: rotor.v1.EncapsulateResponse
-	(*DecapsulateRequest)(nil),       // 32: rotor.v1.DecapsulateRequest
-	(*DecapsulateResponse)(nil),      // 33: rotor.v1.DecapsulateResponse
-	(*PrepareImportRequest)(nil),     // 34: rotor.v1.PrepareImportRequest
-	(*PrepareImportResponse)(nil),    // 35: rotor.v1.PrepareImportResponse
-	(*ImportRequest)(nil),            // 36: rotor.v1.ImportRequest
-	(*ExportKeyRequest)(nil),         // 37: rotor.v1.ExportKeyRequest
-	(*ExportKeyResponse)(nil),        // 38: rotor.v1.ExportKeyResponse
-	(*BackupKeyRequest)(nil),         // 39: rotor.v1.BackupKeyRequest
-	(*BackupKeyResponse)(nil),        // 40: rotor.v1.BackupKeyResponse
-	(*RestoreKeyRequest)(nil),        // 41: rotor.v1.RestoreKeyRequest
-	(*RestoreKeyResponse)(nil),       // 42: rotor.v1.RestoreKeyResponse
-	(*JoinRequest)(nil),              // 43: rotor.v1.JoinRequest
-	(*RenewRequest)(nil),             // 44: rotor.v1.RenewRequest
-	(*JoinResponse)(nil),             // 45: rotor.v1.JoinResponse
-	(*HoldUp)(nil),                   // 46: rotor.v1.HoldUp
-	(*Hello)(nil),                    // 47: rotor.v1.Hello
-	(*Ack)(nil),                      // 48: rotor.v1.Ack
-	(*HoldDown)(nil),                 // 49: rotor.v1.HoldDown
-	(*Lease)(nil),                    // 50: rotor.v1.Lease
-	(*Parcel)(nil),                   // 51: rotor.v1.Parcel
-	(*KeyRefusal)(nil),               // 52: rotor.v1.KeyRefusal
-	(*InviteRequest)(nil),            // 53: rotor.v1.InviteRequest
-	(*InviteResponse)(nil),           // 54: rotor.v1.InviteResponse
-	(*InstancesRequest)(nil),         // 55: rotor.v1.InstancesRequest
-	(*Instance)(nil),                 // 56: rotor.v1.Instance
-	(*InstancesResponse)(nil),        // 57: rotor.v1.InstancesResponse
-	(*RemoveRequest)(nil),            // 58: rotor.v1.RemoveRequest
-	(*RemoveResponse)(nil),           // 59: rotor.v1.RemoveResponse
-	(*IssueRequest)(nil),             // 60: rotor.v1.IssueRequest
-	(*IssueResponse)(nil),            // 61: rotor.v1.IssueResponse
-	(*RegisterRequest)(nil),          // 62: rotor.v1.RegisterRequest
-	(*DataSet)(nil),                  // 63: rotor.v1.DataSet
-	(*DataSetsRequest)(nil),          // 64: rotor.v1.DataSetsRequest
-	(*DataSetsResponse)(nil),         // 65: rotor.v1.DataSetsResponse
-	(*CensusRequest)(nil),            // 66: rotor.v1.CensusRequest
-	(*CensusCount)(nil),              // 67: rotor.v1.CensusCount
-	(*CensusResponse)(nil),           // 68: rotor.v1.CensusResponse
-	(*CampaignRequest)(nil),          // 69: rotor.v1.CampaignRequest
-	(*CampaignRef)(nil),              // 70: rotor.v1.CampaignRef
-	(*Campaign)(nil),                 // 71: rotor.v1.Campaign
-	(*TailRequest)(nil),              // 72: rotor.v1.TailRequest
-	(*TailEntry)(nil),                // 73: rotor.v1.TailEntry
-	(*ExportRequest)(nil),            // 74: rotor.v1.ExportRequest
-	(*ExportFile)(nil),               // 75: rotor.v1.ExportFile
-	(*SealStatusRequest)(nil),        // 76: rotor.v1.SealStatusRequest
-	(*SealStatus)(nil),               // 77: rotor.v1.SealStatus
-	(*SealMember)(nil),               // 78: rotor.v1.SealMember
-	(*SealProgress)(nil),             // 79: rotor.v1.SealProgress
-	(*UnsealRequest)(nil),            // 80: rotor.v1.UnsealRequest
-	(*UnsealResetRequest)(nil),       // 81: rotor.v1.UnsealResetRequest
-	(*SealRequest)(nil),              // 82: rotor.v1.SealRequest
-	(*SealChangeRequest)(nil),        // 83: rotor.v1.SealChangeRequest
-	(*StartRekeyRequest)(nil),        // 84: rotor.v1.StartRekeyRequest
-	(*RekeyRequest)(nil),             // 85: rotor.v1.RekeyRequest
-	(*AbortRekeyRequest)(nil),        // 86: rotor.v1.AbortRekeyRequest
-	(*RekeyProgress)(nil),            // 87: rotor.v1.RekeyProgress
-	(*StatusRequest)(nil),            // 88: rotor.v1.StatusRequest
-	(*StatusResponse)(nil),           // 89: rotor.v1.StatusResponse
-	(*Check)(nil),                    // 90: rotor.v1.Check
-	(*Replica)(nil),                  // 91: rotor.v1.Replica
-	(*LoginRequest)(nil),             // 92: rotor.v1.LoginRequest
-	(*LoginResponse)(nil),            // 93: rotor.v1.LoginResponse
-	(*LogoutRequest)(nil),            // 94: rotor.v1.LogoutRequest
-	(*LogoutResponse)(nil),           // 95: rotor.v1.LogoutResponse
-	(*WhoamiRequest)(nil),            // 96: rotor.v1.WhoamiRequest
-	(*WhoamiResponse)(nil),           // 97: rotor.v1.WhoamiResponse
-	(*SessionsRequest)(nil),          // 98: rotor.v1.SessionsRequest
-	(*Session)(nil),                  // 99: rotor.v1.Session
-	(*SessionsResponse)(nil),         // 100: rotor.v1.SessionsResponse
-	(*RevokeSessionsRequest)(nil),    // 101: rotor.v1.RevokeSessionsRequest
-	(*RevokeSessionsResponse)(nil),   // 102: rotor.v1.RevokeSessionsResponse
-	(*Credential)(nil),               // 103: rotor.v1.Credential
-	(*CreateCredentialRequest)(nil),  // 104: rotor.v1.CreateCredentialRequest
-	(*CreateCredentialResponse)(nil), // 105: rotor.v1.CreateCredentialResponse
-	(*CredentialsRequest)(nil),       // 106: rotor.v1.CredentialsRequest
-	(*CredentialsResponse)(nil),      // 107: rotor.v1.CredentialsResponse
-	(*ChangeCredentialRequest)(nil),  // 108: rotor.v1.ChangeCredentialRequest
-	(*Grant)(nil),                    // 109: rotor.v1.Grant
-	(*CreateGrantRequest)(nil),       // 110: rotor.v1.CreateGrantRequest
-	(*GrantsRequest)(nil),            // 111: rotor.v1.GrantsRequest
-	(*GrantsResponse)(nil),           // 112: rotor.v1.GrantsResponse
-	(*RevokeGrantRequest)(nil),       // 113: rotor.v1.RevokeGrantRequest
-	(*RevokeGrantResponse)(nil),      // 114: rotor.v1.RevokeGrantResponse
-	(*InviteAdminRequest)(nil),       // 115: rotor.v1.InviteAdminRequest
-	(*InviteAdminResponse)(nil),      // 116: rotor.v1.InviteAdminResponse
-	(*AdminsRequest)(nil),            // 117: rotor.v1.AdminsRequest
-	(*Administrator)(nil),            // 118: rotor.v1.Administrator
-	(*AdminsResponse)(nil),           // 119: rotor.v1.AdminsResponse
-	(*RemoveAdminRequest)(nil),       // 120: rotor.v1.RemoveAdminRequest
-	(*RemoveAdminResponse)(nil),      // 121: rotor.v1.RemoveAdminResponse
-	nil,                              // 122: rotor.v1.Key.LabelsEntry
-	nil,                              // 123: rotor.v1.WhoamiResponse.AttributesEntry
-	nil,                              // 124: rotor.v1.Credential.AttributesEntry
-	nil,                              // 125: rotor.v1.CreateCredentialRequest.AttributesEntry
-	nil,                              // 126: rotor.v1.Grant.ContextEntry
-	nil,                              // 127: rotor.v1.CreateGrantRequest.ContextEntry
-	(*timestamppb.Timestamp)(nil),    // 128: google.protobuf.Timestamp
+	(*Fault)(nil),                      // 0: rotor.v1.Fault
+	(*Part)(nil),                       // 1: rotor.v1.Part
+	(*Version)(nil),                    // 2: rotor.v1.Version
+	(*Rotation)(nil),                   // 3: rotor.v1.Rotation
+	(*Key)(nil),                        // 4: rotor.v1.Key
+	(*KeyRef)(nil),                     // 5: rotor.v1.KeyRef
+	(*CreateRequest)(nil),              // 6: rotor.v1.CreateRequest
+	(*ListRequest)(nil),                // 7: rotor.v1.ListRequest
+	(*ListResponse)(nil),               // 8: rotor.v1.ListResponse
+	(*ChangeRequest)(nil),              // 9: rotor.v1.ChangeRequest
+	(*RotateRequest)(nil),              // 10: rotor.v1.RotateRequest
+	(*ProgressResponse)(nil),           // 11: rotor.v1.ProgressResponse
+	(*RetireRequest)(nil),              // 12: rotor.v1.RetireRequest
+	(*DestroyRequest)(nil),             // 13: rotor.v1.DestroyRequest
+	(*DestroyResponse)(nil),            // 14: rotor.v1.DestroyResponse
+	(*EncryptRequest)(nil),             // 15: rotor.v1.EncryptRequest
+	(*EncryptResponse)(nil),            // 16: rotor.v1.EncryptResponse
+	(*DecryptRequest)(nil),             // 17: rotor.v1.DecryptRequest
+	(*DecryptResponse)(nil),            // 18: rotor.v1.DecryptResponse
+	(*FileWrap)(nil),                   // 19: rotor.v1.FileWrap
+	(*WrapRequest)(nil),                // 20: rotor.v1.WrapRequest
+	(*WrapResponse)(nil),               // 21: rotor.v1.WrapResponse
+	(*UnwrapRequest)(nil),              // 22: rotor.v1.UnwrapRequest
+	(*UnwrapResponse)(nil),             // 23: rotor.v1.UnwrapResponse
+	(*RewrapRequest)(nil),              // 24: rotor.v1.RewrapRequest
+	(*RewrapResponse)(nil),             // 25: rotor.v1.RewrapResponse
+	(*SignRequest)(nil),                // 26: rotor.v1.SignRequest
+	(*SignResponse)(nil),               // 27: rotor.v1.SignResponse
+	(*VerifyRequest)(nil),              // 28: rotor.v1.VerifyRequest
+	(*VerifyResponse)(nil),             // 29: rotor.v1.VerifyResponse
+	(*EncapsulateRequest)(nil),         // 30: rotor.v1.EncapsulateRequest
+	(*EncapsulateResponse)(nil),        // 31: rotor.v1.EncapsulateResponse
+	(*DecapsulateRequest)(nil),         // 32: rotor.v1.DecapsulateRequest
+	(*DecapsulateResponse)(nil),        // 33: rotor.v1.DecapsulateResponse
+	(*PrepareImportRequest)(nil),       // 34: rotor.v1.PrepareImportRequest
+	(*PrepareImportResponse)(nil),      // 35: rotor.v1.PrepareImportResponse
+	(*ImportRequest)(nil),              // 36: rotor.v1.ImportRequest
+	(*ExportKeyRequest)(nil),           // 37: rotor.v1.ExportKeyRequest
+	(*ExportKeyResponse)(nil),          // 38: rotor.v1.ExportKeyResponse
+	(*BackupKeyRequest)(nil),           // 39: rotor.v1.BackupKeyRequest
+	(*BackupKeyResponse)(nil),          // 40: rotor.v1.BackupKeyResponse
+	(*RestoreKeyRequest)(nil),          // 41: rotor.v1.RestoreKeyRequest
+	(*RestoreKeyResponse)(nil),         // 42: rotor.v1.RestoreKeyResponse
+	(*JoinRequest)(nil),                // 43: rotor.v1.JoinRequest
+	(*RenewRequest)(nil),               // 44: rotor.v1.RenewRequest
+	(*JoinResponse)(nil),               // 45: rotor.v1.JoinResponse
+	(*HoldUp)(nil),                     // 46: rotor.v1.HoldUp
+	(*Hello)(nil),                      // 47: rotor.v1.Hello
+	(*Ack)(nil),                        // 48: rotor.v1.Ack
+	(*HoldDown)(nil),                   // 49: rotor.v1.HoldDown
+	(*Lease)(nil),                      // 50: rotor.v1.Lease
+	(*Parcel)(nil),                     // 51: rotor.v1.Parcel
+	(*KeyRefusal)(nil),                 // 52: rotor.v1.KeyRefusal
+	(*InviteRequest)(nil),              // 53: rotor.v1.InviteRequest
+	(*InviteResponse)(nil),             // 54: rotor.v1.InviteResponse
+	(*InstancesRequest)(nil),           // 55: rotor.v1.InstancesRequest
+	(*Instance)(nil),                   // 56: rotor.v1.Instance
+	(*InstancesResponse)(nil),          // 57: rotor.v1.InstancesResponse
+	(*RemoveRequest)(nil),              // 58: rotor.v1.RemoveRequest
+	(*RemoveResponse)(nil),             // 59: rotor.v1.RemoveResponse
+	(*IssueRequest)(nil),               // 60: rotor.v1.IssueRequest
+	(*IssueResponse)(nil),              // 61: rotor.v1.IssueResponse
+	(*RegisterRequest)(nil),            // 62: rotor.v1.RegisterRequest
+	(*DataSet)(nil),                    // 63: rotor.v1.DataSet
+	(*DataSetsRequest)(nil),            // 64: rotor.v1.DataSetsRequest
+	(*DataSetsResponse)(nil),           // 65: rotor.v1.DataSetsResponse
+	(*CensusRequest)(nil),              // 66: rotor.v1.CensusRequest
+	(*CensusCount)(nil),                // 67: rotor.v1.CensusCount
+	(*CensusResponse)(nil),             // 68: rotor.v1.CensusResponse
+	(*CampaignRequest)(nil),            // 69: rotor.v1.CampaignRequest
+	(*CampaignRef)(nil),                // 70: rotor.v1.CampaignRef
+	(*Campaign)(nil),                   // 71: rotor.v1.Campaign
+	(*TailRequest)(nil),                // 72: rotor.v1.TailRequest
+	(*TailEntry)(nil),                  // 73: rotor.v1.TailEntry
+	(*DestroyCertificateRequest)(nil),  // 74: rotor.v1.DestroyCertificateRequest
+	(*DestroyCertificateResponse)(nil), // 75: rotor.v1.DestroyCertificateResponse
+	(*ExportRequest)(nil),              // 76: rotor.v1.ExportRequest
+	(*ExportFile)(nil),                 // 77: rotor.v1.ExportFile
+	(*SealStatusRequest)(nil),          // 78: rotor.v1.SealStatusRequest
+	(*SealStatus)(nil),                 // 79: rotor.v1.SealStatus
+	(*SealMember)(nil),                 // 80: rotor.v1.SealMember
+	(*SealProgress)(nil),               // 81: rotor.v1.SealProgress
+	(*UnsealRequest)(nil),              // 82: rotor.v1.UnsealRequest
+	(*UnsealResetRequest)(nil),         // 83: rotor.v1.UnsealResetRequest
+	(*SealRequest)(nil),                // 84: rotor.v1.SealRequest
+	(*SealChangeRequest)(nil),          // 85: rotor.v1.SealChangeRequest
+	(*StartRekeyRequest)(nil),          // 86: rotor.v1.StartRekeyRequest
+	(*RekeyRequest)(nil),               // 87: rotor.v1.RekeyRequest
+	(*AbortRekeyRequest)(nil),          // 88: rotor.v1.AbortRekeyRequest
+	(*RekeyProgress)(nil),              // 89: rotor.v1.RekeyProgress
+	(*StatusRequest)(nil),              // 90: rotor.v1.StatusRequest
+	(*StatusResponse)(nil),             // 91: rotor.v1.StatusResponse
+	(*Check)(nil),                      // 92: rotor.v1.Check
+	(*Replica)(nil),                    // 93: rotor.v1.Replica
+	(*LoginRequest)(nil),               // 94: rotor.v1.LoginRequest
+	(*LoginResponse)(nil),              // 95: rotor.v1.LoginResponse
+	(*LogoutRequest)(nil),              // 96: rotor.v1.LogoutRequest
+	(*LogoutResponse)(nil),             // 97: rotor.v1.LogoutResponse
+	(*WhoamiRequest)(nil),              // 98: rotor.v1.WhoamiRequest
+	(*WhoamiResponse)(nil),             // 99: rotor.v1.WhoamiResponse
+	(*SessionsRequest)(nil),            // 100: rotor.v1.SessionsRequest
+	(*Session)(nil),                    // 101: rotor.v1.Session
+	(*SessionsResponse)(nil),           // 102: rotor.v1.SessionsResponse
+	(*RevokeSessionsRequest)(nil),      // 103: rotor.v1.RevokeSessionsRequest
+	(*RevokeSessionsResponse)(nil),     // 104: rotor.v1.RevokeSessionsResponse
+	(*Credential)(nil),                 // 105: rotor.v1.Credential
+	(*CreateCredentialRequest)(nil),    // 106: rotor.v1.CreateCredentialRequest
+	(*CreateCredentialResponse)(nil),   // 107: rotor.v1.CreateCredentialResponse
+	(*CredentialsRequest)(nil),         // 108: rotor.v1.CredentialsRequest
+	(*CredentialsResponse)(nil),        // 109: rotor.v1.CredentialsResponse
+	(*ChangeCredentialRequest)(nil),    // 110: rotor.v1.ChangeCredentialRequest
+	(*Grant)(nil),                      // 111: rotor.v1.Grant
+	(*CreateGrantRequest)(nil),         // 112: rotor.v1.CreateGrantRequest
+	(*GrantsRequest)(nil),              // 113: rotor.v1.GrantsRequest
+	(*GrantsResponse)(nil),             // 114: rotor.v1.GrantsResponse
+	(*RevokeGrantRequest)(nil),         // 115: rotor.v1.RevokeGrantRequest
+	(*RevokeGrantResponse)(nil),        // 116: rotor.v1.RevokeGrantResponse
+	(*InviteAdminRequest)(nil),         // 117: rotor.v1.InviteAdminRequest
+	(*InviteAdminResponse)(nil),        // 118: rotor.v1.InviteAdminResponse
+	(*AdminsRequest)(nil),              // 119: rotor.v1.AdminsRequest
+	(*Administrator)(nil),              // 120: rotor.v1.Administrator
+	(*AdminsResponse)(nil),             // 121: rotor.v1.AdminsResponse
+	(*RemoveAdminRequest)(nil),         // 122: rotor.v1.RemoveAdminRequest
+	(*RemoveAdminResponse)(nil),        // 123: rotor.v1.RemoveAdminResponse
+	nil,                                // 124: rotor.v1.Key.LabelsEntry
+	nil,                                // 125: rotor.v1.WhoamiResponse.AttributesEntry
+	nil,                                // 126: rotor.v1.Credential.AttributesEntry
+	nil,                                // 127: rotor.v1.CreateCredentialRequest.AttributesEntry
+	nil,                                // 128: rotor.v1.Grant.ContextEntry
+	nil,                                // 129: rotor.v1.CreateGrantRequest.ContextEntry
+	(*timestamppb.Timestamp)(nil),      // 130: google.protobuf.Timestamp
 }
 var file_rotor_v1_rotor_proto_depIdxs = []int32{
-	128, // 0: rotor.v1.Version.created:type_name -> google.protobuf.Timestamp
-	128, // 1: rotor.v1.Version.activated:type_name -> google.protobuf.Timestamp
-	128, // 2: rotor.v1.Version.retired:type_name -> google.protobuf.Timestamp
-	128, // 3: rotor.v1.Version.originated:type_name -> google.protobuf.Timestamp
-	128, // 4: rotor.v1.Version.erased:type_name -> google.protobuf.Timestamp
-	122, // 5: rotor.v1.Key.labels:type_name -> rotor.v1.Key.LabelsEntry
+	130, // 0: rotor.v1.Version.created:type_name -> google.protobuf.Timestamp
+	130, // 1: rotor.v1.Version.activated:type_name -> google.protobuf.Timestamp
+	130, // 2: rotor.v1.Version.retired:type_name -> google.protobuf.Timestamp
+	130, // 3: rotor.v1.Version.originated:type_name -> google.protobuf.Timestamp
+	130, // 4: rotor.v1.Version.erased:type_name -> google.protobuf.Timestamp
+	124, // 5: rotor.v1.Key.labels:type_name -> rotor.v1.Key.LabelsEntry
 	3,   // 6: rotor.v1.Key.rotation:type_name -> rotor.v1.Rotation
 	2,   // 7: rotor.v1.Key.versions:type_name -> rotor.v1.Version
-	128, // 8: rotor.v1.Key.created:type_name -> google.protobuf.Timestamp
-	128, // 9: rotor.v1.Key.backed_up:type_name -> google.protobuf.Timestamp
+	130, // 8: rotor.v1.Key.created:type_name -> google.protobuf.Timestamp
+	130, // 9: rotor.v1.Key.backed_up:type_name -> google.protobuf.Timestamp
 	4,   // 10: rotor.v1.CreateRequest.key:type_name -> rotor.v1.Key
 	4,   // 11: rotor.v1.ListResponse.keys:type_name -> rotor.v1.Key
 	5,   // 12: rotor.v1.ChangeRequest.key:type_name -> rotor.v1.KeyRef
@@ -8234,12 +8338,12 @@ var file_rotor_v1_rotor_proto_depIdxs = []int32{
 	5,   // 29: rotor.v1.EncapsulateRequest.key:type_name -> rotor.v1.KeyRef
 	5,   // 30: rotor.v1.DecapsulateRequest.key:type_name -> rotor.v1.KeyRef
 	5,   // 31: rotor.v1.PrepareImportRequest.key:type_name -> rotor.v1.KeyRef
-	128, // 32: rotor.v1.PrepareImportResponse.expires:type_name -> google.protobuf.Timestamp
+	130, // 32: rotor.v1.PrepareImportResponse.expires:type_name -> google.protobuf.Timestamp
 	4,   // 33: rotor.v1.ImportRequest.key:type_name -> rotor.v1.Key
-	128, // 34: rotor.v1.ImportRequest.originated:type_name -> google.protobuf.Timestamp
+	130, // 34: rotor.v1.ImportRequest.originated:type_name -> google.protobuf.Timestamp
 	5,   // 35: rotor.v1.ExportKeyRequest.key:type_name -> rotor.v1.KeyRef
 	5,   // 36: rotor.v1.BackupKeyRequest.key:type_name -> rotor.v1.KeyRef
-	128, // 37: rotor.v1.BackupKeyResponse.expires:type_name -> google.protobuf.Timestamp
+	130, // 37: rotor.v1.BackupKeyResponse.expires:type_name -> google.protobuf.Timestamp
 	4,   // 38: rotor.v1.RestoreKeyResponse.key:type_name -> rotor.v1.Key
 	47,  // 39: rotor.v1.HoldUp.hello:type_name -> rotor.v1.Hello
 	48,  // 40: rotor.v1.HoldUp.acks:type_name -> rotor.v1.Ack
@@ -8247,7 +8351,7 @@ var file_rotor_v1_rotor_proto_depIdxs = []int32{
 	51,  // 42: rotor.v1.HoldDown.parcel:type_name -> rotor.v1.Parcel
 	52,  // 43: rotor.v1.HoldDown.refusal:type_name -> rotor.v1.KeyRefusal
 	0,   // 44: rotor.v1.KeyRefusal.fault:type_name -> rotor.v1.Fault
-	128, // 45: rotor.v1.Instance.heard:type_name -> google.protobuf.Timestamp
+	130, // 45: rotor.v1.Instance.heard:type_name -> google.protobuf.Timestamp
 	56,  // 46: rotor.v1.InstancesResponse.instances:type_name -> rotor.v1.Instance
 	5,   // 47: rotor.v1.IssueRequest.key:type_name -> rotor.v1.KeyRef
 	63,  // 48: rotor.v1.RegisterRequest.data_set:type_name -> rotor.v1.DataSet
@@ -8256,161 +8360,164 @@ var file_rotor_v1_rotor_proto_depIdxs = []int32{
 	5,   // 51: rotor.v1.CensusRequest.key:type_name -> rotor.v1.KeyRef
 	67,  // 52: rotor.v1.CensusResponse.counts:type_name -> rotor.v1.CensusCount
 	5,   // 53: rotor.v1.CampaignRequest.key:type_name -> rotor.v1.KeyRef
-	79,  // 54: rotor.v1.SealStatus.shares:type_name -> rotor.v1.SealProgress
-	78,  // 55: rotor.v1.SealStatus.members:type_name -> rotor.v1.SealMember
-	87,  // 56: rotor.v1.SealStatus.rekey:type_name -> rotor.v1.RekeyProgress
-	128, // 57: rotor.v1.SealMember.opened:type_name -> google.protobuf.Timestamp
-	79,  // 58: rotor.v1.RekeyProgress.progress:type_name -> rotor.v1.SealProgress
-	128, // 59: rotor.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
-	90,  // 60: rotor.v1.StatusResponse.checks:type_name -> rotor.v1.Check
-	91,  // 61: rotor.v1.StatusResponse.replicas:type_name -> rotor.v1.Replica
-	128, // 62: rotor.v1.Replica.started:type_name -> google.protobuf.Timestamp
-	128, // 63: rotor.v1.LoginResponse.expires:type_name -> google.protobuf.Timestamp
-	123, // 64: rotor.v1.WhoamiResponse.attributes:type_name -> rotor.v1.WhoamiResponse.AttributesEntry
-	128, // 65: rotor.v1.WhoamiResponse.expires:type_name -> google.protobuf.Timestamp
-	128, // 66: rotor.v1.Session.created:type_name -> google.protobuf.Timestamp
-	128, // 67: rotor.v1.Session.used:type_name -> google.protobuf.Timestamp
-	128, // 68: rotor.v1.Session.expires:type_name -> google.protobuf.Timestamp
-	99,  // 69: rotor.v1.SessionsResponse.sessions:type_name -> rotor.v1.Session
-	128, // 70: rotor.v1.Credential.expires:type_name -> google.protobuf.Timestamp
-	128, // 71: rotor.v1.Credential.created:type_name -> google.protobuf.Timestamp
-	124, // 72: rotor.v1.Credential.attributes:type_name -> rotor.v1.Credential.AttributesEntry
-	125, // 73: rotor.v1.CreateCredentialRequest.attributes:type_name -> rotor.v1.CreateCredentialRequest.AttributesEntry
-	103, // 74: rotor.v1.CreateCredentialResponse.credential:type_name -> rotor.v1.Credential
-	103, // 75: rotor.v1.CredentialsResponse.credentials:type_name -> rotor.v1.Credential
-	5,   // 76: rotor.v1.Grant.key:type_name -> rotor.v1.KeyRef
-	126, // 77: rotor.v1.Grant.context:type_name -> rotor.v1.Grant.ContextEntry
-	128, // 78: rotor.v1.Grant.expires:type_name -> google.protobuf.Timestamp
-	128, // 79: rotor.v1.Grant.created:type_name -> google.protobuf.Timestamp
-	5,   // 80: rotor.v1.CreateGrantRequest.key:type_name -> rotor.v1.KeyRef
-	127, // 81: rotor.v1.CreateGrantRequest.context:type_name -> rotor.v1.CreateGrantRequest.ContextEntry
-	109, // 82: rotor.v1.GrantsResponse.grants:type_name -> rotor.v1.Grant
-	128, // 83: rotor.v1.Administrator.created:type_name -> google.protobuf.Timestamp
-	128, // 84: rotor.v1.Administrator.removed:type_name -> google.protobuf.Timestamp
-	118, // 85: rotor.v1.AdminsResponse.admins:type_name -> rotor.v1.Administrator
-	6,   // 86: rotor.v1.KeyService.Create:input_type -> rotor.v1.CreateRequest
-	5,   // 87: rotor.v1.KeyService.Get:input_type -> rotor.v1.KeyRef
-	7,   // 88: rotor.v1.KeyService.List:input_type -> rotor.v1.ListRequest
-	9,   // 89: rotor.v1.KeyService.Change:input_type -> rotor.v1.ChangeRequest
-	10,  // 90: rotor.v1.KeyService.Rotate:input_type -> rotor.v1.RotateRequest
-	5,   // 91: rotor.v1.KeyService.Progress:input_type -> rotor.v1.KeyRef
-	12,  // 92: rotor.v1.KeyService.Retire:input_type -> rotor.v1.RetireRequest
-	13,  // 93: rotor.v1.KeyService.Destroy:input_type -> rotor.v1.DestroyRequest
-	15,  // 94: rotor.v1.KeyService.Encrypt:input_type -> rotor.v1.EncryptRequest
-	17,  // 95: rotor.v1.KeyService.Decrypt:input_type -> rotor.v1.DecryptRequest
-	20,  // 96: rotor.v1.KeyService.Wrap:input_type -> rotor.v1.WrapRequest
-	22,  // 97: rotor.v1.KeyService.Unwrap:input_type -> rotor.v1.UnwrapRequest
-	24,  // 98: rotor.v1.KeyService.Rewrap:input_type -> rotor.v1.RewrapRequest
-	26,  // 99: rotor.v1.KeyService.Sign:input_type -> rotor.v1.SignRequest
-	28,  // 100: rotor.v1.KeyService.Verify:input_type -> rotor.v1.VerifyRequest
-	30,  // 101: rotor.v1.KeyService.Encapsulate:input_type -> rotor.v1.EncapsulateRequest
-	32,  // 102: rotor.v1.KeyService.Decapsulate:input_type -> rotor.v1.DecapsulateRequest
-	34,  // 103: rotor.v1.KeyService.PrepareImport:input_type -> rotor.v1.PrepareImportRequest
-	36,  // 104: rotor.v1.KeyService.Import:input_type -> rotor.v1.ImportRequest
-	37,  // 105: rotor.v1.KeyService.Export:input_type -> rotor.v1.ExportKeyRequest
-	39,  // 106: rotor.v1.KeyService.Backup:input_type -> rotor.v1.BackupKeyRequest
-	41,  // 107: rotor.v1.KeyService.Restore:input_type -> rotor.v1.RestoreKeyRequest
-	43,  // 108: rotor.v1.JoinService.Join:input_type -> rotor.v1.JoinRequest
-	44,  // 109: rotor.v1.JoinService.Renew:input_type -> rotor.v1.RenewRequest
-	46,  // 110: rotor.v1.FleetService.Hold:input_type -> rotor.v1.HoldUp
-	53,  // 111: rotor.v1.FleetService.Invite:input_type -> rotor.v1.InviteRequest
-	55,  // 112: rotor.v1.FleetService.Instances:input_type -> rotor.v1.InstancesRequest
-	58,  // 113: rotor.v1.FleetService.Remove:input_type -> rotor.v1.RemoveRequest
-	60,  // 114: rotor.v1.TokenService.Issue:input_type -> rotor.v1.IssueRequest
-	62,  // 115: rotor.v1.DataService.Register:input_type -> rotor.v1.RegisterRequest
-	64,  // 116: rotor.v1.DataService.DataSets:input_type -> rotor.v1.DataSetsRequest
-	66,  // 117: rotor.v1.DataService.Census:input_type -> rotor.v1.CensusRequest
-	69,  // 118: rotor.v1.DataService.StartCampaign:input_type -> rotor.v1.CampaignRequest
-	70,  // 119: rotor.v1.DataService.GetCampaign:input_type -> rotor.v1.CampaignRef
-	72,  // 120: rotor.v1.AuditService.Tail:input_type -> rotor.v1.TailRequest
-	74,  // 121: rotor.v1.AuditService.Export:input_type -> rotor.v1.ExportRequest
-	76,  // 122: rotor.v1.SealService.Status:input_type -> rotor.v1.SealStatusRequest
-	80,  // 123: rotor.v1.SealService.Unseal:input_type -> rotor.v1.UnsealRequest
-	81,  // 124: rotor.v1.SealService.Reset:input_type -> rotor.v1.UnsealResetRequest
-	82,  // 125: rotor.v1.SealService.Seal:input_type -> rotor.v1.SealRequest
-	83,  // 126: rotor.v1.SealService.Change:input_type -> rotor.v1.SealChangeRequest
-	84,  // 127: rotor.v1.SealService.StartRekey:input_type -> rotor.v1.StartRekeyRequest
-	85,  // 128: rotor.v1.SealService.Rekey:input_type -> rotor.v1.RekeyRequest
-	86,  // 129: rotor.v1.SealService.AbortRekey:input_type -> rotor.v1.AbortRekeyRequest
-	88,  // 130: rotor.v1.ServerService.Status:input_type -> rotor.v1.StatusRequest
-	92,  // 131: rotor.v1.AuthService.Login:input_type -> rotor.v1.LoginRequest
-	94,  // 132: rotor.v1.AuthService.Logout:input_type -> rotor.v1.LogoutRequest
-	96,  // 133: rotor.v1.AuthService.Whoami:input_type -> rotor.v1.WhoamiRequest
-	98,  // 134: rotor.v1.AuthService.Sessions:input_type -> rotor.v1.SessionsRequest
-	101, // 135: rotor.v1.AuthService.RevokeSessions:input_type -> rotor.v1.RevokeSessionsRequest
-	104, // 136: rotor.v1.AuthService.CreateCredential:input_type -> rotor.v1.CreateCredentialRequest
-	106, // 137: rotor.v1.AuthService.Credentials:input_type -> rotor.v1.CredentialsRequest
-	108, // 138: rotor.v1.AuthService.ChangeCredential:input_type -> rotor.v1.ChangeCredentialRequest
-	110, // 139: rotor.v1.AuthService.CreateGrant:input_type -> rotor.v1.CreateGrantRequest
-	111, // 140: rotor.v1.AuthService.Grants:input_type -> rotor.v1.GrantsRequest
-	113, // 141: rotor.v1.AuthService.RevokeGrant:input_type -> rotor.v1.RevokeGrantRequest
-	115, // 142: rotor.v1.AuthService.InviteAdmin:input_type -> rotor.v1.InviteAdminRequest
-	117, // 143: rotor.v1.AuthService.Admins:input_type -> rotor.v1.AdminsRequest
-	120, // 144: rotor.v1.AuthService.RemoveAdmin:input_type -> rotor.v1.RemoveAdminRequest
-	4,   // 145: rotor.v1.KeyService.Create:output_type -> rotor.v1.Key
-	4,   // 146: rotor.v1.KeyService.Get:output_type -> rotor.v1.Key
-	8,   // 147: rotor.v1.KeyService.List:output_type -> rotor.v1.ListResponse
-	4,   // 148: rotor.v1.KeyService.Change:output_type -> rotor.v1.Key
-	4,   // 149: rotor.v1.KeyService.Rotate:output_type -> rotor.v1.Key
-	11,  // 150: rotor.v1.KeyService.Progress:output_type -> rotor.v1.ProgressResponse
-	4,   // 151: rotor.v1.KeyService.Retire:output_type -> rotor.v1.Key
-	14,  // 152: rotor.v1.KeyService.Destroy:output_type -> rotor.v1.DestroyResponse
-	16,  // 153: rotor.v1.KeyService.Encrypt:output_type -> rotor.v1.EncryptResponse
-	18,  // 154: rotor.v1.KeyService.Decrypt:output_type -> rotor.v1.DecryptResponse
-	21,  // 155: rotor.v1.KeyService.Wrap:output_type -> rotor.v1.WrapResponse
-	23,  // 156: rotor.v1.KeyService.Unwrap:output_type -> rotor.v1.UnwrapResponse
-	25,  // 157: rotor.v1.KeyService.Rewrap:output_type -> rotor.v1.RewrapResponse
-	27,  // 158: rotor.v1.KeyService.Sign:output_type -> rotor.v1.SignResponse
-	29,  // 159: rotor.v1.KeyService.Verify:output_type -> rotor.v1.VerifyResponse
-	31,  // 160: rotor.v1.KeyService.Encapsulate:output_type -> rotor.v1.EncapsulateResponse
-	33,  // 161: rotor.v1.KeyService.Decapsulate:output_type -> rotor.v1.DecapsulateResponse
-	35,  // 162: rotor.v1.KeyService.PrepareImport:output_type -> rotor.v1.PrepareImportResponse
-	4,   // 163: rotor.v1.KeyService.Import:output_type -> rotor.v1.Key
-	38,  // 164: rotor.v1.KeyService.Export:output_type -> rotor.v1.ExportKeyResponse
-	40,  // 165: rotor.v1.KeyService.Backup:output_type -> rotor.v1.BackupKeyResponse
-	42,  // 166: rotor.v1.KeyService.Restore:output_type -> rotor.v1.RestoreKeyResponse
-	45,  // 167: rotor.v1.JoinService.Join:output_type -> rotor.v1.JoinResponse
-	45,  // 168: rotor.v1.JoinService.Renew:output_type -> rotor.v1.JoinResponse
-	49,  // 169: rotor.v1.FleetService.Hold:output_type -> rotor.v1.HoldDown
-	54,  // 170: rotor.v1.FleetService.Invite:output_type -> rotor.v1.InviteResponse
-	57,  // 171: rotor.v1.FleetService.Instances:output_type -> rotor.v1.InstancesResponse
-	59,  // 172: rotor.v1.FleetService.Remove:output_type -> rotor.v1.RemoveResponse
-	61,  // 173: rotor.v1.TokenService.Issue:output_type -> rotor.v1.IssueResponse
-	63,  // 174: rotor.v1.DataService.Register:output_type -> rotor.v1.DataSet
-	65,  // 175: rotor.v1.DataService.DataSets:output_type -> rotor.v1.DataSetsResponse
-	68,  // 176: rotor.v1.DataService.Census:output_type -> rotor.v1.CensusResponse
-	71,  // 177: rotor.v1.DataService.StartCampaign:output_type -> rotor.v1.Campaign
-	71,  // 178: rotor.v1.DataService.GetCampaign:output_type -> rotor.v1.Campaign
-	73,  // 179: rotor.v1.AuditService.Tail:output_type -> rotor.v1.TailEntry
-	75,  // 180: rotor.v1.AuditService.Export:output_type -> rotor.v1.ExportFile
-	77,  // 181: rotor.v1.SealService.Status:output_type -> rotor.v1.SealStatus
-	79,  // 182: rotor.v1.SealService.Unseal:output_type -> rotor.v1.SealProgress
-	79,  // 183: rotor.v1.SealService.Reset:output_type -> rotor.v1.SealProgress
-	77,  // 184: rotor.v1.SealService.Seal:output_type -> rotor.v1.SealStatus
-	77,  // 185: rotor.v1.SealService.Change:output_type -> rotor.v1.SealStatus
-	87,  // 186: rotor.v1.SealService.StartRekey:output_type -> rotor.v1.RekeyProgress
-	87,  // 187: rotor.v1.SealService.Rekey:output_type -> rotor.v1.RekeyProgress
-	87,  // 188: rotor.v1.SealService.AbortRekey:output_type -> rotor.v1.RekeyProgress
-	89,  // 189: rotor.v1.ServerService.Status:output_type -> rotor.v1.StatusResponse
-	93,  // 190: rotor.v1.AuthService.Login:output_type -> rotor.v1.LoginResponse
-	95,  // 191: rotor.v1.AuthService.Logout:output_type -> rotor.v1.LogoutResponse
-	97,  // 192: rotor.v1.AuthService.Whoami:output_type -> rotor.v1.WhoamiResponse
-	100, // 193: rotor.v1.AuthService.Sessions:output_type -> rotor.v1.SessionsResponse
-	102, // 194: rotor.v1.AuthService.RevokeSessions:output_type -> rotor.v1.RevokeSessionsResponse
-	105, // 195: rotor.v1.AuthService.CreateCredential:output_type -> rotor.v1.CreateCredentialResponse
-	107, // 196: rotor.v1.AuthService.Credentials:output_type -> rotor.v1.CredentialsResponse
-	103, // 197: rotor.v1.AuthService.ChangeCredential:output_type -> rotor.v1.Credential
-	109, // 198: rotor.v1.AuthService.CreateGrant:output_type -> rotor.v1.Grant
-	112, // 199: rotor.v1.AuthService.Grants:output_type -> rotor.v1.GrantsResponse
-	114, // 200: rotor.v1.AuthService.RevokeGrant:output_type -> rotor.v1.RevokeGrantResponse
-	116, // 201: rotor.v1.AuthService.InviteAdmin:output_type -> rotor.v1.InviteAdminResponse
-	119, // 202: rotor.v1.AuthService.Admins:output_type -> rotor.v1.AdminsResponse
-	121, // 203: rotor.v1.AuthService.RemoveAdmin:output_type -> rotor.v1.RemoveAdminResponse
-	145, // [145:204] is the sub-list for method output_type
-	86,  // [86:145] is the sub-list for method input_type
-	86,  // [86:86] is the sub-list for extension type_name
-	86,  // [86:86] is the sub-list for extension extendee
-	0,   // [0:86] is the sub-list for field type_name
+	5,   // 54: rotor.v1.DestroyCertificateRequest.key:type_name -> rotor.v1.KeyRef
+	81,  // 55: rotor.v1.SealStatus.shares:type_name -> rotor.v1.SealProgress
+	80,  // 56: rotor.v1.SealStatus.members:type_name -> rotor.v1.SealMember
+	89,  // 57: rotor.v1.SealStatus.rekey:type_name -> rotor.v1.RekeyProgress
+	130, // 58: rotor.v1.SealMember.opened:type_name -> google.protobuf.Timestamp
+	81,  // 59: rotor.v1.RekeyProgress.progress:type_name -> rotor.v1.SealProgress
+	130, // 60: rotor.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	92,  // 61: rotor.v1.StatusResponse.checks:type_name -> rotor.v1.Check
+	93,  // 62: rotor.v1.StatusResponse.replicas:type_name -> rotor.v1.Replica
+	130, // 63: rotor.v1.Replica.started:type_name -> google.protobuf.Timestamp
+	130, // 64: rotor.v1.LoginResponse.expires:type_name -> google.protobuf.Timestamp
+	125, // 65: rotor.v1.WhoamiResponse.attributes:type_name -> rotor.v1.WhoamiResponse.AttributesEntry
+	130, // 66: rotor.v1.WhoamiResponse.expires:type_name -> google.protobuf.Timestamp
+	130, // 67: rotor.v1.Session.created:type_name -> google.protobuf.Timestamp
+	130, // 68: rotor.v1.Session.used:type_name -> google.protobuf.Timestamp
+	130, // 69: rotor.v1.Session.expires:type_name -> google.protobuf.Timestamp
+	101, // 70: rotor.v1.SessionsResponse.sessions:type_name -> rotor.v1.Session
+	130, // 71: rotor.v1.Credential.expires:type_name -> google.protobuf.Timestamp
+	130, // 72: rotor.v1.Credential.created:type_name -> google.protobuf.Timestamp
+	126, // 73: rotor.v1.Credential.attributes:type_name -> rotor.v1.Credential.AttributesEntry
+	127, // 74: rotor.v1.CreateCredentialRequest.attributes:type_name -> rotor.v1.CreateCredentialRequest.AttributesEntry
+	105, // 75: rotor.v1.CreateCredentialResponse.credential:type_name -> rotor.v1.Credential
+	105, // 76: rotor.v1.CredentialsResponse.credentials:type_name -> rotor.v1.Credential
+	5,   // 77: rotor.v1.Grant.key:type_name -> rotor.v1.KeyRef
+	128, // 78: rotor.v1.Grant.context:type_name -> rotor.v1.Grant.ContextEntry
+	130, // 79: rotor.v1.Grant.expires:type_name -> google.protobuf.Timestamp
+	130, // 80: rotor.v1.Grant.created:type_name -> google.protobuf.Timestamp
+	5,   // 81: rotor.v1.CreateGrantRequest.key:type_name -> rotor.v1.KeyRef
+	129, // 82: rotor.v1.CreateGrantRequest.context:type_name -> rotor.v1.CreateGrantRequest.ContextEntry
+	111, // 83: rotor.v1.GrantsResponse.grants:type_name -> rotor.v1.Grant
+	130, // 84: rotor.v1.Administrator.created:type_name -> google.protobuf.Timestamp
+	130, // 85: rotor.v1.Administrator.removed:type_name -> google.protobuf.Timestamp
+	120, // 86: rotor.v1.AdminsResponse.admins:type_name -> rotor.v1.Administrator
+	6,   // 87: rotor.v1.KeyService.Create:input_type -> rotor.v1.CreateRequest
+	5,   // 88: rotor.v1.KeyService.Get:input_type -> rotor.v1.KeyRef
+	7,   // 89: rotor.v1.KeyService.List:input_type -> rotor.v1.ListRequest
+	9,   // 90: rotor.v1.KeyService.Change:input_type -> rotor.v1.ChangeRequest
+	10,  // 91: rotor.v1.KeyService.Rotate:input_type -> rotor.v1.RotateRequest
+	5,   // 92: rotor.v1.KeyService.Progress:input_type -> rotor.v1.KeyRef
+	12,  // 93: rotor.v1.KeyService.Retire:input_type -> rotor.v1.RetireRequest
+	13,  // 94: rotor.v1.KeyService.Destroy:input_type -> rotor.v1.DestroyRequest
+	15,  // 95: rotor.v1.KeyService.Encrypt:input_type -> rotor.v1.EncryptRequest
+	17,  // 96: rotor.v1.KeyService.Decrypt:input_type -> rotor.v1.DecryptRequest
+	20,  // 97: rotor.v1.KeyService.Wrap:input_type -> rotor.v1.WrapRequest
+	22,  // 98: rotor.v1.KeyService.Unwrap:input_type -> rotor.v1.UnwrapRequest
+	24,  // 99: rotor.v1.KeyService.Rewrap:input_type -> rotor.v1.RewrapRequest
+	26,  // 100: rotor.v1.KeyService.Sign:input_type -> rotor.v1.SignRequest
+	28,  // 101: rotor.v1.KeyService.Verify:input_type -> rotor.v1.VerifyRequest
+	30,  // 102: rotor.v1.KeyService.Encapsulate:input_type -> rotor.v1.EncapsulateRequest
+	32,  // 103: rotor.v1.KeyService.Decapsulate:input_type -> rotor.v1.DecapsulateRequest
+	34,  // 104: rotor.v1.KeyService.PrepareImport:input_type -> rotor.v1.PrepareImportRequest
+	36,  // 105: rotor.v1.KeyService.Import:input_type -> rotor.v1.ImportRequest
+	37,  // 106: rotor.v1.KeyService.Export:input_type -> rotor.v1.ExportKeyRequest
+	39,  // 107: rotor.v1.KeyService.Backup:input_type -> rotor.v1.BackupKeyRequest
+	41,  // 108: rotor.v1.KeyService.Restore:input_type -> rotor.v1.RestoreKeyRequest
+	43,  // 109: rotor.v1.JoinService.Join:input_type -> rotor.v1.JoinRequest
+	44,  // 110: rotor.v1.JoinService.Renew:input_type -> rotor.v1.RenewRequest
+	46,  // 111: rotor.v1.FleetService.Hold:input_type -> rotor.v1.HoldUp
+	53,  // 112: rotor.v1.FleetService.Invite:input_type -> rotor.v1.InviteRequest
+	55,  // 113: rotor.v1.FleetService.Instances:input_type -> rotor.v1.InstancesRequest
+	58,  // 114: rotor.v1.FleetService.Remove:input_type -> rotor.v1.RemoveRequest
+	60,  // 115: rotor.v1.TokenService.Issue:input_type -> rotor.v1.IssueRequest
+	62,  // 116: rotor.v1.DataService.Register:input_type -> rotor.v1.RegisterRequest
+	64,  // 117: rotor.v1.DataService.DataSets:input_type -> rotor.v1.DataSetsRequest
+	66,  // 118: rotor.v1.DataService.Census:input_type -> rotor.v1.CensusRequest
+	69,  // 119: rotor.v1.DataService.StartCampaign:input_type -> rotor.v1.CampaignRequest
+	70,  // 120: rotor.v1.DataService.GetCampaign:input_type -> rotor.v1.CampaignRef
+	72,  // 121: rotor.v1.AuditService.Tail:input_type -> rotor.v1.TailRequest
+	76,  // 122: rotor.v1.AuditService.Export:input_type -> rotor.v1.ExportRequest
+	74,  // 123: rotor.v1.AuditService.DestroyCertificate:input_type -> rotor.v1.DestroyCertificateRequest
+	78,  // 124: rotor.v1.SealService.Status:input_type -> rotor.v1.SealStatusRequest
+	82,  // 125: rotor.v1.SealService.Unseal:input_type -> rotor.v1.UnsealRequest
+	83,  // 126: rotor.v1.SealService.Reset:input_type -> rotor.v1.UnsealResetRequest
+	84,  // 127: rotor.v1.SealService.Seal:input_type -> rotor.v1.SealRequest
+	85,  // 128: rotor.v1.SealService.Change:input_type -> rotor.v1.SealChangeRequest
+	86,  // 129: rotor.v1.SealService.StartRekey:input_type -> rotor.v1.StartRekeyRequest
+	87,  // 130: rotor.v1.SealService.Rekey:input_type -> rotor.v1.RekeyRequest
+	88,  // 131: rotor.v1.SealService.AbortRekey:input_type -> rotor.v1.AbortRekeyRequest
+	90,  // 132: rotor.v1.ServerService.Status:input_type -> rotor.v1.StatusRequest
+	94,  // 133: rotor.v1.AuthService.Login:input_type -> rotor.v1.LoginRequest
+	96,  // 134: rotor.v1.AuthService.Logout:input_type -> rotor.v1.LogoutRequest
+	98,  // 135: rotor.v1.AuthService.Whoami:input_type -> rotor.v1.WhoamiRequest
+	100, // 136: rotor.v1.AuthService.Sessions:input_type -> rotor.v1.SessionsRequest
+	103, // 137: rotor.v1.AuthService.RevokeSessions:input_type -> rotor.v1.RevokeSessionsRequest
+	106, // 138: rotor.v1.AuthService.CreateCredential:input_type -> rotor.v1.CreateCredentialRequest
+	108, // 139: rotor.v1.AuthService.Credentials:input_type -> rotor.v1.CredentialsRequest
+	110, // 140: rotor.v1.AuthService.ChangeCredential:input_type -> rotor.v1.ChangeCredentialRequest
+	112, // 141: rotor.v1.AuthService.CreateGrant:input_type -> rotor.v1.CreateGrantRequest
+	113, // 142: rotor.v1.AuthService.Grants:input_type -> rotor.v1.GrantsRequest
+	115, // 143: rotor.v1.AuthService.RevokeGrant:input_type -> rotor.v1.RevokeGrantRequest
+	117, // 144: rotor.v1.AuthService.InviteAdmin:input_type -> rotor.v1.InviteAdminRequest
+	119, // 145: rotor.v1.AuthService.Admins:input_type -> rotor.v1.AdminsRequest
+	122, // 146: rotor.v1.AuthService.RemoveAdmin:input_type -> rotor.v1.RemoveAdminRequest
+	4,   // 147: rotor.v1.KeyService.Create:output_type -> rotor.v1.Key
+	4,   // 148: rotor.v1.KeyService.Get:output_type -> rotor.v1.Key
+	8,   // 149: rotor.v1.KeyService.List:output_type -> rotor.v1.ListResponse
+	4,   // 150: rotor.v1.KeyService.Change:output_type -> rotor.v1.Key
+	4,   // 151: rotor.v1.KeyService.Rotate:output_type -> rotor.v1.Key
+	11,  // 152: rotor.v1.KeyService.Progress:output_type -> rotor.v1.ProgressResponse
+	4,   // 153: rotor.v1.KeyService.Retire:output_type -> rotor.v1.Key
+	14,  // 154: rotor.v1.KeyService.Destroy:output_type -> rotor.v1.DestroyResponse
+	16,  // 155: rotor.v1.KeyService.Encrypt:output_type -> rotor.v1.EncryptResponse
+	18,  // 156: rotor.v1.KeyService.Decrypt:output_type -> rotor.v1.DecryptResponse
+	21,  // 157: rotor.v1.KeyService.Wrap:output_type -> rotor.v1.WrapResponse
+	23,  // 158: rotor.v1.KeyService.Unwrap:output_type -> rotor.v1.UnwrapResponse
+	25,  // 159: rotor.v1.KeyService.Rewrap:output_type -> rotor.v1.RewrapResponse
+	27,  // 160: rotor.v1.KeyService.Sign:output_type -> rotor.v1.SignResponse
+	29,  // 161: rotor.v1.KeyService.Verify:output_type -> rotor.v1.VerifyResponse
+	31,  // 162: rotor.v1.KeyService.Encapsulate:output_type -> rotor.v1.EncapsulateResponse
+	33,  // 163: rotor.v1.KeyService.Decapsulate:output_type -> rotor.v1.DecapsulateResponse
+	35,  // 164: rotor.v1.KeyService.PrepareImport:output_type -> rotor.v1.PrepareImportResponse
+	4,   // 165: rotor.v1.KeyService.Import:output_type -> rotor.v1.Key
+	38,  // 166: rotor.v1.KeyService.Export:output_type -> rotor.v1.ExportKeyResponse
+	40,  // 167: rotor.v1.KeyService.Backup:output_type -> rotor.v1.BackupKeyResponse
+	42,  // 168: rotor.v1.KeyService.Restore:output_type -> rotor.v1.RestoreKeyResponse
+	45,  // 169: rotor.v1.JoinService.Join:output_type -> rotor.v1.JoinResponse
+	45,  // 170: rotor.v1.JoinService.Renew:output_type -> rotor.v1.JoinResponse
+	49,  // 171: rotor.v1.FleetService.Hold:output_type -> rotor.v1.HoldDown
+	54,  // 172: rotor.v1.FleetService.Invite:output_type -> rotor.v1.InviteResponse
+	57,  // 173: rotor.v1.FleetService.Instances:output_type -> rotor.v1.InstancesResponse
+	59,  // 174: rotor.v1.FleetService.Remove:output_type -> rotor.v1.RemoveResponse
+	61,  // 175: rotor.v1.TokenService.Issue:output_type -> rotor.v1.IssueResponse
+	63,  // 176: rotor.v1.DataService.Register:output_type -> rotor.v1.DataSet
+	65,  // 177: rotor.v1.DataService.DataSets:output_type -> rotor.v1.DataSetsResponse
+	68,  // 178: rotor.v1.DataService.Census:output_type -> rotor.v1.CensusResponse
+	71,  // 179: rotor.v1.DataService.StartCampaign:output_type -> rotor.v1.Campaign
+	71,  // 180: rotor.v1.DataService.GetCampaign:output_type -> rotor.v1.Campaign
+	73,  // 181: rotor.v1.AuditService.Tail:output_type -> rotor.v1.TailEntry
+	77,  // 182: rotor.v1.AuditService.Export:output_type -> rotor.v1.ExportFile
+	75,  // 183: rotor.v1.AuditService.DestroyCertificate:output_type -> rotor.v1.DestroyCertificateResponse
+	79,  // 184: rotor.v1.SealService.Status:output_type -> rotor.v1.SealStatus
+	81,  // 185: rotor.v1.SealService.Unseal:output_type -> rotor.v1.SealProgress
+	81,  // 186: rotor.v1.SealService.Reset:output_type -> rotor.v1.SealProgress
+	79,  // 187: rotor.v1.SealService.Seal:output_type -> rotor.v1.SealStatus
+	79,  // 188: rotor.v1.SealService.Change:output_type -> rotor.v1.SealStatus
+	89,  // 189: rotor.v1.SealService.StartRekey:output_type -> rotor.v1.RekeyProgress
+	89,  // 190: rotor.v1.SealService.Rekey:output_type -> rotor.v1.RekeyProgress
+	89,  // 191: rotor.v1.SealService.AbortRekey:output_type -> rotor.v1.RekeyProgress
+	91,  // 192: rotor.v1.ServerService.Status:output_type -> rotor.v1.StatusResponse
+	95,  // 193: rotor.v1.AuthService.Login:output_type -> rotor.v1.LoginResponse
+	97,  // 194: rotor.v1.AuthService.Logout:output_type -> rotor.v1.LogoutResponse
+	99,  // 195: rotor.v1.AuthService.Whoami:output_type -> rotor.v1.WhoamiResponse
+	102, // 196: rotor.v1.AuthService.Sessions:output_type -> rotor.v1.SessionsResponse
+	104, // 197: rotor.v1.AuthService.RevokeSessions:output_type -> rotor.v1.RevokeSessionsResponse
+	107, // 198: rotor.v1.AuthService.CreateCredential:output_type -> rotor.v1.CreateCredentialResponse
+	109, // 199: rotor.v1.AuthService.Credentials:output_type -> rotor.v1.CredentialsResponse
+	105, // 200: rotor.v1.AuthService.ChangeCredential:output_type -> rotor.v1.Credential
+	111, // 201: rotor.v1.AuthService.CreateGrant:output_type -> rotor.v1.Grant
+	114, // 202: rotor.v1.AuthService.Grants:output_type -> rotor.v1.GrantsResponse
+	116, // 203: rotor.v1.AuthService.RevokeGrant:output_type -> rotor.v1.RevokeGrantResponse
+	118, // 204: rotor.v1.AuthService.InviteAdmin:output_type -> rotor.v1.InviteAdminResponse
+	121, // 205: rotor.v1.AuthService.Admins:output_type -> rotor.v1.AdminsResponse
+	123, // 206: rotor.v1.AuthService.RemoveAdmin:output_type -> rotor.v1.RemoveAdminResponse
+	147, // [147:207] is the sub-list for method output_type
+	87,  // [87:147] is the sub-list for method input_type
+	87,  // [87:87] is the sub-list for extension type_name
+	87,  // [87:87] is the sub-list for extension extendee
+	0,   // [0:87] is the sub-list for field type_name
 }
 
 func init() { file_rotor_v1_rotor_proto_init() }
@@ -8424,7 +8531,7 @@ func file_rotor_v1_rotor_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_rotor_v1_rotor_proto_rawDesc), len(file_rotor_v1_rotor_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   128,
+			NumMessages:   130,
 			NumExtensions: 0,
 			NumServices:   9,
 		},
