@@ -84,6 +84,9 @@ func (c *crowd) measure(ctx context.Context) ([]Row, error) {
 	if err := c.server.forgetPeak(); err != nil {
 		return nil, err
 	}
+	profiled := make(chan error, 1)
+	go func() { profiled <- c.profile("updating", "profile?seconds=3") }()
+	defer func() { <-profiled }() // of no weight
 	took, cpu, err := c.updates(ctx, 0, rounds)
 	if err != nil {
 		return nil, err

@@ -12,8 +12,8 @@ const (
 	trimEvery = time.Second
 	trimCalm  = 3   // looks without a surge, before memory is given back
 	trimTimes = 3   // collections, for the stacks
-	trimFrom  = 100 // connections that came or went, at least, and a tenth of those that there are
-	trimStill = 10  // that may come or go in a look without being a surge, and a hundredth of those that there are
+	trimFrom  = 100 // connections that came or went, at least, and a twentieth of those that there are
+	trimStill = 10  // that may come or go in a look without being a surge, and one in 500 of those that there are
 )
 
 // trim gives memory back to the system after each surge of connections, once it is over. It ends with ctx.
@@ -44,13 +44,13 @@ type trimmer struct {
 // due is asked at each look.
 func (t *trimmer) due(connections int) bool {
 	since := func(then int) int { return max(connections-then, then-connections) }
-	if since(t.last) > max(trimStill, connections/100) {
+	if since(t.last) > max(trimStill, connections/500) {
 		t.calm = 0
 	} else {
 		t.calm++
 	}
 	t.last = connections
-	if t.left == 0 && t.calm >= trimCalm && since(t.trimmed) >= max(trimFrom, connections/10) {
+	if t.left == 0 && t.calm >= trimCalm && since(t.trimmed) >= max(trimFrom, connections/20) {
 		t.trimmed, t.left = connections, trimTimes
 	}
 	if t.left == 0 {
