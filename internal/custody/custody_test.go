@@ -6,8 +6,10 @@ import (
 	"bytes"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/miekg/pkcs11"
@@ -309,5 +311,75 @@ func BenchmarkToken(b *testing.B) {
 			}
 			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "op/s")
 		})
+	}
+}
+
+// TestConcurrent: operations on some keys go on while others are made and destroyed, and while the library has to begin again.
+func TestConcurrent(t *testing.T) {
+	s := testenv.SoftHSM2(t)
+	k := open(t, s, "concurrent")
+	algorithms := []suite.Algorithm{suite.AES256GCM, suite.HMACSHA256, suite.ES256, suite.Ed25519}
+	public := map[suite.Algorithm][]byte{}
+	for _, a := range algorithms {
+		p, err := k.Make(t.Context(), a, string(a))
+		if err != nil {
+			t.Fatal(err)
+		}
+		public[a] = p
+	}
+	want, err := k.Sign(t.Context(), suite.HMACSHA256, string(suite.HMACSHA256), text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for i := range 12 {
+		wg.Go(func() {
+			for range 100 {
+				switch a := algorithms[i%len(algorithms)]; a {
+				case suite.AES256GCM:
+					box, err := k.Seal(t.Context(), string(a), text, data)
+					if err != nil {
+						t.Errorf("seal: %v", err)
+						return
+					}
+					if out, err := k.Open(t.Context(), string(a), box, data); err != nil || !bytes.Equal(out, text) {
+						t.Errorf("open: %v", err)
+						return
+					}
+				default:
+					sig, err := k.Sign(t.Context(), a, string(a), text)
+					if err == nil && a == suite.HMACSHA256 && !bytes.Equal(sig, want) || err == nil && public[a] != nil && suite.Verify(a, public[a], text, sig) != nil {
+						t.Errorf("%s: a wrong signature", a)
+						return
+					}
+					if err != nil {
+						t.Errorf("%s: %v", a, err)
+						return
+					}
+				}
+			}
+		})
+	}
+	for i := range 3 {
+		wg.Go(func() {
+			for n := range 10 {
+				id, a := fmt.Sprintf("%d %d", i, n), algorithms[n%len(algorithms)]
+				if _, err := k.Make(t.Context(), a, id); err != nil {
+					t.Errorf("make %s: %v", a, err)
+					return
+				}
+				if err := k.Destroy(t.Context(), id); err != nil {
+					t.Errorf("destroy %s: %v", a, err)
+					return
+				}
+				if _, err := k.Sign(t.Context(), a, id, text); fault.CodeOf(err) != fault.NotFound && fault.CodeOf(err) != fault.AlgorithmForbidden { // which begins the library again
+					t.Errorf("sign with what is gone: %v", err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if n := s.Objects(); n != len(algorithms) {
+		t.Errorf("%d objects", n)
 	}
 }

@@ -160,7 +160,7 @@ func take(ctx context.Context, slots chan struct{}) error {
 // lost says whether an error means that the session, the login, the token or the library is gone, so that a new one may do. An object that is not there is
 // believed after that alone: a token that was taken away looks empty to some libraries.
 func lost(err error) bool {
-	if errors.Is(err, ErrNoKey) || errors.Is(err, errNoToken) {
+	if errors.Is(err, errEmpty) || errors.Is(err, errNoToken) {
 		return true
 	}
 	var e pkcs11.Error

@@ -50,7 +50,20 @@ func (s *session) search(o object) ([]pkcs11.ObjectHandle, error) {
 	return found, nil
 }
 
-// find is search with a memory, and ErrNoKey when there is none.
+// nothing says that a search found nothing. It is believed of a library that has just been begun, and then until it is begun again; else the library has to be begun first. ErrNoKey then.
+func (s *session) nothing(o object) error {
+	s.token.mu.Lock()
+	defer s.token.mu.Unlock()
+	if s.fresh && s.token.epoch == s.epoch {
+		s.token.missing[o] = true
+	}
+	if s.fresh || s.token.missing[o] {
+		return ErrNoKey
+	}
+	return errEmpty
+}
+
+// find is search with a memory. ErrNoKey.
 func (s *session) find(o object) ([]pkcs11.ObjectHandle, error) {
 	t := s.token
 	t.mu.Lock()
@@ -64,7 +77,7 @@ func (s *session) find(o object) ([]pkcs11.ObjectHandle, error) {
 		return nil, err
 	}
 	if len(found) == 0 {
-		return nil, ErrNoKey
+		return nil, s.nothing(o)
 	}
 	s.remember(o, found)
 	return found, nil
@@ -97,7 +110,7 @@ func (t *Token) IDs(ctx context.Context, label string) ([]string, error) {
 			}
 		}
 		if len(ids) == 0 {
-			return ErrNoKey
+			return s.nothing(object{Name: Name{Label: label}})
 		}
 		return give(out, ids)
 	})
@@ -286,7 +299,7 @@ func (t *Token) Destroy(ctx context.Context, n Name) error {
 	err := t.do(ctx, func(s *session) error {
 		gone, err := s.clear(n)
 		if err == nil && gone == 0 {
-			err = ErrNoKey
+			err = s.nothing(object{Name: n})
 		}
 		return err
 	})

@@ -24,7 +24,10 @@ const (
 	maxPIN   = 255              // bytes
 )
 
-var errNoToken = errors.New("no token of this label is in a slot")
+var (
+	errNoToken = errors.New("no token of this label is in a slot")
+	errEmpty   = errors.New("the token shows no such key")
+)
 
 // Token is one token of one login. Safe for concurrent use.
 type Token struct {
@@ -35,7 +38,8 @@ type Token struct {
 	epoch   uint64     // of the module, that what follows is of
 	idle    []pkcs11.SessionHandle
 	handles map[object][]pkcs11.ObjectHandle
-	refused secret.Bytes // the PIN that the token refused
+	missing map[object]bool // what was not there when the library had just been begun
+	refused secret.Bytes    // the PIN that the token refused
 }
 
 // session is one session for the time of one call.
@@ -44,6 +48,7 @@ type session struct {
 	lib   *pkcs11.Ctx
 	epoch uint64
 	at    pkcs11.SessionHandle
+	fresh bool // the library was begun for this call
 }
 
 // Label is the token's.
@@ -54,14 +59,14 @@ func (t *Token) Label() string { return t.config.Token }
 func (t *Token) do(ctx context.Context, f func(*session) error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("no answer within %s", patience))
 	defer cancel()
-	seen, err := t.try(ctx, f)
+	seen, err := t.try(ctx, false, f)
 	if lost(err) {
 		if again := t.module.restart(ctx, seen); again != nil {
 			return away(again)
 		}
-		_, err = t.try(ctx, f)
+		_, err = t.try(ctx, true, f)
 	}
-	if lost(err) && !errors.Is(err, ErrNoKey) {
+	if lost(err) {
 		return away(err)
 	}
 	if _, code := codeOf(err); code && !errors.Is(err, ErrAway) && !errors.Is(err, ErrRefused) {
@@ -79,7 +84,7 @@ func codeOf(err error) (pkcs11.Error, bool) {
 func away(err error) error { return fmt.Errorf("%w: %w", ErrAway, err) }
 
 // try returns the epoch in which it was tried, for restart.
-func (t *Token) try(ctx context.Context, f func(*session) error) (epoch uint64, err error) {
+func (t *Token) try(ctx context.Context, fresh bool, f func(*session) error) (epoch uint64, err error) {
 	seen := make(chan uint64, 1)
 	err = t.module.call(ctx, func() error {
 		epoch, broken := t.module.state() // and stays it: whoever begins the library again waits for this call
@@ -91,6 +96,7 @@ func (t *Token) try(ctx context.Context, f func(*session) error) (epoch uint64, 
 		if err != nil {
 			return err
 		}
+		s.fresh = fresh
 		err = f(s)
 		t.putBack(s, err)
 		return err
@@ -106,7 +112,7 @@ func (t *Token) enter(epoch uint64) (*session, error) {
 	s := &session{token: t, lib: t.module.lib, epoch: epoch}
 	t.mu.Lock()
 	if t.epoch != epoch { // the old ones went with the old epoch
-		t.epoch, t.idle, t.handles = epoch, nil, map[object][]pkcs11.ObjectHandle{}
+		t.epoch, t.idle, t.handles, t.missing = epoch, nil, map[object][]pkcs11.ObjectHandle{}, map[object]bool{}
 	}
 	if n := len(t.idle); n > 0 {
 		s.at, t.idle = t.idle[n-1], t.idle[:n-1]
@@ -130,7 +136,7 @@ func (t *Token) enter(epoch uint64) (*session, error) {
 
 // putBack keeps a session that is in order for the next call.
 func (t *Token) putBack(s *session, err error) {
-	if lost(err) && !errors.Is(err, ErrNoKey) {
+	if lost(err) && !errors.Is(err, errEmpty) {
 		_ = s.lib.CloseSession(s.at) // it is gone, or goes
 		return
 	}

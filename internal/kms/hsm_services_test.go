@@ -12,6 +12,7 @@ import (
 	"github.com/rotorkms/rotor/envelope"
 	"github.com/rotorkms/rotor/internal/custody"
 	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/hsm"
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/kms"
@@ -264,5 +265,60 @@ func TestHSMMissing(t *testing.T) {
 	wantCode(t, check(), fault.NotFound)
 	if s.Objects() != 0 {
 		t.Error("an object came back")
+	}
+}
+
+// TestHSMReplicas: two servers on one store and one token; what one makes the other uses, and an object is destroyed though both destroy it.
+func TestHSMReplicas(t *testing.T) {
+	w, s := tokenWorld(t)
+	other := w.serve()
+	k := w.create("k", suite.Encrypt, inToken)
+	ref := w.ref(k)
+	m, _, err := other.Encrypt(t.Context(), alice, ref, text, parts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	must(other.Rotate(t.Context(), alice, ref, 0))(t)
+	if err := w.CatchUp(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.distribute(k)
+	must(w.Step(t.Context(), k.ID, guard.Cond{}, promote))(t)
+	for _, server := range []*kms.Service{w.Service, other} {
+		if out, _, err := server.Decrypt(t.Context(), alice, ref, m, parts); err != nil || !bytes.Equal(out, text) {
+			t.Errorf("%v", err)
+		}
+	}
+	w.retire(k)
+	w.destroy(k)
+	w.gone(s, 1)
+	for _, server := range []*kms.Service{w.Service, other} {
+		if _, _, err := server.Decrypt(t.Context(), alice, ref, m, parts); fault.CodeOf(err) != fault.VersionDestroyed {
+			t.Errorf("%v", err)
+		}
+	}
+}
+
+// TestHSMStalled: a token that takes a call and does not answer holds nobody longer than the caller waits, and no other key at all.
+func TestHSMStalled(t *testing.T) {
+	w, s := tokenWorld(t)
+	k, other := w.create("k", suite.Encrypt, inToken), w.create("other", suite.Encrypt)
+	check := w.use(k)
+	asked, letGo := s.Stall()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { // ends with ctx
+		_, _, err := w.Encrypt(ctx, alice, w.ref(k), text, parts)
+		done <- err
+	}()
+	<-asked
+	if err := w.use(other)(); err != nil {
+		t.Error(err)
+	}
+	cancel()
+	wantCode(t, <-done, fault.Unavailable)
+	letGo()
+	if err := check(); err != nil {
+		t.Errorf("when it answers again: %v", err)
 	}
 }

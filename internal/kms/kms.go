@@ -133,9 +133,6 @@ func (s *Service) apply(changes []guard.Change) error {
 		}
 		r.byID[k.ID], r.byName[nameOf(k.Namespace, k.Name)] = k, k.ID
 		s.vault.forget(k)
-		if k.Custody == keyring.CustodyHSM {
-			s.wantSweep()
-		}
 		news = append(news, k)
 	}
 	s.ring.Store(r)
@@ -144,6 +141,9 @@ func (s *Service) apply(changes []guard.Change) error {
 	s.swap = make(chan struct{})
 	s.mu.Unlock()
 	for _, k := range news {
+		if k.Custody == keyring.CustodyHSM { // now that the ring has it
+			s.wantSweep()
+		}
 		if s.changed != nil {
 			s.changed(k)
 		}

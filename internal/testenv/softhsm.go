@@ -105,14 +105,39 @@ func (s *SoftHSM) Renew() {
 	s.util("--init-token", "--free", "--label", s.Label, "--so-pin", rand.Text()[:12], "--pin", strings.TrimSpace(string(pin)))
 }
 
-// Objects counts what is in the token.
-func (s *SoftHSM) Objects() int {
+// Hide takes the objects that are in the token now out of it, until they are put back.
+func (s *SoftHSM) Hide() (back func()) {
+	s.t.Helper()
+	var hidden []string
+	for _, path := range s.objects() {
+		if err := os.Rename(path, path+".hidden"); err != nil {
+			s.t.Fatal(err)
+		}
+		hidden = append(hidden, path)
+	}
+	return func() {
+		s.t.Helper()
+		for _, path := range hidden {
+			if err := os.Rename(path+".hidden", path); err != nil {
+				s.t.Fatal(err)
+			}
+		}
+	}
+}
+
+func (s *SoftHSM) objects() []string {
 	s.t.Helper()
 	found, err := filepath.Glob(filepath.Join(s.Dir, "*", "*-*.object")) // token.object is the token itself
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	return len(found)
+	return found
+}
+
+// Objects counts what is in the token.
+func (s *SoftHSM) Objects() int {
+	s.t.Helper()
+	return len(s.objects())
 }
 
 // Stall lets the token take calls and not answer: its files are locked, as by another process. asked has a value for whoever waits for one, while a call of the library waits for a lock.

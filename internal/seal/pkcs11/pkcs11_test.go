@@ -6,8 +6,11 @@ import (
 	"crypto/rand"
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+
+	raw "github.com/miekg/pkcs11"
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/hsm"
@@ -15,6 +18,7 @@ import (
 	"github.com/rotorkms/rotor/internal/seal/pkcs11"
 	"github.com/rotorkms/rotor/internal/seal/sealtest"
 	"github.com/rotorkms/rotor/internal/secret"
+	"github.com/rotorkms/rotor/internal/suite"
 	"github.com/rotorkms/rotor/internal/testenv"
 )
 
@@ -111,38 +115,126 @@ func TestForgetDestroys(t *testing.T) {
 	}
 }
 
-// TestTwoKeysOfOneGeneration: two servers that make the key of a generation at the same time make two; what either wrapped opens.
+// another is the sealer of another server: it logs in for itself and remembers nothing of what this one found.
+func another(t *testing.T, s *testenv.SoftHSM, key string) *pkcs11.Sealer {
+	t.Helper()
+	pin, err := os.ReadFile(s.PINFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := config(s, key)
+	c.PINFile = filepath.Join(t.TempDir(), "pin")
+	if err := os.WriteFile(c.PINFile, pin, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return open(t, c)
+}
+
+// TestTwoKeysOfOneGeneration: two servers that make the key of a generation at the same time make two; what either wrapped opens, at both, and both keys are destroyed.
 func TestTwoKeysOfOneGeneration(t *testing.T) {
 	s := testenv.SoftHSM2(t)
-	c := config(s, "root")
-	token, err := hsm.Open(c.Config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	sealer := open(t, c)
+	one, two := open(t, config(s, "root")), another(t, s, "root")
 	root := secret.Random(32)
-	first, err := sealer.Wrap(t.Context(), root, 7)
+	first, err := one.Wrap(t.Context(), root, 7)
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The second key of the name is the one that this process now remembers, as another server would.
-	if err := token.MakeAES(t.Context(), hsm.Name{Label: "root", ID: "\x00\x00\x00\x00\x00\x00\x00\x07"}, 32); err != nil {
-		t.Fatal(err)
-	}
-	second, err := sealer.Wrap(t.Context(), root, 7)
+	back := s.Hide() // the other server has not seen it
+	second, err := two.Wrap(t.Context(), root, 7)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, blob := range [][]byte{first, second} {
-		if r, err := sealer.Unwrap(t.Context(), blob); err != nil || !r.Equal(root) {
-			t.Error(err)
+	back()
+	s.Remove() // so that the library, which thinks that it knows all of its files, begins again
+	if _, err := one.Unwrap(t.Context(), first); !errors.Is(err, seal.ErrUnavailable) {
+		t.Fatal(err)
+	}
+	s.Insert()
+	if n := s.Objects(); n != 2 {
+		t.Fatalf("%d objects", n)
+	}
+	for name, sealer := range map[string]*pkcs11.Sealer{"one": one, "two": two, "a third": another(t, s, "root")} {
+		for _, blob := range [][]byte{first, second} {
+			if r, err := sealer.Unwrap(t.Context(), blob); err != nil || !r.Equal(root) {
+				t.Errorf("%s: %v", name, err)
+			}
 		}
 	}
-	if err := sealer.Forget(t.Context(), 8); err != nil {
+	if err := one.Forget(t.Context(), 8); err != nil {
 		t.Fatal(err)
 	}
 	if n := s.Objects(); n != 0 {
 		t.Errorf("%d objects are left", n)
+	}
+}
+
+// TestKeyMadeLater: a server that has found its keys looks again before it refuses a blob: another may have made one since. The blob is put together here, after the documentation of its
+// format, under a key that the test knows.
+func TestKeyMadeLater(t *testing.T) {
+	s := testenv.SoftHSM2(t)
+	sealer, root, head := open(t, config(s, "root")), secret.Random(32), []byte{1, 0, 0, 0, 0, 0, 0, 0, 7}
+	if _, err := sealer.Wrap(t.Context(), root, 7); err != nil {
+		t.Fatal(err)
+	}
+	key := secret.Random(32)
+	plant(t, s, "root", head[1:], key.Reveal())
+	aead, err := suite.NewAEAD(suite.AES256GCM, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	blob := suite.Seal(aead, head, root.Reveal(), append([]byte("rotor/seal/pkcs11/1\x00"+sealer.ID()+"\x00"), head...))
+	if r, err := sealer.Unwrap(t.Context(), blob); err != nil || !r.Equal(root) {
+		t.Error(err)
+	}
+}
+
+// plant puts an AES key into the token. The library is the one that the process has loaded and begun.
+func plant(t *testing.T, s *testenv.SoftHSM, label string, id, value []byte) {
+	t.Helper()
+	lib := raw.New(s.Module)
+	slots, err := lib.GetSlotList(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	session, err := lib.OpenSession(slots[0], raw.CKF_SERIAL_SESSION|raw.CKF_RW_SESSION)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lib.CreateObject(session, []*raw.Attribute{
+		raw.NewAttribute(raw.CKA_CLASS, raw.CKO_SECRET_KEY), raw.NewAttribute(raw.CKA_KEY_TYPE, raw.CKK_AES), raw.NewAttribute(raw.CKA_VALUE, value),
+		raw.NewAttribute(raw.CKA_TOKEN, true), raw.NewAttribute(raw.CKA_LABEL, label), raw.NewAttribute(raw.CKA_ID, id), raw.NewAttribute(raw.CKA_DECRYPT, true),
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestEmptyIsNotGone: a token that was taken away looks empty to a session that is open. That is no reason to call a generation forgotten, the blob somebody else's, or to make a new key.
+func TestEmptyIsNotGone(t *testing.T) {
+	s := testenv.SoftHSM2(t)
+	one, two := open(t, config(s, "root")), another(t, s, "root")
+	blob, err := one.Wrap(t.Context(), secret.Random(32), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := two.Forget(t.Context(), 0); err != nil { // which opens a session, and remembers no key
+		t.Fatal(err)
+	}
+	s.Remove()
+	if r, err := two.Unwrap(t.Context(), blob); !r.IsZero() || !errors.Is(err, seal.ErrUnavailable) {
+		t.Errorf("unwrap: %v", err)
+	}
+	if _, err := two.Wrap(t.Context(), secret.Random(32), 1); !errors.Is(err, seal.ErrUnavailable) {
+		t.Errorf("wrap: %v", err)
+	}
+	if err := two.Forget(t.Context(), 2); !errors.Is(err, seal.ErrUnavailable) {
+		t.Errorf("forget: %v", err)
+	}
+	s.Insert()
+	if _, err := two.Unwrap(t.Context(), blob); err != nil {
+		t.Errorf("when it is back: %v", err)
+	}
+	if n := s.Objects(); n != 1 {
+		t.Errorf("%d objects", n)
 	}
 }
 
