@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/guard"
@@ -74,12 +75,21 @@ func (s *Service) raise(ctx context.Context, t *set) error {
 	}
 }
 
+// seenTime bounds the wait for data sets that other servers changed.
+const seenTime = 2 * time.Second
+
 // NotReady names the data sets that would refuse ciphertext of the key's target, or may, and starts to lower their floors. A
-// promotion waits for them.
-func (s *Service) NotReady(_ context.Context, k keyring.Key) []string {
+// promotion waits for them. It looks at every floor that was ever meant to be sent for the key as it is now, by whatever server: one that has not
+// arrived yet would arrive after the promotion. (A floor is meant under the condition that the key has not changed.)
+func (s *Service) NotReady(ctx context.Context, k keyring.Key) []string {
 	v, err := k.Version(k.Target)
 	if err != nil || v.Phase != keyring.PhaseDecryptOnly {
 		return nil // a version that never was demoted is in no floor
+	}
+	ctx, cancel := context.WithTimeout(ctx, seenTime)
+	defer cancel()
+	if err := s.catchUp(ctx); err != nil {
+		return []string{"data sets"}
 	}
 	var names []string
 	for _, t := range s.of(k.ID) {

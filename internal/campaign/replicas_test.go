@@ -93,7 +93,7 @@ func pair(t *testing.T, p *shelf, before func(call string) error) (a, b *world, 
 	t.Helper()
 	c = &crown{believes: map[string]store.Rev{}}
 	a = newLed(t, at(from{p, before}), c.lead("a"))
-	b = &world{T: t, store: a.store, sealer: a.sealer, crowd: a.crowd, open: at(from{p, nothing}), lead: c.lead("b")}
+	b = &world{T: t, store: &forgetful{Store: a.store.Store}, sealer: a.sealer, crowd: a.crowd, open: at(from{p, nothing}), lead: c.lead("b")}
 	b.floors.Store(&kms.Floors{})
 	b.boot()
 	t.Cleanup(func() { b.stop() })
@@ -213,5 +213,50 @@ func TestStaleLeaderDestroysNothing(t *testing.T) {
 	}
 	if v := b.key().Versions[0]; v.Phase != keyring.PhaseDestroyed {
 		t.Errorf("%+v", v)
+	}
+}
+
+// TestFloorOnItsWay: a server that meant a floor before a rollback began may still be about to send it. The one that leads does not promote before it knows of it,
+// however late its own watch is: it would be raised over the version that is primary again.
+func TestFloorOnItsWay(t *testing.T) {
+	p, reached, late := newShelf(), make(chan struct{}), make(chan struct{})
+	stuck := nothing
+	a, b, c := pair(t, p, func(call string) error { return stuck(call) })
+	a.register("board", 0)
+	a.fill(p, "a", 3)
+	a.rotate()
+	b.synced(a)
+	if got := b.campaigns.NotReady(t.Context(), b.key()); got != nil { // it knows the data set, as it was
+		t.Fatal(got)
+	}
+	arrive := b.store.delay()
+	defer arrive()
+	var once sync.Once
+	stuck = func(call string) error {
+		if call == "floor" {
+			once.Do(func() { close(reached) })
+			<-late
+		}
+		return nil
+	}
+	done := make(chan struct{})
+	go func() { defer close(done); _ = a.retire(1) }() // raises the floor first; ends below
+	<-reached
+	c.wake("a")
+	c.give(b, "b")
+	k, err := b.kms.Back(t.Context(), admin, ref, 1, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := b.campaigns.NotReady(t.Context(), k); len(got) == 0 {
+		t.Error("a rollback goes on although a floor is on its way")
+	}
+	arrive()
+	b.lowered(k)
+	b.promote()
+	close(late)
+	<-done
+	if err := p.put(t, "back", b.seals("back", "text of back")); err != nil {
+		t.Errorf("a write under the version that is primary again: %v", err)
 	}
 }

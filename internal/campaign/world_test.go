@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"errors"
+	"iter"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -395,6 +396,35 @@ type forgetful struct {
 	mu    sync.Mutex // guards what follows
 	path  string
 	after int
+	slow  chan struct{} // until it is closed, watches of data sets bring nothing; nil: they do
+}
+
+// delay makes watches of data sets late, until the function that it returns is called.
+func (f *forgetful) delay() (arrive func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	slow := make(chan struct{})
+	f.slow = slow
+	return sync.OnceFunc(func() { close(slow) })
+}
+
+func (f *forgetful) Watch(ctx context.Context, prefix string, after store.Rev) iter.Seq2[[]store.Event, error] {
+	return func(yield func([]store.Event, error) bool) {
+		for events, err := range f.Store.Watch(ctx, prefix, after) {
+			f.mu.Lock()
+			slow := f.slow
+			f.mu.Unlock()
+			if slow != nil && prefix == "dataset/" {
+				select {
+				case <-slow:
+				case <-ctx.Done():
+				}
+			}
+			if !yield(events, err) {
+				return
+			}
+		}
+	}
 }
 
 // forget loses the answer to a commit that writes below a path, after some more.

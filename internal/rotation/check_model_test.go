@@ -57,6 +57,7 @@ type config struct {
 	crashes, restarts, replicas   bool
 	eager                         bool // censuses are also started when they cannot be believed
 	joinCounts                    bool // the epoch of a join counts as acknowledged, as its process has no older one
+	late                          bool // the leader's steps may arrive after others'
 	symmetry                      bool // instances and records that can be exchanged are sorted
 	check                         string
 	off                           guard
@@ -77,6 +78,7 @@ type state struct {
 	backup   uint8                  // 0: not taken, else its age + 1
 	spent    bool                   // restored in this tick: once is enough, or one tick could hold epochs without end
 	flight   [maxVersions + 1]uint8 // writes in flight under a version: age of the youngest + 1; 0: none
+	late     late                   // what the leader decided and has not arrived
 	rec      [maxRecords]uint8      // version of each record
 	inst     [maxInstances]instance
 }
@@ -140,6 +142,10 @@ const (
 	kLoad
 	kBackup
 	kRestore
+	kDecide
+	kLate
+	kFloorSent
+	kFloorLate
 	kinds
 )
 
@@ -216,6 +222,14 @@ func (a action) String() string {
 		return who + " starts from its cache"
 	case kBackup:
 		return fmt.Sprintf("a backup of r%d is taken", a.b+1)
+	case kDecide:
+		return "the leader decides, and is late: " + action{kind: kind(a.b)}.String()
+	case kLate:
+		return "what was decided before arrives: " + action{kind: kind(a.b)}.String()
+	case kFloorSent:
+		return "the leader sends a floor"
+	case kFloorLate:
+		return fmt.Sprintf("the floor %d of before arrives at the data set", a.b)
 	case kRestore:
 		return fmt.Sprintf("r%d is restored from the backup", a.b+1)
 	}
@@ -257,6 +271,12 @@ func (w *world) moves(s *state, out []move) []move {
 	if s.session == 0 {
 		out = w.serverMoves(s, out)
 	}
+	if w.late {
+		out = w.lateMoves(s, out)
+		for i := range out {
+			w.overtaken(s, &out[i])
+		}
+	}
 	return out
 }
 
@@ -266,6 +286,7 @@ func (w *world) tick(s state) state {
 		s.demoted[n]++
 		s.retired[n]++
 	}
+	s.late.tick()
 	s.waited++
 	if s.quiet < uint8(w.inflight)+1 && w.heard(&s) {
 		s.quiet++
@@ -372,6 +393,7 @@ func (w *world) canon(s state) state {
 		s.demoted[n] = capped(s.demoted[n], w.window, demoted)
 		s.retired[n] = capped(s.retired[n], w.wait, retired)
 	}
+	w.capLate(&s.late)
 	v, err := k.Version(k.Target)
 	s.waited = capped(s.waited, w.waitCap, err == nil && v.Phase != keyring.PhaseStaged)
 	s.quiet = capped(s.quiet, w.inflight+1, !w.floor)

@@ -103,6 +103,7 @@ func TestEveryActionHappens(t *testing.T) {
 	for _, m := range mutants() {
 		count(m.model)
 	}
+	count(lateModel(keyring.Block))
 	count(small(keyring.Fence).without(guardSession, "S1"))
 	count(small(keyring.Block).without(guardCache, "S1"))
 	for k, n := range did {

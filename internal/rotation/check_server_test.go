@@ -391,6 +391,7 @@ func (w *world) serverMoves(s *state, out []move) []move {
 				broken = ""
 			}
 			out = append(out, move{do, to, broken})
+			out = w.decideLate(s, do, to, out)
 		}
 		return true
 	}
@@ -428,6 +429,11 @@ func (w *world) serverMoves(s *state, out []move) []move {
 		to := *s
 		to.floor = uint8(k.Primary)
 		plain(action{kind: kFloor}, to)
+		if w.late && s.late.floor == 0 {
+			sent := *s
+			sent.late.floor, sent.late.old = uint8(k.Primary), false
+			plain(action{kind: kFloorSent}, sent)
+		}
 	}
 	w.campaignMoves(s, plain)
 	w.censusMoves(s, plain)
