@@ -59,7 +59,7 @@ func (g *Guard) Turn(ctx context.Context, p *Permit, shred bool) (uint64, error)
 	}
 	g.turnMu.Lock()
 	defer g.turnMu.Unlock()
-	if _, err := g.catchUp(ctx, g.keys.Load()); err != nil { // the wrap set may have changed
+	if err := g.latest(ctx); err != nil { // the wrap set may have changed
 		return 0, err
 	}
 	for {
@@ -277,6 +277,19 @@ func (g *Guard) Tend(ctx context.Context) error {
 	case <-ctx.Done():
 		return fault.Wrap(fault.Canceled, "root keys", ctx.Err())
 	}
+	for range tendTries {
+		if err := g.furtherOnce(ctx); fault.CodeOf(err) != fault.Conflict {
+			return err
+		}
+	}
+	return fault.New(fault.Conflict, "root keys")
+}
+
+// tendTries bounds how often other servers may be faster in one Tend. Each time one was, the turn has come further.
+const tendTries = 8
+
+// furtherOnce is one attempt of Tend. fault.Conflict when another server has taken the turn further meanwhile.
+func (g *Guard) furtherOnce(ctx context.Context) error {
 	if err := g.latest(ctx); err != nil { // another server may have made another root key
 		return err
 	}
