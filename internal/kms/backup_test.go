@@ -374,6 +374,37 @@ func TestRestoreRefuses(t *testing.T) {
 	}
 }
 
+// named lets mallory do everything with keys of one name, besides the rules of all tests.
+type named struct {
+	rules
+	name string
+}
+
+func (n named) Allows(c policy.Caller, a policy.Action, r policy.Resource) (string, bool) {
+	if c.Name == mallory.Name {
+		return "named", r.Key == n.name
+	}
+	return n.rules.Allows(c, a, r)
+}
+
+// TestRestoreUnderAnotherName: who may restore under one name does not get another key under it, asked for as an import or not.
+func TestRestoreUnderAnotherName(t *testing.T) {
+	w := newWorld(t)
+	old := w.copied()
+	b := w.backup(w.create("payroll", suite.Encrypt))
+	lost := w.recovered(clone(t, old), nil)
+	lost.guard.SetRules(named{name: "mine"})
+	for _, foreign := range []bool{false, true} {
+		out, err := lost.Restore(t.Context(), mallory, kms.Restore{Namespace: "default", Blob: b.Blob, Name: "mine", Foreign: foreign})
+		if wantCode(t, err, fault.Denied); len(out.Versions) > 0 {
+			t.Errorf("import %v: %+v", foreign, out)
+		}
+	}
+	if out, err := lost.Restore(t.Context(), alice, kms.Restore{Namespace: "default", Blob: b.Blob, Name: "mine"}); err != nil || out.Key.Name != "mine" {
+		t.Errorf("with the right to both names: %+v, %v", out, err)
+	}
+}
+
 // TestBackupForAnotherCluster: an exportable key moves to another cluster, for whose wrapping key it was sealed, once and as an import.
 func TestBackupForAnotherCluster(t *testing.T) {
 	w, o := newWorld(t), newWorld(t)

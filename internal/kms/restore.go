@@ -129,7 +129,21 @@ func (r *restoring) open(ctx context.Context, c policy.Caller) (err error) {
 		return r.foreign()
 	}
 	r.Foreign = !own
+	if err := r.renames(ctx, c); err != nil {
+		r.content.Destroy()
+		return err
+	}
 	return nil
+}
+
+// renames asks for the right to this cluster's key under its own name too, when it gets another: or whoever may restore keys of some names could have any
+// key under one of them, and use it. fault.Denied.
+func (r *restoring) renames(ctx context.Context, c policy.Caller) error {
+	if r.Foreign || r.Name == r.facts.Name {
+		return nil
+	}
+	_, err := r.service.guard.Admit(ctx, c, policy.ActKeyRestore, policy.Resource{Namespace: string(r.Namespace), Key: r.facts.Name, Labels: r.facts.Labels})
+	return err
 }
 
 func (r *restoring) foreign() error {
