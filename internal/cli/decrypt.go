@@ -23,6 +23,8 @@ type decryptFlags struct {
 	out   string
 	force bool
 	parts []string
+
+	compromised bool
 }
 
 func newDecrypt(a *app) *cobra.Command {
@@ -34,6 +36,9 @@ func newDecrypt(a *app) *cobra.Command {
 before it is written. The file itself says which key it needs.
 
 With a KEY: decrypt the message ("rk1.…") on standard input to standard output.
+
+With --compromised it goes on under a version that was marked as compromised, for whoever has the right decrypt.compromised besides, and says so on standard
+error: whoever has that version's key may have made what is read.
 
 An argument that has a slash in it or ends in ` + fileSuffix + ` is a file, everything else a key; ./name is always a file.`,
 		Example: "  rotor decrypt model.onnx.rotor --out model.onnx\n  rotor decrypt records --part id=7 < message",
@@ -47,6 +52,7 @@ An argument that has a slash in it or ends in ` + fileSuffix + ` is a file, ever
 	}
 	c.Flags().StringVar(&f.out, "out", "", `file to make; "-" is standard output`)
 	c.Flags().BoolVar(&f.force, "force", false, "replace an existing file")
+	c.Flags().BoolVar(&f.compromised, "compromised", false, "also under a compromised version; the origin of what is read is unproven then")
 	c.Flags().StringArrayVar(&f.parts, "part", nil, "name=value that the message is bound to; may be repeated")
 	return c
 }
@@ -76,16 +82,21 @@ func (a *app) decryptMessage(c *cobra.Command, key string, f decryptFlags) error
 		return err
 	}
 	defer s.close()
-	m, err := message(s.keys.Decrypt(c.Context(), request(&rotorv1.DecryptRequest{Key: a.ref(key), Ciphertext: ciphertext, Parts: parts})))
+	m, err := message(s.keys.Decrypt(c.Context(), request(&rotorv1.DecryptRequest{Key: a.ref(key), Ciphertext: ciphertext, Parts: parts, AllowCompromised: f.compromised})))
 	if err != nil {
 		return err
 	}
 	defer clear(m.GetPlaintext())
+	if m.GetCompromised() {
+		a.suspect(fmt.Sprintf("version %d of key %s", m.GetVersion(), key))
+	}
 	if a.format == "json" || a.format == "yaml" {
 		return a.show(struct {
 			Plaintext []byte `json:"plaintext"` // base64
 			Version   uint32 `json:"version"`
-		}{m.GetPlaintext(), m.GetVersion()})
+
+			Compromised bool `json:"compromised,omitempty"`
+		}{m.GetPlaintext(), m.GetVersion(), m.GetCompromised()})
 	}
 	if _, err := a.out.Write(m.GetPlaintext()); err != nil {
 		return fmt.Errorf("print: %w", err)
@@ -108,9 +119,19 @@ func (a *app) decryptFile(ctx context.Context, path string, f decryptFlags) erro
 }
 
 func (a *app) decryptWith(ctx context.Context, client *rotor.Client, path string, f decryptFlags) error {
-	file, err := client.OpenFile(ctx, path)
+	open := func() (*rotor.File, bool, error) {
+		f, err := client.OpenFile(ctx, path)
+		return f, false, err
+	}
+	if f.compromised {
+		open = func() (*rotor.File, bool, error) { return client.OpenCompromisedFile(ctx, path) }
+	}
+	file, suspect, err := open()
 	if err != nil {
 		return err
+	}
+	if suspect {
+		a.suspect("the version that " + path + " is under")
 	}
 	defer func() { _ = file.Close() }() // only read
 	copyTo := func(w io.Writer) error {
@@ -122,6 +143,11 @@ func (a *app) decryptWith(ctx context.Context, client *rotor.Client, path string
 		return copyTo(a.out)
 	}
 	return writeFile(f.out, f.force, copyTo)
+}
+
+// suspect warns of what was read under a compromised version.
+func (a *app) suspect(version string) {
+	fmt.Fprintf(a.err, "warning: %s is compromised: whoever has its key may have made this\n", version)
 }
 
 // interruptedBy ends a copy of what never blocks when ctx ends.

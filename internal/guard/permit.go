@@ -93,6 +93,9 @@ func (g *Guard) Refuse(ctx context.Context, c policy.Caller, a policy.Action) er
 // Caller is who holds the permit.
 func (p *Permit) Caller() policy.Caller { return p.caller }
 
+// Resource is what the permit is about.
+func (p *Permit) Resource() policy.Resource { return p.resource }
+
 // Cond holds when the record at Path was last written by the commit Rev; 0: when there is none.
 type Cond struct {
 	Path string

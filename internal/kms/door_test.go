@@ -139,6 +139,14 @@ func doors() map[string]call {
 			b, err := s.Certificate(ctx, c, k.Ref, 1)
 			return b, err
 		},
+		"DecryptCompromised": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			out, n, is, err := s.DecryptCompromised(ctx, c, k.Ref, nil, nil)
+			return [3]any{out, n, is}, err
+		},
+		"UnwrapCompromised": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			dek, is, err := s.UnwrapCompromised(ctx, c, wrap(k), nil)
+			return [2]any{dek.Len(), is}, err
+		},
 		"Backup": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
 			b, err := s.Backup(ctx, c, k.Ref, kms.BackupFor{})
 			return b.Blob, err

@@ -218,7 +218,7 @@ func (s *Service) Export(ctx context.Context, c policy.Caller, ref Ref, n uint32
 	if err := s.suites.AllowsTransport(t); err != nil {
 		return nil, err
 	}
-	k, _, err = s.mayProcess(ctx, k, p, number(n), time.Time{})
+	k, _, err = s.mayProcess(ctx, k, p, number(n), time.Time{}, false)
 	if err != nil {
 		return nil, err
 	}

@@ -26,6 +26,8 @@ type use struct {
 	version keyring.Version
 	opened
 	permit *guard.Permit
+
+	suspect bool // the version is compromised, and the caller may read under it
 }
 
 // protect admits an operation that protects so many bytes and opens the primary version.
@@ -100,7 +102,12 @@ func (s *Service) protecting(ctx context.Context, k keyring.Key, p *guard.Permit
 
 // process admits an operation that processes and opens the version.
 func (s *Service) process(ctx context.Context, k keyring.Key, p *guard.Permit, of choice, protectedAt time.Time) (use, error) {
-	k, v, err := s.mayProcess(ctx, k, p, of, protectedAt)
+	return s.processAlso(ctx, k, p, of, protectedAt, false)
+}
+
+// processAlso is process, also of a compromised version if the caller was let through for that.
+func (s *Service) processAlso(ctx context.Context, k keyring.Key, p *guard.Permit, of choice, protectedAt time.Time, compromised bool) (use, error) {
+	k, v, err := s.mayProcess(ctx, k, p, of, protectedAt, compromised)
 	if err != nil {
 		return use{version: v}, err
 	}
@@ -108,8 +115,10 @@ func (s *Service) process(ctx context.Context, k keyring.Key, p *guard.Permit, o
 }
 
 // mayProcess asks the version's state, and notes an attempt on one that is retired.
-func (s *Service) mayProcess(ctx context.Context, k keyring.Key, p *guard.Permit, of choice, protectedAt time.Time) (keyring.Key, keyring.Version, error) {
-	k, v, err := s.pick(ctx, k, of, func(k keyring.Key, v keyring.Version) error { return k.MayProcess(v, protectedAt, s.now(), false) })
+func (s *Service) mayProcess(ctx context.Context, k keyring.Key, p *guard.Permit, of choice, protectedAt time.Time, compromised bool) (keyring.Key, keyring.Version, error) {
+	k, v, err := s.pick(ctx, k, of, func(k keyring.Key, v keyring.Version) error {
+		return k.MayProcess(v, protectedAt, s.now(), compromised)
+	})
 	if fault.CodeOf(err) == fault.VersionRetired {
 		s.attempted(ctx, p, k, v.Number)
 	}
@@ -124,7 +133,7 @@ func (s *Service) using(ctx context.Context, k keyring.Key, v keyring.Version, p
 	if err := p.Use(ctx, v.Number); err != nil {
 		return use{version: v}, err
 	}
-	return use{k, v, o, p}, nil
+	return use{key: k, version: v, opened: o, permit: p}, nil
 }
 
 // Encrypt makes a message (spec/message.md) under the primary version.
@@ -156,30 +165,36 @@ func (s *Service) Decrypt(ctx context.Context, c policy.Caller, ref Ref, ciphert
 	if err != nil {
 		return nil, 0, err
 	}
+	out, v, err := s.decrypt(ctx, k, p, ciphertext, parts, false)
+	return out, v.Number, err
+}
+
+// decrypt is Decrypt after the door, also of a compromised version if the caller was let through for that.
+func (s *Service) decrypt(ctx context.Context, k keyring.Key, p *guard.Permit, ciphertext []byte, parts []envelope.Part, compromised bool) (out []byte, v keyring.Version, err error) {
 	if k.Purpose != suite.Encrypt && k.Purpose != suite.Decrypt {
-		return nil, 0, fault.New(fault.WrongPurpose, "key "+k.Name+" is for "+string(k.Purpose))
+		return nil, v, fault.New(fault.WrongPurpose, "key "+k.Name+" is for "+string(k.Purpose))
 	}
 	overhead := envelope.MessageOverhead
 	if k.Purpose == suite.Decrypt {
 		overhead = maxOverhead
 	}
 	if len(ciphertext) > MaxMessage+overhead {
-		return nil, 0, fault.New(fault.TooLarge, "ciphertext")
+		return nil, v, fault.New(fault.TooLarge, "ciphertext")
 	}
 	h, err := envelope.MessageHandle(ciphertext)
 	if err != nil {
-		return nil, 0, err
+		return nil, v, err
 	}
-	u, err := s.process(ctx, k, p, byHandle(h), time.Time{})
+	u, err := s.processAlso(ctx, k, p, byHandle(h), time.Time{}, compromised)
 	if err != nil {
-		return nil, 0, err
+		return nil, v, err
 	}
 	if k.Purpose == suite.Decrypt {
-		out, err := envelope.DecryptWith(u.decrypter, address(u.key, u.version), ciphertext, parts...)
-		return out, u.version.Number, err
+		out, err = envelope.DecryptWith(u.decrypter, address(u.key, u.version), ciphertext, parts...)
+		return out, u.version, err
 	}
-	out, err := u.decrypt(ctx, ciphertext, parts)
-	return out, u.version.Number, err
+	out, err = u.decrypt(ctx, ciphertext, parts)
+	return out, u.version, err
 }
 
 // Sign signs with the primary version; the signature is in the form of JWS.
@@ -230,7 +245,7 @@ func (s *Service) Verify(ctx context.Context, c policy.Caller, ref Ref, n uint32
 		}
 		return u.verifyTag(ctx, msg, sig)
 	}
-	_, v, err := s.mayProcess(ctx, k, p, number(n), time.Time{})
+	_, v, err := s.mayProcess(ctx, k, p, number(n), time.Time{}, false)
 	if err != nil {
 		return err
 	}
@@ -270,15 +285,24 @@ func (s *Service) Wrap(ctx context.Context, c policy.Caller, ref Ref, dek secret
 
 // Unwrap opens a file's data key. It is a release: the audit entry is durable before the answer.
 func (s *Service) Unwrap(ctx context.Context, c policy.Caller, w envelope.Wrap, immutable []byte) (secret.Bytes, error) {
-	u, err := s.unwrapping(ctx, c, policy.ActUnwrap, w, immutable)
+	u, err := s.unwrapping(ctx, c, policy.ActUnwrap, w, immutable, false)
 	if err != nil {
 		return secret.Bytes{}, err
 	}
+	return u.unwrap(ctx, w, immutable)
+}
+
+// unwrap opens the data key and says in the log that it left, before it does.
+func (u use) unwrap(ctx context.Context, w envelope.Wrap, immutable []byte) (secret.Bytes, error) {
 	dek, err := u.openDEK(ctx, w, immutable)
 	if err != nil {
 		return secret.Bytes{}, err
 	}
-	if err := u.permit.Release(ctx, versionDetail(u.version.Number)); err != nil {
+	detail := versionDetail(u.version.Number)
+	if u.suspect {
+		detail["compromised"] = "yes"
+	}
+	if err := u.permit.Release(ctx, detail); err != nil {
 		dek.Destroy()
 		return secret.Bytes{}, err
 	}
@@ -288,7 +312,7 @@ func (s *Service) Unwrap(ctx context.Context, c policy.Caller, w envelope.Wrap, 
 // Rewrap moves a wrap to the primary version of its key without showing the data key to the caller; the protect time is kept.
 // changed is false when it is there already.
 func (s *Service) Rewrap(ctx context.Context, c policy.Caller, w envelope.Wrap, immutable []byte) (next envelope.Wrap, changed bool, err error) {
-	u, err := s.unwrapping(ctx, c, policy.ActRewrap, w, immutable)
+	u, err := s.unwrapping(ctx, c, policy.ActRewrap, w, immutable, false)
 	if err != nil {
 		return w, false, err
 	}
@@ -314,7 +338,7 @@ func (s *Service) Rewrap(ctx context.Context, c policy.Caller, w envelope.Wrap, 
 }
 
 // unwrapping admits an operation on a wrap, whose key is named by ID.
-func (s *Service) unwrapping(ctx context.Context, c policy.Caller, a policy.Action, w envelope.Wrap, immutable []byte) (use, error) {
+func (s *Service) unwrapping(ctx context.Context, c policy.Caller, a policy.Action, w envelope.Wrap, immutable []byte, compromised bool) (use, error) {
 	ref := Ref{Name: w.KeyID} // of a missing key: without a name the action would be about no key, and be admitted to more callers
 	known, ok := s.Key(keyring.KeyID(w.KeyID))
 	if !ok && !c.IsZero() {
@@ -336,7 +360,12 @@ func (s *Service) unwrapping(ctx context.Context, c policy.Caller, a policy.Acti
 	if k.Purpose != suite.Wrap || w.Type != envelope.WrapKMS {
 		return use{}, fault.New(fault.WrongPurpose, "key "+k.Name+" is for "+string(k.Purpose))
 	}
-	return s.process(ctx, k, p, number(w.Version), w.ProtectTime) // OpenDEK authenticates it
+	if compromised {
+		if _, err := s.guard.Admit(ctx, c, policy.ActReadSuspect, p.Resource()); err != nil {
+			return use{}, fault.New(fault.Denied, string(policy.ActReadSuspect)+" on the key of this wrap")
+		}
+	}
+	return s.processAlso(ctx, k, p, number(w.Version), w.ProtectTime, compromised) // OpenDEK authenticates it
 }
 
 // headerParts is the encryption context of a file's header, which its wrap is bound to; none when the header does not parse.

@@ -56,6 +56,7 @@ const (
 	ActExport      Action = "key.export"
 	ActKeyBackup   Action = "key.backup"
 	ActKeyRestore  Action = "key.restore"
+	ActReadSuspect Action = "decrypt.compromised"
 
 	ActRollback   Action = "rollback"
 	ActSuspend    Action = "suspend"

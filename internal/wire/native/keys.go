@@ -89,6 +89,10 @@ func (s keys) Decrypt(ctx context.Context, r *connect.Request[rotorv1.DecryptReq
 		out, err := s.KMS.DecryptForeign(ctx, wire.Caller(ctx), s.ref(r.Msg.GetKey()), n, r.Msg.GetCiphertext())
 		return answer(&rotorv1.DecryptResponse{Plaintext: out, Version: n}, err)
 	}
+	if r.Msg.GetAllowCompromised() {
+		out, n, is, err := s.KMS.DecryptCompromised(ctx, wire.Caller(ctx), s.ref(r.Msg.GetKey()), r.Msg.GetCiphertext(), parts(r.Msg.GetParts()))
+		return answer(&rotorv1.DecryptResponse{Plaintext: out, Version: n, Compromised: is}, err)
+	}
 	out, n, err := s.KMS.Decrypt(ctx, wire.Caller(ctx), s.ref(r.Msg.GetKey()), r.Msg.GetCiphertext(), parts(r.Msg.GetParts()))
 	return answer(&rotorv1.DecryptResponse{Plaintext: out, Version: n}, err)
 }
@@ -101,6 +105,10 @@ func (s keys) Wrap(ctx context.Context, r *connect.Request[rotorv1.WrapRequest])
 
 // Unwrap releases the data key of a file.
 func (s keys) Unwrap(ctx context.Context, r *connect.Request[rotorv1.UnwrapRequest]) (*connect.Response[rotorv1.UnwrapResponse], error) {
+	if r.Msg.GetAllowCompromised() {
+		dek, is, err := s.KMS.UnwrapCompromised(ctx, wire.Caller(ctx), wrapOf(r.Msg.GetWrap()), r.Msg.GetImmutable())
+		return answer(&rotorv1.UnwrapResponse{Dek: dek.Reveal(), Compromised: is}, err)
+	}
 	dek, err := s.KMS.Unwrap(ctx, wire.Caller(ctx), wrapOf(r.Msg.GetWrap()), r.Msg.GetImmutable())
 	return answer(&rotorv1.UnwrapResponse{Dek: dek.Reveal()}, err)
 }

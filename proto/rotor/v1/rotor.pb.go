@@ -1269,9 +1269,10 @@ type DecryptRequest struct {
 	Ciphertext []byte                 `protobuf:"bytes,2,opt,name=ciphertext,proto3" json:"ciphertext,omitempty"`
 	Parts      []*Part                `protobuf:"bytes,3,rep,name=parts,proto3" json:"parts,omitempty"`
 	// Not 0: the ciphertext was made elsewhere for the public half of this version (RSA-OAEP without a label, HPKE without an info).
-	ForeignVersion uint32 `protobuf:"varint,4,opt,name=foreign_version,json=foreignVersion,proto3" json:"foreign_version,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	ForeignVersion   uint32 `protobuf:"varint,4,opt,name=foreign_version,json=foreignVersion,proto3" json:"foreign_version,omitempty"`
+	AllowCompromised bool   `protobuf:"varint,5,opt,name=allow_compromised,json=allowCompromised,proto3" json:"allow_compromised,omitempty"` // also under a compromised version, with the right to; the answer says whether it was
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *DecryptRequest) Reset() {
@@ -1332,10 +1333,18 @@ func (x *DecryptRequest) GetForeignVersion() uint32 {
 	return 0
 }
 
+func (x *DecryptRequest) GetAllowCompromised() bool {
+	if x != nil {
+		return x.AllowCompromised
+	}
+	return false
+}
+
 type DecryptResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Plaintext     []byte                 `protobuf:"bytes,1,opt,name=plaintext,proto3" json:"plaintext,omitempty"`
 	Version       uint32                 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	Compromised   bool                   `protobuf:"varint,3,opt,name=compromised,proto3" json:"compromised,omitempty"` // the version is: who made the ciphertext is unproven
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1382,6 +1391,13 @@ func (x *DecryptResponse) GetVersion() uint32 {
 		return x.Version
 	}
 	return 0
+}
+
+func (x *DecryptResponse) GetCompromised() bool {
+	if x != nil {
+		return x.Compromised
+	}
+	return false
 }
 
 // FileWrap is one entry of a file's wrap table (spec/file.md).
@@ -1574,11 +1590,12 @@ func (x *WrapResponse) GetWrap() *FileWrap {
 }
 
 type UnwrapRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Wrap          *FileWrap              `protobuf:"bytes,1,opt,name=wrap,proto3" json:"wrap,omitempty"`
-	Immutable     []byte                 `protobuf:"bytes,2,opt,name=immutable,proto3" json:"immutable,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Wrap             *FileWrap              `protobuf:"bytes,1,opt,name=wrap,proto3" json:"wrap,omitempty"`
+	Immutable        []byte                 `protobuf:"bytes,2,opt,name=immutable,proto3" json:"immutable,omitempty"`
+	AllowCompromised bool                   `protobuf:"varint,3,opt,name=allow_compromised,json=allowCompromised,proto3" json:"allow_compromised,omitempty"` // as of DecryptRequest
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *UnwrapRequest) Reset() {
@@ -1625,9 +1642,17 @@ func (x *UnwrapRequest) GetImmutable() []byte {
 	return nil
 }
 
+func (x *UnwrapRequest) GetAllowCompromised() bool {
+	if x != nil {
+		return x.AllowCompromised
+	}
+	return false
+}
+
 type UnwrapResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Dek           []byte                 `protobuf:"bytes,1,opt,name=dek,proto3" json:"dek,omitempty"`
+	Compromised   bool                   `protobuf:"varint,2,opt,name=compromised,proto3" json:"compromised,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1667,6 +1692,13 @@ func (x *UnwrapResponse) GetDek() []byte {
 		return x.Dek
 	}
 	return nil
+}
+
+func (x *UnwrapResponse) GetCompromised() bool {
+	if x != nil {
+		return x.Compromised
+	}
+	return false
 }
 
 type RewrapRequest struct {
@@ -7632,17 +7664,19 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\n" +
 	"ciphertext\x18\x01 \x01(\fR\n" +
 	"ciphertext\x12\x18\n" +
-	"\aversion\x18\x02 \x01(\rR\aversion\"\xa3\x01\n" +
+	"\aversion\x18\x02 \x01(\rR\aversion\"\xd0\x01\n" +
 	"\x0eDecryptRequest\x12\"\n" +
 	"\x03key\x18\x01 \x01(\v2\x10.rotor.v1.KeyRefR\x03key\x12\x1e\n" +
 	"\n" +
 	"ciphertext\x18\x02 \x01(\fR\n" +
 	"ciphertext\x12$\n" +
 	"\x05parts\x18\x03 \x03(\v2\x0e.rotor.v1.PartR\x05parts\x12'\n" +
-	"\x0fforeign_version\x18\x04 \x01(\rR\x0eforeignVersion\"I\n" +
+	"\x0fforeign_version\x18\x04 \x01(\rR\x0eforeignVersion\x12+\n" +
+	"\x11allow_compromised\x18\x05 \x01(\bR\x10allowCompromised\"k\n" +
 	"\x0fDecryptResponse\x12\x1c\n" +
 	"\tplaintext\x18\x01 \x01(\fR\tplaintext\x12\x18\n" +
-	"\aversion\x18\x02 \x01(\rR\aversion\"\xad\x01\n" +
+	"\aversion\x18\x02 \x01(\rR\aversion\x12 \n" +
+	"\vcompromised\x18\x03 \x01(\bR\vcompromised\"\xad\x01\n" +
 	"\bFileWrap\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\rR\x04type\x12\x15\n" +
 	"\x06key_id\x18\x02 \x01(\tR\x05keyId\x12\x18\n" +
@@ -7655,12 +7689,14 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\x03dek\x18\x02 \x01(\fR\x03dek\x12\x1c\n" +
 	"\timmutable\x18\x03 \x01(\fR\timmutable\"6\n" +
 	"\fWrapResponse\x12&\n" +
-	"\x04wrap\x18\x01 \x01(\v2\x12.rotor.v1.FileWrapR\x04wrap\"U\n" +
+	"\x04wrap\x18\x01 \x01(\v2\x12.rotor.v1.FileWrapR\x04wrap\"\x82\x01\n" +
 	"\rUnwrapRequest\x12&\n" +
 	"\x04wrap\x18\x01 \x01(\v2\x12.rotor.v1.FileWrapR\x04wrap\x12\x1c\n" +
-	"\timmutable\x18\x02 \x01(\fR\timmutable\"\"\n" +
+	"\timmutable\x18\x02 \x01(\fR\timmutable\x12+\n" +
+	"\x11allow_compromised\x18\x03 \x01(\bR\x10allowCompromised\"D\n" +
 	"\x0eUnwrapResponse\x12\x10\n" +
-	"\x03dek\x18\x01 \x01(\fR\x03dek\"U\n" +
+	"\x03dek\x18\x01 \x01(\fR\x03dek\x12 \n" +
+	"\vcompromised\x18\x02 \x01(\bR\vcompromised\"U\n" +
 	"\rRewrapRequest\x12&\n" +
 	"\x04wrap\x18\x01 \x01(\v2\x12.rotor.v1.FileWrapR\x04wrap\x12\x1c\n" +
 	"\timmutable\x18\x02 \x01(\fR\timmutable\"R\n" +
