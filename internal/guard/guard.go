@@ -252,6 +252,12 @@ func (g *Guard) believe(ctx context.Context, r store.Record, known store.Rev) (o
 	if ok && want.rev > r.Rev && want.rev > known && !want.loaded {
 		return Record{}, true, nil
 	}
+	if r.Key == rootPath { // it opened, so its tag holds
+		if !ok || want.hash != hashOf(r.Value) {
+			return Record{}, false, fault.New(fault.RecordReplayed, r.Key)
+		}
+		return Record{Path: r.Key, Value: r.Value, Counter: want.counter, Rev: r.Rev}, false, nil
+	}
 	counter, value, err := g.openBlob(ctx, r.Key, r.Value)
 	if errors.Is(err, errGone) { // it was sealed again, perhaps since it was read
 		if err := g.index.wait(ctx, g.keys.Load().rev); err != nil {

@@ -209,10 +209,39 @@ func (g *Guard) BeginRecovery(ctx context.Context, past *Past) (*Permit, uint32,
 			return nil, 0, err
 		}
 	}
+	if err := g.keepRoot(ctx); err != nil {
+		return nil, 0, err
+	}
 	if err := g.reconcile(ctx, past); err != nil {
 		return nil, 0, err
 	}
 	return g.recoverer(), r.Target, nil
+}
+
+// keepRoot makes the log vouch for the root record that the store was opened with, where that is an older one that somebody put back. Sealers that
+// were removed since are in the wrap set again; the entry has the set.
+func (g *Guard) keepRoot(ctx context.Context) error {
+	r := g.keys.Load()
+	rec, err := g.store.Get(ctx, rootPath)
+	if err != nil {
+		return storeFault(rootPath, err)
+	}
+	if w, ok := g.index.latest(rootPath); ok && w.hash == hashOf(rec.Value) {
+		return nil
+	}
+	value, err := json.Marshal(r.record)
+	if err != nil {
+		return fmt.Errorf("encode root: %w", err)
+	}
+	detail := map[string]string{"step": "root", "set": strings.Join(g.Members(), ", ")}
+	at, err := g.recoverer().Commit(ctx, []Cond{{Path: rootPath, Rev: rec.Rev}}, []Write{{Path: rootPath, Value: value, plain: true}}, detail)
+	if err != nil {
+		return err
+	}
+	if _, err := g.catchUp(ctx, r); err != nil {
+		return err
+	}
+	return g.index.wait(ctx, at)
 }
 
 // reconcile writes what the log and a newer one disagree with.

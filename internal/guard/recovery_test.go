@@ -102,6 +102,21 @@ func TestEachWayIsDetectedByName(t *testing.T) {
 			w.tamper(store.Op{Key: "x/a", Value: old})
 			return nil
 		}},
+		"a replayed root record": {"replayed", "seal/root", func(w *world) [][]byte {
+			g, stop := w.open()
+			defer stop()
+			old := w.raw("seal/root").Value
+			p, err := g.Admit(w.t.Context(), alice, policy.ActSeal, policy.Resource{})
+			if err == nil {
+				err = g.RotateSealer(w.t.Context(), p, w.sealer)
+			}
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			w.entries(g)
+			w.tamper(store.Op{Key: "seal/root", Value: old})
+			return nil
+		}},
 		"a deleted tombstone": {"lost", "handle/default/1", func(w *world) [][]byte {
 			g, stop := w.open()
 			defer stop()

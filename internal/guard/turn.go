@@ -240,7 +240,7 @@ func (g *Guard) tendOnce(ctx context.Context, mine bool) error {
 
 // schedule begins a shred when one is due: something was destroyed that is not erased, the last one was asked for long enough ago, and none waits.
 func (g *Guard) schedule(ctx context.Context) error {
-	if g.shredEvery == 0 || g.refuse() != nil {
+	if g.shredEvery == 0 || len(g.Detected()) > 0 {
 		return nil
 	}
 	last, began := g.index.shreds()

@@ -164,7 +164,7 @@ func (g *Guard) sweep(ctx context.Context) error {
 // CloseWindows writes the counts of windows and of repeated refusals; all: of the present minute too, as when the server stops. What a full
 // store does not take is kept for the next call.
 func (g *Guard) CloseWindows(ctx context.Context, all bool) error {
-	if g.refuse() != nil { // nothing more is written to a store that is not the one that it was
+	if len(g.Detected()) > 0 { // nothing more is written to a store that is not the one that it was
 		return nil
 	}
 	minute := g.minute()

@@ -74,8 +74,8 @@ func (c Config) anchor(g *guard.Guard, last int64) (int64, error) {
 
 // lookBack notices a store that was set back, or exchanged for another, under the running server. What the server knew is the anchor then.
 func (c Config) lookBack(ctx context.Context, g *guard.Guard) error {
-	if len(g.Detected()) > 0 || ctx.Err() != nil {
-		return nil //nolint:nilerr // a server that stops looks at nothing
+	if len(g.Detected()) > 0 {
+		return nil
 	}
 	d, err := g.CheckStore(ctx)
 	if err != nil || d.Kind == "" {
