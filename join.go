@@ -43,7 +43,7 @@ func join(ctx context.Context, dir *identity.Dir, config Config) error {
 		return err
 	}
 	h := identity.JoinClient(t)
-	h.Transport = &identity.Failover{Base: h.Transport, Addresses: servers, Repeat: identity.Repeatable, Quick: identity.Quick} // the answer to a token is repeated
+	h.Transport = identity.Among(h.Transport, servers) // the answer to a token is repeated
 	defer h.CloseIdleConnections()
 	client := rotorv1.NewJoinServiceClient(h, "https://"+servers[0], connect.WithReadMaxBytes(maxGrant))
 	for n := 0; ; n++ {

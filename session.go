@@ -23,7 +23,7 @@ import (
 // Login says how a program comes in that is no instance. One of CredentialFile, Credential, TokenFile and Certificate with Key must be set. Files are read at
 // each login, so that what replaces a token that ends is used.
 type Login struct {
-	Address        string       // host:port of the server
+	Address        string       // host:port of the server, or of several with commas between; the certificate of each has its host
 	CAFile         string       // PEM of the cluster's authority (rotor server ca), or of those of the server's own certificate; default: the system's
 	CredentialFile string       // holds a credential: rotor_credential_…
 	Credential     string       // the credential itself, where it is in no file
@@ -56,8 +56,9 @@ type Session struct {
 
 // NewSession logs in. Close ends the session.
 func NewSession(ctx context.Context, login Login) (*Session, error) {
-	if login.Address == "" {
-		return nil, fault.New(fault.Invalid, "address").WithHint("host:port of the server")
+	servers, err := identity.Addresses(login.Address)
+	if err != nil {
+		return nil, err
 	}
 	if login.Log == nil {
 		login.Log = slog.Default()
@@ -66,8 +67,9 @@ func NewSession(ctx context.Context, login Login) (*Session, error) {
 	if err != nil {
 		return nil, err
 	}
+	h.Transport = identity.Among(h.Transport, servers)
 	s := &Session{login: login, http: h}
-	url := "https://" + login.Address
+	url := "https://" + servers[0]
 	s.client = rotorv1.NewAuthServiceClient(h, url)
 	s.admin = newAdmin(h, url, connect.WithInterceptors(bearing{s}))
 	if err := s.renew(ctx, ""); err != nil {

@@ -61,8 +61,12 @@ func (a *app) connectSession(path string) (*api, error) {
 	if err != nil {
 		return nil, err
 	}
-	h.Transport = bearer{s.Token, h.Transport}
-	return newAPI(h, cmp.Or(a.address, os.Getenv(envAddress), s.Address)), nil
+	servers, err := identity.Addresses(cmp.Or(a.address, os.Getenv(envAddress), s.Address))
+	if err != nil {
+		return nil, usage("--address", "host:port, or several with commas between")
+	}
+	h.Transport = bearer{s.Token, identity.Among(h.Transport, servers)}
+	return newAPI(h, servers[0]), nil
 }
 
 func readSession(path string) (s sessionFile, err error) {

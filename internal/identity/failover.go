@@ -49,6 +49,11 @@ type Failover struct {
 	heard [maxAddresses]atomic.Pointer[time.Time] // of each address: when it answered last; nil: never
 }
 
+// Among sends requests to one of several servers (Addresses), as rotor's own clients do.
+func Among(base http.RoundTripper, addresses []string) *Failover {
+	return &Failover{Base: base, Addresses: addresses, Repeat: Repeatable, Quick: Quick}
+}
+
 // RoundTrip implements http.RoundTripper.
 func (f *Failover) RoundTrip(r *http.Request) (*http.Response, error) {
 	empty := r.Body == nil || r.Body == http.NoBody
@@ -301,7 +306,8 @@ func (f *Failover) CloseIdleConnections() {
 func Repeatable(path string) bool {
 	_, method, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
 	switch method {
-	case "Get", "List", "Progress", "Encrypt", "Decrypt", "Wrap", "Unwrap", "Rewrap", "Sign", "Verify", "Instances", "DataSets", "Census", "GetCampaign", "Status", "Join", "Renew":
+	case "Get", "List", "Progress", "Instances", "DataSets", "Census", "GetCampaign", "Status", "Show", "Backups", "Whoami", "Sessions", "Credentials", "Grants", "Admins",
+		"Encrypt", "Decrypt", "Wrap", "Unwrap", "Rewrap", "Sign", "Verify", "Encapsulate", "Decapsulate", "Join", "Renew":
 		return true
 	}
 	return !strings.HasPrefix(path, "/rotor.v1.") // health and key sets

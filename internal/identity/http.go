@@ -23,7 +23,7 @@ func (d *Dir) HTTPClient() *http.Client { return d.client(d.ClientTLS(d.isServer
 // ServersClient is HTTPClient for a list of servers of the cluster (Addresses): whatever host a URL names, the one that answers gets the request.
 func (d *Dir) ServersClient(addresses []string) *http.Client {
 	h := d.HTTPClient()
-	h.Transport = &Failover{Base: h.Transport, Addresses: addresses, Repeat: Repeatable, Quick: Quick}
+	h.Transport = Among(h.Transport, addresses)
 	return h
 }
 

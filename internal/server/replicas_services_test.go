@@ -5,6 +5,7 @@ package server_test
 import (
 	"context"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"sync"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/rotorkms/rotor"
 	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/identity"
 	"github.com/rotorkms/rotor/internal/server"
 	"github.com/rotorkms/rotor/internal/testenv"
 	rotorv1 "github.com/rotorkms/rotor/proto/rotor/v1"
@@ -34,6 +36,9 @@ func newReplicas(t *testing.T, bin, url string) *replicas {
 	r := &replicas{processes: newProcesses(t, bin, 3), url: url}
 	c := r.config()
 	c.Store = url
+	if err := os.WriteFile(c.Rules, []byte(rules+"  - {name: ci, callers: [credential/ci], actions: [decrypt], keys: {namespace: \"**\", names: [\"**\"]}}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := server.Init(t.Context(), c); err != nil {
 		t.Fatal(err)
 	}
@@ -77,13 +82,40 @@ func (r *replicas) load(members []*rotor.Client, admin *rotor.Client, message []
 			return err
 		})
 	}
-	read("server key", func() error {
-		bounded, cancel := context.WithTimeout(ctx, frozenRead)
-		defer cancel()
-		_, err := admin.Admin().Keys.Decrypt(bounded, connect.NewRequest(&rotorv1.DecryptRequest{Key: &rotorv1.KeyRef{Name: "server"}, Ciphertext: message}))
-		return err
-	})
+	for what, keys := range map[string]rotorv1.KeyServiceClient{"server key": admin.Admin().Keys, "server key, by a session": r.session().Admin().Keys} {
+		read(what, func() error {
+			bounded, cancel := context.WithTimeout(ctx, frozenRead)
+			defer cancel()
+			_, err := keys.Decrypt(bounded, connect.NewRequest(&rotorv1.DecryptRequest{Key: &rotorv1.KeyRef{Name: "server"}, Ciphertext: message}))
+			return err
+		})
+	}
 	return l
+}
+
+// session is a caller who has logged in, and knows all servers.
+func (r *replicas) session() *rotor.Session {
+	r.t.Helper()
+	dir := filepath.Join(r.dir, "admin")
+	admin := r.dial(rotor.Config{Identity: dir}, 0)
+	c, err := admin.Admin().Auth.CreateCredential(r.t.Context(), connect.NewRequest(&rotorv1.CreateCredentialRequest{Name: "ci"}))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	person, err := identity.Read(dir)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	ca := filepath.Join(r.t.TempDir(), "ca.pem")
+	if err := os.WriteFile(ca, person.CAPEM(), 0o600); err != nil {
+		r.t.Fatal(err)
+	}
+	s, err := rotor.NewSession(r.t.Context(), rotor.Login{Address: r.addresses(0), CAFile: ca, Credential: c.Msg.GetText()})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() { _ = s.Close(context.Background()) })
+	return s
 }
 
 // frozenRead is the time that a read has, so that one that waits for a frozen server (25 s) fails.
