@@ -200,7 +200,7 @@ func (a *ClientCA) Identify(chain []*x509.Certificate, now time.Time, own string
 	if why != "" {
 		return nobody(why)
 	}
-	return policy.Caller{Kind: policy.KindCertificate, Name: "certificate/" + a.Name + "/" + id, Attributes: subjectAttributes(leaf)}, nil
+	return policy.Caller{Kind: policy.KindCertificate, Name: "certificate/" + a.Name + "/" + id, Attributes: subjectAttributes(leaf, own)}, nil
 }
 
 // valid says whether each certificate of a chain but the root is on no list, and a list of its issuer is there and in time (RFC 5280, 6.3).
@@ -270,8 +270,8 @@ func spiffeID(leaf *x509.Certificate, own string) string {
 	return u.String()
 }
 
-// subjectAttributes are the parts of a certificate that it has once.
-func subjectAttributes(leaf *x509.Certificate) map[string]string {
+// subjectAttributes are the parts of a certificate that it has once, without a SPIFFE ID of this cluster's own trust domain, which no other authority gives.
+func subjectAttributes(leaf *x509.Certificate, own string) map[string]string {
 	out := map[string]string{"serial": leaf.SerialNumber.Text(16)}
 	sum := sha256.Sum256(leaf.Raw)
 	out["fingerprint"] = hex.EncodeToString(sum[:])
@@ -282,8 +282,8 @@ func subjectAttributes(leaf *x509.Certificate) map[string]string {
 			out[name] = strings.ToValidUTF8(all[0], "\uFFFD")
 		}
 	}
-	if len(leaf.URIs) == 1 && leaf.URIs[0].Scheme == "spiffe" && len(leaf.URIs[0].String()) <= maxAttribute {
-		out["spiffe_id"] = leaf.URIs[0].String()
+	if id := spiffeID(leaf, own); id != "" && len(id) <= maxAttribute {
+		out["spiffe_id"] = id
 	}
 	return out
 }

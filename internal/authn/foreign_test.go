@@ -203,6 +203,11 @@ func TestSubjects(t *testing.T) {
 	if err != nil || who.Name != "certificate/old/CN=reader,O=Acme" {
 		t.Errorf("%+v, %v", who, err)
 	}
+	own := &url.URL{Scheme: "spiffe", Host: "rotor.local", Path: "/instance/reader"}
+	who, err = s.Identify(ca.client(func(c *x509.Certificate) { c.URIs = []*url.URL{own} }), false)
+	if err != nil || who.Attributes["spiffe_id"] != "" {
+		t.Errorf("an ID of this cluster from another authority: %+v, %v", who, err)
+	}
 	for what, subject := range map[string]pkix.Name{
 		"another": {CommonName: "writer", Organization: []string{"Acme"}}, "of more parts": {CommonName: "x,CN=reader,O=Acme"}, "empty": {}, "line": {CommonName: "reader", Organization: []string{"A\nB"}},
 	} {
