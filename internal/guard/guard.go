@@ -76,6 +76,7 @@ type Guard struct {
 	suspended chan struct{} // closed when it does after Open
 	told      chan struct{} // full when a witness has come to another server
 	witnesses latest
+	convicted conviction
 
 	rootMu  sync.Mutex    // held while the root record is read again
 	turnMu  sync.Mutex    // held while another root key is made

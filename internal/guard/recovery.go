@@ -52,8 +52,20 @@ func (g *Guard) recovering(ctx context.Context) (Recovering, error) {
 	return out, nil
 }
 
-// Recovering reads what was asked for. fault.NotFound.
-func (g *Guard) Recovering(ctx context.Context) (Recovering, error) { return g.recovering(ctx) }
+// Recovering reads what was asked for. One that the cluster has signed statements after is of a time that is over: it came back with the copy of
+// the store, and neither its announcement nor its approval is for this recovery. fault.NotFound.
+func (g *Guard) Recovering(ctx context.Context) (Recovering, error) {
+	r, err := g.recovering(ctx)
+	if err == nil && g.overtaken(r) {
+		return Recovering{}, fault.New(fault.NotFound, "recovery").WithHint("one that is older than the newest statement is in the store; announce it anew")
+	}
+	return r, err
+}
+
+func (g *Guard) overtaken(r Recovering) bool {
+	last, _ := g.convicted.get()
+	return last.After(r.Asked)
+}
 
 // AskRecovery announces a recovery in log and status; it may begin after the delay, or, with a negative one, once custodians approve alone.
 // fault.Exists when one is announced, WrongState when there is nothing to recover from.
@@ -66,7 +78,15 @@ func (g *Guard) AskRecovery(ctx context.Context, by string, delay time.Duration)
 	if delay >= 0 {
 		r.NotUntil = now.Add(delay)
 	}
-	err := g.putRecovering(ctx, r, 0, "ask")
+	var rev store.Rev
+	if old, err := g.recovering(ctx); err == nil && g.overtaken(old) {
+		rec, err := g.Get(ctx, recoveryPath)
+		if err != nil {
+			return Recovering{}, err
+		}
+		rev = rec.Rev
+	}
+	err := g.putRecovering(ctx, r, rev, "ask")
 	if fault.CodeOf(err) == fault.Conflict {
 		return r, fault.New(fault.Exists, "recovery")
 	}
@@ -80,7 +100,7 @@ func (g *Guard) ApproveRecovery(ctx context.Context, by string) error {
 	if err != nil {
 		return err
 	}
-	r, err := g.recovering(ctx)
+	r, err := g.Recovering(ctx)
 	if err != nil {
 		return err
 	}
@@ -189,7 +209,7 @@ func (g *Guard) BeginRecovery(ctx context.Context, past *Past) (*Permit, uint32,
 	if err != nil {
 		return nil, 0, err
 	}
-	r, err := g.recovering(ctx)
+	r, err := g.Recovering(ctx)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -203,7 +223,8 @@ func (g *Guard) BeginRecovery(ctx context.Context, past *Past) (*Permit, uint32,
 	if past == nil {
 		past = NewPast()
 	}
-	if target := max(g.Incarnation(), past.Incarnation) + 1; r.Target < target {
+	_, shown := g.convicted.get()
+	if target := max(g.Incarnation(), past.Incarnation, shown) + 1; r.Target < target {
 		r.Target = target
 		if err := g.putRecovering(ctx, r, rec.Rev, "begin"); err != nil {
 			return nil, 0, err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"fmt"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -334,6 +335,71 @@ func TestARecoveryAppliesTheNewerLog(t *testing.T) {
 	}
 	if past.Highest["default/k"] != 7 {
 		t.Errorf("%+v", past.Highest)
+	}
+}
+
+// TestAnOldAnnouncementIsNone: a store that was copied while a recovery was announced, and is put back when that one is long over, has neither its wait
+// behind it nor an approval; and the recovery of it leads beyond what the cluster was since.
+func TestAnOldAnnouncementIsNone(t *testing.T) {
+	w := newWorld(t, mem.New())
+	g, stop := w.open()
+	w.put(g, "x/a", "1")
+	w.entries(g)
+	old := copyOf(t, w.store)
+	w.put(g, "x/a", "2")
+	s := w.statement(g)
+	stop()
+	w.store = old
+	w.clock.Add(10)
+	ordered := func() *mem.Store { // a copy, once the log is in order
+		for len(w.keys("log/new/")) > 0 {
+			runtime.Gosched()
+		}
+		return copyOf(t, w.store)
+	}
+	g, stop = w.inRecovery(s)
+	if _, err := g.AskRecovery(t.Context(), "admin/alice", time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.ApproveRecovery(t.Context(), "shamir:1"); err != nil {
+		t.Fatal(err)
+	}
+	kept := ordered()
+	_, target, err := g.BeginRecovery(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	begun := ordered()
+	if err := g.EndRecovery(t.Context(), target); err != nil {
+		t.Fatal(err)
+	}
+	w.clock.Add(1 << 20)
+	w.put(g, "x/a", "3")
+	s = w.statement(g)
+	stop()
+	for name, copied := range map[string]store.Store{"approved": kept, "begun": begun} {
+		w.store = copied
+		g, stop = w.inRecovery(s)
+		for what, try := range map[string]func() error{
+			"read":    func() error { _, err := g.Recovering(t.Context()); return err },
+			"approve": func() error { return g.ApproveRecovery(t.Context(), "shamir:1") },
+			"begin":   func() error { _, _, err := g.BeginRecovery(t.Context(), nil); return err },
+		} {
+			if err := try(); fault.CodeOf(err) != fault.NotFound {
+				t.Errorf("%s, %s: %v", name, what, err)
+			}
+		}
+		if _, err := g.AskRecovery(t.Context(), "admin/alice", time.Hour); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := g.BeginRecovery(t.Context(), nil); fault.CodeOf(err) != fault.GateClosed {
+			t.Errorf("%s, before its time: %v", name, err)
+		}
+		w.clock.Add(int64(time.Hour / time.Second))
+		if _, again, err := g.BeginRecovery(t.Context(), nil); err != nil || again <= target {
+			t.Errorf("%s: to incarnation %d, the cluster was at %d: %v", name, again, target, err)
+		}
+		stop()
 	}
 }
 

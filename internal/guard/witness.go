@@ -187,7 +187,41 @@ func (g *Guard) tell() {
 	}
 }
 
+// conviction is what the statements say together that the store contradicts.
+type conviction struct {
+	mu          sync.Mutex // guards what follows
+	last        time.Time  // of the newest of them
+	incarnation uint32     // the highest
+}
+
+func (c *conviction) add(s identity.Statement, now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if at := s.Time; at.Before(now) {
+		now = at // else the clock of who signed it is ahead
+	}
+	if now.After(c.last) {
+		c.last = now
+	}
+	c.incarnation = max(c.incarnation, s.Incarnation)
+}
+
+func (c *conviction) get() (last time.Time, incarnation uint32) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.last, c.incarnation
+}
+
+// contradicts compares the log with a statement of this cluster.
 func (g *Guard) contradicts(ctx context.Context, s identity.Statement) (Detection, error) {
+	d, err := g.compared(ctx, s)
+	if err == nil && d.Kind != "" && s.Cluster == g.ClusterID() {
+		g.convicted.add(s, g.now())
+	}
+	return d, err
+}
+
+func (g *Guard) compared(ctx context.Context, s identity.Statement) (Detection, error) {
 	own := g.Incarnation()
 	when := s.Time.UTC().Format(time.RFC3339)
 	switch {
