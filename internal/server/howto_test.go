@@ -2,10 +2,12 @@ package server_test
 
 import (
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
 
+	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/server"
 )
@@ -38,5 +40,34 @@ func TestHowToComeIn(t *testing.T) {
 	}
 	if len(blocks) != 4 || issuers != 3 {
 		t.Errorf("%d blocks, %d issuers", len(blocks), issuers)
+	}
+}
+
+// TestHowToSeveralServers: the configuration of the page is one that a server would start with.
+func TestHowToSeveralServers(t *testing.T) {
+	page, err := os.ReadFile("../../docs/howto/several-servers.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := regexp.MustCompile("(?ms)^```yaml\n(.*?)^```").FindAllSubmatch(page, -1)
+	if len(blocks) != 1 {
+		t.Fatalf("%d blocks", len(blocks))
+	}
+	c, err := server.ParseFile("page", blocks[0][1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Rules = filepath.Join(t.TempDir(), "rules.yaml") // of the reader's machine
+	if err := os.WriteFile(c.Rules, []byte(rules), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, engine, err := c.Checked(); err != nil || engine != "etcd" {
+		t.Errorf("%s, %v", engine, err)
+	}
+	for _, wrong := range []string{"http://kms.example", "https://", "https://kms.example/", "https://kms.example?x=y", "https://a@kms.example", "kms.example", "https://kms.example/a#b"} {
+		c.Issuer = wrong
+		if _, _, err := c.Checked(); fault.CodeOf(err) != fault.Invalid {
+			t.Errorf("issuer %s: %v", wrong, err)
+		}
 	}
 }

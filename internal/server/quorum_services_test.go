@@ -126,6 +126,9 @@ func TestLostQuorum(t *testing.T) {
 	if status != http.StatusServiceUnavailable || reason == "" {
 		t.Errorf("without a majority: %d, %q", status, reason)
 	}
+	if m, err := admin.Admin().Server.Status(t.Context(), connect.NewRequest(&rotorv1.StatusRequest{})); err != nil || m.Msg.GetReady() || len(m.Msg.GetReplicas()) != 1 {
+		t.Errorf("the status, from memory: %v, %v", m, err)
+	}
 	if err := create("lost"); fault.CodeOf(err) != fault.Unavailable {
 		t.Errorf("a commit without a majority: %v", err)
 	}
