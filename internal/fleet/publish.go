@@ -155,10 +155,9 @@ func (s *Session) post(n *news, released []uint32, asked bool) {
 	if l.told && l.out == nil && (k.Epoch.Less(l.sent) || !asked && k.Epoch == l.sent) {
 		return
 	}
-	switch {
-	case l.out == nil:
+	if l.out == nil {
 		l.out = &outgoing{n, released}
-	default:
+	} else {
 		if !k.Epoch.Less(l.out.key.Epoch) {
 			l.out.news = n
 		}

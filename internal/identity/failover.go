@@ -234,7 +234,7 @@ func (f *Failover) attempt(ctx context.Context, r *http.Request, a attempt) atte
 			return a
 		}
 	}
-	if a.resp, a.err = f.send(ctx, next, a.at); a.err == nil {
+	if a.resp, a.err = f.send(ctx, next, a.at); a.err == nil { //nolint:bodyclose // who takes the attempt closes it
 		a.err = whole(a.resp)
 	}
 	return a

@@ -27,7 +27,7 @@ func TestReadFile(t *testing.T) {
 	write("dir: data\nlisten: 127.0.0.1:1\nhosts: [a, b]\nrules: /etc/rules.yaml\nlease_ttl: 3s\n")
 	got, err := server.ReadFile(path)
 	want := server.Config{Dir: filepath.Join(dir, "data"), Listen: "127.0.0.1:1", Hosts: []string{"a", "b"}, Rules: "/etc/rules.yaml", LeaseTTL: 3 * time.Second, File: path}
-	if diff := cmp.Diff(want, got, cmpopts.IgnoreFields(server.Config{}, "Log", "Now", "Source")); err != nil || diff != "" {
+	if diff := cmp.Diff(want, got, cmpopts.IgnoreFields(server.Config{}, "Log", "Now", "Source"), cmpopts.IgnoreUnexported(server.Config{})); err != nil || diff != "" {
 		t.Fatalf("%v\n%s", err, diff)
 	}
 	for _, bad := range []string{"dri: x\n", "dir: [\n", "dir: a\n---\ndir: b\n", "lease_ttl: soon\n", "hosts: {a: b}\n", "- dir\n"} {
