@@ -111,10 +111,10 @@ func (s *process) forgetPeak() error {
 	return os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", s.cmd.Process.Pid), []byte("5"), 0o600)
 }
 
-// settled is the resident memory, in KB of 1000 bytes, when the server has come to rest: it has not fallen for ten seconds.
+// settled is the resident memory, in KB of 1000 bytes, when the server has come to rest: it has not fallen for twenty seconds.
 func (s *process) settled(ctx context.Context) (float64, error) {
 	least, err := s.memory("VmRSS")
-	for calm := 0; calm < 20 && err == nil; calm++ {
+	for calm := 0; calm < 40 && err == nil; calm++ {
 		select {
 		case <-time.After(500 * time.Millisecond):
 		case <-ctx.Done():

@@ -12,8 +12,9 @@ const (
 	trimEvery = time.Second
 	trimCalm  = 3   // looks without a surge, before memory is given back
 	trimTimes = 3   // collections, for the stacks
-	trimFrom  = 100 // connections that came or went, at least, and a twentieth of those that there are
+	trimFrom  = 100 // connections that came or went, at least, and a hundredth of those that there are
 	trimStill = 10  // that may come or go in a look without being a surge, and one in 500 of those that there are
+	trimRest  = 15  // looks at least until the next time: a surge that only paused is not over, and one that is slow is no reason to do nothing else
 )
 
 // trim gives memory back to the system after each surge of connections, once it is over. It ends with ctx.
@@ -38,6 +39,7 @@ type trimmer struct {
 	last    int // connections at the last look
 	trimmed int // at the last time that memory was given back
 	calm    int
+	rest    int // looks until the next time
 	left    int // times that are still to come
 }
 
@@ -49,9 +51,9 @@ func (t *trimmer) due(connections int) bool {
 	} else {
 		t.calm++
 	}
-	t.last = connections
-	if t.left == 0 && t.calm >= trimCalm && since(t.trimmed) >= max(trimFrom, connections/20) {
-		t.trimmed, t.left = connections, trimTimes
+	t.last, t.rest = connections, max(t.rest-1, 0)
+	if t.rest == 0 && t.calm >= trimCalm && since(t.trimmed) >= max(trimFrom, connections/100) {
+		t.trimmed, t.left, t.rest = connections, trimTimes, trimRest
 	}
 	if t.left == 0 {
 		return false

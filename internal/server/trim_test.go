@@ -8,18 +8,17 @@ func TestTrim(t *testing.T) {
 		connections []int
 		want        string
 	}{
-		"quiet":             {[]int{5, 5, 5, 5, 5, 5, 5, 5}, "........"},
-		"a few":             {[]int{0, 50, 99, 99, 99, 99, 99, 99}, "........"},
+		"quiet":             {append([]int{5}, many(5, 7)...), "........"},
+		"a few":             {append([]int{0, 50}, many(99, 6)...), "........"},
 		"they come":         {[]int{0, 200, 400, 600, 800, 1000}, "......"},
-		"they have come":    {[]int{0, 500, 1000, 1000, 1000, 1000, 1000, 1000, 1000, 1000}, ".....xxx.."},
-		"slowly":            {[]int{0, 40, 80, 120, 160, 160, 160, 160, 160, 160}, ".......xxx"},
+		"they have come":    {append([]int{0, 500}, many(1000, 8)...), ".....xxx.."},
+		"slowly":            {append([]int{0, 40, 80, 120}, many(160, 6)...), ".......xxx"},
 		"one after another": {[]int{95, 96, 97, 98, 99, 100, 101, 102, 103, 104}, ".....xxx.."},
-		"they go":           {[]int{1000, 1000, 1000, 1000, 1000, 1000, 1000, 100, 100, 100, 100, 100, 100, 100}, "...xxx....xxx."},
-		"and come back":     {[]int{1000, 1000, 1000, 1000, 1000, 1000, 500, 1000, 1000, 1000, 1000, 1000, 1000}, "...xxx......."},
-		"few of many":       {[]int{10000, 10000, 10000, 10000, 10000, 10000, 10400, 10400, 10400, 10400, 10400}, "...xxx....."},
-		"more than that":    {[]int{10000, 10000, 10000, 10000, 10000, 10000, 11000, 11000, 11000, 11000, 11000}, "...xxx...xx"},
-		"a storm slows":     {[]int{0, 3000, 6000, 9000, 9300, 9400, 9500, 9550, 9600, 9600, 9600, 9600, 9600}, "...........xx"},
-		"during the times":  {[]int{1000, 1000, 1000, 1000, 2000, 2000, 2000, 2000, 2000, 2000, 2000}, "...xxx.xxx."},
+		"they go":           {append(many(1000, 16), many(100, 8)...), "...xxx.............xxx.."},
+		"and come back":     {append(append(many(1000, 6), 500), many(1000, 16)...), "...xxx................."},
+		"few of many":       {append(many(10000, 6), many(10090, 16)...), "...xxx................"},
+		"more than that":    {append(many(10000, 6), many(10200, 16)...), "...xxx............xxx."},
+		"a pause":           {append(append([]int{0, 3000, 6000}, many(9000, 6)...), many(9600, 16)...), "......xxx............xxx."},
 	} {
 		var m trimmer
 		got := ""
@@ -30,4 +29,12 @@ func TestTrim(t *testing.T) {
 			t.Errorf("%s: %s, want %s", name, got, c.want)
 		}
 	}
+}
+
+// many is so many looks at the same number of connections.
+func many(connections, looks int) (all []int) {
+	for range looks {
+		all = append(all, connections)
+	}
+	return all
 }
