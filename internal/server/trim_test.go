@@ -2,28 +2,34 @@ package server
 
 import "testing"
 
-// TestTrim: memory is given back some seconds after many connections came or went, a few times, and not while they come or when few do.
+// TestTrim: memory is given back some seconds after the process has grown and become quiet, a few times, and not while it works or when it has
+// grown little.
 func TestTrim(t *testing.T) {
+	const quiet, busy = 0, 100 // MiB that are allocated between two looks
 	for name, c := range map[string]struct {
-		connections []int
-		want        string
+		looks []look
+		want  string
 	}{
-		"quiet":             {append([]int{5}, many(5, 7)...), "........"},
-		"a few":             {append([]int{0, 50}, many(99, 6)...), "........"},
-		"they come":         {[]int{0, 200, 400, 600, 800, 1000}, "......"},
-		"they have come":    {append([]int{0, 500}, many(1000, 8)...), ".....xxx.."},
-		"slowly":            {append([]int{0, 40, 80, 120}, many(160, 6)...), ".......xxx"},
-		"one after another": {[]int{95, 96, 97, 98, 99, 100, 101, 102, 103, 104}, ".....xxx.."},
-		"they go":           {append(many(1000, 16), many(100, 8)...), "...xxx.............xxx.."},
-		"and come back":     {append(append(many(1000, 6), 500), many(1000, 16)...), "...xxx................."},
-		"few of many":       {append(many(10000, 6), many(10090, 16)...), "...xxx................"},
-		"more than that":    {append(many(10000, 6), many(10200, 16)...), "...xxx............xxx."},
-		"a pause":           {append(append([]int{0, 3000, 6000}, many(9000, 6)...), many(9600, 16)...), "......xxx............xxx."},
+		"quiet":            {looks(8, 50, quiet), "........"},
+		"it grows a bit":   {both(looks(2, 50, quiet), looks(8, 81, quiet)), ".........."},
+		"it works":         {both(looks(2, 50, quiet), looks(8, 900, busy)), ".........."},
+		"it has worked":    {both(looks(2, 50, quiet), looks(3, 900, busy), looks(3, 900, quiet), looks(20, 500, quiet)), ".......xxx.................."},
+		"little is left":   {both(looks(2, 50, quiet), looks(3, 900, busy), looks(3, 900, quiet), looks(20, 900, quiet)), ".......xxx.................."},
+		"and grows again":  {both(looks(2, 50, quiet), looks(3, 900, busy), looks(3, 900, quiet), looks(5, 500, quiet), looks(12, 700, quiet)), ".......xxx............xxx"},
+		"it pauses":        {both(looks(2, 50, quiet), looks(3, 600, quiet), looks(2, 500, quiet), looks(9, 900, busy), looks(9, 900, quiet)), "..xxx.............xxx...."},
+		"a quarter of it":  {both(looks(2, 800, quiet), looks(4, 999, quiet), looks(4, 1000, quiet)), "......xxx."},
+		"a trickle":        {both(looks(2, 800, 7), looks(6, 1100, 10)), "..xxx..."},
+		"more than that":   {both(looks(2, 800, 7), looks(6, 1100, 13)), "........"},
+		"falls by itself":  {both(looks(1, 900, busy), looks(3, 100, quiet), looks(4, 140, quiet)), "....xxx."},
+		"from the start":   {both(looks(1, 50, 0), looks(3, 300, quiet)), "..xx"},
+		"calm is in a row": {both(looks(1, 50, 0), looks(1, 300, busy), looks(2, 300, quiet), looks(1, 300, busy), looks(4, 300, quiet)), ".......xx"},
 	} {
 		var m trimmer
+		var all uint64
 		got := ""
-		for _, n := range c.connections {
-			got += map[bool]string{true: "x", false: "."}[m.due(n)]
+		for _, l := range c.looks {
+			all += l.allocated << 20
+			got += map[bool]string{true: "x", false: "."}[m.due(l.resident<<20, all)]
 		}
 		if got != c.want {
 			t.Errorf("%s: %s, want %s", name, got, c.want)
@@ -31,10 +37,19 @@ func TestTrim(t *testing.T) {
 	}
 }
 
-// many is so many looks at the same number of connections.
-func many(connections, looks int) (all []int) {
-	for range looks {
-		all = append(all, connections)
+// look is what a look sees, in MiB, and what was allocated since the last one.
+type look struct{ resident, allocated uint64 }
+
+func looks(n int, resident, allocated uint64) (all []look) {
+	for range n {
+		all = append(all, look{resident, allocated})
+	}
+	return all
+}
+
+func both(some ...[]look) (all []look) {
+	for _, s := range some {
+		all = append(all, s...)
 	}
 	return all
 }
