@@ -300,7 +300,6 @@ var inner = []string{
 	"internal/fleet/session.go maxRefused",
 	"internal/guard/witness.go maxDetections",
 	"internal/hsm/module.go maxCalls",
-	"internal/hsm/secret.go maxFound",
 	"internal/identity/dir.go maxBundle",
 	"internal/identity/failover.go maxWhole",
 	"internal/identity/token.go maxJoinToken",

@@ -160,18 +160,13 @@ func (k *Keys) sign(ctx context.Context, s suite.Spec, n hsm.Name, msg []byte) (
 	return k.token.SignECDSA(ctx, n, s.Digest(msg))
 }
 
-// Objects are the IDs of all keys of the cluster in the token. fault.Unavailable.
-func (k *Keys) Objects(ctx context.Context) ([]string, error) {
-	ids, err := k.token.IDs(ctx, k.label)
-	if errors.Is(err, hsm.ErrNoKey) {
-		return nil, nil
-	}
-	return ids, faultOf(err, "")
-}
+// Alive asks whether the token is there. fault.Unavailable.
+func (k *Keys) Alive(ctx context.Context) error { return faultOf(k.token.Alive(ctx), "") }
 
-// Destroy destroys an object. fault.Unavailable.
-func (k *Keys) Destroy(ctx context.Context, id string) error {
-	return faultOf(k.token.Destroy(ctx, k.name(id)), "")
+// Destroy destroys an object, and says whether there was one. fault.Unavailable.
+func (k *Keys) Destroy(ctx context.Context, id string) (was bool, err error) {
+	was, err = k.token.Destroy(ctx, k.name(id))
+	return was, faultOf(err, "")
 }
 
 // faultOf is a token's error as a fault.

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"math"
 
 	"github.com/miekg/pkcs11"
 
@@ -17,7 +18,7 @@ const (
 	nonceSize = 12 // of AES-GCM, bytes
 	tagSize   = 16
 
-	maxFound = 4096 // objects that one search returns
+	atOnce = 512 // objects that one call of a search returns
 
 	aeadDecryptFailed = pkcs11.Error(0x42) // CKR_AEAD_DECRYPT_FAILED of 3.0
 )
@@ -38,26 +39,61 @@ func (o object) attributes() []*pkcs11.Attribute {
 
 // search finds objects in the token.
 func (s *session) search(o object) ([]pkcs11.ObjectHandle, error) {
+	return s.list(o.attributes(), math.MaxInt)
+}
+
+// list finds at most so many objects.
+func (s *session) list(attributes []*pkcs11.Attribute, most int) (found []pkcs11.ObjectHandle, err error) {
 	s.token.module.alone.Lock()
 	defer s.token.module.alone.Unlock()
-	if err := s.lib.FindObjectsInit(s.at, o.attributes()); err != nil {
+	if err := s.lib.FindObjectsInit(s.at, attributes); err != nil {
 		return nil, fmt.Errorf("search: %w", err)
 	}
-	found, _, err := s.lib.FindObjects(s.at, maxFound)
-	if err = errors.Join(err, s.lib.FindObjectsFinal(s.at)); err != nil {
+	for len(found) < most {
+		some, _, err := s.lib.FindObjects(s.at, min(most-len(found), atOnce))
+		if err != nil {
+			return nil, fmt.Errorf("search: %w", errors.Join(err, s.lib.FindObjectsFinal(s.at)))
+		}
+		if found = append(found, some...); len(some) == 0 {
+			break
+		}
+	}
+	if err := s.lib.FindObjectsFinal(s.at); err != nil {
 		return nil, fmt.Errorf("search: %w", err)
 	}
 	return found, nil
 }
 
-// nothing says that a search found nothing. It is believed of a library that has just been begun, and then until it is begun again; else the library has to be begun first. ErrNoKey then.
+// showsAny says whether the token shows something that is private: so it is there, and we are logged in.
+func (s *session) showsAny() (bool, error) {
+	found, err := s.list([]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), pkcs11.NewAttribute(pkcs11.CKA_PRIVATE, true)}, 1)
+	return len(found) > 0, err
+}
+
+// Alive asks whether the token is there and lets us in. ErrAway.
+func (t *Token) Alive(ctx context.Context) error {
+	return t.do(ctx, func(s *session) error {
+		any, err := s.showsAny()
+		if err == nil && !any && !s.fresh {
+			err = errEmpty
+		}
+		return err
+	})
+}
+
+// nothing says that a search found nothing: ErrNoKey where that is believed. A library whose token was pulled out may go on and find nothing, and so does a session that is logged in no more. So it
+// is believed where the token shows other private objects, or where the library was begun for the question; and of that object then until it is begun again.
 func (s *session) nothing(o object) error {
+	any, err := s.showsAny()
+	if err != nil {
+		return err
+	}
 	s.token.mu.Lock()
 	defer s.token.mu.Unlock()
 	if s.fresh && s.token.epoch == s.epoch {
 		s.token.missing[o] = true
 	}
-	if s.fresh || s.token.missing[o] {
+	if any || s.fresh || s.token.missing[o] {
 		return ErrNoKey
 	}
 	return errEmpty
@@ -294,9 +330,9 @@ func (s *session) well(key pkcs11.ObjectHandle) bool {
 	return err == nil && len(a) == 1 && len(a[0].Value) > 0
 }
 
-// Destroy destroys the keys of a name in the token, all of them. What is gone already is fine. ErrAway, ErrUnable.
-func (t *Token) Destroy(ctx context.Context, n Name) error {
-	err := t.do(ctx, func(s *session) error {
+// Destroy destroys the keys of a name in the token, all of them, and says whether there were any. ErrAway, ErrUnable.
+func (t *Token) Destroy(ctx context.Context, n Name) (were bool, err error) {
+	err = t.do(ctx, func(s *session) error {
 		gone, err := s.clear(n)
 		if err == nil && gone == 0 {
 			err = s.nothing(object{Name: n})
@@ -304,9 +340,9 @@ func (t *Token) Destroy(ctx context.Context, n Name) error {
 		return err
 	})
 	if errors.Is(err, ErrNoKey) {
-		return nil
+		return false, nil
 	}
-	return err
+	return err == nil, err
 }
 
 // clear destroys what has a name, and counts it.

@@ -29,18 +29,15 @@ type HSM interface {
 	Open(ctx context.Context, id string, box, data []byte) ([]byte, error)
 	// Sign is Signer.Sign of a pair, and Tag of a MAC key.
 	Sign(ctx context.Context, a suite.Algorithm, id string, msg []byte) ([]byte, error)
-	// Objects are the IDs of all that are there.
-	Objects(ctx context.Context) ([]string, error)
-	// Destroy destroys an object; one that is gone is fine.
-	Destroy(ctx context.Context, id string) error
+	// Destroy destroys an object, and says whether there was one.
+	Destroy(ctx context.Context, id string) (was bool, err error)
+	// Alive asks whether the token is there.
+	Alive(ctx context.Context) error
 }
 
 // The ID of an object says of which version of which key it is, and under which handle: two servers that make one version at a time make two objects, and which of
 // them a version has is what its record says. So nothing of a token is stored, and a record that was brought in from elsewhere can name no object but its own.
-const (
-	objectKey  = 16
-	objectSize = objectKey + 4 + 4
-)
+const objectKey = 16 // bytes of a key's ID
 
 // inHSM is the material that the store keeps of a version in the token: that there is some, bound to its facts as any other.
 var inHSM = []byte("rotor/hsm/1")
@@ -52,14 +49,6 @@ func objectID(k keyring.Key, v keyring.Version) (string, error) {
 	}
 	id = binary.BigEndian.AppendUint32(id, v.Number)
 	return string(binary.BigEndian.AppendUint32(id, v.Handle)), nil
-}
-
-// ofObject says which version an object was made for.
-func ofObject(id string) (k keyring.KeyID, n uint32, ok bool) {
-	if len(id) != objectSize {
-		return "", 0, false
-	}
-	return keyring.KeyID(hex.EncodeToString([]byte(id[:objectKey]))), binary.BigEndian.Uint32([]byte(id[objectKey:])), true
 }
 
 // algorithmFor is the algorithm of a key for which nobody named one.
@@ -94,7 +83,7 @@ func (s *Service) newObject(ctx context.Context, k keyring.Key, v keyring.Versio
 	undo := func() {
 		limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 		defer cancel()
-		if err := token.Destroy(limited, id); err != nil {
+		if _, err := token.Destroy(limited, id); err != nil {
 			s.log.WarnContext(ctx, "an object that nothing uses is left in the token", "key", k.Name, "version", v.Number, "error", err)
 		}
 	}
@@ -281,8 +270,8 @@ func (u use) verifyTag(ctx context.Context, msg, tag []byte) error {
 	return nil
 }
 
-// sweepAgain is when a sweep that failed is tried again.
-const sweepAgain = time.Minute
+// sweepEvery is when the token is looked at without a reason, and when a sweep that failed is tried again.
+const sweepEvery = time.Minute
 
 func (s *Service) wantSweep() {
 	select {
@@ -291,54 +280,74 @@ func (s *Service) wantSweep() {
 	}
 }
 
-// Sweep destroys the objects of versions that are destroyed, until ctx ends: after each commit that may have destroyed one, at the start, and again until the token can be
+// TokenUp says whether the token answered when it was asked last; there is false without one.
+func (s *Service) TokenUp() (up, there bool) { return s.tokenUp.Load(), s.hsm != nil }
+
+// Sweep destroys the objects of versions that are destroyed, until ctx ends: at the start, after each commit that may have destroyed one, and again until the token can be
 // reached. Several servers may do so at once.
 func (s *Service) Sweep(ctx context.Context) error {
 	if s.hsm == nil {
 		return nil
 	}
+	swept := map[string]bool{}
+	every := time.NewTicker(sweepEvery)
+	defer every.Stop()
 	s.wantSweep()
-	var again <-chan time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-s.sweep:
-		case <-again:
+		case <-every.C:
 		}
-		again = nil
-		if err := s.sweepOnce(ctx); err != nil && ctx.Err() == nil {
-			s.log.WarnContext(ctx, "what is destroyed may still be in the token", "error", err)
-			again = time.After(sweepAgain)
+		err := s.hsm.Alive(ctx)
+		if err == nil {
+			err = s.sweepOnce(ctx, swept)
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		if s.tokenUp.Store(err == nil); err != nil {
+			s.log.WarnContext(ctx, "the token cannot be looked at, and what is destroyed may still be in it", "error", err)
 		}
 	}
 }
 
-// sweepOnce destroys what the ring says is to be. An object of a version that the ring does not know is left alone: it may be of a commit under way, or of a newer copy of
-// this store.
-func (s *Service) sweepOnce(ctx context.Context) error {
-	all, err := s.hsm.Objects(ctx)
+// sweepOnce destroys what the ring says is to be, and notes what is done. No other object is touched: one of a version that the ring does not know may be of a commit under way, or of a newer copy of this
+// store.
+func (s *Service) sweepOnce(ctx context.Context, swept map[string]bool) error {
+	for _, k := range s.Keys() {
+		if k.Custody != keyring.CustodyHSM {
+			continue
+		}
+		for _, v := range k.Versions {
+			if k.KeepsMaterial(v) {
+				continue
+			}
+			if err := s.sweepVersion(ctx, k, v, swept); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (s *Service) sweepVersion(ctx context.Context, k keyring.Key, v keyring.Version, swept map[string]bool) error {
+	id, err := objectID(k, v)
+	if err != nil || swept[id] {
+		return err
+	}
+	was, err := s.hsm.Destroy(ctx, id)
 	if err != nil {
 		return err
 	}
-	for _, id := range all {
-		key, n, ok := ofObject(id)
-		k, known := s.Key(key)
-		if !ok || !known || k.Custody != keyring.CustodyHSM {
-			continue
-		}
-		v, err := k.Version(n)
-		if err != nil || k.KeepsMaterial(v) {
-			continue
-		}
-		if err := s.hsm.Destroy(ctx, id); err != nil {
-			return err
-		}
-		detail := versionDetail(n)
+	if was {
+		detail := versionDetail(v.Number)
 		detail["token"] = "object destroyed"
 		if err := s.guard.System("kms", policy.ActDestroy, Resource(k)).Release(ctx, detail); err != nil {
 			return err
 		}
 	}
+	swept[id] = true
 	return nil
 }

@@ -5,6 +5,9 @@ package kms_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -128,15 +131,20 @@ func TestHSM(t *testing.T) {
 // gone waits until the token has so many objects.
 func (w *world) gone(s *testenv.SoftHSM, want int) {
 	w.t.Helper()
+	w.await(fmt.Sprintf("%d objects", want), func() bool { return s.Objects() == want })
+}
+
+func (w *world) await(what string, is func() bool) {
+	w.t.Helper()
 	ctx, cancel := context.WithTimeout(w.t.Context(), time.Minute)
 	defer cancel()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
-	for s.Objects() != want {
+	for !is() {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			w.t.Fatalf("%d objects, and not %d", s.Objects(), want)
+			w.t.Fatalf("waited in vain for %s", what)
 		}
 	}
 }
@@ -212,12 +220,14 @@ func TestHSMAway(t *testing.T) {
 	wantCode(t, err, fault.Unavailable)
 	w.use(other)
 	must(w.tryDestroy(k))(t) // in the record; the object has to wait
+	w.await("the token to be found away", func() bool { up, there := w.TokenUp(); return there && !up })
 	s.Insert()
 	if n := s.Objects(); n != 2 {
 		t.Errorf("%d objects", n)
 	}
-	w.serve() // as a server that is started
+	again := w.serve() // as a server that is started
 	w.gone(s, 1)
+	w.await("the token to be up", func() bool { up, _ := again.TokenUp(); return up })
 	if err := second(); err != nil {
 		t.Errorf("when it is back: %v", err)
 	}
@@ -257,10 +267,10 @@ func TestHSMMissing(t *testing.T) {
 	wantCode(t, err, fault.Unavailable)
 	_, err = bare.Create(t.Context(), alice, keyring.Key{Namespace: "default", Name: "n", Purpose: suite.MAC, Custody: keyring.CustodyHSM})
 	wantCode(t, err, fault.Unavailable)
-	for _, id := range must(token.Objects(t.Context()))(t) {
-		if err := token.Destroy(t.Context(), id); err != nil {
-			t.Fatal(err)
-		}
+	id := must(hex.DecodeString(string(k.ID)))(t)
+	id = binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(id, 1), k.Versions[0].Handle)
+	if was, err := token.Destroy(t.Context(), string(id)); err != nil || !was {
+		t.Fatal(was, err)
 	}
 	wantCode(t, check(), fault.NotFound)
 	if s.Objects() != 0 {

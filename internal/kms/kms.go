@@ -63,6 +63,8 @@ type Service struct {
 	log   *slog.Logger
 	sweep chan struct{} // has one when something in the token may have to be destroyed
 
+	tokenUp atomic.Bool // it answered when it was looked at last
+
 	mu      sync.Mutex    // guards swap
 	swap    chan struct{} // closed and replaced at each change of the ring
 	changed func(keyring.Key)

@@ -137,6 +137,7 @@ func (s *Server) view(r rooms, certificates *tls.Config) telemetry.View {
 		v.Sealers = append(v.Sealers, telemetry.Sealer{ID: m.ID, Kind: m.Kind, Up: m.Up, Opened: !m.Opened.IsZero(), OpenedSeconds: now.Sub(m.Opened).Seconds()})
 	}
 	v.Holds, v.HoldSeconds = hold >= 0, hold.Seconds()
+	v.TokenUp, v.Token = r.kms.TokenUp()
 	v.Instances, v.Connected = r.fleet.Count()
 	entries, waiting := s.guard.LogStats()
 	v.AuditEntries, v.AuditWaiting = float64(entries), float64(waiting)

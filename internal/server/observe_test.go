@@ -211,8 +211,10 @@ func busy(t *testing.T, w *world) string {
 	return body
 }
 
-// unwell are the metrics that a server shows only when something is wrong with its roots of trust; TestRootAway looks for them.
-func unwell() []string { return []string{"rotor_sealed_reason", "rotor_seal_hold_remaining_seconds"} }
+// unwell are the metrics that a server shows only when something is wrong with its roots of trust (TestRootAway looks for them), or when it has a token.
+func unwell() []string {
+	return []string{"rotor_sealed_reason", "rotor_seal_hold_remaining_seconds", "rotor_token_up"}
+}
 
 // TestMetrics: a running server shows every metric of the catalogue, and what it shows of a key is so.
 func TestMetrics(t *testing.T) {

@@ -43,7 +43,7 @@ func scrape(t *testing.T, m *telemetry.Metrics) (lines []string, types map[strin
 
 func full() telemetry.View {
 	return telemetry.View{
-		Ready: true, Sealed: true, SealedFor: "hold", Holds: true, HoldSeconds: 30, Sealers: []telemetry.Sealer{{ID: "local:x", Kind: "local", Opened: true, OpenedSeconds: 90}},
+		Ready: true, Token: true, Sealed: true, SealedFor: "hold", Holds: true, HoldSeconds: 30, Sealers: []telemetry.Sealer{{ID: "local:x", Kind: "local", Opened: true, OpenedSeconds: 90}},
 		Checks: map[string]bool{"store": true, "log": false}, Instances: 3, Connected: 2, CertificateDays: map[string]float64{"server": 12.5},
 		Keys: []telemetry.Key{
 			{Namespace: "default", Name: "b", Primary: 1},

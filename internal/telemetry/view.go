@@ -27,6 +27,7 @@ type View struct {
 	CompactionsFailed    float64 // times that the history of the store could not be bounded
 	CertificateDays      map[string]float64
 	Sandbox              bool
+	Token, TokenUp       bool // there is a token for keys of custody hsm; it answered when it was looked at last
 
 	Keys    []Key
 	MaxKeys int // how many of them are shown; 0: DefaultMaxKeys
@@ -172,6 +173,11 @@ func sealerGauges() []gauge {
 func serverGauges() []gauge {
 	return []gauge{
 		simple("rotor_draining", "1 while the server stops.", func(v *View) float64 { return one(v.Draining) }),
+		{Metric{"rotor_token_up", "gauge", nil, "1 while the PKCS #11 token in which keys of custody hsm are answers; absent where the configuration names none."}, func(v *View, set func(float64, ...string)) {
+			if v.Token {
+				set(one(v.TokenUp))
+			}
+		}},
 		simple("rotor_sandboxed", "1 when the process has shut itself in.", func(v *View) float64 { return one(v.Sandbox) }),
 		simple("rotor_fleet_instances", "Members of the fleet.", func(v *View) float64 { return float64(v.Instances) }),
 		simple("rotor_fleet_connected", "Members with a stream to this server.", func(v *View) float64 { return float64(v.Connected) }),

@@ -208,6 +208,46 @@ func plant(t *testing.T, s *testenv.SoftHSM, label string, id, value []byte) {
 	}
 }
 
+// TestLoggedOut: a process that the token has logged out logs in again.
+func TestLoggedOut(t *testing.T) {
+	s := testenv.SoftHSM2(t)
+	one := open(t, config(s, "root"))
+	root := secret.Random(32)
+	blob, err := one.Wrap(t.Context(), root, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lib := raw.New(s.Module)
+	slots, err := lib.GetSlotList(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, out := range map[string]func() error{
+		"logged out": func() error {
+			session, err := lib.OpenSession(slots[0], raw.CKF_SERIAL_SESSION|raw.CKF_RW_SESSION)
+			return errors.Join(err, lib.Logout(session))
+		},
+		"sessions closed": func() error { return lib.CloseAllSessions(slots[0]) },
+		"library ended":   func() error { return lib.Finalize() },
+	} {
+		if err := out(); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if r, err := one.Unwrap(t.Context(), blob); err != nil || !r.Equal(root) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := out(); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if _, err := one.Wrap(t.Context(), root, 1); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if n := s.Objects(); n != 1 {
+			t.Errorf("%s: %d objects", name, n)
+		}
+	}
+}
+
 // TestEmptyIsNotGone: a token that was taken away looks empty to a session that is open. That is no reason to call a generation forgotten, the blob somebody else's, or to make a new key.
 func TestEmptyIsNotGone(t *testing.T) {
 	s := testenv.SoftHSM2(t)

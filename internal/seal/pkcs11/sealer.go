@@ -119,7 +119,7 @@ func (s *Sealer) Forget(ctx context.Context, before uint64) error {
 		if g >= before {
 			continue
 		}
-		if err := s.token.Destroy(ctx, s.key(g)); err != nil {
+		if _, err := s.token.Destroy(ctx, s.key(g)); err != nil {
 			return unavailable(err)
 		}
 	}
