@@ -72,7 +72,7 @@ type Config struct {
 	Tracing      Tracing  `yaml:"tracing"`       // where traces go
 	User         string   `yaml:"user"`          // that a server started as root goes on as; default: it stays who it is
 
-	before *guard.Guard `yaml:"-"` // of a server that is started again, see Restart
+	Before *guard.Guard `yaml:"-"` // of Restart alone: the guard of the same store that the process had open
 
 	// Source reads the configuration again for a reload; nil: it stays, and a reload reads the rules alone.
 	Source   func() (Config, error) `yaml:"-"`

@@ -244,9 +244,9 @@ func StartsAgain(err error) bool {
 // has lost the thread of the store reads all of it anew and verifies it like any start, with the root key that it has open.
 func (s *Server) Restart(ctx context.Context) (*Server, error) {
 	c := s.live.Load().config
-	c.Listen, c.SealedFor, c.before = s.address, s.sealed, nil
+	c.Listen, c.SealedFor, c.Before = s.address, s.sealed, nil
 	if errors.Is(s.err, store.ErrCompacted) {
-		c.before = s.guard
+		c.Before = s.guard
 	}
 	next, err := Start(ctx, c)
 	if err == nil {

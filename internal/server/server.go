@@ -174,7 +174,7 @@ func (s *Server) open(ctx context.Context) (*guard.Guard, error) {
 	}
 	gc := guard.Config{
 		Store: s.tracing.Store(s.metrics.Store(s.store)), Sealers: s.seals.Sealers(), Now: c.Now, Log: c.Log, Statements: statements, Recovery: true, ShredEvery: c.ShredEvery,
-		Before: c.before,
+		Before: c.Before,
 	}
 	if s.keeper != nil {
 		gc.Turn = s.keeper.Turn
