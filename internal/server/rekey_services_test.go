@@ -4,7 +4,6 @@ package server_test
 
 import (
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -188,11 +187,11 @@ func TestRekeyDiesWithItsServer(t *testing.T) {
 		if r.set(0) != r.set(1) {
 			t.Errorf("%s opens one server and %s the other", r.set(0), r.set(1))
 		}
-		old := slices.Clone(r.shares)
+		old := fresh
 		if r.set(0) != was {
 			replaced++
 			r.shares, old = fresh, r.shares
-		} else if old = fresh; err == nil {
+		} else if err == nil {
 			t.Error("the commit was acknowledged, and is not there")
 		}
 		r.opens("what is in force", 1, r.shares, true)
