@@ -51,6 +51,7 @@ func newServerRecover(a *app) *cobra.Command {
 	var f server.Config
 	var log string
 	var cancel bool
+	var shareFiles []string
 	var load func() error
 	c := &cobra.Command{
 		Use:   "recover",
@@ -77,21 +78,32 @@ and version numbers jump by 100. Servers in recovery mode serve again by themsel
 			if err := a.confirm(plan); err != nil {
 				return err
 			}
+			if !offline && len(shareFiles) > 0 {
+				return usage("--share-file", "a server that runs takes shares by rotor server approve")
+			}
 			if offline {
-				return a.recoverOffline(c.Context(), f, server.RecoverOptions{By: "operator", Log: log, Cancel: cancel})
+				return a.recoverOffline(c.Context(), f, server.RecoverOptions{By: "operator", Log: log, Cancel: cancel}, shareFiles)
 			}
 			return a.recoverOnline(c.Context(), log, cancel)
 		},
 	}
 	serverFlags(c, &f, "")
 	c.Flags().StringVar(&log, "log", "", "directory of an exported audit log that is newer than the store")
+	c.Flags().StringArrayVar(&shareFiles, "share-file", nil, "file that holds a custodian's share, with --dir; may be repeated: enough of them open the store and approve the recovery")
 	c.Flags().BoolVar(&cancel, "cancel", false, "take an announced recovery back")
 	load = configFlag(c, &f)
 	return a.changes(c)
 }
 
-func (a *app) recoverOffline(ctx context.Context, f server.Config, o server.RecoverOptions) error {
+func (a *app) recoverOffline(ctx context.Context, f server.Config, o server.RecoverOptions, shareFiles []string) error {
 	f.Log = quiet()
+	for _, path := range shareFiles {
+		s, err := a.secretText(path, "share")
+		if err != nil {
+			return err
+		}
+		o.Shares = append(o.Shares, s)
+	}
 	s, err := server.Recover(ctx, f, o)
 	if err != nil {
 		return err

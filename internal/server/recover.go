@@ -19,6 +19,10 @@ import (
 	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/recovery"
+	"github.com/rotorkms/rotor/internal/seal"
+	"github.com/rotorkms/rotor/internal/sealing"
+	"github.com/rotorkms/rotor/internal/secret"
+	"github.com/rotorkms/rotor/internal/store"
 	"github.com/rotorkms/rotor/internal/store/bolt"
 	"github.com/rotorkms/rotor/internal/wire"
 	"github.com/rotorkms/rotor/internal/wire/native"
@@ -139,18 +143,19 @@ type RecoverOptions struct {
 	By     string // who asks, for the log
 	Log    string // directory of an exported audit log that is newer than the store; "": none
 	Cancel bool
+	Shares []string // of custodians, enough to open the store and to approve the recovery; secret
 }
 
 // Recover brings a store that is not the one that it was back into use, while the server is stopped: the first call announces it, one after
-// the configured delay does it. A store that only custodians open has to be recovered at a server that runs. fault.WrongState when nothing is
-// wrong.
+// the configured delay does it; one with enough shares opens the store with them, and does both. fault.WrongState when nothing is wrong,
+// ShareWrong, ShareForeign, ShareDuplicate, Sealed with too few shares.
 func Recover(ctx context.Context, c Config, o RecoverOptions) (out recovery.State, err error) {
 	c = c.defaults()
 	if err := c.validate(); err != nil {
 		return out, err
 	}
-	return out, c.offline(ctx, func(ctx context.Context, g *guard.Guard) error {
-		r := recovery.New(recovery.Config{Guard: g, Delay: c.RecoverWait, Now: c.Now, Log: c.Log})
+	return out, c.offlineWith(ctx, o.Shares, func(ctx context.Context, g *guard.Guard, custodians *sealing.Keeper) error {
+		r := recovery.New(recovery.Config{Guard: g, Seals: custodians, Delay: c.RecoverWait, Now: c.Now, Log: c.Log})
 		var err error
 		if o.Cancel {
 			out, err = r.Cancel(ctx)
@@ -160,12 +165,29 @@ func Recover(ctx context.Context, c Config, o RecoverOptions) (out recovery.Stat
 		if o.Log != "" {
 			newer = func() (*guard.Past, error) { return newerLog(os.DirFS(o.Log), g) }
 		}
-		if out, err = r.Recover(ctx, o.By, newer); err != nil || !out.Done {
+		if out, err = r.Recover(ctx, o.By, newer); err == nil && !out.Done && len(o.Shares) > 0 {
+			out, err = approvedBy(ctx, r, o, newer)
+		}
+		if err != nil || !out.Done {
 			return err
 		}
 		_, err = c.anchor(g, -1)
 		return err
 	})
+}
+
+// approvedBy approves a recovery with the shares that opened the store, and does it.
+func approvedBy(ctx context.Context, r *recovery.Service, o RecoverOptions, newer recovery.Past) (recovery.State, error) {
+	for _, s := range o.Shares {
+		p, err := r.Approve(ctx, policy.Caller{Kind: policy.KindSystem, Name: "system/" + o.By}, "", secret.Copy([]byte(s)))
+		if err != nil {
+			return recovery.State{}, err
+		}
+		if p.Done() {
+			break
+		}
+	}
+	return r.Recover(ctx, o.By, newer)
 }
 
 // newerLog reads an exported log. fault.AuditBroken.
@@ -176,13 +198,24 @@ func newerLog(log fs.FS, g *guard.Guard) (*guard.Past, error) {
 }
 
 // offline opens the store and its guard, whatever is wrong with it, for the time that f takes.
-func (c Config) offline(ctx context.Context, f func(context.Context, *guard.Guard) error) (err error) {
+func (c Config) offline(ctx context.Context, f func(context.Context, *guard.Guard) error) error {
+	return c.offlineWith(ctx, nil, func(ctx context.Context, g *guard.Guard, _ *sealing.Keeper) error { return f(ctx, g) })
+}
+
+// offlineWith is offline for a store that shares open; f gets the keeper that took them, nil without any.
+func (c Config) offlineWith(ctx context.Context, shares []string, f func(context.Context, *guard.Guard, *sealing.Keeper) error) (err error) {
 	db, err := openExisting(ctx, c)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
-	sealers, err := storeSealers(ctx, c, db)
+	var custodians *sealing.Keeper
+	var sealers []seal.Sealer
+	if len(shares) == 0 {
+		sealers, err = storeSealers(ctx, c, db)
+	} else if custodians, err = c.custodians(ctx, db, shares); err == nil {
+		sealers = custodians.Sealers()
+	}
 	if err != nil {
 		return err
 	}
@@ -194,13 +227,32 @@ func (c Config) offline(ctx context.Context, f func(context.Context, *guard.Guar
 	if err != nil {
 		return err
 	}
+	if custodians != nil {
+		custodians.Opened(g)
+	}
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	done := make(chan error, 1)
 	go func() { done <- g.Run(ctx) }() // ends with ctx, below
-	err = f(ctx, g)
+	err = f(ctx, g, custodians)
 	stop()
 	return errors.Join(err, <-done)
+}
+
+// custodians takes shares for the wrap set of a store.
+func (c Config) custodians(ctx context.Context, db store.Store, shares []string) (*sealing.Keeper, error) {
+	wrapped, err := guard.ReadWraps(ctx, db)
+	if err != nil {
+		return nil, err
+	}
+	named, _ := openSealers(c) // one that is away is not needed if the shares suffice
+	k := sealing.NewKeeper(sealing.Config{Named: named, Wraps: wrapped.Wraps, Now: c.Now, Log: c.Log})
+	for _, s := range shares {
+		if _, err := k.Unseal(ctx, "", "", secret.Copy([]byte(s))); err != nil {
+			return nil, err
+		}
+	}
+	return k, nil
 }
 
 // Backup writes a backup of a server that is stopped.
