@@ -36,10 +36,13 @@ type cluster struct {
 	t      *testing.T
 }
 
-func startCluster(t *testing.T) *cluster {
+func startCluster(t *testing.T) *cluster { t.Helper(); return startClusterAt(t, nil) }
+
+// startClusterAt starts a cluster by a clock; nil: the system's.
+func startClusterAt(t *testing.T, now func() time.Time) *cluster {
 	t.Helper()
 	dir := t.TempDir()
-	c := server.Config{Dir: dir, Listen: "127.0.0.1:0", LeaseTTL: 2 * time.Second, Log: slog.New(slog.DiscardHandler), Rules: filepath.Join(dir, "rules.yaml")}
+	c := server.Config{Dir: dir, Listen: "127.0.0.1:0", LeaseTTL: 2 * time.Second, Log: slog.New(slog.DiscardHandler), Rules: filepath.Join(dir, "rules.yaml"), Now: now}
 	if err := os.WriteFile(c.Rules, []byte(rules), 0o600); err != nil {
 		t.Fatal(err)
 	}

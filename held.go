@@ -28,6 +28,7 @@ type held struct {
 	asked   time.Time            // when it was asked for again after a refusal
 	changed chan struct{}        // closed and replaced at each change
 	unknown map[uint32]time.Time // handles that the server did not know, and when it said so
+	tried   map[uint32]uint64    // attempts on retired versions that the server has not heard of, by version
 }
 
 // contact is what the process knows of its connection, with the moment from which the cheap clock counts.
@@ -51,6 +52,32 @@ var errIncomplete = errors.New("rotor: a delivery lacks material")
 
 // maxUnknown bounds the handles that are remembered as unknown.
 const maxUnknown = 1024
+
+// attempted counts an operation that was refused because its version is retired: the server, which waits before it destroys it, hears of it with the next
+// lease request.
+func (h *held) attempted(v keyring.SnapshotVersion, err error) {
+	if fault.CodeOf(err) != fault.VersionRetired {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.tried == nil {
+		h.tried = map[uint32]uint64{}
+	}
+	h.tried[v.Number]++
+}
+
+// attempts takes what attempted counted.
+func (h *held) attempts() (id keyring.KeyID, tried map[uint32]uint64) {
+	st := h.state.Load()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if st == nil || len(h.tried) == 0 {
+		return "", nil
+	}
+	tried, h.tried = h.tried, nil
+	return st.key.Snapshot.Key, tried
+}
 
 func newHeld(name string) *held {
 	return &held{name: name, changed: make(chan struct{}), unknown: map[uint32]time.Time{}}

@@ -176,14 +176,15 @@ func (st *state) mayProtect(now time.Time) error {
 	return fault.New(fault.WrongPurpose, "key "+st.key.Snapshot.Name+" is for "+string(st.key.Snapshot.Purpose))
 }
 
-// opener is holder.Process with the key that opens, without the search for the primary, which most messages are under.
-func (st *state) opener(handle uint32, now time.Time) (*envelope.MessageKey, error) {
+// opener is holder.Process with the key that opens, counting attempts on retired versions, without the search for the primary, which most messages are under.
+func (h *held) opener(st *state, handle uint32, now time.Time) (*envelope.MessageKey, error) {
 	v := &st.protects
 	if st.primary != nil && v.Handle == handle && v.State == keyring.Active && v.Phase == keyring.PhasePrimary && (v.Expires.IsZero() || now.Before(v.Expires)) {
 		return st.primary, nil
 	}
 	found, err := st.key.Process(handle, now)
 	if err != nil {
+		h.attempted(found, err)
 		return nil, err
 	}
 	m := st.messages[found.Handle]
@@ -216,7 +217,7 @@ func (k *Key) AppendDecrypt(ctx context.Context, dst, message []byte, parts ...P
 		if err != nil {
 			return nil, err
 		}
-		m, err := st.opener(handle, now)
+		m, err := k.held.opener(st, handle, now)
 		if fault.CodeOf(err) == fault.UnknownVersion && !asked {
 			newer, ferr := k.fetch(ctx, handle, st)
 			if ferr != nil {
@@ -319,6 +320,7 @@ func (k *Key) Verify(ctx context.Context, message, signature []byte, version uin
 		return err
 	}
 	if v, err = st.key.Process(v.Handle, now); err != nil {
+		k.held.attempted(v, err)
 		return err
 	}
 	if st.key.Snapshot.Purpose == suite.MAC {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -172,9 +174,28 @@ func (t *talk) write(ctx, live context.Context) {
 	}
 }
 
+// maxAttempts bounds the attempts that one message reports.
+const maxAttempts = 1024
+
+// attempts are those on retired versions since the last call. What a stream that breaks takes with it is not counted again.
+func (c *Client) attempts() (out []*rotorv1.Attempt) {
+	c.mu.Lock()
+	all := slices.Collect(maps.Values(c.held))
+	c.mu.Unlock()
+	for _, h := range all {
+		id, tried := h.attempts()
+		for n, count := range tried {
+			if len(out) < maxAttempts {
+				out = append(out, &rotorv1.Attempt{KeyId: string(id), Version: n, Count: count})
+			}
+		}
+	}
+	return out
+}
+
 // leave tells the server that the process goes, and waits until it has heard.
 func (t *talk) leave(live context.Context) {
-	if t.send(&rotorv1.HoldUp{Leave: true}) {
+	if t.send(&rotorv1.HoldUp{Leave: true, Attempts: t.client.attempts()}) {
 		_ = t.stream.CloseRequest() // a stream that is broken is left already
 		wait(live, leaveTime)       // the server ends the stream, which cancels live
 	}
@@ -204,7 +225,7 @@ func (t *talk) request(waiters []chan struct{}) bool {
 		t.late = c.Now()
 	}
 	t.mu.Unlock()
-	return t.send(&rotorv1.HoldUp{Beat: n})
+	return t.send(&rotorv1.HoldUp{Beat: n, Attempts: t.client.attempts()})
 }
 
 // period is three requests per lease.

@@ -281,6 +281,7 @@ var bound = regexp.MustCompile(`^[mM]ax[A-Z0-9]`)
 
 // inner are bounds that no user meets: of what rotor's own parts say to each other, of memory, and of what another bound holds already.
 var inner = []string{
+	"internal/kms/rotate.go maxAttempts", "internal/wire/native/members.go maxAttempts", "stream.go maxAttempts",
 	"internal/wire/native/recovery.go maxPath",
 	"envelope/header.go maxBlob", "envelope/header.go maxTime",
 	"envelope/message.go maxScratch",

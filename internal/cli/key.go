@@ -51,7 +51,7 @@ without the network; with "hsm" it is made in a PKCS #11 token and never leaves 
 	f.Var(duration{&s.originator}, "protect-for", "originator-usage period: how long a version may protect (default unlimited)")
 	f.Var(duration{&s.recipient}, "process-for", "recipient-usage period: how long a version may process (default unlimited)")
 	f.Var(duration{&s.maxStale}, "max-stale", "an instance unheard of for so long stops using the key (default 25h)")
-	f.Var(duration{&s.maxWait}, "max-wait", "a rotation that waits longer for an instance pauses (default 1h)")
+	f.Var(duration{&s.maxWait}, "max-wait", "a rotation that waits longer for an instance is shown as paused; it goes on once the instance is there (default 1h)")
 	f.Var(duration{&s.window}, "window", "how long a promotion can be rolled back (default 1d)")
 	f.Var(duration{&s.destroyWait}, "destroy-wait", "time between retirement and destruction (default 7d)")
 	f.Var(duration{&s.margin}, "margin", "signing keys: how long strangers may cache the JWKS (default 0s)")
@@ -338,6 +338,7 @@ type versionView struct {
 	Reason    string `json:"reason,omitempty"`
 	Approvals uint32 `json:"destroy_approvals,omitempty"`
 	Public    []byte `json:"public,omitempty"`
+	Attempts  uint64 `json:"attempts,omitempty"` // to use it while it was retired: at least so many
 	Material  string `json:"material,omitempty"` // of a destroyed version: withdrawn, or erased and since when
 }
 
@@ -367,7 +368,7 @@ func viewKey(k *rotorv1.Key) keyView {
 		v.Versions = append(v.Versions, versionView{
 			n.GetNumber(), fmt.Sprintf("%08x", n.GetHandle()), n.GetAlgorithm(), n.GetState(), n.GetPhase(), moment(n.GetCreated()),
 			moment(n.GetActivated()), moment(n.GetRetired()), n.GetOrigin(), moment(n.GetOriginated()), n.GetReason(), n.GetApprovals(), n.GetPublic(),
-			materialOf(n),
+			n.GetAttempts(), materialOf(n),
 		})
 	}
 	return v
@@ -395,6 +396,9 @@ func (a *app) showKey(k *rotorv1.Key) error {
 		state := n.State
 		if n.Material != "" {
 			state += ", " + n.Material
+		}
+		if n.Attempts > 0 {
+			state += fmt.Sprintf(", %d attempts", n.Attempts)
 		}
 		versions.add(number(n.Number), n.Phase, state, n.Handle, n.Algorithm, n.Activated, n.Reason)
 	}

@@ -86,7 +86,7 @@ type Periods struct {
 type Rotation struct {
 	Silence   Silence       `json:"silence,omitempty"`           // default block
 	MaxStale  time.Duration `json:"max_stale,omitempty"`         // an instance unheard of for so long stops; default 25 h
-	MaxWait   time.Duration `json:"max_wait,omitempty"`          // a rotation that waits longer for a silent member pauses; default 1 h
+	MaxWait   time.Duration `json:"max_wait,omitempty"`          // a rotation that waits longer for a silent member is shown as paused; default 1 h
 	Window    time.Duration `json:"window,omitempty"`            // how long a promotion can be rolled back; default 24 h
 	Wait      time.Duration `json:"destroy_wait,omitempty"`      // between retirement and destruction; default 7 d
 	Margin    time.Duration `json:"margin,omitempty"`            // signing keys: how long strangers may cache the JWKS (RFC 7583's margin); default 0
@@ -128,6 +128,7 @@ type Version struct {
 	Promoted    Epoch           `json:"promoted,omitzero"`       // of the last promotion
 	Withdrawn   Epoch           `json:"withdrawn,omitzero"`      // of the retirement
 	Approved    []string        `json:"destroy_votes,omitempty"` // who asked for the destruction
+	Attempts    uint64          `json:"attempts,omitempty"`      // to use it while it was retired, as far as they were written down: at least so many
 }
 
 // Key is a named key with all its versions, in the order of their numbers.

@@ -2,6 +2,7 @@ package kms
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"strings"
 	"time"
@@ -210,13 +211,40 @@ func (s *Service) attempted(ctx context.Context, by *guard.Permit, k keyring.Key
 		return
 	}
 	ctx = context.WithoutCancel(ctx) // who hangs up has tried all the same
+	_ = s.noteAttempts(ctx, by.Caller().Name, k, n, 1)
+}
+
+// HolderAttempts is attempted of a process that holds the key and refused to use a retired version by itself so many times; for the
+// fleet, which has proven who it is. What comes within attemptGrain of another one is not counted.
+func (s *Service) HolderAttempts(ctx context.Context, who string, id keyring.KeyID, n uint32, count uint64) error {
+	k, ok := s.Key(id)
+	if !ok {
+		return nil
+	}
+	v, err := k.Version(n)
+	if err != nil || v.Phase != keyring.PhaseRetired || s.now().Sub(v.Retired) < attemptGrain {
+		return nil //nolint:nilerr // nothing to restart
+	}
+	return s.noteAttempts(ctx, who, k, n, min(max(count, 1), maxAttempts))
+}
+
+// maxAttempts bounds what one report counts.
+const maxAttempts = 1 << 32
+
+func (s *Service) noteAttempts(ctx context.Context, who string, k keyring.Key, n uint32, count uint64) error {
 	p := s.guard.System("kms", policy.ActRetire, Resource(k))
 	detail := versionDetail(n)
-	detail["attempt_of"] = by.Caller().Name
-	_, _ = s.update(ctx, p, k.ID, detail, func(k keyring.Key) (keyring.Key, change, error) {
-		next, _ := rotation.Attempted(k, n, s.now().UTC())
+	detail["attempt_of"], detail["attempts"] = who, fmt.Sprint(count)
+	_, err := s.update(ctx, p, k.ID, detail, func(k keyring.Key) (keyring.Key, change, error) {
+		next, ok := rotation.Attempted(k, n, s.now().UTC())
+		if ok {
+			v, _ := next.Version(n) // it was there
+			v.Attempts += count
+			next = next.Put(v)
+		}
 		return next, change{}, nil
 	})
+	return err
 }
 
 // attemptGrain bounds how often attempts on a retired version are written.

@@ -27,7 +27,7 @@ func keyMessage(k keyring.Key) *rotorv1.Key {
 		m.Versions = append(m.Versions, &rotorv1.Version{
 			Number: v.Number, Handle: v.Handle, Algorithm: string(v.Algorithm), State: string(v.State), Phase: string(v.Phase),
 			Public: v.Public, Created: stamp(v.Created), Activated: stamp(v.Activated), Retired: stamp(v.Retired), Reason: v.Reason,
-			Approvals: uint32(len(v.Approved)), Origin: v.Origin, Originated: stamp(v.Originated),
+			Approvals: uint32(len(v.Approved)), Origin: v.Origin, Originated: stamp(v.Originated), Attempts: v.Attempts,
 		})
 	}
 	return m

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"github.com/rotorkms/rotor/internal/fleet"
 	"github.com/rotorkms/rotor/internal/identity"
 	"github.com/rotorkms/rotor/internal/keyring"
+	"github.com/rotorkms/rotor/internal/rotation"
 	"github.com/rotorkms/rotor/internal/rpc"
 	"github.com/rotorkms/rotor/internal/wire"
 	rotorv1 "github.com/rotorkms/rotor/proto/rotor/v1"
@@ -26,6 +28,9 @@ type members struct{ Config }
 
 // maxNames bounds the keys that one message asks to hold.
 const maxNames = fleet.MaxKeys
+
+// maxAttempts bounds the attempts that one message reports.
+const maxAttempts = 1024
 
 // Hold is the stream of one process: lease requests, keys to hold and acknowledgements up; leases and parcels down. It ends with the
 // certificate that opened it.
@@ -143,10 +148,36 @@ func (s members) receive(ctx context.Context, stream *connect.BidiStream[rotorv1
 		if err != nil {
 			return false, err
 		}
+		if len(m.GetAttempts()) > 0 {
+			wire.Aside(func() { err = s.attempts(ctx, m.GetAttempts()) })
+		}
+		if err != nil {
+			return false, err
+		}
 		if m.GetLeave() {
 			return true, nil
 		}
 	}
+}
+
+// attempts notes what the process refused to do with retired versions of keys that it holds. That it could not be noted now is no reason to
+// end the stream.
+func (s members) attempts(ctx context.Context, all []*rotorv1.Attempt) error {
+	if len(all) > maxAttempts {
+		return fault.New(fault.TooLarge, "attempts").WithHint("at most %d", maxAttempts)
+	}
+	instance := wire.Caller(ctx).Instance
+	for _, a := range all {
+		id := keyring.KeyID(clip(a.GetKeyId()))
+		held, _ := s.Fleet.Members(id)
+		if !slices.ContainsFunc(held, func(m rotation.Member) bool { return m.Instance == instance }) {
+			continue
+		}
+		if err := s.KMS.HolderAttempts(ctx, wire.Caller(ctx).Name, id, a.GetVersion(), a.GetCount()); err != nil && ctx.Err() == nil {
+			s.Log.WarnContext(ctx, "attempts on a retired version are not noted", "instance", instance, "key", string(id), "error", err)
+		}
+	}
+	return nil
 }
 
 // heed does what a message asks.

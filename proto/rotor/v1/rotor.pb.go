@@ -154,6 +154,7 @@ type Version struct {
 	Origin        string                 `protobuf:"bytes,12,opt,name=origin,proto3" json:"origin,omitempty"`         // empty: made here; imported
 	Originated    *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=originated,proto3" json:"originated,omitempty"` // imported: since when its originator has used it
 	Erased        *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=erased,proto3" json:"erased,omitempty"`         // destroyed: since when no copy of the store opens with any sealer; not set: withdrawn only
+	Attempts      uint64                 `protobuf:"varint,15,opt,name=attempts,proto3" json:"attempts,omitempty"`    // to use it while it was retired, as far as they were written down: at least so many
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -284,6 +285,13 @@ func (x *Version) GetErased() *timestamppb.Timestamp {
 		return x.Erased
 	}
 	return nil
+}
+
+func (x *Version) GetAttempts() uint64 {
+	if x != nil {
+		return x.Attempts
+	}
+	return 0
 }
 
 type Rotation struct {
@@ -2982,6 +2990,7 @@ type HoldUp struct {
 	Acks          []*Ack                 `protobuf:"bytes,4,rep,name=acks,proto3" json:"acks,omitempty"`
 	Leave         bool                   `protobuf:"varint,5,opt,name=leave,proto3" json:"leave,omitempty"`        // clean leave; the stream ends
 	Statement     []byte                 `protobuf:"bytes,6,opt,name=statement,proto3" json:"statement,omitempty"` // the newest that the process has seen, when the server's last one does not follow it
+	Attempts      []*Attempt             `protobuf:"bytes,7,rep,name=attempts,proto3" json:"attempts,omitempty"`   // that the process refused since it last said so; they come with a beat
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3058,6 +3067,74 @@ func (x *HoldUp) GetStatement() []byte {
 	return nil
 }
 
+func (x *HoldUp) GetAttempts() []*Attempt {
+	if x != nil {
+		return x.Attempts
+	}
+	return nil
+}
+
+// Attempt is the use of a retired version that a process refused.
+type Attempt struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	KeyId         string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	Version       uint32                 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	Count         uint64                 `protobuf:"varint,3,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Attempt) Reset() {
+	*x = Attempt{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Attempt) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Attempt) ProtoMessage() {}
+
+func (x *Attempt) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Attempt.ProtoReflect.Descriptor instead.
+func (*Attempt) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *Attempt) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *Attempt) GetVersion() uint32 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *Attempt) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
 type Hello struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Incarnation   []byte                 `protobuf:"bytes,1,opt,name=incarnation,proto3" json:"incarnation,omitempty"`                 // 16 bytes, one per process
@@ -3072,7 +3149,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[47]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3084,7 +3161,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[47]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3097,7 +3174,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{47}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Hello) GetIncarnation() []byte {
@@ -3154,7 +3231,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[48]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3166,7 +3243,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[48]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3179,7 +3256,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{48}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Ack) GetKeyId() string {
@@ -3221,7 +3298,7 @@ type HoldDown struct {
 
 func (x *HoldDown) Reset() {
 	*x = HoldDown{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[49]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3233,7 +3310,7 @@ func (x *HoldDown) String() string {
 func (*HoldDown) ProtoMessage() {}
 
 func (x *HoldDown) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[49]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3246,7 +3323,7 @@ func (x *HoldDown) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldDown.ProtoReflect.Descriptor instead.
 func (*HoldDown) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{49}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *HoldDown) GetLease() *Lease {
@@ -3282,7 +3359,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[50]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3294,7 +3371,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[50]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3307,7 +3384,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{50}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Lease) GetBeat() uint64 {
@@ -3354,7 +3431,7 @@ type Parcel struct {
 
 func (x *Parcel) Reset() {
 	*x = Parcel{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[51]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3366,7 +3443,7 @@ func (x *Parcel) String() string {
 func (*Parcel) ProtoMessage() {}
 
 func (x *Parcel) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[51]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3379,7 +3456,7 @@ func (x *Parcel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Parcel.ProtoReflect.Descriptor instead.
 func (*Parcel) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{51}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Parcel) GetBody() []byte {
@@ -3441,7 +3518,7 @@ type KeyRefusal struct {
 
 func (x *KeyRefusal) Reset() {
 	*x = KeyRefusal{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[52]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3453,7 +3530,7 @@ func (x *KeyRefusal) String() string {
 func (*KeyRefusal) ProtoMessage() {}
 
 func (x *KeyRefusal) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[52]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3466,7 +3543,7 @@ func (x *KeyRefusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyRefusal.ProtoReflect.Descriptor instead.
 func (*KeyRefusal) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{52}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *KeyRefusal) GetName() string {
@@ -3493,7 +3570,7 @@ type InviteRequest struct {
 
 func (x *InviteRequest) Reset() {
 	*x = InviteRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[53]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3505,7 +3582,7 @@ func (x *InviteRequest) String() string {
 func (*InviteRequest) ProtoMessage() {}
 
 func (x *InviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[53]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3518,7 +3595,7 @@ func (x *InviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteRequest.ProtoReflect.Descriptor instead.
 func (*InviteRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{53}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *InviteRequest) GetName() string {
@@ -3544,7 +3621,7 @@ type InviteResponse struct {
 
 func (x *InviteResponse) Reset() {
 	*x = InviteResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[54]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3556,7 +3633,7 @@ func (x *InviteResponse) String() string {
 func (*InviteResponse) ProtoMessage() {}
 
 func (x *InviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[54]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3569,7 +3646,7 @@ func (x *InviteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteResponse.ProtoReflect.Descriptor instead.
 func (*InviteResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{54}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *InviteResponse) GetToken() string {
@@ -3587,7 +3664,7 @@ type InstancesRequest struct {
 
 func (x *InstancesRequest) Reset() {
 	*x = InstancesRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[55]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3599,7 +3676,7 @@ func (x *InstancesRequest) String() string {
 func (*InstancesRequest) ProtoMessage() {}
 
 func (x *InstancesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[55]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3612,7 +3689,7 @@ func (x *InstancesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstancesRequest.ProtoReflect.Descriptor instead.
 func (*InstancesRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{55}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{56}
 }
 
 type Instance struct {
@@ -3628,7 +3705,7 @@ type Instance struct {
 
 func (x *Instance) Reset() {
 	*x = Instance{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[56]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3640,7 +3717,7 @@ func (x *Instance) String() string {
 func (*Instance) ProtoMessage() {}
 
 func (x *Instance) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[56]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3653,7 +3730,7 @@ func (x *Instance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Instance.ProtoReflect.Descriptor instead.
 func (*Instance) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{56}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Instance) GetName() string {
@@ -3700,7 +3777,7 @@ type InstancesResponse struct {
 
 func (x *InstancesResponse) Reset() {
 	*x = InstancesResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[57]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3712,7 +3789,7 @@ func (x *InstancesResponse) String() string {
 func (*InstancesResponse) ProtoMessage() {}
 
 func (x *InstancesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[57]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3725,7 +3802,7 @@ func (x *InstancesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstancesResponse.ProtoReflect.Descriptor instead.
 func (*InstancesResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{57}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *InstancesResponse) GetInstances() []*Instance {
@@ -3744,7 +3821,7 @@ type RemoveRequest struct {
 
 func (x *RemoveRequest) Reset() {
 	*x = RemoveRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[58]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3756,7 +3833,7 @@ func (x *RemoveRequest) String() string {
 func (*RemoveRequest) ProtoMessage() {}
 
 func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[58]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3769,7 +3846,7 @@ func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{58}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *RemoveRequest) GetName() string {
@@ -3787,7 +3864,7 @@ type RemoveResponse struct {
 
 func (x *RemoveResponse) Reset() {
 	*x = RemoveResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[59]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3799,7 +3876,7 @@ func (x *RemoveResponse) String() string {
 func (*RemoveResponse) ProtoMessage() {}
 
 func (x *RemoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[59]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3812,7 +3889,7 @@ func (x *RemoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveResponse.ProtoReflect.Descriptor instead.
 func (*RemoveResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{59}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{60}
 }
 
 type IssueRequest struct {
@@ -3827,7 +3904,7 @@ type IssueRequest struct {
 
 func (x *IssueRequest) Reset() {
 	*x = IssueRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[60]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3839,7 +3916,7 @@ func (x *IssueRequest) String() string {
 func (*IssueRequest) ProtoMessage() {}
 
 func (x *IssueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[60]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3852,7 +3929,7 @@ func (x *IssueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueRequest.ProtoReflect.Descriptor instead.
 func (*IssueRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{60}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *IssueRequest) GetKey() *KeyRef {
@@ -3892,7 +3969,7 @@ type IssueResponse struct {
 
 func (x *IssueResponse) Reset() {
 	*x = IssueResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[61]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3904,7 +3981,7 @@ func (x *IssueResponse) String() string {
 func (*IssueResponse) ProtoMessage() {}
 
 func (x *IssueResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[61]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3917,7 +3994,7 @@ func (x *IssueResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueResponse.ProtoReflect.Descriptor instead.
 func (*IssueResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{61}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *IssueResponse) GetToken() string {
@@ -3936,7 +4013,7 @@ type RegisterRequest struct {
 
 func (x *RegisterRequest) Reset() {
 	*x = RegisterRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[62]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3948,7 +4025,7 @@ func (x *RegisterRequest) String() string {
 func (*RegisterRequest) ProtoMessage() {}
 
 func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[62]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3961,7 +4038,7 @@ func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterRequest.ProtoReflect.Descriptor instead.
 func (*RegisterRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{62}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *RegisterRequest) GetDataSet() *DataSet {
@@ -3983,7 +4060,7 @@ type DataSet struct {
 
 func (x *DataSet) Reset() {
 	*x = DataSet{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[63]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3995,7 +4072,7 @@ func (x *DataSet) String() string {
 func (*DataSet) ProtoMessage() {}
 
 func (x *DataSet) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[63]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4008,7 +4085,7 @@ func (x *DataSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataSet.ProtoReflect.Descriptor instead.
 func (*DataSet) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{63}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *DataSet) GetName() string {
@@ -4047,7 +4124,7 @@ type DataSetsRequest struct {
 
 func (x *DataSetsRequest) Reset() {
 	*x = DataSetsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[64]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4059,7 +4136,7 @@ func (x *DataSetsRequest) String() string {
 func (*DataSetsRequest) ProtoMessage() {}
 
 func (x *DataSetsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[64]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4072,7 +4149,7 @@ func (x *DataSetsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataSetsRequest.ProtoReflect.Descriptor instead.
 func (*DataSetsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{64}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{65}
 }
 
 type DataSetsResponse struct {
@@ -4084,7 +4161,7 @@ type DataSetsResponse struct {
 
 func (x *DataSetsResponse) Reset() {
 	*x = DataSetsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[65]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4096,7 +4173,7 @@ func (x *DataSetsResponse) String() string {
 func (*DataSetsResponse) ProtoMessage() {}
 
 func (x *DataSetsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[65]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4109,7 +4186,7 @@ func (x *DataSetsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataSetsResponse.ProtoReflect.Descriptor instead.
 func (*DataSetsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{65}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *DataSetsResponse) GetDataSets() []*DataSet {
@@ -4128,7 +4205,7 @@ type CensusRequest struct {
 
 func (x *CensusRequest) Reset() {
 	*x = CensusRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[66]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4140,7 +4217,7 @@ func (x *CensusRequest) String() string {
 func (*CensusRequest) ProtoMessage() {}
 
 func (x *CensusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[66]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4153,7 +4230,7 @@ func (x *CensusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CensusRequest.ProtoReflect.Descriptor instead.
 func (*CensusRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{66}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *CensusRequest) GetKey() *KeyRef {
@@ -4173,7 +4250,7 @@ type CensusCount struct {
 
 func (x *CensusCount) Reset() {
 	*x = CensusCount{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[67]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4185,7 +4262,7 @@ func (x *CensusCount) String() string {
 func (*CensusCount) ProtoMessage() {}
 
 func (x *CensusCount) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[67]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4198,7 +4275,7 @@ func (x *CensusCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CensusCount.ProtoReflect.Descriptor instead.
 func (*CensusCount) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{67}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *CensusCount) GetVersion() uint32 {
@@ -4227,7 +4304,7 @@ type CensusResponse struct {
 
 func (x *CensusResponse) Reset() {
 	*x = CensusResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[68]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4239,7 +4316,7 @@ func (x *CensusResponse) String() string {
 func (*CensusResponse) ProtoMessage() {}
 
 func (x *CensusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[68]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4252,7 +4329,7 @@ func (x *CensusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CensusResponse.ProtoReflect.Descriptor instead.
 func (*CensusResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{68}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *CensusResponse) GetCounts() []*CensusCount {
@@ -4294,7 +4371,7 @@ type CampaignRequest struct {
 
 func (x *CampaignRequest) Reset() {
 	*x = CampaignRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[69]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4306,7 +4383,7 @@ func (x *CampaignRequest) String() string {
 func (*CampaignRequest) ProtoMessage() {}
 
 func (x *CampaignRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[69]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4319,7 +4396,7 @@ func (x *CampaignRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CampaignRequest.ProtoReflect.Descriptor instead.
 func (*CampaignRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{69}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *CampaignRequest) GetKey() *KeyRef {
@@ -4352,7 +4429,7 @@ type CampaignRef struct {
 
 func (x *CampaignRef) Reset() {
 	*x = CampaignRef{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[70]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4364,7 +4441,7 @@ func (x *CampaignRef) String() string {
 func (*CampaignRef) ProtoMessage() {}
 
 func (x *CampaignRef) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[70]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4377,7 +4454,7 @@ func (x *CampaignRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CampaignRef.ProtoReflect.Descriptor instead.
 func (*CampaignRef) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{70}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *CampaignRef) GetId() string {
@@ -4405,7 +4482,7 @@ type Campaign struct {
 
 func (x *Campaign) Reset() {
 	*x = Campaign{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[71]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4417,7 +4494,7 @@ func (x *Campaign) String() string {
 func (*Campaign) ProtoMessage() {}
 
 func (x *Campaign) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[71]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4430,7 +4507,7 @@ func (x *Campaign) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Campaign.ProtoReflect.Descriptor instead.
 func (*Campaign) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{71}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *Campaign) GetId() string {
@@ -4513,7 +4590,7 @@ type TailRequest struct {
 
 func (x *TailRequest) Reset() {
 	*x = TailRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[72]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4525,7 +4602,7 @@ func (x *TailRequest) String() string {
 func (*TailRequest) ProtoMessage() {}
 
 func (x *TailRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[72]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4538,7 +4615,7 @@ func (x *TailRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailRequest.ProtoReflect.Descriptor instead.
 func (*TailRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{72}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *TailRequest) GetFrom() uint64 {
@@ -4565,7 +4642,7 @@ type TailEntry struct {
 
 func (x *TailEntry) Reset() {
 	*x = TailEntry{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[73]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4577,7 +4654,7 @@ func (x *TailEntry) String() string {
 func (*TailEntry) ProtoMessage() {}
 
 func (x *TailEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[73]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4590,7 +4667,7 @@ func (x *TailEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailEntry.ProtoReflect.Descriptor instead.
 func (*TailEntry) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{73}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *TailEntry) GetIndex() uint64 {
@@ -4617,7 +4694,7 @@ type DestroyCertificateRequest struct {
 
 func (x *DestroyCertificateRequest) Reset() {
 	*x = DestroyCertificateRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[74]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4629,7 +4706,7 @@ func (x *DestroyCertificateRequest) String() string {
 func (*DestroyCertificateRequest) ProtoMessage() {}
 
 func (x *DestroyCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[74]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4642,7 +4719,7 @@ func (x *DestroyCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyCertificateRequest.ProtoReflect.Descriptor instead.
 func (*DestroyCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{74}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *DestroyCertificateRequest) GetKey() *KeyRef {
@@ -4668,7 +4745,7 @@ type DestroyCertificateResponse struct {
 
 func (x *DestroyCertificateResponse) Reset() {
 	*x = DestroyCertificateResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[75]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4680,7 +4757,7 @@ func (x *DestroyCertificateResponse) String() string {
 func (*DestroyCertificateResponse) ProtoMessage() {}
 
 func (x *DestroyCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[75]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4693,7 +4770,7 @@ func (x *DestroyCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyCertificateResponse.ProtoReflect.Descriptor instead.
 func (*DestroyCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{75}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *DestroyCertificateResponse) GetCertificate() []byte {
@@ -4711,7 +4788,7 @@ type ExportRequest struct {
 
 func (x *ExportRequest) Reset() {
 	*x = ExportRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[76]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4723,7 +4800,7 @@ func (x *ExportRequest) String() string {
 func (*ExportRequest) ProtoMessage() {}
 
 func (x *ExportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[76]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4736,7 +4813,7 @@ func (x *ExportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRequest.ProtoReflect.Descriptor instead.
 func (*ExportRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{76}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{77}
 }
 
 type ExportFile struct {
@@ -4749,7 +4826,7 @@ type ExportFile struct {
 
 func (x *ExportFile) Reset() {
 	*x = ExportFile{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[77]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4761,7 +4838,7 @@ func (x *ExportFile) String() string {
 func (*ExportFile) ProtoMessage() {}
 
 func (x *ExportFile) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[77]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4774,7 +4851,7 @@ func (x *ExportFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportFile.ProtoReflect.Descriptor instead.
 func (*ExportFile) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{77}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ExportFile) GetPath() string {
@@ -4799,7 +4876,7 @@ type SealStatusRequest struct {
 
 func (x *SealStatusRequest) Reset() {
 	*x = SealStatusRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[78]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4811,7 +4888,7 @@ func (x *SealStatusRequest) String() string {
 func (*SealStatusRequest) ProtoMessage() {}
 
 func (x *SealStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[78]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4824,7 +4901,7 @@ func (x *SealStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealStatusRequest.ProtoReflect.Descriptor instead.
 func (*SealStatusRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{78}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{79}
 }
 
 type SealStatus struct {
@@ -4842,7 +4919,7 @@ type SealStatus struct {
 
 func (x *SealStatus) Reset() {
 	*x = SealStatus{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[79]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4854,7 +4931,7 @@ func (x *SealStatus) String() string {
 func (*SealStatus) ProtoMessage() {}
 
 func (x *SealStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[79]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4867,7 +4944,7 @@ func (x *SealStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealStatus.ProtoReflect.Descriptor instead.
 func (*SealStatus) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{79}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *SealStatus) GetSealed() bool {
@@ -4933,7 +5010,7 @@ type SealMember struct {
 
 func (x *SealMember) Reset() {
 	*x = SealMember{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[80]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4945,7 +5022,7 @@ func (x *SealMember) String() string {
 func (*SealMember) ProtoMessage() {}
 
 func (x *SealMember) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[80]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4958,7 +5035,7 @@ func (x *SealMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealMember.ProtoReflect.Descriptor instead.
 func (*SealMember) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{80}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *SealMember) GetId() string {
@@ -5018,7 +5095,7 @@ type SealProgress struct {
 
 func (x *SealProgress) Reset() {
 	*x = SealProgress{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[81]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5030,7 +5107,7 @@ func (x *SealProgress) String() string {
 func (*SealProgress) ProtoMessage() {}
 
 func (x *SealProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[81]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5043,7 +5120,7 @@ func (x *SealProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealProgress.ProtoReflect.Descriptor instead.
 func (*SealProgress) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{81}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *SealProgress) GetSet() string {
@@ -5105,7 +5182,7 @@ type UnsealRequest struct {
 
 func (x *UnsealRequest) Reset() {
 	*x = UnsealRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[82]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5117,7 +5194,7 @@ func (x *UnsealRequest) String() string {
 func (*UnsealRequest) ProtoMessage() {}
 
 func (x *UnsealRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[82]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5130,7 +5207,7 @@ func (x *UnsealRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsealRequest.ProtoReflect.Descriptor instead.
 func (*UnsealRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{82}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *UnsealRequest) GetShare() string {
@@ -5156,7 +5233,7 @@ type UnsealResetRequest struct {
 
 func (x *UnsealResetRequest) Reset() {
 	*x = UnsealResetRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[83]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5168,7 +5245,7 @@ func (x *UnsealResetRequest) String() string {
 func (*UnsealResetRequest) ProtoMessage() {}
 
 func (x *UnsealResetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[83]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5181,7 +5258,7 @@ func (x *UnsealResetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsealResetRequest.ProtoReflect.Descriptor instead.
 func (*UnsealResetRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{83}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *UnsealResetRequest) GetAttempt() string {
@@ -5199,7 +5276,7 @@ type SealRequest struct {
 
 func (x *SealRequest) Reset() {
 	*x = SealRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[84]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5211,7 +5288,7 @@ func (x *SealRequest) String() string {
 func (*SealRequest) ProtoMessage() {}
 
 func (x *SealRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[84]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5224,7 +5301,7 @@ func (x *SealRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealRequest.ProtoReflect.Descriptor instead.
 func (*SealRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{84}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{85}
 }
 
 type SealChangeRequest struct {
@@ -5237,7 +5314,7 @@ type SealChangeRequest struct {
 
 func (x *SealChangeRequest) Reset() {
 	*x = SealChangeRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[85]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5249,7 +5326,7 @@ func (x *SealChangeRequest) String() string {
 func (*SealChangeRequest) ProtoMessage() {}
 
 func (x *SealChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[85]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5262,7 +5339,7 @@ func (x *SealChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealChangeRequest.ProtoReflect.Descriptor instead.
 func (*SealChangeRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{85}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *SealChangeRequest) GetChange() string {
@@ -5289,7 +5366,7 @@ type StartRekeyRequest struct {
 
 func (x *StartRekeyRequest) Reset() {
 	*x = StartRekeyRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[86]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5301,7 +5378,7 @@ func (x *StartRekeyRequest) String() string {
 func (*StartRekeyRequest) ProtoMessage() {}
 
 func (x *StartRekeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[86]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5314,7 +5391,7 @@ func (x *StartRekeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartRekeyRequest.ProtoReflect.Descriptor instead.
 func (*StartRekeyRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{86}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *StartRekeyRequest) GetShares() string {
@@ -5341,7 +5418,7 @@ type RekeyRequest struct {
 
 func (x *RekeyRequest) Reset() {
 	*x = RekeyRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[87]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5353,7 +5430,7 @@ func (x *RekeyRequest) String() string {
 func (*RekeyRequest) ProtoMessage() {}
 
 func (x *RekeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[87]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5366,7 +5443,7 @@ func (x *RekeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RekeyRequest.ProtoReflect.Descriptor instead.
 func (*RekeyRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{87}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *RekeyRequest) GetShare() string {
@@ -5392,7 +5469,7 @@ type AbortRekeyRequest struct {
 
 func (x *AbortRekeyRequest) Reset() {
 	*x = AbortRekeyRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[88]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5404,7 +5481,7 @@ func (x *AbortRekeyRequest) String() string {
 func (*AbortRekeyRequest) ProtoMessage() {}
 
 func (x *AbortRekeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[88]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5417,7 +5494,7 @@ func (x *AbortRekeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbortRekeyRequest.ProtoReflect.Descriptor instead.
 func (*AbortRekeyRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{88}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *AbortRekeyRequest) GetAttempt() string {
@@ -5441,7 +5518,7 @@ type RekeyProgress struct {
 
 func (x *RekeyProgress) Reset() {
 	*x = RekeyProgress{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[89]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5453,7 +5530,7 @@ func (x *RekeyProgress) String() string {
 func (*RekeyProgress) ProtoMessage() {}
 
 func (x *RekeyProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[89]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5466,7 +5543,7 @@ func (x *RekeyProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RekeyProgress.ProtoReflect.Descriptor instead.
 func (*RekeyProgress) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{89}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *RekeyProgress) GetPhase() string {
@@ -5519,7 +5596,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[90]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5531,7 +5608,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[90]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5544,7 +5621,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{90}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{91}
 }
 
 type StatusResponse struct {
@@ -5571,7 +5648,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[91]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5583,7 +5660,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[91]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5596,7 +5673,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{91}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -5722,7 +5799,7 @@ type Check struct {
 
 func (x *Check) Reset() {
 	*x = Check{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[92]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5734,7 +5811,7 @@ func (x *Check) String() string {
 func (*Check) ProtoMessage() {}
 
 func (x *Check) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[92]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5747,7 +5824,7 @@ func (x *Check) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Check.ProtoReflect.Descriptor instead.
 func (*Check) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{92}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *Check) GetName() string {
@@ -5787,7 +5864,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[93]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5799,7 +5876,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[93]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5812,7 +5889,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{93}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *Replica) GetAddress() string {
@@ -5883,7 +5960,7 @@ type LoginRequest struct {
 
 func (x *LoginRequest) Reset() {
 	*x = LoginRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[94]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5895,7 +5972,7 @@ func (x *LoginRequest) String() string {
 func (*LoginRequest) ProtoMessage() {}
 
 func (x *LoginRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[94]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5908,7 +5985,7 @@ func (x *LoginRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoginRequest.ProtoReflect.Descriptor instead.
 func (*LoginRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{94}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *LoginRequest) GetJwt() string {
@@ -5946,7 +6023,7 @@ type LoginResponse struct {
 
 func (x *LoginResponse) Reset() {
 	*x = LoginResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[95]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5958,7 +6035,7 @@ func (x *LoginResponse) String() string {
 func (*LoginResponse) ProtoMessage() {}
 
 func (x *LoginResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[95]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5971,7 +6048,7 @@ func (x *LoginResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoginResponse.ProtoReflect.Descriptor instead.
 func (*LoginResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{95}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *LoginResponse) GetToken() string {
@@ -6024,7 +6101,7 @@ type LogoutRequest struct {
 
 func (x *LogoutRequest) Reset() {
 	*x = LogoutRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[96]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6036,7 +6113,7 @@ func (x *LogoutRequest) String() string {
 func (*LogoutRequest) ProtoMessage() {}
 
 func (x *LogoutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[96]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6049,7 +6126,7 @@ func (x *LogoutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogoutRequest.ProtoReflect.Descriptor instead.
 func (*LogoutRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{96}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{97}
 }
 
 type LogoutResponse struct {
@@ -6060,7 +6137,7 @@ type LogoutResponse struct {
 
 func (x *LogoutResponse) Reset() {
 	*x = LogoutResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[97]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6072,7 +6149,7 @@ func (x *LogoutResponse) String() string {
 func (*LogoutResponse) ProtoMessage() {}
 
 func (x *LogoutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[97]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6085,7 +6162,7 @@ func (x *LogoutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogoutResponse.ProtoReflect.Descriptor instead.
 func (*LogoutResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{97}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{98}
 }
 
 type WhoamiRequest struct {
@@ -6096,7 +6173,7 @@ type WhoamiRequest struct {
 
 func (x *WhoamiRequest) Reset() {
 	*x = WhoamiRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[98]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6108,7 +6185,7 @@ func (x *WhoamiRequest) String() string {
 func (*WhoamiRequest) ProtoMessage() {}
 
 func (x *WhoamiRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[98]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6121,7 +6198,7 @@ func (x *WhoamiRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoamiRequest.ProtoReflect.Descriptor instead.
 func (*WhoamiRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{98}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{99}
 }
 
 type WhoamiResponse struct {
@@ -6137,7 +6214,7 @@ type WhoamiResponse struct {
 
 func (x *WhoamiResponse) Reset() {
 	*x = WhoamiResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[99]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6149,7 +6226,7 @@ func (x *WhoamiResponse) String() string {
 func (*WhoamiResponse) ProtoMessage() {}
 
 func (x *WhoamiResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[99]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6162,7 +6239,7 @@ func (x *WhoamiResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoamiResponse.ProtoReflect.Descriptor instead.
 func (*WhoamiResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{99}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *WhoamiResponse) GetCaller() string {
@@ -6210,7 +6287,7 @@ type SessionsRequest struct {
 
 func (x *SessionsRequest) Reset() {
 	*x = SessionsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[100]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6222,7 +6299,7 @@ func (x *SessionsRequest) String() string {
 func (*SessionsRequest) ProtoMessage() {}
 
 func (x *SessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[100]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6235,7 +6312,7 @@ func (x *SessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionsRequest.ProtoReflect.Descriptor instead.
 func (*SessionsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{100}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *SessionsRequest) GetCaller() string {
@@ -6267,7 +6344,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[101]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6279,7 +6356,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[101]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6292,7 +6369,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{101}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *Session) GetId() string {
@@ -6353,7 +6430,7 @@ type SessionsResponse struct {
 
 func (x *SessionsResponse) Reset() {
 	*x = SessionsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[102]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6365,7 +6442,7 @@ func (x *SessionsResponse) String() string {
 func (*SessionsResponse) ProtoMessage() {}
 
 func (x *SessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[102]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6378,7 +6455,7 @@ func (x *SessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionsResponse.ProtoReflect.Descriptor instead.
 func (*SessionsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{102}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *SessionsResponse) GetSessions() []*Session {
@@ -6399,7 +6476,7 @@ type RevokeSessionsRequest struct {
 
 func (x *RevokeSessionsRequest) Reset() {
 	*x = RevokeSessionsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[103]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6411,7 +6488,7 @@ func (x *RevokeSessionsRequest) String() string {
 func (*RevokeSessionsRequest) ProtoMessage() {}
 
 func (x *RevokeSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[103]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6424,7 +6501,7 @@ func (x *RevokeSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeSessionsRequest.ProtoReflect.Descriptor instead.
 func (*RevokeSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{103}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *RevokeSessionsRequest) GetId() string {
@@ -6450,7 +6527,7 @@ type RevokeSessionsResponse struct {
 
 func (x *RevokeSessionsResponse) Reset() {
 	*x = RevokeSessionsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[104]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6462,7 +6539,7 @@ func (x *RevokeSessionsResponse) String() string {
 func (*RevokeSessionsResponse) ProtoMessage() {}
 
 func (x *RevokeSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[104]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6475,7 +6552,7 @@ func (x *RevokeSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeSessionsResponse.ProtoReflect.Descriptor instead.
 func (*RevokeSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{104}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *RevokeSessionsResponse) GetRevoked() uint32 {
@@ -6505,7 +6582,7 @@ type Credential struct {
 
 func (x *Credential) Reset() {
 	*x = Credential{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[105]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6517,7 +6594,7 @@ func (x *Credential) String() string {
 func (*Credential) ProtoMessage() {}
 
 func (x *Credential) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[105]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6530,7 +6607,7 @@ func (x *Credential) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Credential.ProtoReflect.Descriptor instead.
 func (*Credential) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{105}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *Credential) GetId() string {
@@ -6630,7 +6707,7 @@ type CreateCredentialRequest struct {
 
 func (x *CreateCredentialRequest) Reset() {
 	*x = CreateCredentialRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[106]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6642,7 +6719,7 @@ func (x *CreateCredentialRequest) String() string {
 func (*CreateCredentialRequest) ProtoMessage() {}
 
 func (x *CreateCredentialRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[106]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6655,7 +6732,7 @@ func (x *CreateCredentialRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateCredentialRequest.ProtoReflect.Descriptor instead.
 func (*CreateCredentialRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{106}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *CreateCredentialRequest) GetName() string {
@@ -6703,7 +6780,7 @@ type CreateCredentialResponse struct {
 
 func (x *CreateCredentialResponse) Reset() {
 	*x = CreateCredentialResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[107]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6715,7 +6792,7 @@ func (x *CreateCredentialResponse) String() string {
 func (*CreateCredentialResponse) ProtoMessage() {}
 
 func (x *CreateCredentialResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[107]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6728,7 +6805,7 @@ func (x *CreateCredentialResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateCredentialResponse.ProtoReflect.Descriptor instead.
 func (*CreateCredentialResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{107}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *CreateCredentialResponse) GetCredential() *Credential {
@@ -6753,7 +6830,7 @@ type CredentialsRequest struct {
 
 func (x *CredentialsRequest) Reset() {
 	*x = CredentialsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[108]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6765,7 +6842,7 @@ func (x *CredentialsRequest) String() string {
 func (*CredentialsRequest) ProtoMessage() {}
 
 func (x *CredentialsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[108]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6778,7 +6855,7 @@ func (x *CredentialsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CredentialsRequest.ProtoReflect.Descriptor instead.
 func (*CredentialsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{108}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{109}
 }
 
 type CredentialsResponse struct {
@@ -6790,7 +6867,7 @@ type CredentialsResponse struct {
 
 func (x *CredentialsResponse) Reset() {
 	*x = CredentialsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[109]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6802,7 +6879,7 @@ func (x *CredentialsResponse) String() string {
 func (*CredentialsResponse) ProtoMessage() {}
 
 func (x *CredentialsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[109]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6815,7 +6892,7 @@ func (x *CredentialsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CredentialsResponse.ProtoReflect.Descriptor instead.
 func (*CredentialsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{109}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *CredentialsResponse) GetCredentials() []*Credential {
@@ -6835,7 +6912,7 @@ type ChangeCredentialRequest struct {
 
 func (x *ChangeCredentialRequest) Reset() {
 	*x = ChangeCredentialRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[110]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6847,7 +6924,7 @@ func (x *ChangeCredentialRequest) String() string {
 func (*ChangeCredentialRequest) ProtoMessage() {}
 
 func (x *ChangeCredentialRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[110]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6860,7 +6937,7 @@ func (x *ChangeCredentialRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeCredentialRequest.ProtoReflect.Descriptor instead.
 func (*ChangeCredentialRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{110}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *ChangeCredentialRequest) GetId() string {
@@ -6895,7 +6972,7 @@ type Grant struct {
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[111]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6907,7 +6984,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[111]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6920,7 +6997,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{111}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *Grant) GetId() string {
@@ -7007,7 +7084,7 @@ type CreateGrantRequest struct {
 
 func (x *CreateGrantRequest) Reset() {
 	*x = CreateGrantRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[112]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7019,7 +7096,7 @@ func (x *CreateGrantRequest) String() string {
 func (*CreateGrantRequest) ProtoMessage() {}
 
 func (x *CreateGrantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[112]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7032,7 +7109,7 @@ func (x *CreateGrantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateGrantRequest.ProtoReflect.Descriptor instead.
 func (*CreateGrantRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{112}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *CreateGrantRequest) GetGrantee() string {
@@ -7085,7 +7162,7 @@ type GrantsRequest struct {
 
 func (x *GrantsRequest) Reset() {
 	*x = GrantsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[113]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7097,7 +7174,7 @@ func (x *GrantsRequest) String() string {
 func (*GrantsRequest) ProtoMessage() {}
 
 func (x *GrantsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[113]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7110,7 +7187,7 @@ func (x *GrantsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantsRequest.ProtoReflect.Descriptor instead.
 func (*GrantsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{113}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{114}
 }
 
 type GrantsResponse struct {
@@ -7122,7 +7199,7 @@ type GrantsResponse struct {
 
 func (x *GrantsResponse) Reset() {
 	*x = GrantsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[114]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7134,7 +7211,7 @@ func (x *GrantsResponse) String() string {
 func (*GrantsResponse) ProtoMessage() {}
 
 func (x *GrantsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[114]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7147,7 +7224,7 @@ func (x *GrantsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantsResponse.ProtoReflect.Descriptor instead.
 func (*GrantsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{114}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *GrantsResponse) GetGrants() []*Grant {
@@ -7166,7 +7243,7 @@ type RevokeGrantRequest struct {
 
 func (x *RevokeGrantRequest) Reset() {
 	*x = RevokeGrantRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[115]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7178,7 +7255,7 @@ func (x *RevokeGrantRequest) String() string {
 func (*RevokeGrantRequest) ProtoMessage() {}
 
 func (x *RevokeGrantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[115]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7191,7 +7268,7 @@ func (x *RevokeGrantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeGrantRequest.ProtoReflect.Descriptor instead.
 func (*RevokeGrantRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{115}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *RevokeGrantRequest) GetId() string {
@@ -7209,7 +7286,7 @@ type RevokeGrantResponse struct {
 
 func (x *RevokeGrantResponse) Reset() {
 	*x = RevokeGrantResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[116]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7221,7 +7298,7 @@ func (x *RevokeGrantResponse) String() string {
 func (*RevokeGrantResponse) ProtoMessage() {}
 
 func (x *RevokeGrantResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[116]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7234,7 +7311,7 @@ func (x *RevokeGrantResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeGrantResponse.ProtoReflect.Descriptor instead.
 func (*RevokeGrantResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{116}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{117}
 }
 
 type InviteAdminRequest struct {
@@ -7247,7 +7324,7 @@ type InviteAdminRequest struct {
 
 func (x *InviteAdminRequest) Reset() {
 	*x = InviteAdminRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[117]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7259,7 +7336,7 @@ func (x *InviteAdminRequest) String() string {
 func (*InviteAdminRequest) ProtoMessage() {}
 
 func (x *InviteAdminRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[117]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7272,7 +7349,7 @@ func (x *InviteAdminRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteAdminRequest.ProtoReflect.Descriptor instead.
 func (*InviteAdminRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{117}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *InviteAdminRequest) GetName() string {
@@ -7298,7 +7375,7 @@ type InviteAdminResponse struct {
 
 func (x *InviteAdminResponse) Reset() {
 	*x = InviteAdminResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[118]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7310,7 +7387,7 @@ func (x *InviteAdminResponse) String() string {
 func (*InviteAdminResponse) ProtoMessage() {}
 
 func (x *InviteAdminResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[118]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7323,7 +7400,7 @@ func (x *InviteAdminResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteAdminResponse.ProtoReflect.Descriptor instead.
 func (*InviteAdminResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{118}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *InviteAdminResponse) GetToken() string {
@@ -7341,7 +7418,7 @@ type AdminsRequest struct {
 
 func (x *AdminsRequest) Reset() {
 	*x = AdminsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[119]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7353,7 +7430,7 @@ func (x *AdminsRequest) String() string {
 func (*AdminsRequest) ProtoMessage() {}
 
 func (x *AdminsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[119]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7366,7 +7443,7 @@ func (x *AdminsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminsRequest.ProtoReflect.Descriptor instead.
 func (*AdminsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{119}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{120}
 }
 
 type Administrator struct {
@@ -7380,7 +7457,7 @@ type Administrator struct {
 
 func (x *Administrator) Reset() {
 	*x = Administrator{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[120]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7392,7 +7469,7 @@ func (x *Administrator) String() string {
 func (*Administrator) ProtoMessage() {}
 
 func (x *Administrator) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[120]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7405,7 +7482,7 @@ func (x *Administrator) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Administrator.ProtoReflect.Descriptor instead.
 func (*Administrator) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{120}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *Administrator) GetName() string {
@@ -7438,7 +7515,7 @@ type AdminsResponse struct {
 
 func (x *AdminsResponse) Reset() {
 	*x = AdminsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[121]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7450,7 +7527,7 @@ func (x *AdminsResponse) String() string {
 func (*AdminsResponse) ProtoMessage() {}
 
 func (x *AdminsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[121]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7463,7 +7540,7 @@ func (x *AdminsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminsResponse.ProtoReflect.Descriptor instead.
 func (*AdminsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{121}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *AdminsResponse) GetAdmins() []*Administrator {
@@ -7482,7 +7559,7 @@ type RemoveAdminRequest struct {
 
 func (x *RemoveAdminRequest) Reset() {
 	*x = RemoveAdminRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[122]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7494,7 +7571,7 @@ func (x *RemoveAdminRequest) String() string {
 func (*RemoveAdminRequest) ProtoMessage() {}
 
 func (x *RemoveAdminRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[122]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7507,7 +7584,7 @@ func (x *RemoveAdminRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveAdminRequest.ProtoReflect.Descriptor instead.
 func (*RemoveAdminRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{122}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *RemoveAdminRequest) GetName() string {
@@ -7525,7 +7602,7 @@ type RemoveAdminResponse struct {
 
 func (x *RemoveAdminResponse) Reset() {
 	*x = RemoveAdminResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[123]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7537,7 +7614,7 @@ func (x *RemoveAdminResponse) String() string {
 func (*RemoveAdminResponse) ProtoMessage() {}
 
 func (x *RemoveAdminResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[123]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7550,7 +7627,7 @@ func (x *RemoveAdminResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveAdminResponse.ProtoReflect.Descriptor instead.
 func (*RemoveAdminResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{123}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{124}
 }
 
 var File_rotor_v1_rotor_proto protoreflect.FileDescriptor
@@ -7564,7 +7641,7 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\x04hint\x18\x03 \x01(\tR\x04hint\"2\n" +
 	"\x04Part\x12\x14\n" +
 	"\x05label\x18\x01 \x01(\tR\x05label\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value\"\xff\x03\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value\"\x9b\x04\n" +
 	"\aVersion\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12\x16\n" +
 	"\x06handle\x18\x02 \x01(\rR\x06handle\x12\x1c\n" +
@@ -7582,7 +7659,8 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\n" +
 	"originated\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"originated\x122\n" +
-	"\x06erased\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\x06erased\"\xf5\x01\n" +
+	"\x06erased\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\x06erased\x12\x1a\n" +
+	"\battempts\x18\x0f \x01(\x04R\battempts\"\xf5\x01\n" +
 	"\bRotation\x12\x18\n" +
 	"\asilence\x18\x01 \x01(\tR\asilence\x12 \n" +
 	"\fmax_stale_ns\x18\x02 \x01(\x03R\n" +
@@ -7785,14 +7863,19 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\n" +
 	"server_key\x18\x03 \x01(\fR\tserverKey\x12\x18\n" +
 	"\acluster\x18\x04 \x01(\tR\acluster\x12\x1c\n" +
-	"\tnamespace\x18\x05 \x01(\tR\tnamespace\"\xae\x01\n" +
+	"\tnamespace\x18\x05 \x01(\tR\tnamespace\"\xdd\x01\n" +
 	"\x06HoldUp\x12%\n" +
 	"\x05hello\x18\x01 \x01(\v2\x0f.rotor.v1.HelloR\x05hello\x12\x12\n" +
 	"\x04beat\x18\x02 \x01(\x04R\x04beat\x12\x12\n" +
 	"\x04keys\x18\x03 \x03(\tR\x04keys\x12!\n" +
 	"\x04acks\x18\x04 \x03(\v2\r.rotor.v1.AckR\x04acks\x12\x14\n" +
 	"\x05leave\x18\x05 \x01(\bR\x05leave\x12\x1c\n" +
-	"\tstatement\x18\x06 \x01(\fR\tstatement\"\xbe\x01\n" +
+	"\tstatement\x18\x06 \x01(\fR\tstatement\x12-\n" +
+	"\battempts\x18\a \x03(\v2\x11.rotor.v1.AttemptR\battempts\"P\n" +
+	"\aAttempt\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\rR\aversion\x12\x14\n" +
+	"\x05count\x18\x03 \x01(\x04R\x05count\"\xbe\x01\n" +
 	"\x05Hello\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\fR\vincarnation\x12\x18\n" +
 	"\asession\x18\x02 \x01(\fR\asession\x12\x1f\n" +
@@ -8207,7 +8290,7 @@ func file_rotor_v1_rotor_proto_rawDescGZIP() []byte {
 	return file_rotor_v1_rotor_proto_rawDescData
 }
 
-var file_rotor_v1_rotor_proto_msgTypes = make([]protoimpl.MessageInfo, 130)
+var file_rotor_v1_rotor_proto_msgTypes = make([]protoimpl.MessageInfo, 131)
 var file_rotor_v1_rotor_proto_goTypes = []any{
 	(*Fault)(nil),                      // 0: rotor.v1.Fault
 	(*Part)(nil),                       // 1: rotor.v1.Part
@@ -8256,102 +8339,103 @@ var file_rotor_v1_rotor_proto_goTypes = []any{
 	(*RenewRequest)(nil),               // 44: rotor.v1.RenewRequest
 	(*JoinResponse)(nil),               // 45: rotor.v1.JoinResponse
 	(*HoldUp)(nil),                     // 46: rotor.v1.HoldUp
-	(*Hello)(nil),                      // 47: rotor.v1.Hello
-	(*Ack)(nil),                        // 48: rotor.v1.Ack
-	(*HoldDown)(nil),                   // 49: rotor.v1.HoldDown
-	(*Lease)(nil),                      // 50: rotor.v1.Lease
-	(*Parcel)(nil),                     // 51: rotor.v1.Parcel
-	(*KeyRefusal)(nil),                 // 52: rotor.v1.KeyRefusal
-	(*InviteRequest)(nil),              // 53: rotor.v1.InviteRequest
-	(*InviteResponse)(nil),             // 54: rotor.v1.InviteResponse
-	(*InstancesRequest)(nil),           // 55: rotor.v1.InstancesRequest
-	(*Instance)(nil),                   // 56: rotor.v1.Instance
-	(*InstancesResponse)(nil),          // 57: rotor.v1.InstancesResponse
-	(*RemoveRequest)(nil),              // 58: rotor.v1.RemoveRequest
-	(*RemoveResponse)(nil),             // 59: rotor.v1.RemoveResponse
-	(*IssueRequest)(nil),               // 60: rotor.v1.IssueRequest
-	(*IssueResponse)(nil),              // 61: rotor.v1.IssueResponse
-	(*RegisterRequest)(nil),            // 62: rotor.v1.RegisterRequest
-	(*DataSet)(nil),                    // 63: rotor.v1.DataSet
-	(*DataSetsRequest)(nil),            // 64: rotor.v1.DataSetsRequest
-	(*DataSetsResponse)(nil),           // 65: rotor.v1.DataSetsResponse
-	(*CensusRequest)(nil),              // 66: rotor.v1.CensusRequest
-	(*CensusCount)(nil),                // 67: rotor.v1.CensusCount
-	(*CensusResponse)(nil),             // 68: rotor.v1.CensusResponse
-	(*CampaignRequest)(nil),            // 69: rotor.v1.CampaignRequest
-	(*CampaignRef)(nil),                // 70: rotor.v1.CampaignRef
-	(*Campaign)(nil),                   // 71: rotor.v1.Campaign
-	(*TailRequest)(nil),                // 72: rotor.v1.TailRequest
-	(*TailEntry)(nil),                  // 73: rotor.v1.TailEntry
-	(*DestroyCertificateRequest)(nil),  // 74: rotor.v1.DestroyCertificateRequest
-	(*DestroyCertificateResponse)(nil), // 75: rotor.v1.DestroyCertificateResponse
-	(*ExportRequest)(nil),              // 76: rotor.v1.ExportRequest
-	(*ExportFile)(nil),                 // 77: rotor.v1.ExportFile
-	(*SealStatusRequest)(nil),          // 78: rotor.v1.SealStatusRequest
-	(*SealStatus)(nil),                 // 79: rotor.v1.SealStatus
-	(*SealMember)(nil),                 // 80: rotor.v1.SealMember
-	(*SealProgress)(nil),               // 81: rotor.v1.SealProgress
-	(*UnsealRequest)(nil),              // 82: rotor.v1.UnsealRequest
-	(*UnsealResetRequest)(nil),         // 83: rotor.v1.UnsealResetRequest
-	(*SealRequest)(nil),                // 84: rotor.v1.SealRequest
-	(*SealChangeRequest)(nil),          // 85: rotor.v1.SealChangeRequest
-	(*StartRekeyRequest)(nil),          // 86: rotor.v1.StartRekeyRequest
-	(*RekeyRequest)(nil),               // 87: rotor.v1.RekeyRequest
-	(*AbortRekeyRequest)(nil),          // 88: rotor.v1.AbortRekeyRequest
-	(*RekeyProgress)(nil),              // 89: rotor.v1.RekeyProgress
-	(*StatusRequest)(nil),              // 90: rotor.v1.StatusRequest
-	(*StatusResponse)(nil),             // 91: rotor.v1.StatusResponse
-	(*Check)(nil),                      // 92: rotor.v1.Check
-	(*Replica)(nil),                    // 93: rotor.v1.Replica
-	(*LoginRequest)(nil),               // 94: rotor.v1.LoginRequest
-	(*LoginResponse)(nil),              // 95: rotor.v1.LoginResponse
-	(*LogoutRequest)(nil),              // 96: rotor.v1.LogoutRequest
-	(*LogoutResponse)(nil),             // 97: rotor.v1.LogoutResponse
-	(*WhoamiRequest)(nil),              // 98: rotor.v1.WhoamiRequest
-	(*WhoamiResponse)(nil),             // 99: rotor.v1.WhoamiResponse
-	(*SessionsRequest)(nil),            // 100: rotor.v1.SessionsRequest
-	(*Session)(nil),                    // 101: rotor.v1.Session
-	(*SessionsResponse)(nil),           // 102: rotor.v1.SessionsResponse
-	(*RevokeSessionsRequest)(nil),      // 103: rotor.v1.RevokeSessionsRequest
-	(*RevokeSessionsResponse)(nil),     // 104: rotor.v1.RevokeSessionsResponse
-	(*Credential)(nil),                 // 105: rotor.v1.Credential
-	(*CreateCredentialRequest)(nil),    // 106: rotor.v1.CreateCredentialRequest
-	(*CreateCredentialResponse)(nil),   // 107: rotor.v1.CreateCredentialResponse
-	(*CredentialsRequest)(nil),         // 108: rotor.v1.CredentialsRequest
-	(*CredentialsResponse)(nil),        // 109: rotor.v1.CredentialsResponse
-	(*ChangeCredentialRequest)(nil),    // 110: rotor.v1.ChangeCredentialRequest
-	(*Grant)(nil),                      // 111: rotor.v1.Grant
-	(*CreateGrantRequest)(nil),         // 112: rotor.v1.CreateGrantRequest
-	(*GrantsRequest)(nil),              // 113: rotor.v1.GrantsRequest
-	(*GrantsResponse)(nil),             // 114: rotor.v1.GrantsResponse
-	(*RevokeGrantRequest)(nil),         // 115: rotor.v1.RevokeGrantRequest
-	(*RevokeGrantResponse)(nil),        // 116: rotor.v1.RevokeGrantResponse
-	(*InviteAdminRequest)(nil),         // 117: rotor.v1.InviteAdminRequest
-	(*InviteAdminResponse)(nil),        // 118: rotor.v1.InviteAdminResponse
-	(*AdminsRequest)(nil),              // 119: rotor.v1.AdminsRequest
-	(*Administrator)(nil),              // 120: rotor.v1.Administrator
-	(*AdminsResponse)(nil),             // 121: rotor.v1.AdminsResponse
-	(*RemoveAdminRequest)(nil),         // 122: rotor.v1.RemoveAdminRequest
-	(*RemoveAdminResponse)(nil),        // 123: rotor.v1.RemoveAdminResponse
-	nil,                                // 124: rotor.v1.Key.LabelsEntry
-	nil,                                // 125: rotor.v1.WhoamiResponse.AttributesEntry
-	nil,                                // 126: rotor.v1.Credential.AttributesEntry
-	nil,                                // 127: rotor.v1.CreateCredentialRequest.AttributesEntry
-	nil,                                // 128: rotor.v1.Grant.ContextEntry
-	nil,                                // 129: rotor.v1.CreateGrantRequest.ContextEntry
-	(*timestamppb.Timestamp)(nil),      // 130: google.protobuf.Timestamp
+	(*Attempt)(nil),                    // 47: rotor.v1.Attempt
+	(*Hello)(nil),                      // 48: rotor.v1.Hello
+	(*Ack)(nil),                        // 49: rotor.v1.Ack
+	(*HoldDown)(nil),                   // 50: rotor.v1.HoldDown
+	(*Lease)(nil),                      // 51: rotor.v1.Lease
+	(*Parcel)(nil),                     // 52: rotor.v1.Parcel
+	(*KeyRefusal)(nil),                 // 53: rotor.v1.KeyRefusal
+	(*InviteRequest)(nil),              // 54: rotor.v1.InviteRequest
+	(*InviteResponse)(nil),             // 55: rotor.v1.InviteResponse
+	(*InstancesRequest)(nil),           // 56: rotor.v1.InstancesRequest
+	(*Instance)(nil),                   // 57: rotor.v1.Instance
+	(*InstancesResponse)(nil),          // 58: rotor.v1.InstancesResponse
+	(*RemoveRequest)(nil),              // 59: rotor.v1.RemoveRequest
+	(*RemoveResponse)(nil),             // 60: rotor.v1.RemoveResponse
+	(*IssueRequest)(nil),               // 61: rotor.v1.IssueRequest
+	(*IssueResponse)(nil),              // 62: rotor.v1.IssueResponse
+	(*RegisterRequest)(nil),            // 63: rotor.v1.RegisterRequest
+	(*DataSet)(nil),                    // 64: rotor.v1.DataSet
+	(*DataSetsRequest)(nil),            // 65: rotor.v1.DataSetsRequest
+	(*DataSetsResponse)(nil),           // 66: rotor.v1.DataSetsResponse
+	(*CensusRequest)(nil),              // 67: rotor.v1.CensusRequest
+	(*CensusCount)(nil),                // 68: rotor.v1.CensusCount
+	(*CensusResponse)(nil),             // 69: rotor.v1.CensusResponse
+	(*CampaignRequest)(nil),            // 70: rotor.v1.CampaignRequest
+	(*CampaignRef)(nil),                // 71: rotor.v1.CampaignRef
+	(*Campaign)(nil),                   // 72: rotor.v1.Campaign
+	(*TailRequest)(nil),                // 73: rotor.v1.TailRequest
+	(*TailEntry)(nil),                  // 74: rotor.v1.TailEntry
+	(*DestroyCertificateRequest)(nil),  // 75: rotor.v1.DestroyCertificateRequest
+	(*DestroyCertificateResponse)(nil), // 76: rotor.v1.DestroyCertificateResponse
+	(*ExportRequest)(nil),              // 77: rotor.v1.ExportRequest
+	(*ExportFile)(nil),                 // 78: rotor.v1.ExportFile
+	(*SealStatusRequest)(nil),          // 79: rotor.v1.SealStatusRequest
+	(*SealStatus)(nil),                 // 80: rotor.v1.SealStatus
+	(*SealMember)(nil),                 // 81: rotor.v1.SealMember
+	(*SealProgress)(nil),               // 82: rotor.v1.SealProgress
+	(*UnsealRequest)(nil),              // 83: rotor.v1.UnsealRequest
+	(*UnsealResetRequest)(nil),         // 84: rotor.v1.UnsealResetRequest
+	(*SealRequest)(nil),                // 85: rotor.v1.SealRequest
+	(*SealChangeRequest)(nil),          // 86: rotor.v1.SealChangeRequest
+	(*StartRekeyRequest)(nil),          // 87: rotor.v1.StartRekeyRequest
+	(*RekeyRequest)(nil),               // 88: rotor.v1.RekeyRequest
+	(*AbortRekeyRequest)(nil),          // 89: rotor.v1.AbortRekeyRequest
+	(*RekeyProgress)(nil),              // 90: rotor.v1.RekeyProgress
+	(*StatusRequest)(nil),              // 91: rotor.v1.StatusRequest
+	(*StatusResponse)(nil),             // 92: rotor.v1.StatusResponse
+	(*Check)(nil),                      // 93: rotor.v1.Check
+	(*Replica)(nil),                    // 94: rotor.v1.Replica
+	(*LoginRequest)(nil),               // 95: rotor.v1.LoginRequest
+	(*LoginResponse)(nil),              // 96: rotor.v1.LoginResponse
+	(*LogoutRequest)(nil),              // 97: rotor.v1.LogoutRequest
+	(*LogoutResponse)(nil),             // 98: rotor.v1.LogoutResponse
+	(*WhoamiRequest)(nil),              // 99: rotor.v1.WhoamiRequest
+	(*WhoamiResponse)(nil),             // 100: rotor.v1.WhoamiResponse
+	(*SessionsRequest)(nil),            // 101: rotor.v1.SessionsRequest
+	(*Session)(nil),                    // 102: rotor.v1.Session
+	(*SessionsResponse)(nil),           // 103: rotor.v1.SessionsResponse
+	(*RevokeSessionsRequest)(nil),      // 104: rotor.v1.RevokeSessionsRequest
+	(*RevokeSessionsResponse)(nil),     // 105: rotor.v1.RevokeSessionsResponse
+	(*Credential)(nil),                 // 106: rotor.v1.Credential
+	(*CreateCredentialRequest)(nil),    // 107: rotor.v1.CreateCredentialRequest
+	(*CreateCredentialResponse)(nil),   // 108: rotor.v1.CreateCredentialResponse
+	(*CredentialsRequest)(nil),         // 109: rotor.v1.CredentialsRequest
+	(*CredentialsResponse)(nil),        // 110: rotor.v1.CredentialsResponse
+	(*ChangeCredentialRequest)(nil),    // 111: rotor.v1.ChangeCredentialRequest
+	(*Grant)(nil),                      // 112: rotor.v1.Grant
+	(*CreateGrantRequest)(nil),         // 113: rotor.v1.CreateGrantRequest
+	(*GrantsRequest)(nil),              // 114: rotor.v1.GrantsRequest
+	(*GrantsResponse)(nil),             // 115: rotor.v1.GrantsResponse
+	(*RevokeGrantRequest)(nil),         // 116: rotor.v1.RevokeGrantRequest
+	(*RevokeGrantResponse)(nil),        // 117: rotor.v1.RevokeGrantResponse
+	(*InviteAdminRequest)(nil),         // 118: rotor.v1.InviteAdminRequest
+	(*InviteAdminResponse)(nil),        // 119: rotor.v1.InviteAdminResponse
+	(*AdminsRequest)(nil),              // 120: rotor.v1.AdminsRequest
+	(*Administrator)(nil),              // 121: rotor.v1.Administrator
+	(*AdminsResponse)(nil),             // 122: rotor.v1.AdminsResponse
+	(*RemoveAdminRequest)(nil),         // 123: rotor.v1.RemoveAdminRequest
+	(*RemoveAdminResponse)(nil),        // 124: rotor.v1.RemoveAdminResponse
+	nil,                                // 125: rotor.v1.Key.LabelsEntry
+	nil,                                // 126: rotor.v1.WhoamiResponse.AttributesEntry
+	nil,                                // 127: rotor.v1.Credential.AttributesEntry
+	nil,                                // 128: rotor.v1.CreateCredentialRequest.AttributesEntry
+	nil,                                // 129: rotor.v1.Grant.ContextEntry
+	nil,                                // 130: rotor.v1.CreateGrantRequest.ContextEntry
+	(*timestamppb.Timestamp)(nil),      // 131: google.protobuf.Timestamp
 }
 var file_rotor_v1_rotor_proto_depIdxs = []int32{
-	130, // 0: rotor.v1.Version.created:type_name -> google.protobuf.Timestamp
-	130, // 1: rotor.v1.Version.activated:type_name -> google.protobuf.Timestamp
-	130, // 2: rotor.v1.Version.retired:type_name -> google.protobuf.Timestamp
-	130, // 3: rotor.v1.Version.originated:type_name -> google.protobuf.Timestamp
-	130, // 4: rotor.v1.Version.erased:type_name -> google.protobuf.Timestamp
-	124, // 5: rotor.v1.Key.labels:type_name -> rotor.v1.Key.LabelsEntry
+	131, // 0: rotor.v1.Version.created:type_name -> google.protobuf.Timestamp
+	131, // 1: rotor.v1.Version.activated:type_name -> google.protobuf.Timestamp
+	131, // 2: rotor.v1.Version.retired:type_name -> google.protobuf.Timestamp
+	131, // 3: rotor.v1.Version.originated:type_name -> google.protobuf.Timestamp
+	131, // 4: rotor.v1.Version.erased:type_name -> google.protobuf.Timestamp
+	125, // 5: rotor.v1.Key.labels:type_name -> rotor.v1.Key.LabelsEntry
 	3,   // 6: rotor.v1.Key.rotation:type_name -> rotor.v1.Rotation
 	2,   // 7: rotor.v1.Key.versions:type_name -> rotor.v1.Version
-	130, // 8: rotor.v1.Key.created:type_name -> google.protobuf.Timestamp
-	130, // 9: rotor.v1.Key.backed_up:type_name -> google.protobuf.Timestamp
+	131, // 8: rotor.v1.Key.created:type_name -> google.protobuf.Timestamp
+	131, // 9: rotor.v1.Key.backed_up:type_name -> google.protobuf.Timestamp
 	4,   // 10: rotor.v1.CreateRequest.key:type_name -> rotor.v1.Key
 	4,   // 11: rotor.v1.ListResponse.keys:type_name -> rotor.v1.Key
 	5,   // 12: rotor.v1.ChangeRequest.key:type_name -> rotor.v1.KeyRef
@@ -8374,186 +8458,187 @@ var file_rotor_v1_rotor_proto_depIdxs = []int32{
 	5,   // 29: rotor.v1.EncapsulateRequest.key:type_name -> rotor.v1.KeyRef
 	5,   // 30: rotor.v1.DecapsulateRequest.key:type_name -> rotor.v1.KeyRef
 	5,   // 31: rotor.v1.PrepareImportRequest.key:type_name -> rotor.v1.KeyRef
-	130, // 32: rotor.v1.PrepareImportResponse.expires:type_name -> google.protobuf.Timestamp
+	131, // 32: rotor.v1.PrepareImportResponse.expires:type_name -> google.protobuf.Timestamp
 	4,   // 33: rotor.v1.ImportRequest.key:type_name -> rotor.v1.Key
-	130, // 34: rotor.v1.ImportRequest.originated:type_name -> google.protobuf.Timestamp
+	131, // 34: rotor.v1.ImportRequest.originated:type_name -> google.protobuf.Timestamp
 	5,   // 35: rotor.v1.ExportKeyRequest.key:type_name -> rotor.v1.KeyRef
 	5,   // 36: rotor.v1.BackupKeyRequest.key:type_name -> rotor.v1.KeyRef
-	130, // 37: rotor.v1.BackupKeyResponse.expires:type_name -> google.protobuf.Timestamp
+	131, // 37: rotor.v1.BackupKeyResponse.expires:type_name -> google.protobuf.Timestamp
 	4,   // 38: rotor.v1.RestoreKeyResponse.key:type_name -> rotor.v1.Key
-	47,  // 39: rotor.v1.HoldUp.hello:type_name -> rotor.v1.Hello
-	48,  // 40: rotor.v1.HoldUp.acks:type_name -> rotor.v1.Ack
-	50,  // 41: rotor.v1.HoldDown.lease:type_name -> rotor.v1.Lease
-	51,  // 42: rotor.v1.HoldDown.parcel:type_name -> rotor.v1.Parcel
-	52,  // 43: rotor.v1.HoldDown.refusal:type_name -> rotor.v1.KeyRefusal
-	0,   // 44: rotor.v1.KeyRefusal.fault:type_name -> rotor.v1.Fault
-	130, // 45: rotor.v1.Instance.heard:type_name -> google.protobuf.Timestamp
-	56,  // 46: rotor.v1.InstancesResponse.instances:type_name -> rotor.v1.Instance
-	5,   // 47: rotor.v1.IssueRequest.key:type_name -> rotor.v1.KeyRef
-	63,  // 48: rotor.v1.RegisterRequest.data_set:type_name -> rotor.v1.DataSet
-	5,   // 49: rotor.v1.DataSet.key:type_name -> rotor.v1.KeyRef
-	63,  // 50: rotor.v1.DataSetsResponse.data_sets:type_name -> rotor.v1.DataSet
-	5,   // 51: rotor.v1.CensusRequest.key:type_name -> rotor.v1.KeyRef
-	67,  // 52: rotor.v1.CensusResponse.counts:type_name -> rotor.v1.CensusCount
-	5,   // 53: rotor.v1.CampaignRequest.key:type_name -> rotor.v1.KeyRef
-	5,   // 54: rotor.v1.DestroyCertificateRequest.key:type_name -> rotor.v1.KeyRef
-	81,  // 55: rotor.v1.SealStatus.shares:type_name -> rotor.v1.SealProgress
-	80,  // 56: rotor.v1.SealStatus.members:type_name -> rotor.v1.SealMember
-	89,  // 57: rotor.v1.SealStatus.rekey:type_name -> rotor.v1.RekeyProgress
-	130, // 58: rotor.v1.SealMember.opened:type_name -> google.protobuf.Timestamp
-	81,  // 59: rotor.v1.RekeyProgress.progress:type_name -> rotor.v1.SealProgress
-	130, // 60: rotor.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
-	92,  // 61: rotor.v1.StatusResponse.checks:type_name -> rotor.v1.Check
-	93,  // 62: rotor.v1.StatusResponse.replicas:type_name -> rotor.v1.Replica
-	130, // 63: rotor.v1.Replica.started:type_name -> google.protobuf.Timestamp
-	130, // 64: rotor.v1.LoginResponse.expires:type_name -> google.protobuf.Timestamp
-	125, // 65: rotor.v1.WhoamiResponse.attributes:type_name -> rotor.v1.WhoamiResponse.AttributesEntry
-	130, // 66: rotor.v1.WhoamiResponse.expires:type_name -> google.protobuf.Timestamp
-	130, // 67: rotor.v1.Session.created:type_name -> google.protobuf.Timestamp
-	130, // 68: rotor.v1.Session.used:type_name -> google.protobuf.Timestamp
-	130, // 69: rotor.v1.Session.expires:type_name -> google.protobuf.Timestamp
-	101, // 70: rotor.v1.SessionsResponse.sessions:type_name -> rotor.v1.Session
-	130, // 71: rotor.v1.Credential.expires:type_name -> google.protobuf.Timestamp
-	130, // 72: rotor.v1.Credential.created:type_name -> google.protobuf.Timestamp
-	126, // 73: rotor.v1.Credential.attributes:type_name -> rotor.v1.Credential.AttributesEntry
-	127, // 74: rotor.v1.CreateCredentialRequest.attributes:type_name -> rotor.v1.CreateCredentialRequest.AttributesEntry
-	105, // 75: rotor.v1.CreateCredentialResponse.credential:type_name -> rotor.v1.Credential
-	105, // 76: rotor.v1.CredentialsResponse.credentials:type_name -> rotor.v1.Credential
-	5,   // 77: rotor.v1.Grant.key:type_name -> rotor.v1.KeyRef
-	128, // 78: rotor.v1.Grant.context:type_name -> rotor.v1.Grant.ContextEntry
-	130, // 79: rotor.v1.Grant.expires:type_name -> google.protobuf.Timestamp
-	130, // 80: rotor.v1.Grant.created:type_name -> google.protobuf.Timestamp
-	5,   // 81: rotor.v1.CreateGrantRequest.key:type_name -> rotor.v1.KeyRef
-	129, // 82: rotor.v1.CreateGrantRequest.context:type_name -> rotor.v1.CreateGrantRequest.ContextEntry
-	111, // 83: rotor.v1.GrantsResponse.grants:type_name -> rotor.v1.Grant
-	130, // 84: rotor.v1.Administrator.created:type_name -> google.protobuf.Timestamp
-	130, // 85: rotor.v1.Administrator.removed:type_name -> google.protobuf.Timestamp
-	120, // 86: rotor.v1.AdminsResponse.admins:type_name -> rotor.v1.Administrator
-	6,   // 87: rotor.v1.KeyService.Create:input_type -> rotor.v1.CreateRequest
-	5,   // 88: rotor.v1.KeyService.Get:input_type -> rotor.v1.KeyRef
-	7,   // 89: rotor.v1.KeyService.List:input_type -> rotor.v1.ListRequest
-	9,   // 90: rotor.v1.KeyService.Change:input_type -> rotor.v1.ChangeRequest
-	10,  // 91: rotor.v1.KeyService.Rotate:input_type -> rotor.v1.RotateRequest
-	5,   // 92: rotor.v1.KeyService.Progress:input_type -> rotor.v1.KeyRef
-	12,  // 93: rotor.v1.KeyService.Retire:input_type -> rotor.v1.RetireRequest
-	13,  // 94: rotor.v1.KeyService.Destroy:input_type -> rotor.v1.DestroyRequest
-	15,  // 95: rotor.v1.KeyService.Encrypt:input_type -> rotor.v1.EncryptRequest
-	17,  // 96: rotor.v1.KeyService.Decrypt:input_type -> rotor.v1.DecryptRequest
-	20,  // 97: rotor.v1.KeyService.Wrap:input_type -> rotor.v1.WrapRequest
-	22,  // 98: rotor.v1.KeyService.Unwrap:input_type -> rotor.v1.UnwrapRequest
-	24,  // 99: rotor.v1.KeyService.Rewrap:input_type -> rotor.v1.RewrapRequest
-	26,  // 100: rotor.v1.KeyService.Sign:input_type -> rotor.v1.SignRequest
-	28,  // 101: rotor.v1.KeyService.Verify:input_type -> rotor.v1.VerifyRequest
-	30,  // 102: rotor.v1.KeyService.Encapsulate:input_type -> rotor.v1.EncapsulateRequest
-	32,  // 103: rotor.v1.KeyService.Decapsulate:input_type -> rotor.v1.DecapsulateRequest
-	34,  // 104: rotor.v1.KeyService.PrepareImport:input_type -> rotor.v1.PrepareImportRequest
-	36,  // 105: rotor.v1.KeyService.Import:input_type -> rotor.v1.ImportRequest
-	37,  // 106: rotor.v1.KeyService.Export:input_type -> rotor.v1.ExportKeyRequest
-	39,  // 107: rotor.v1.KeyService.Backup:input_type -> rotor.v1.BackupKeyRequest
-	41,  // 108: rotor.v1.KeyService.Restore:input_type -> rotor.v1.RestoreKeyRequest
-	43,  // 109: rotor.v1.JoinService.Join:input_type -> rotor.v1.JoinRequest
-	44,  // 110: rotor.v1.JoinService.Renew:input_type -> rotor.v1.RenewRequest
-	46,  // 111: rotor.v1.FleetService.Hold:input_type -> rotor.v1.HoldUp
-	53,  // 112: rotor.v1.FleetService.Invite:input_type -> rotor.v1.InviteRequest
-	55,  // 113: rotor.v1.FleetService.Instances:input_type -> rotor.v1.InstancesRequest
-	58,  // 114: rotor.v1.FleetService.Remove:input_type -> rotor.v1.RemoveRequest
-	60,  // 115: rotor.v1.TokenService.Issue:input_type -> rotor.v1.IssueRequest
-	62,  // 116: rotor.v1.DataService.Register:input_type -> rotor.v1.RegisterRequest
-	64,  // 117: rotor.v1.DataService.DataSets:input_type -> rotor.v1.DataSetsRequest
-	66,  // 118: rotor.v1.DataService.Census:input_type -> rotor.v1.CensusRequest
-	69,  // 119: rotor.v1.DataService.StartCampaign:input_type -> rotor.v1.CampaignRequest
-	70,  // 120: rotor.v1.DataService.GetCampaign:input_type -> rotor.v1.CampaignRef
-	72,  // 121: rotor.v1.AuditService.Tail:input_type -> rotor.v1.TailRequest
-	76,  // 122: rotor.v1.AuditService.Export:input_type -> rotor.v1.ExportRequest
-	74,  // 123: rotor.v1.AuditService.DestroyCertificate:input_type -> rotor.v1.DestroyCertificateRequest
-	78,  // 124: rotor.v1.SealService.Status:input_type -> rotor.v1.SealStatusRequest
-	82,  // 125: rotor.v1.SealService.Unseal:input_type -> rotor.v1.UnsealRequest
-	83,  // 126: rotor.v1.SealService.Reset:input_type -> rotor.v1.UnsealResetRequest
-	84,  // 127: rotor.v1.SealService.Seal:input_type -> rotor.v1.SealRequest
-	85,  // 128: rotor.v1.SealService.Change:input_type -> rotor.v1.SealChangeRequest
-	86,  // 129: rotor.v1.SealService.StartRekey:input_type -> rotor.v1.StartRekeyRequest
-	87,  // 130: rotor.v1.SealService.Rekey:input_type -> rotor.v1.RekeyRequest
-	88,  // 131: rotor.v1.SealService.AbortRekey:input_type -> rotor.v1.AbortRekeyRequest
-	90,  // 132: rotor.v1.ServerService.Status:input_type -> rotor.v1.StatusRequest
-	94,  // 133: rotor.v1.AuthService.Login:input_type -> rotor.v1.LoginRequest
-	96,  // 134: rotor.v1.AuthService.Logout:input_type -> rotor.v1.LogoutRequest
-	98,  // 135: rotor.v1.AuthService.Whoami:input_type -> rotor.v1.WhoamiRequest
-	100, // 136: rotor.v1.AuthService.Sessions:input_type -> rotor.v1.SessionsRequest
-	103, // 137: rotor.v1.AuthService.RevokeSessions:input_type -> rotor.v1.RevokeSessionsRequest
-	106, // 138: rotor.v1.AuthService.CreateCredential:input_type -> rotor.v1.CreateCredentialRequest
-	108, // 139: rotor.v1.AuthService.Credentials:input_type -> rotor.v1.CredentialsRequest
-	110, // 140: rotor.v1.AuthService.ChangeCredential:input_type -> rotor.v1.ChangeCredentialRequest
-	112, // 141: rotor.v1.AuthService.CreateGrant:input_type -> rotor.v1.CreateGrantRequest
-	113, // 142: rotor.v1.AuthService.Grants:input_type -> rotor.v1.GrantsRequest
-	115, // 143: rotor.v1.AuthService.RevokeGrant:input_type -> rotor.v1.RevokeGrantRequest
-	117, // 144: rotor.v1.AuthService.InviteAdmin:input_type -> rotor.v1.InviteAdminRequest
-	119, // 145: rotor.v1.AuthService.Admins:input_type -> rotor.v1.AdminsRequest
-	122, // 146: rotor.v1.AuthService.RemoveAdmin:input_type -> rotor.v1.RemoveAdminRequest
-	4,   // 147: rotor.v1.KeyService.Create:output_type -> rotor.v1.Key
-	4,   // 148: rotor.v1.KeyService.Get:output_type -> rotor.v1.Key
-	8,   // 149: rotor.v1.KeyService.List:output_type -> rotor.v1.ListResponse
-	4,   // 150: rotor.v1.KeyService.Change:output_type -> rotor.v1.Key
-	4,   // 151: rotor.v1.KeyService.Rotate:output_type -> rotor.v1.Key
-	11,  // 152: rotor.v1.KeyService.Progress:output_type -> rotor.v1.ProgressResponse
-	4,   // 153: rotor.v1.KeyService.Retire:output_type -> rotor.v1.Key
-	14,  // 154: rotor.v1.KeyService.Destroy:output_type -> rotor.v1.DestroyResponse
-	16,  // 155: rotor.v1.KeyService.Encrypt:output_type -> rotor.v1.EncryptResponse
-	18,  // 156: rotor.v1.KeyService.Decrypt:output_type -> rotor.v1.DecryptResponse
-	21,  // 157: rotor.v1.KeyService.Wrap:output_type -> rotor.v1.WrapResponse
-	23,  // 158: rotor.v1.KeyService.Unwrap:output_type -> rotor.v1.UnwrapResponse
-	25,  // 159: rotor.v1.KeyService.Rewrap:output_type -> rotor.v1.RewrapResponse
-	27,  // 160: rotor.v1.KeyService.Sign:output_type -> rotor.v1.SignResponse
-	29,  // 161: rotor.v1.KeyService.Verify:output_type -> rotor.v1.VerifyResponse
-	31,  // 162: rotor.v1.KeyService.Encapsulate:output_type -> rotor.v1.EncapsulateResponse
-	33,  // 163: rotor.v1.KeyService.Decapsulate:output_type -> rotor.v1.DecapsulateResponse
-	35,  // 164: rotor.v1.KeyService.PrepareImport:output_type -> rotor.v1.PrepareImportResponse
-	4,   // 165: rotor.v1.KeyService.Import:output_type -> rotor.v1.Key
-	38,  // 166: rotor.v1.KeyService.Export:output_type -> rotor.v1.ExportKeyResponse
-	40,  // 167: rotor.v1.KeyService.Backup:output_type -> rotor.v1.BackupKeyResponse
-	42,  // 168: rotor.v1.KeyService.Restore:output_type -> rotor.v1.RestoreKeyResponse
-	45,  // 169: rotor.v1.JoinService.Join:output_type -> rotor.v1.JoinResponse
-	45,  // 170: rotor.v1.JoinService.Renew:output_type -> rotor.v1.JoinResponse
-	49,  // 171: rotor.v1.FleetService.Hold:output_type -> rotor.v1.HoldDown
-	54,  // 172: rotor.v1.FleetService.Invite:output_type -> rotor.v1.InviteResponse
-	57,  // 173: rotor.v1.FleetService.Instances:output_type -> rotor.v1.InstancesResponse
-	59,  // 174: rotor.v1.FleetService.Remove:output_type -> rotor.v1.RemoveResponse
-	61,  // 175: rotor.v1.TokenService.Issue:output_type -> rotor.v1.IssueResponse
-	63,  // 176: rotor.v1.DataService.Register:output_type -> rotor.v1.DataSet
-	65,  // 177: rotor.v1.DataService.DataSets:output_type -> rotor.v1.DataSetsResponse
-	68,  // 178: rotor.v1.DataService.Census:output_type -> rotor.v1.CensusResponse
-	71,  // 179: rotor.v1.DataService.StartCampaign:output_type -> rotor.v1.Campaign
-	71,  // 180: rotor.v1.DataService.GetCampaign:output_type -> rotor.v1.Campaign
-	73,  // 181: rotor.v1.AuditService.Tail:output_type -> rotor.v1.TailEntry
-	77,  // 182: rotor.v1.AuditService.Export:output_type -> rotor.v1.ExportFile
-	75,  // 183: rotor.v1.AuditService.DestroyCertificate:output_type -> rotor.v1.DestroyCertificateResponse
-	79,  // 184: rotor.v1.SealService.Status:output_type -> rotor.v1.SealStatus
-	81,  // 185: rotor.v1.SealService.Unseal:output_type -> rotor.v1.SealProgress
-	81,  // 186: rotor.v1.SealService.Reset:output_type -> rotor.v1.SealProgress
-	79,  // 187: rotor.v1.SealService.Seal:output_type -> rotor.v1.SealStatus
-	79,  // 188: rotor.v1.SealService.Change:output_type -> rotor.v1.SealStatus
-	89,  // 189: rotor.v1.SealService.StartRekey:output_type -> rotor.v1.RekeyProgress
-	89,  // 190: rotor.v1.SealService.Rekey:output_type -> rotor.v1.RekeyProgress
-	89,  // 191: rotor.v1.SealService.AbortRekey:output_type -> rotor.v1.RekeyProgress
-	91,  // 192: rotor.v1.ServerService.Status:output_type -> rotor.v1.StatusResponse
-	95,  // 193: rotor.v1.AuthService.Login:output_type -> rotor.v1.LoginResponse
-	97,  // 194: rotor.v1.AuthService.Logout:output_type -> rotor.v1.LogoutResponse
-	99,  // 195: rotor.v1.AuthService.Whoami:output_type -> rotor.v1.WhoamiResponse
-	102, // 196: rotor.v1.AuthService.Sessions:output_type -> rotor.v1.SessionsResponse
-	104, // 197: rotor.v1.AuthService.RevokeSessions:output_type -> rotor.v1.RevokeSessionsResponse
-	107, // 198: rotor.v1.AuthService.CreateCredential:output_type -> rotor.v1.CreateCredentialResponse
-	109, // 199: rotor.v1.AuthService.Credentials:output_type -> rotor.v1.CredentialsResponse
-	105, // 200: rotor.v1.AuthService.ChangeCredential:output_type -> rotor.v1.Credential
-	111, // 201: rotor.v1.AuthService.CreateGrant:output_type -> rotor.v1.Grant
-	114, // 202: rotor.v1.AuthService.Grants:output_type -> rotor.v1.GrantsResponse
-	116, // 203: rotor.v1.AuthService.RevokeGrant:output_type -> rotor.v1.RevokeGrantResponse
-	118, // 204: rotor.v1.AuthService.InviteAdmin:output_type -> rotor.v1.InviteAdminResponse
-	121, // 205: rotor.v1.AuthService.Admins:output_type -> rotor.v1.AdminsResponse
-	123, // 206: rotor.v1.AuthService.RemoveAdmin:output_type -> rotor.v1.RemoveAdminResponse
-	147, // [147:207] is the sub-list for method output_type
-	87,  // [87:147] is the sub-list for method input_type
-	87,  // [87:87] is the sub-list for extension type_name
-	87,  // [87:87] is the sub-list for extension extendee
-	0,   // [0:87] is the sub-list for field type_name
+	48,  // 39: rotor.v1.HoldUp.hello:type_name -> rotor.v1.Hello
+	49,  // 40: rotor.v1.HoldUp.acks:type_name -> rotor.v1.Ack
+	47,  // 41: rotor.v1.HoldUp.attempts:type_name -> rotor.v1.Attempt
+	51,  // 42: rotor.v1.HoldDown.lease:type_name -> rotor.v1.Lease
+	52,  // 43: rotor.v1.HoldDown.parcel:type_name -> rotor.v1.Parcel
+	53,  // 44: rotor.v1.HoldDown.refusal:type_name -> rotor.v1.KeyRefusal
+	0,   // 45: rotor.v1.KeyRefusal.fault:type_name -> rotor.v1.Fault
+	131, // 46: rotor.v1.Instance.heard:type_name -> google.protobuf.Timestamp
+	57,  // 47: rotor.v1.InstancesResponse.instances:type_name -> rotor.v1.Instance
+	5,   // 48: rotor.v1.IssueRequest.key:type_name -> rotor.v1.KeyRef
+	64,  // 49: rotor.v1.RegisterRequest.data_set:type_name -> rotor.v1.DataSet
+	5,   // 50: rotor.v1.DataSet.key:type_name -> rotor.v1.KeyRef
+	64,  // 51: rotor.v1.DataSetsResponse.data_sets:type_name -> rotor.v1.DataSet
+	5,   // 52: rotor.v1.CensusRequest.key:type_name -> rotor.v1.KeyRef
+	68,  // 53: rotor.v1.CensusResponse.counts:type_name -> rotor.v1.CensusCount
+	5,   // 54: rotor.v1.CampaignRequest.key:type_name -> rotor.v1.KeyRef
+	5,   // 55: rotor.v1.DestroyCertificateRequest.key:type_name -> rotor.v1.KeyRef
+	82,  // 56: rotor.v1.SealStatus.shares:type_name -> rotor.v1.SealProgress
+	81,  // 57: rotor.v1.SealStatus.members:type_name -> rotor.v1.SealMember
+	90,  // 58: rotor.v1.SealStatus.rekey:type_name -> rotor.v1.RekeyProgress
+	131, // 59: rotor.v1.SealMember.opened:type_name -> google.protobuf.Timestamp
+	82,  // 60: rotor.v1.RekeyProgress.progress:type_name -> rotor.v1.SealProgress
+	131, // 61: rotor.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	93,  // 62: rotor.v1.StatusResponse.checks:type_name -> rotor.v1.Check
+	94,  // 63: rotor.v1.StatusResponse.replicas:type_name -> rotor.v1.Replica
+	131, // 64: rotor.v1.Replica.started:type_name -> google.protobuf.Timestamp
+	131, // 65: rotor.v1.LoginResponse.expires:type_name -> google.protobuf.Timestamp
+	126, // 66: rotor.v1.WhoamiResponse.attributes:type_name -> rotor.v1.WhoamiResponse.AttributesEntry
+	131, // 67: rotor.v1.WhoamiResponse.expires:type_name -> google.protobuf.Timestamp
+	131, // 68: rotor.v1.Session.created:type_name -> google.protobuf.Timestamp
+	131, // 69: rotor.v1.Session.used:type_name -> google.protobuf.Timestamp
+	131, // 70: rotor.v1.Session.expires:type_name -> google.protobuf.Timestamp
+	102, // 71: rotor.v1.SessionsResponse.sessions:type_name -> rotor.v1.Session
+	131, // 72: rotor.v1.Credential.expires:type_name -> google.protobuf.Timestamp
+	131, // 73: rotor.v1.Credential.created:type_name -> google.protobuf.Timestamp
+	127, // 74: rotor.v1.Credential.attributes:type_name -> rotor.v1.Credential.AttributesEntry
+	128, // 75: rotor.v1.CreateCredentialRequest.attributes:type_name -> rotor.v1.CreateCredentialRequest.AttributesEntry
+	106, // 76: rotor.v1.CreateCredentialResponse.credential:type_name -> rotor.v1.Credential
+	106, // 77: rotor.v1.CredentialsResponse.credentials:type_name -> rotor.v1.Credential
+	5,   // 78: rotor.v1.Grant.key:type_name -> rotor.v1.KeyRef
+	129, // 79: rotor.v1.Grant.context:type_name -> rotor.v1.Grant.ContextEntry
+	131, // 80: rotor.v1.Grant.expires:type_name -> google.protobuf.Timestamp
+	131, // 81: rotor.v1.Grant.created:type_name -> google.protobuf.Timestamp
+	5,   // 82: rotor.v1.CreateGrantRequest.key:type_name -> rotor.v1.KeyRef
+	130, // 83: rotor.v1.CreateGrantRequest.context:type_name -> rotor.v1.CreateGrantRequest.ContextEntry
+	112, // 84: rotor.v1.GrantsResponse.grants:type_name -> rotor.v1.Grant
+	131, // 85: rotor.v1.Administrator.created:type_name -> google.protobuf.Timestamp
+	131, // 86: rotor.v1.Administrator.removed:type_name -> google.protobuf.Timestamp
+	121, // 87: rotor.v1.AdminsResponse.admins:type_name -> rotor.v1.Administrator
+	6,   // 88: rotor.v1.KeyService.Create:input_type -> rotor.v1.CreateRequest
+	5,   // 89: rotor.v1.KeyService.Get:input_type -> rotor.v1.KeyRef
+	7,   // 90: rotor.v1.KeyService.List:input_type -> rotor.v1.ListRequest
+	9,   // 91: rotor.v1.KeyService.Change:input_type -> rotor.v1.ChangeRequest
+	10,  // 92: rotor.v1.KeyService.Rotate:input_type -> rotor.v1.RotateRequest
+	5,   // 93: rotor.v1.KeyService.Progress:input_type -> rotor.v1.KeyRef
+	12,  // 94: rotor.v1.KeyService.Retire:input_type -> rotor.v1.RetireRequest
+	13,  // 95: rotor.v1.KeyService.Destroy:input_type -> rotor.v1.DestroyRequest
+	15,  // 96: rotor.v1.KeyService.Encrypt:input_type -> rotor.v1.EncryptRequest
+	17,  // 97: rotor.v1.KeyService.Decrypt:input_type -> rotor.v1.DecryptRequest
+	20,  // 98: rotor.v1.KeyService.Wrap:input_type -> rotor.v1.WrapRequest
+	22,  // 99: rotor.v1.KeyService.Unwrap:input_type -> rotor.v1.UnwrapRequest
+	24,  // 100: rotor.v1.KeyService.Rewrap:input_type -> rotor.v1.RewrapRequest
+	26,  // 101: rotor.v1.KeyService.Sign:input_type -> rotor.v1.SignRequest
+	28,  // 102: rotor.v1.KeyService.Verify:input_type -> rotor.v1.VerifyRequest
+	30,  // 103: rotor.v1.KeyService.Encapsulate:input_type -> rotor.v1.EncapsulateRequest
+	32,  // 104: rotor.v1.KeyService.Decapsulate:input_type -> rotor.v1.DecapsulateRequest
+	34,  // 105: rotor.v1.KeyService.PrepareImport:input_type -> rotor.v1.PrepareImportRequest
+	36,  // 106: rotor.v1.KeyService.Import:input_type -> rotor.v1.ImportRequest
+	37,  // 107: rotor.v1.KeyService.Export:input_type -> rotor.v1.ExportKeyRequest
+	39,  // 108: rotor.v1.KeyService.Backup:input_type -> rotor.v1.BackupKeyRequest
+	41,  // 109: rotor.v1.KeyService.Restore:input_type -> rotor.v1.RestoreKeyRequest
+	43,  // 110: rotor.v1.JoinService.Join:input_type -> rotor.v1.JoinRequest
+	44,  // 111: rotor.v1.JoinService.Renew:input_type -> rotor.v1.RenewRequest
+	46,  // 112: rotor.v1.FleetService.Hold:input_type -> rotor.v1.HoldUp
+	54,  // 113: rotor.v1.FleetService.Invite:input_type -> rotor.v1.InviteRequest
+	56,  // 114: rotor.v1.FleetService.Instances:input_type -> rotor.v1.InstancesRequest
+	59,  // 115: rotor.v1.FleetService.Remove:input_type -> rotor.v1.RemoveRequest
+	61,  // 116: rotor.v1.TokenService.Issue:input_type -> rotor.v1.IssueRequest
+	63,  // 117: rotor.v1.DataService.Register:input_type -> rotor.v1.RegisterRequest
+	65,  // 118: rotor.v1.DataService.DataSets:input_type -> rotor.v1.DataSetsRequest
+	67,  // 119: rotor.v1.DataService.Census:input_type -> rotor.v1.CensusRequest
+	70,  // 120: rotor.v1.DataService.StartCampaign:input_type -> rotor.v1.CampaignRequest
+	71,  // 121: rotor.v1.DataService.GetCampaign:input_type -> rotor.v1.CampaignRef
+	73,  // 122: rotor.v1.AuditService.Tail:input_type -> rotor.v1.TailRequest
+	77,  // 123: rotor.v1.AuditService.Export:input_type -> rotor.v1.ExportRequest
+	75,  // 124: rotor.v1.AuditService.DestroyCertificate:input_type -> rotor.v1.DestroyCertificateRequest
+	79,  // 125: rotor.v1.SealService.Status:input_type -> rotor.v1.SealStatusRequest
+	83,  // 126: rotor.v1.SealService.Unseal:input_type -> rotor.v1.UnsealRequest
+	84,  // 127: rotor.v1.SealService.Reset:input_type -> rotor.v1.UnsealResetRequest
+	85,  // 128: rotor.v1.SealService.Seal:input_type -> rotor.v1.SealRequest
+	86,  // 129: rotor.v1.SealService.Change:input_type -> rotor.v1.SealChangeRequest
+	87,  // 130: rotor.v1.SealService.StartRekey:input_type -> rotor.v1.StartRekeyRequest
+	88,  // 131: rotor.v1.SealService.Rekey:input_type -> rotor.v1.RekeyRequest
+	89,  // 132: rotor.v1.SealService.AbortRekey:input_type -> rotor.v1.AbortRekeyRequest
+	91,  // 133: rotor.v1.ServerService.Status:input_type -> rotor.v1.StatusRequest
+	95,  // 134: rotor.v1.AuthService.Login:input_type -> rotor.v1.LoginRequest
+	97,  // 135: rotor.v1.AuthService.Logout:input_type -> rotor.v1.LogoutRequest
+	99,  // 136: rotor.v1.AuthService.Whoami:input_type -> rotor.v1.WhoamiRequest
+	101, // 137: rotor.v1.AuthService.Sessions:input_type -> rotor.v1.SessionsRequest
+	104, // 138: rotor.v1.AuthService.RevokeSessions:input_type -> rotor.v1.RevokeSessionsRequest
+	107, // 139: rotor.v1.AuthService.CreateCredential:input_type -> rotor.v1.CreateCredentialRequest
+	109, // 140: rotor.v1.AuthService.Credentials:input_type -> rotor.v1.CredentialsRequest
+	111, // 141: rotor.v1.AuthService.ChangeCredential:input_type -> rotor.v1.ChangeCredentialRequest
+	113, // 142: rotor.v1.AuthService.CreateGrant:input_type -> rotor.v1.CreateGrantRequest
+	114, // 143: rotor.v1.AuthService.Grants:input_type -> rotor.v1.GrantsRequest
+	116, // 144: rotor.v1.AuthService.RevokeGrant:input_type -> rotor.v1.RevokeGrantRequest
+	118, // 145: rotor.v1.AuthService.InviteAdmin:input_type -> rotor.v1.InviteAdminRequest
+	120, // 146: rotor.v1.AuthService.Admins:input_type -> rotor.v1.AdminsRequest
+	123, // 147: rotor.v1.AuthService.RemoveAdmin:input_type -> rotor.v1.RemoveAdminRequest
+	4,   // 148: rotor.v1.KeyService.Create:output_type -> rotor.v1.Key
+	4,   // 149: rotor.v1.KeyService.Get:output_type -> rotor.v1.Key
+	8,   // 150: rotor.v1.KeyService.List:output_type -> rotor.v1.ListResponse
+	4,   // 151: rotor.v1.KeyService.Change:output_type -> rotor.v1.Key
+	4,   // 152: rotor.v1.KeyService.Rotate:output_type -> rotor.v1.Key
+	11,  // 153: rotor.v1.KeyService.Progress:output_type -> rotor.v1.ProgressResponse
+	4,   // 154: rotor.v1.KeyService.Retire:output_type -> rotor.v1.Key
+	14,  // 155: rotor.v1.KeyService.Destroy:output_type -> rotor.v1.DestroyResponse
+	16,  // 156: rotor.v1.KeyService.Encrypt:output_type -> rotor.v1.EncryptResponse
+	18,  // 157: rotor.v1.KeyService.Decrypt:output_type -> rotor.v1.DecryptResponse
+	21,  // 158: rotor.v1.KeyService.Wrap:output_type -> rotor.v1.WrapResponse
+	23,  // 159: rotor.v1.KeyService.Unwrap:output_type -> rotor.v1.UnwrapResponse
+	25,  // 160: rotor.v1.KeyService.Rewrap:output_type -> rotor.v1.RewrapResponse
+	27,  // 161: rotor.v1.KeyService.Sign:output_type -> rotor.v1.SignResponse
+	29,  // 162: rotor.v1.KeyService.Verify:output_type -> rotor.v1.VerifyResponse
+	31,  // 163: rotor.v1.KeyService.Encapsulate:output_type -> rotor.v1.EncapsulateResponse
+	33,  // 164: rotor.v1.KeyService.Decapsulate:output_type -> rotor.v1.DecapsulateResponse
+	35,  // 165: rotor.v1.KeyService.PrepareImport:output_type -> rotor.v1.PrepareImportResponse
+	4,   // 166: rotor.v1.KeyService.Import:output_type -> rotor.v1.Key
+	38,  // 167: rotor.v1.KeyService.Export:output_type -> rotor.v1.ExportKeyResponse
+	40,  // 168: rotor.v1.KeyService.Backup:output_type -> rotor.v1.BackupKeyResponse
+	42,  // 169: rotor.v1.KeyService.Restore:output_type -> rotor.v1.RestoreKeyResponse
+	45,  // 170: rotor.v1.JoinService.Join:output_type -> rotor.v1.JoinResponse
+	45,  // 171: rotor.v1.JoinService.Renew:output_type -> rotor.v1.JoinResponse
+	50,  // 172: rotor.v1.FleetService.Hold:output_type -> rotor.v1.HoldDown
+	55,  // 173: rotor.v1.FleetService.Invite:output_type -> rotor.v1.InviteResponse
+	58,  // 174: rotor.v1.FleetService.Instances:output_type -> rotor.v1.InstancesResponse
+	60,  // 175: rotor.v1.FleetService.Remove:output_type -> rotor.v1.RemoveResponse
+	62,  // 176: rotor.v1.TokenService.Issue:output_type -> rotor.v1.IssueResponse
+	64,  // 177: rotor.v1.DataService.Register:output_type -> rotor.v1.DataSet
+	66,  // 178: rotor.v1.DataService.DataSets:output_type -> rotor.v1.DataSetsResponse
+	69,  // 179: rotor.v1.DataService.Census:output_type -> rotor.v1.CensusResponse
+	72,  // 180: rotor.v1.DataService.StartCampaign:output_type -> rotor.v1.Campaign
+	72,  // 181: rotor.v1.DataService.GetCampaign:output_type -> rotor.v1.Campaign
+	74,  // 182: rotor.v1.AuditService.Tail:output_type -> rotor.v1.TailEntry
+	78,  // 183: rotor.v1.AuditService.Export:output_type -> rotor.v1.ExportFile
+	76,  // 184: rotor.v1.AuditService.DestroyCertificate:output_type -> rotor.v1.DestroyCertificateResponse
+	80,  // 185: rotor.v1.SealService.Status:output_type -> rotor.v1.SealStatus
+	82,  // 186: rotor.v1.SealService.Unseal:output_type -> rotor.v1.SealProgress
+	82,  // 187: rotor.v1.SealService.Reset:output_type -> rotor.v1.SealProgress
+	80,  // 188: rotor.v1.SealService.Seal:output_type -> rotor.v1.SealStatus
+	80,  // 189: rotor.v1.SealService.Change:output_type -> rotor.v1.SealStatus
+	90,  // 190: rotor.v1.SealService.StartRekey:output_type -> rotor.v1.RekeyProgress
+	90,  // 191: rotor.v1.SealService.Rekey:output_type -> rotor.v1.RekeyProgress
+	90,  // 192: rotor.v1.SealService.AbortRekey:output_type -> rotor.v1.RekeyProgress
+	92,  // 193: rotor.v1.ServerService.Status:output_type -> rotor.v1.StatusResponse
+	96,  // 194: rotor.v1.AuthService.Login:output_type -> rotor.v1.LoginResponse
+	98,  // 195: rotor.v1.AuthService.Logout:output_type -> rotor.v1.LogoutResponse
+	100, // 196: rotor.v1.AuthService.Whoami:output_type -> rotor.v1.WhoamiResponse
+	103, // 197: rotor.v1.AuthService.Sessions:output_type -> rotor.v1.SessionsResponse
+	105, // 198: rotor.v1.AuthService.RevokeSessions:output_type -> rotor.v1.RevokeSessionsResponse
+	108, // 199: rotor.v1.AuthService.CreateCredential:output_type -> rotor.v1.CreateCredentialResponse
+	110, // 200: rotor.v1.AuthService.Credentials:output_type -> rotor.v1.CredentialsResponse
+	106, // 201: rotor.v1.AuthService.ChangeCredential:output_type -> rotor.v1.Credential
+	112, // 202: rotor.v1.AuthService.CreateGrant:output_type -> rotor.v1.Grant
+	115, // 203: rotor.v1.AuthService.Grants:output_type -> rotor.v1.GrantsResponse
+	117, // 204: rotor.v1.AuthService.RevokeGrant:output_type -> rotor.v1.RevokeGrantResponse
+	119, // 205: rotor.v1.AuthService.InviteAdmin:output_type -> rotor.v1.InviteAdminResponse
+	122, // 206: rotor.v1.AuthService.Admins:output_type -> rotor.v1.AdminsResponse
+	124, // 207: rotor.v1.AuthService.RemoveAdmin:output_type -> rotor.v1.RemoveAdminResponse
+	148, // [148:208] is the sub-list for method output_type
+	88,  // [88:148] is the sub-list for method input_type
+	88,  // [88:88] is the sub-list for extension type_name
+	88,  // [88:88] is the sub-list for extension extendee
+	0,   // [0:88] is the sub-list for field type_name
 }
 
 func init() { file_rotor_v1_rotor_proto_init() }
@@ -8567,7 +8652,7 @@ func file_rotor_v1_rotor_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_rotor_v1_rotor_proto_rawDesc), len(file_rotor_v1_rotor_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   130,
+			NumMessages:   131,
 			NumExtensions: 0,
 			NumServices:   9,
 		},
