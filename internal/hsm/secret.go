@@ -93,7 +93,7 @@ func (s *session) nothing(o object) error {
 	if s.fresh && s.token.epoch == s.epoch {
 		s.token.missing[o] = true
 	}
-	if any || s.fresh || s.token.missing[o] {
+	if any || s.token.missing[o] {
 		return ErrNoKey
 	}
 	return errEmpty

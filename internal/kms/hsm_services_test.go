@@ -192,6 +192,8 @@ func TestHSMRefuses(t *testing.T) {
 	wantCode(t, err, fault.NotExportable)
 	_, err = w.Backup(t.Context(), alice, w.ref(k), kms.BackupFor{Keep: time.Hour})
 	wantCode(t, err, fault.NotExportable)
+	_, err = w.Import(t.Context(), alice, keyring.Key{Namespace: "default", Name: "in", Purpose: suite.Encrypt, Custody: keyring.CustodyHSM}, kms.Imported{})
+	wantCode(t, err, fault.Invalid)
 	_, err = w.RotateTo(t.Context(), alice, w.ref(k), 0, suite.XAES256GCM)
 	wantCode(t, err, fault.Invalid)
 	_, err = w.Create(t.Context(), alice, keyring.Key{Namespace: "default", Name: "k", Purpose: suite.Encrypt, Custody: keyring.CustodyHSM})
