@@ -215,6 +215,10 @@ func (s *Server) authenticate(c Config) http.Handler {
 			deny(ctx, w, r, writer, err)
 			return
 		}
+		if p.caller.IsZero() { // whether something is traced is no stranger's to say
+			r.Header.Del("Traceparent")
+			r.Header.Del("Tracestate")
+		}
 		var end time.Duration // of what was shown; 0: nothing was
 		if err == nil && stream {
 			end = max(p.until.Sub(c.Now()), 1)
