@@ -11,6 +11,7 @@ import (
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/keyring"
+	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/rotation"
 	"github.com/rotorkms/rotor/internal/suite"
 )
@@ -211,5 +212,35 @@ func TestUnretireForgetsTheApprovals(t *testing.T) {
 	k = must(w.Approve(t.Context(), bob, w.ref(k), 1))(t)
 	if !slices.Equal(k.Versions[0].Approved, []string{bob.Name}) {
 		t.Errorf("approved by %v", k.Versions[0].Approved)
+	}
+}
+
+// anybody lets everybody do everything.
+type anybody struct{}
+
+func (anybody) Allows(policy.Caller, policy.Action, policy.Resource) (string, bool) { return "test", true }
+
+// TestApproversAreWhoTheyAre: a caller whose name has another's in it is one approver in the evidence, and not that other.
+func TestApproversAreWhoTheyAre(t *testing.T) {
+	w := newWorld(t)
+	w.guard.SetRules(anybody{})
+	k := w.rotate(w.create("k", suite.Encrypt))
+	census := func() rotation.Census {
+		now := must(w.Get(t.Context(), alice, w.ref(k)))(t)
+		return rotation.Census{Version: 1, Epoch: now.Epoch, Settled: true, Started: w.now()}
+	}
+	must(w.Retire(t.Context(), alice, w.ref(k), 1, census(), nil, guard.Cond{Path: "members/none"}))(t)
+	forger := policy.Caller{Kind: policy.KindToken, Name: "token/ci/x, admin/alice"}
+	must(w.Approve(t.Context(), forger, w.ref(k), 1))(t)
+	must(w.Approve(t.Context(), bob, w.ref(k), 1))(t)
+	w.pass(8 * 24 * time.Hour)
+	c := census()
+	must(w.Destroyed(t.Context(), k.ID, 1, nil, guard.Cond{}, func(k keyring.Key, now time.Time) (keyring.Key, error) {
+		return rotation.Destroy(k, 1, c, nil, now)
+	}))(t)
+	for _, e := range w.entries() {
+		if by := strings.Split(e.Detail["approved_by"], ", "); e.Detail["destroyed"] == "true" && (len(by) != 2 || slices.Contains(by, alice.Name)) {
+			t.Errorf("approved by %q", by)
+		}
 	}
 }

@@ -353,7 +353,9 @@ func TestCausesStayBehind(t *testing.T) {
 // TestStrangersBeginNoTrace: the trace of a caller goes on, that of a stranger does not.
 func TestStrangersBeginNoTrace(t *testing.T) {
 	got := make(chan string, 1)
-	_, url := serve(t, func(_ http.ResponseWriter, r *http.Request) { got <- r.Header.Get("Traceparent") + r.Header.Get("Tracestate") })
+	_, url := serve(t, func(_ http.ResponseWriter, r *http.Request) {
+		got <- r.Header.Get("Traceparent") + r.Header.Get("Tracestate")
+	})
 	for serial, want := range map[int64]string{0: "", 7: "ab"} {
 		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url+"/rotor.v1.JoinService/Join", nil)
 		if err != nil {
