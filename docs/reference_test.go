@@ -175,7 +175,7 @@ func TestLimits(t *testing.T) {
 		{"uses of a version of AES-GCM or ChaCha20-Poly1305; taken in one piece: 2,147,483,648; 65,536", "internal/kms/volume.go", "DefaultBlock = 1 << 16"},
 		{"approvals of a destruction; least wait that a server can ask for: 16; a year", "internal/keyring/validate.go", "MaxApprovals = 16"},
 		{"approvals of a destruction; least wait that a server can ask for: 16; a year", "internal/server/limits.go", "maxDestroyWait = 365 * 24 * time.Hour"},
-		{"wrapping keys at a time in a namespace; life of one: 100; 24 hours", "internal/kms/import.go", "maxImports = 100;ImportTTL = 24 * time.Hour"},
+		{"wrapping keys at a time in a namespace; of one caller; life of one: 100; 20; 24 hours", "internal/kms/import.go", "maxImports = 100;maxOfOne = 20;ImportTTL = 24 * time.Hour"},
 		{"sealed key that comes in: 64 KiB", "internal/kms/import.go", "maxBlob = 64 << 10"},
 		{"backup of one key; material of a version in it; number of a version: 3 MiB; 64 KiB; 2,147,483,648", "internal/keybackup/keybackup.go", "MaxBytes = 3 << 20;maxMaterial = 64 << 10;maxNumber = 1 << 31"},
 		{"numbers that a recovery without the log leaves out: 100", "internal/kms/recover.go", "unknownVersions = 100"},

@@ -218,7 +218,9 @@ func TestUnretireForgetsTheApprovals(t *testing.T) {
 // anybody lets everybody do everything.
 type anybody struct{}
 
-func (anybody) Allows(policy.Caller, policy.Action, policy.Resource) (string, bool) { return "test", true }
+func (anybody) Allows(policy.Caller, policy.Action, policy.Resource) (string, bool) {
+	return "test", true
+}
 
 // TestApproversAreWhoTheyAre: a caller whose name has another's in it is one approver in the evidence, and not that other.
 func TestApproversAreWhoTheyAre(t *testing.T) {

@@ -23,6 +23,7 @@ import (
 const (
 	ImportTTL  = 24 * time.Hour // of a wrapping key
 	maxImports = 100            // wrapping keys at a time in a namespace
+	maxOfOne   = 20             // of them of one caller, so that it does not keep others from importing
 	maxBlob    = 64 << 10       // of a sealed key, in bytes
 	maxID      = 64             // of a wrapping key that a caller names, in bytes
 )
@@ -74,6 +75,11 @@ func (s *Service) PrepareImport(ctx context.Context, c policy.Caller, ref Ref, t
 	if err := s.suites.AllowsTransport(t); err != nil {
 		return WrappingKey{}, err
 	}
+	now := s.now().UTC()
+	writes, err := s.expired(ctx, c, ref.Namespace, now) // before a key is made, which takes a while for RSA
+	if err != nil {
+		return WrappingKey{}, err
+	}
 	private, public, err := suite.GenerateTransport(t)
 	if err != nil {
 		return WrappingKey{}, err
@@ -81,7 +87,6 @@ func (s *Service) PrepareImport(ctx context.Context, c policy.Caller, ref Ref, t
 	defer private.Destroy()
 	var id [16]byte
 	rand.Read(id[:])
-	now := s.now().UTC()
 	w := WrappingKey{hex.EncodeToString(id[:]), t, public, now.Add(ImportTTL)}
 	path := importPrefix(ref.Namespace) + w.ID
 	sealed, err := s.guard.SealMaterial(ctx, string(ref.Namespace), importFacts(s.guard.ClusterID(), path), private)
@@ -92,28 +97,29 @@ func (s *Service) PrepareImport(ctx context.Context, c policy.Caller, ref Ref, t
 	if err != nil {
 		return WrappingKey{}, fmt.Errorf("encode wrapping key: %w", err)
 	}
-	writes, err := s.expired(ctx, ref.Namespace, now)
-	if err != nil {
-		return WrappingKey{}, err
-	}
 	_, err = p.Commit(ctx, []guard.Cond{{Path: path}}, append(writes, guard.Write{Path: path, Value: value}), map[string]string{"wrapping_key": w.ID, "transport": string(t)})
 	return w, err
 }
 
 // expired are deletions of wrapping keys whose time is over. fault.TooLarge when too many are not.
-func (s *Service) expired(ctx context.Context, ns keyring.Namespace, now time.Time) (writes []guard.Write, err error) {
+func (s *Service) expired(ctx context.Context, c policy.Caller, ns keyring.Namespace, now time.Time) (writes []guard.Write, err error) {
 	records, _, err := s.guard.List(ctx, importPrefix(ns))
 	if err != nil {
 		return nil, err
 	}
-	live := 0
+	live, own := 0, 0
 	for _, r := range records {
 		var w wrapping
 		if json.Unmarshal(r.Value, &w) == nil && now.Before(w.Expires) {
-			live++
+			if live++; w.Caller == c.Name {
+				own++
+			}
 		} else if len(writes) < 50 {
 			writes = append(writes, guard.Write{Path: r.Path, Delete: true})
 		}
+	}
+	if own >= maxOfOne {
+		return nil, fault.New(fault.TooLarge, "imports").WithHint("%d wrapping keys of yours wait for their import; use or await them", own)
 	}
 	if live >= maxImports {
 		return nil, fault.New(fault.TooLarge, "imports").WithHint("%d wrapping keys wait for their import; use or await them", live)

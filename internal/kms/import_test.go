@@ -286,3 +286,17 @@ func TestPolicyOfSuites(t *testing.T) {
 		t.Error(tr)
 	}
 }
+
+// TestOneImporterTakesNotAll: a caller can have so many wrapping keys at a time, and others can import beside it.
+func TestOneImporterTakesNotAll(t *testing.T) {
+	w := newWorld(t)
+	ref := kms.Ref{Namespace: "default", Name: "k"}
+	for range 20 {
+		must(w.PrepareImport(t.Context(), alice, ref, ""))(t)
+	}
+	_, err := w.PrepareImport(t.Context(), alice, ref, "")
+	wantCode(t, err, fault.TooLarge)
+	must(w.PrepareImport(t.Context(), bob, ref, ""))(t)
+	w.pass(kms.ImportTTL)
+	must(w.PrepareImport(t.Context(), alice, ref, ""))(t)
+}
