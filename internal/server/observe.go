@@ -141,6 +141,17 @@ func (s *Server) view(r rooms, certificates *tls.Config) telemetry.View {
 	v.Instances, v.Connected = r.fleet.Count()
 	entries, waiting := s.guard.LogStats()
 	v.AuditEntries, v.AuditWaiting = float64(entries), float64(waiting)
+	v.Leads, v.Replicas, v.Format = s.Leads(), 1, replica.Format
+	if s.keeper != nil {
+		v.Replicas, v.Format = 0, s.keeper.Format()
+		for _, r := range s.keeper.Sessions() {
+			if r.Alive {
+				v.Replicas++
+			} else {
+				v.Silent++
+			}
+		}
+	}
 	if upkeep, ok := s.store.(interface{ CompactionsFailed() int64 }); ok { // PostgreSQL bounds it with each commit
 		v.CompactionsFailed = float64(upkeep.CompactionsFailed())
 	}

@@ -24,6 +24,9 @@ type View struct {
 	InFlight, Streams    int     // requests, streams that are being answered
 	AuditEntries         float64 // entries in order
 	AuditWaiting         float64 // committed entries that are not in order yet
+	Leads                bool    // this server leads those that share its store
+	Replicas, Silent     int     // servers on the store that live; those that do not and are in the list still
+	Format               int     // that the servers on the store have agreed on
 	CompactionsFailed    float64 // times that the history of the store could not be bounded
 	CertificateDays      map[string]float64
 	Sandbox              bool
@@ -186,6 +189,15 @@ func serverGauges() []gauge {
 		simple("rotor_streams", "Streams that are open.", func(v *View) float64 { return float64(v.Streams) }),
 		simple("rotor_audit_entries", "Entries of the audit log that are in order.", func(v *View) float64 { return v.AuditEntries }),
 		simple("rotor_audit_waiting_entries", "Committed entries of the audit log that are not in order yet.", func(v *View) float64 { return v.AuditWaiting }),
+		simple("rotor_leads", "1 at the server that leads those on its store: exactly one does, but for moments.", func(v *View) float64 { return one(v.Leads) }),
+		{
+			Metric{"rotor_replicas", "gauge", []string{"state"}, "Servers on the store, as this one has heard of them; state: alive or silent."},
+			func(v *View, set func(float64, ...string)) {
+				set(float64(v.Replicas), "alive")
+				set(float64(v.Silent), "silent")
+			},
+		},
+		simple("rotor_store_format", "Format of the store's records, the newest that every server on it knows.", func(v *View) float64 { return float64(v.Format) }),
 		{
 			Metric{"rotor_store_compactions_failed_total", "counter", nil, "Times that this server could not bound the history of the store, which then grows until its quota is used up."},
 			func(v *View, set func(float64, ...string)) { set(v.CompactionsFailed) },
