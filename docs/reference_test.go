@@ -119,6 +119,7 @@ func TestLimits(t *testing.T) {
 		{"requests at a time of one caller; of one address of strangers: 256; 64", "internal/wire/wire.go", "maxStreams = 256"},
 		{"streams at a time of one caller: 16", "internal/wire/callers.go", "maxOpen = 16"},
 		{"connections of the server: 20,000", "internal/wire/callers.go", "maxConnections = 20_000"},
+		{"members and elements of one request: 20,000", "internal/wire/native/bounded.go", "maxElements = 20_000"},
 		{"message that a process encrypts with a fleet key: 32 GiB, and what fits into memory", "envelope/message.go", "maxPlaintext = 1 << 35"},
 		{"message that `rotor encrypt` reads from standard input: 4 MiB, and at the server 1 MiB", "internal/cli/encrypt.go", "maxText = 4 << 20"},
 		{"front of a file: content type and encryption context: 16 KiB, 64 entries", "envelope/header.go", "maxImmutable = 16 << 10;maxContext = 64"},

@@ -36,5 +36,8 @@ func (c strictJSON) Unmarshal(b []byte, m any) error {
 	if len(b) == 0 {
 		return errors.New("empty body; the empty request is {}")
 	}
+	if err := countJSON(b); err != nil {
+		return err
+	}
 	return protojson.Unmarshal(b, p)
 }

@@ -79,7 +79,7 @@ func (c Config) options() []connect.HandlerOption {
 		connect.WithReadMaxBytes(wire.MaxMessage), connect.WithSendMaxBytes(wire.MaxMessage), connect.WithInterceptors(around...),
 		// Keys and ciphertexts do not get shorter, and what is short can be made to become long.
 		connect.WithCompression("gzip", nil, nil),
-		connect.WithCodec(strictJSON{"json"}), connect.WithCodec(strictJSON{"json; charset=utf-8"}),
+		connect.WithCodec(boundedProto{}), connect.WithCodec(strictJSON{"json"}), connect.WithCodec(strictJSON{"json; charset=utf-8"}),
 		connect.WithRecover(func(ctx context.Context, s connect.Spec, _ http.Header, r any) error {
 			return rpc.Encode(panicked(ctx, c.Log, s.Procedure, r))
 		}),
