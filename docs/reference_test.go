@@ -161,7 +161,7 @@ func TestLimits(t *testing.T) {
 		{"URL: 1,024 bytes", "internal/campaign/campaign.go", "const maxURL = 1024"},
 		{"shards; name of one: 4,096; 256 bytes", "internal/campaign/adapter.go", "maxShards = 4096;maxName = 256"},
 		{"name of a record; cursor: 1,024 bytes; 4,096 bytes", "internal/campaign/adapter.go", "maxID = 1024;maxCursor = 4096"},
-		{"page of a scan; other answers: 16 MiB; 1 MiB", "internal/campaign/adapter.go", "maxPage = 16 << 20;maxAnswer = 1 << 20"},
+		{"page of a scan; other answers; members and elements of one: 16 MiB; 1 MiB; 200,000", "internal/campaign/adapter.go", "maxPage = 16 << 20;maxAnswer = 1 << 20;maxElements = 200_000"},
 		{"old and new values in one swap: 4 MiB", "internal/campaign/adapter.go", "maxSwap = 4 << 20"},
 		{"certificate request; session token in a header: 16 KiB; 256 bytes", "internal/authn/authority.go", "maxCSR = 16 << 10"},
 		{"certificate request; session token in a header: 16 KiB; 256 bytes", "internal/wire/wire.go", "maxBearer = 256"},

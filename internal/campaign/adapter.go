@@ -28,6 +28,8 @@ const (
 	maxCursor = 4096
 	maxSwap   = 4 << 20 // old and new values in one swap request
 	batchSize = 500
+	// maxElements bounds the members and elements of an answer, of which an empty one takes fifty times its length in memory.
+	maxElements = 200_000
 )
 
 // Info is what a data set says of itself.
@@ -230,9 +232,27 @@ func (h httpSet) call(ctx context.Context, method, path string, in, out any, lim
 		return h.malformed("size")
 	case out == nil:
 		return nil
+	case elements(b) > maxElements:
+		return h.malformed("elements")
 	}
 	if err := json.Unmarshal(b, out); err != nil {
 		return h.malformed("JSON")
 	}
 	return nil
+}
+
+// elements counts what begins or separates members and elements of a JSON text, without decoding it.
+func elements(b []byte) (n int) {
+	quoted := false
+	for i := 0; i < len(b); i++ {
+		switch c := b[i]; {
+		case quoted && c == '\\':
+			i++ // what it escapes ends no string
+		case c == '"':
+			quoted = !quoted
+		case !quoted && (c == '{' || c == '[' || c == ','):
+			n++
+		}
+	}
+	return n
 }

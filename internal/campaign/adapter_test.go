@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -224,6 +225,22 @@ func TestHostileAnswers(t *testing.T) {
 		"a refused floor":     {409, js(map[string]any{"code": "old_floor"}), floor},
 	} {
 		t.Run(name, func(t *testing.T) { want(t, c.call(answers(t, c.status, nil, c.body)), fault.Unavailable) })
+	}
+}
+
+// TestAnswersDoNotGrowInMemory: the smallest elements that a page has room for take little more memory than its length.
+func TestAnswersDoNotGrowInMemory(t *testing.T) {
+	for what, body := range map[string]string{
+		"items": `{"items":[` + strings.Repeat("{},", 5<<20) + `{}]}`, "parts": `{"items":[{"id":"a","parts":[` + strings.Repeat("{},", 5<<20) + `{}]}]}`,
+	} {
+		a := answers(t, http.StatusOK, nil, []byte(body))
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, _, err := a.Scan(t.Context(), "s", "here", 500)
+		runtime.ReadMemStats(&after)
+		if grown := (after.TotalAlloc - before.TotalAlloc) >> 20; fault.CodeOf(err) != fault.Unavailable || grown > 256 { // reading it takes some 100
+			t.Errorf("%s: %d MiB for a page of %d MiB: %v", what, grown, len(body)>>20, err)
+		}
 	}
 }
 
