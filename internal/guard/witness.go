@@ -130,6 +130,9 @@ func detections(d []Detection) string {
 	return strings.Join(out, "; ")
 }
 
+// keepTime bounds how long a suspension waits until its reason is in the store.
+const keepTime = 5 * time.Second
+
 // Witness compares the log with a statement that somebody kept, and suspends the guard when they cannot both be true. The statement is left
 // in the store then, so that every other server and the next start find the same. It returns what it found, the zero Detection for nothing.
 // fault.Invalid for a statement of somebody else, which has no effect.
@@ -142,10 +145,12 @@ func (g *Guard) Witness(ctx context.Context, b []byte) (Detection, error) {
 	if err != nil || d.Kind == "" {
 		return d, err
 	}
-	g.suspend(d)
-	if _, err := g.store.Commit(ctx, nil, []store.Op{{Key: WitnessPath, Value: b}}); err != nil {
+	keep, cancel := context.WithTimeout(context.WithoutCancel(ctx), keepTime) // before suspend, which ends the server and with it the request
+	defer cancel()
+	if _, err := g.store.Commit(keep, nil, []store.Op{{Key: WitnessPath, Value: b}}); err != nil {
 		g.log.ErrorContext(ctx, "the statement of a witness is not kept, so that the next start does not know of it", "detected", d.String(), "error", err)
 	}
+	g.suspend(d)
 	return d, nil
 }
 
