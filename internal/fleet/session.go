@@ -383,6 +383,15 @@ func (s *Session) line(id keyring.KeyID) *line {
 	return l
 }
 
+// Holds says whether the session's process holds a key. It looks at no other member: a process may ask as often as it likes.
+func (s *Session) Holds(id keyring.KeyID) bool {
+	f := s.fleet
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	m := f.members[s.address.Instance]
+	return f.sessions[s.address.Instance] == s && m != nil && m.Keys[id] != nil
+}
+
 // member copies the session's member, as long as the session is the instance's.
 func (s *Session) member() (*member, error) {
 	f := s.fleet

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"io"
 	"log/slog"
-	"slices"
 	"sync"
 	"time"
 
@@ -17,7 +16,6 @@ import (
 	"github.com/rotorkms/rotor/internal/fleet"
 	"github.com/rotorkms/rotor/internal/identity"
 	"github.com/rotorkms/rotor/internal/keyring"
-	"github.com/rotorkms/rotor/internal/rotation"
 	"github.com/rotorkms/rotor/internal/rpc"
 	"github.com/rotorkms/rotor/internal/wire"
 	rotorv1 "github.com/rotorkms/rotor/proto/rotor/v1"
@@ -149,7 +147,7 @@ func (s members) receive(ctx context.Context, stream *connect.BidiStream[rotorv1
 			return false, err
 		}
 		if len(m.GetAttempts()) > 0 {
-			wire.Aside(func() { err = s.attempts(ctx, m.GetAttempts()) })
+			wire.Aside(func() { err = s.attempts(ctx, session, m.GetAttempts()) })
 		}
 		if err != nil {
 			return false, err
@@ -162,15 +160,14 @@ func (s members) receive(ctx context.Context, stream *connect.BidiStream[rotorv1
 
 // attempts notes what the process refused to do with retired versions of keys that it holds. That it could not be noted now is no reason to
 // end the stream.
-func (s members) attempts(ctx context.Context, all []*rotorv1.Attempt) error {
+func (s members) attempts(ctx context.Context, session *fleet.Session, all []*rotorv1.Attempt) error {
 	if len(all) > maxAttempts {
 		return fault.New(fault.TooLarge, "attempts").WithHint("at most %d", maxAttempts)
 	}
 	instance := wire.Caller(ctx).Instance
 	for _, a := range all {
 		id := keyring.KeyID(clip(a.GetKeyId()))
-		held, _ := s.Fleet.Members(id)
-		if !slices.ContainsFunc(held, func(m rotation.Member) bool { return m.Instance == instance }) {
+		if !session.Holds(id) {
 			continue
 		}
 		if err := s.KMS.HolderAttempts(ctx, wire.Caller(ctx).Name, id, a.GetVersion(), a.GetCount()); err != nil && ctx.Err() == nil {
