@@ -324,6 +324,9 @@ func Verify(ctx context.Context, r io.Reader, sealers []seal.Sealer, scratch sto
 	return report, nil
 }
 
+// HeaderSize bounds what stands before the records of a backup, in bytes.
+const HeaderSize = len(magic) + maxHeader
+
 // ReadHeader reads what stands in the clear in front of a backup, which nothing proves yet. fault.MalformedFile.
 func ReadHeader(b []byte) (Header, error) {
 	in := bufio.NewReader(bytes.NewReader(b))

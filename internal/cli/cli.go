@@ -25,6 +25,8 @@ type app struct {
 	namespace string
 	yes       bool
 
+	authority string // --ca-file of the cluster, for who has a share and no identity
+
 	began bool // arguments and flags were fine: what fails from now on is not a usage error
 	exit  int  // status of a run without an error
 }

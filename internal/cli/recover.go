@@ -97,18 +97,40 @@ and version numbers jump by 100. Servers in recovery mode serve again by themsel
 
 func (a *app) recoverOffline(ctx context.Context, f server.Config, o server.RecoverOptions, shareFiles []string) error {
 	f.Log = quiet()
-	for _, path := range shareFiles {
-		s, err := a.secretText(path, "share")
-		if err != nil {
-			return err
-		}
-		o.Shares = append(o.Shares, s)
+	var err error
+	if o.Shares, err = a.shareTexts(shareFiles); err != nil {
+		return err
 	}
 	s, err := server.Recover(ctx, f, o)
 	if err != nil {
 		return err
 	}
 	return a.showRecovery(viewRecovery(s))
+}
+
+// offlineShares adds the flag by which custodians open a store or a backup that no server has open.
+func offlineShares(c *cobra.Command, files *[]string) {
+	c.Flags().StringArrayVar(files, "share-file", nil, "file that holds a custodian's share; may be repeated: enough of them open it")
+}
+
+// needsShares says how shares are given to a command that has offlineShares.
+func needsShares(err error) error {
+	if fault.CodeOf(err) != fault.Sealed {
+		return err
+	}
+	return fault.Wrap(fault.Sealed, "root key", err).WithHint("give the shares of enough custodians, each with --share-file, or make its root of trust reachable")
+}
+
+// shareTexts reads the shares of custodians who came to the machine.
+func (a *app) shareTexts(files []string) (shares []string, err error) {
+	for _, path := range files {
+		s, err := a.secretText(path, "share")
+		if err != nil {
+			return nil, err
+		}
+		shares = append(shares, s)
+	}
+	return shares, nil
 }
 
 func viewRecovery(s recovery.State) recoverView {

@@ -275,31 +275,36 @@ func newBackupForget(a *app) *cobra.Command {
 
 func newBackupVerify(a *app) *cobra.Command {
 	var f server.Config
+	var shareFiles []string
 	var load func() error
 	c := &cobra.Command{
 		Use: "verify FILE", Short: "Check a backup with the server's sealers: its log, its counters, every record",
 		Long: `Check a backup: it is opened with the sealers that --dir or --seal-key name, restored into a temporary place in which everything stays sealed, and its
-audit log, the counters in it and every record are checked as at the start of a server.`,
+audit log, the counters in it and every record are checked as at the start of a server. Where custodians alone open it, enough of them come (--share-file).`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			if err := load(); err != nil {
 				return err
 			}
-			return a.readBackup(args[0], func(r io.Reader) (backup.Report, error) { return server.VerifyBackup(c.Context(), f, r) })
+			return a.readBackup(args[0], shareFiles, func(r io.Reader, shares []string) (backup.Report, error) {
+				return server.VerifyBackup(c.Context(), f, r, shares...)
+			})
 		},
 	}
 	serverFlags(c, &f, "")
+	offlineShares(c, &shareFiles)
 	load = configFlag(c, &f)
 	return c
 }
 
 func newBackupRestore(a *app) *cobra.Command {
 	var f server.Config
+	var shareFiles []string
 	var load func() error
 	c := &cobra.Command{
 		Use: "restore FILE", Short: "Fill the empty store of a stopped server from a backup",
 		Long: `Fill the empty store of a stopped server from a backup, on any engine. The server then comes up in recovery mode: rotor server recover, with the newest
-audit log that was exported, brings it into use.`,
+audit log that was exported, brings it into use. Where custodians alone open it, enough of them come to the machine (--share-file).`,
 		Example: "  rotor backup restore rotor-2026-11-24.backup --dir /var/lib/rotor",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -309,22 +314,29 @@ audit log that was exported, brings it into use.`,
 			if err := a.confirm("fill the store of " + f.Dir + " from " + args[0]); err != nil {
 				return err
 			}
-			return a.readBackup(args[0], func(r io.Reader) (backup.Report, error) { return server.RestoreBackup(c.Context(), f, r) })
+			return a.readBackup(args[0], shareFiles, func(r io.Reader, shares []string) (backup.Report, error) {
+				return server.RestoreBackup(c.Context(), f, r, shares...)
+			})
 		},
 	}
 	serverFlags(c, &f, "")
+	offlineShares(c, &shareFiles)
 	load = configFlag(c, &f)
 	return a.changes(c)
 }
 
-func (a *app) readBackup(path string, do func(io.Reader) (backup.Report, error)) error {
+func (a *app) readBackup(path string, shareFiles []string, do func(io.Reader, []string) (backup.Report, error)) error {
+	shares, err := a.shareTexts(shareFiles)
+	if err != nil {
+		return err
+	}
 	in, err := os.Open(path)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = in.Close() }() // it was only read
-	r, err := do(in)
-	if err != nil {
+	r, err := do(in, shares)
+	if err = needsShares(err); err != nil {
 		return err
 	}
 	v := backupView{ID: r.ID, Created: r.Created.Format(time.RFC3339), Expires: r.Expires.Format(time.RFC3339), Records: r.Records}

@@ -1,12 +1,16 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/identity"
 	"github.com/rotorkms/rotor/internal/sealing"
 	rotorv1 "github.com/rotorkms/rotor/proto/rotor/v1"
 )
@@ -14,10 +18,16 @@ import (
 // connectSealed is connect for a server that may be sealed, which then shows a certificate that is not the server's. What it is asked is about that one
 // server, in whose memory shares are collected, so it is one that is named.
 func (a *app) connectSealed() (*api, error) {
+	if a.authority != "" {
+		return a.connectCustodian()
+	}
 	if a.sessionPath() != "" {
 		return a.connect()
 	}
 	dir, err := a.readIdentity()
+	if fault.CodeOf(err) == fault.NotFound {
+		return nil, fault.New(fault.NotFound, "identity "+a.identityPath()).WithHint("name one with --identity or %s; without one: --address and --ca-file (ca.pem in the server's directory)", envIdentity)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -29,6 +39,33 @@ func (a *app) connectSealed() (*api, error) {
 		return nil, usage("--address", "one server: shares, sealing and what opens are asked of each one by itself")
 	}
 	return newAPI(dir.PeerClient(dir.ClientTLS(func(id string) bool { return id != "" && (id == dir.ServerID() || id == dir.SealedID()) })), address), nil
+}
+
+// connectCustodian connects as nobody to the one server that is named, which the certificate of the cluster's authority proves.
+func (a *app) connectCustodian() (*api, error) {
+	address := cmp.Or(a.address, os.Getenv(envAddress))
+	if servers, err := identity.Addresses(address); err != nil || len(servers) != 1 {
+		return nil, usage("--address", "host:port of the one server that is meant")
+	}
+	f, err := os.Open(a.authority)
+	if err != nil {
+		return nil, fault.Wrap(fault.NotFound, "certificate "+a.authority, err).WithHint("rotor server init left it in the server's directory as ca.pem, and rotor server ca prints it")
+	}
+	defer func() { _ = f.Close() }() // only read
+	text, err := readAll(f, maxSession, "certificate "+a.authority)
+	if err != nil {
+		return nil, err
+	}
+	h, err := identity.CustodianClient(text)
+	if err != nil {
+		return nil, err
+	}
+	return newAPI(h, address), nil
+}
+
+// byAuthority adds the flag by which a server is known without an identity.
+func (a *app) byAuthority(c *cobra.Command) {
+	c.Flags().StringVar(&a.authority, "ca-file", "", "PEM file of the cluster's authority (ca.pem in the server's directory, rotor server ca), instead of an identity; with --address")
 }
 
 // withSeal calls the server, sealed or not.
@@ -71,8 +108,9 @@ func newServerUnseal(a *app) *cobra.Command {
 		Use: "unseal", Short: "Bring a custodian's share to a sealed server",
 		Long: `Bring a custodian's share to a sealed server. The share is read from standard input, from a file, or at a prompt that does not show it, never from the
 command line. It says how many are there; the last one that is needed opens the server. Beside a server that is open it proves that the shares would
-open it, without anything else, and lets a sealer be removed within a quarter of an hour. Any identity of the cluster will do: the share is the credential.`,
-		Example: "  rotor server unseal\n  rotor server unseal --share-file /media/stick/share.txt",
+open it, without anything else, and lets a sealer be removed within a quarter of an hour. Any identity of the cluster will do, because the share is the
+credential. Without one, as before the first administrator can enrol, a sealed server is known by the certificate of its authority: --ca-file and --address.`,
+		Example: "  rotor server unseal --share-file /media/stick/share.txt\n  rotor server unseal --address kms.example:7420 --ca-file ca.pem",
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if reset != "" {
@@ -95,6 +133,7 @@ open it, without anything else, and lets a sealer be removed within a quarter of
 	c.Flags().StringVar(&file, "share-file", "", "file that holds the share (default standard input or a prompt)")
 	c.Flags().StringVar(&attempt, "attempt", "", "the collection that the share is meant for (default the one that goes on, or a new one)")
 	c.Flags().StringVar(&reset, "reset", "", "forget the shares of this attempt, and bring none")
+	a.byAuthority(c)
 	return c
 }
 
@@ -214,6 +253,7 @@ is made to every minute.`,
 			return a.showSeal(m)
 		},
 	}
+	a.byAuthority(list)
 	add := a.sealerCommand("add", "add SEALER", "Add a sealer to what opens the server",
 		`Add a sealer: a name of the configuration, or several joined by + that are all needed. The root is wrapped and the wrap opened before it counts. New shares
 are made by "rotor server rekey".`, "SEALER can open the server from then on, by itself.")

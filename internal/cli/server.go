@@ -25,6 +25,7 @@ type initView struct {
 	CheckpointKey string `json:"checkpoint_key"`
 	Identity      string `json:"identity,omitempty"`
 	Enrolment     string `json:"enrolment,omitempty"`
+	Authority     string `json:"authority,omitempty"`
 
 	Shares []string `json:"shares,omitempty"`
 }
@@ -43,7 +44,9 @@ It also prints, once, the enrolment token of the first administrator. It is a se
 administrate it gives it to "rotor admin enrol", where the private key is made and stays. If the hour passes, "rotor server admin" makes another
 administrator while the server is stopped.
 
-With --seal shamir:3/5 it also prints, once, the five shares, any three of which open the server. Give each to another custodian. They are kept nowhere.`,
+With --seal shamir:3/5 it also prints, once, the five shares, any three of which open the server. Give each to another custodian. They are kept nowhere.
+The server then starts sealed: the custodians bring their shares ("rotor server unseal --ca-file ca.pem", the file that "authority" names), and then the
+first administrator enrols.`,
 		Example: "  rotor server init --dir /var/lib/rotor --listen 0.0.0.0:7420 --advertise kms.example:7420",
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -67,8 +70,11 @@ several joined by + that are all needed; may be repeated, and then any one opens
 }
 
 func (a *app) showInit(made server.InitResult) error {
-	v := initView{Cluster: made.ClusterID, CheckpointKey: made.CheckpointKey, Identity: made.AdminDir, Enrolment: made.Enrolment, Shares: made.Shares}
+	v := initView{Cluster: made.ClusterID, CheckpointKey: made.CheckpointKey, Identity: made.AdminDir, Enrolment: made.Enrolment, Authority: made.Authority, Shares: made.Shares}
 	t := table{rows: [][]string{{"cluster", v.Cluster}, {"checkpoint key", v.CheckpointKey}}}
+	if v.Authority != "" {
+		t.add("authority", v.Authority)
+	}
 	if v.Identity != "" {
 		t.add("identity", v.Identity)
 	}
@@ -111,12 +117,14 @@ error. SIGHUP reads configuration file and rules again; when anything is wrong e
 func newServerAdmin(a *app) *cobra.Command {
 	var f server.Config
 	var out string
+	var shareFiles []string
 	var load func() error
 	c := &cobra.Command{
 		Use:   "admin NAME",
 		Short: "Make an administrator's identity, or renew one, while the server is stopped",
 		Long: `Make an administrator's identity, or renew one, while the server is stopped. It needs the store and the seal, so it is for whoever runs the
-server and has lost every other way in; else see "rotor admin invite". The certificate is good for a year; the rules see the caller as admin/NAME.`,
+server and has lost every other way in; else see "rotor admin invite". Where custodians alone open the store, enough of them come to the machine (--share-file). The
+certificate is good for a year; the rules see the caller as admin/NAME.`,
 		Example: "  rotor server admin alice --dir /var/lib/rotor --out alice",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -126,8 +134,12 @@ server and has lost every other way in; else see "rotor admin invite". The certi
 			if err := load(); err != nil {
 				return err
 			}
-			made, err := server.NewAdmin(c.Context(), f, args[0], out)
+			shares, err := a.shareTexts(shareFiles)
 			if err != nil {
+				return err
+			}
+			made, err := server.NewAdmin(c.Context(), f, args[0], out, shares...)
+			if err = needsShares(err); err != nil {
 				return err
 			}
 			return a.showInit(made)
@@ -136,6 +148,7 @@ server and has lost every other way in; else see "rotor admin invite". The certi
 	serverFlags(c, &f, "")
 	load = configFlag(c, &f)
 	c.Flags().StringVar(&out, "out", "", "directory of the identity (default NAME)")
+	offlineShares(c, &shareFiles)
 	return c
 }
 
@@ -161,7 +174,7 @@ func (a *app) awaitServer(ctx context.Context, patience time.Duration) (*rotorv1
 	for {
 		m, err := a.askServer(ctx)
 		switch fault.CodeOf(err) {
-		case fault.NotFound, fault.Unauthenticated, fault.Unavailable: // no identity yet, one without a certificate yet, no listener yet
+		case fault.NotFound, fault.Unauthenticated, fault.Unavailable, fault.Sealed: // no identity yet, one without a certificate yet, no listener yet, not all shares yet
 			if pause(limited, pollEvery) {
 				continue
 			}

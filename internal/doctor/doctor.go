@@ -235,7 +235,7 @@ func disk(s Subject) []Finding {
 	}
 	var st unix.Statfs_t
 	if err := unix.Statfs(s.Dir, &st); err != nil {
-		return one("disk_space", Fail, "statfs "+s.Dir+": "+err.Error(), "name a directory that is there")
+		return one("disk_space", Fail, "statfs "+s.Dir+": "+err.Error(), "rotor server init makes it; else name a directory that is there")
 	}
 	free, state := st.Bavail*uint64(st.Bsize), OK
 	switch {
@@ -312,11 +312,14 @@ func configuration(s Subject) []Finding {
 	if !s.HasConfig {
 		return nil
 	}
-	found := "it is valid"
+	found, hint := "it is valid", "docs/reference/configuration.md tells the keys"
 	if s.Config != nil {
 		found = s.Config.Error()
 	}
-	return one("configuration", when(s.Config != nil, Fail), found, "docs/reference/configuration.md tells the keys")
+	if f := (*fault.Error)(nil); errors.As(s.Config, &f) && f.Hint != "" {
+		hint = f.Hint
+	}
+	return one("configuration", when(s.Config != nil, Fail), found, hint)
 }
 
 // tokens loads the module of each token and asks the token what it is, without logging in: a PIN that is tried too often locks it.

@@ -78,6 +78,15 @@ func ReadWraps(ctx context.Context, s store.Store) (Wrapped, error) {
 	return Wrapped{rec.Cluster, rec.Wraps}, err
 }
 
+// ParseWraps reads the wrap set of a root record that stands elsewhere, such as before a backup; nothing proves it yet. fault.MalformedFile.
+func ParseWraps(root []byte) (Wrapped, error) {
+	var rec rootRecord
+	if err := json.Unmarshal(root, &rec); err != nil || rec.Root > maxGeneration {
+		return Wrapped{}, fault.New(fault.MalformedFile, "root record")
+	}
+	return Wrapped{rec.Cluster, rec.Wraps}, nil
+}
+
 func readRoot(ctx context.Context, s store.Store) (rootRecord, store.Record, error) {
 	var rec rootRecord
 	r, err := s.Get(ctx, rootPath)

@@ -434,10 +434,14 @@ func verifyPeer(s tls.ConnectionState, ca *x509.Certificate, accept func(string)
 	if err := verifyChain(leaf, time.Time{}, roots...); err != nil {
 		return fault.Wrap(fault.Unauthenticated, "peer", err)
 	}
-	if id := SPIFFE(leaf); id == "" || !accept(id) {
+	switch id := SPIFFE(leaf); {
+	case id != "" && accept(id):
+		return nil
+	case id != "" && id == SPIFFE(ca)+sealedPath:
+		return fault.New(fault.Sealed, "server")
+	default:
 		return fault.New(fault.Unauthenticated, "peer "+id)
 	}
-	return nil
 }
 
 // verifyChain checks a certificate against certificates of the cluster's CA at a time; zero: now.
@@ -477,13 +481,16 @@ func (d *Dir) ServerID() string {
 	return "spiffe://" + c.URIs[0].Host + "/server"
 }
 
+// sealedPath is the path of the SPIFFE ID of a server that is sealed.
+const sealedPath = "/sealed"
+
 // SealedID is the SPIFFE ID that the cluster's server has while it is sealed: whoever shows it gets shares and nothing else.
 func (d *Dir) SealedID() string {
 	id, ok := strings.CutSuffix(d.ServerID(), "/server")
 	if !ok {
 		return ""
 	}
-	return id + "/sealed"
+	return id + sealedPath
 }
 
 func (d *Dir) isServer(id string) bool { return id != "" && id == d.ServerID() }

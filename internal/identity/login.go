@@ -20,7 +20,7 @@ func ServerClient(authority []byte, certificate *tls.Certificate) (*http.Client,
 			return nil, err
 		}
 		if c.RootCAs = pool; own != nil {
-			c = clusterTLS(own)
+			c = clusterTLS(own, func(id string) bool { return id == SPIFFE(own)+"/server" })
 		}
 	}
 	if certificate != nil {
@@ -49,13 +49,27 @@ func parseAuthority(b []byte) (own *x509.Certificate, pool *x509.CertPool, err e
 	return own, pool, nil
 }
 
-// clusterTLS connects to the server of the cluster that an authority is of.
-func clusterTLS(ca *x509.Certificate) *tls.Config {
+// CustodianClient talks, as nobody, to a server of the cluster whose authority's certificate this is, also to one that is sealed: for who has a share and no
+// identity. fault.Invalid.
+func CustodianClient(authority []byte) (*http.Client, error) {
+	own, _, err := parseAuthority(authority)
+	if err != nil {
+		return nil, err
+	}
+	if own == nil {
+		return nil, fault.New(fault.Invalid, "certificate of an authority").WithHint("it is not that of a cluster: rotor server ca")
+	}
+	c := clusterTLS(own, func(id string) bool { return id == SPIFFE(own)+"/server" || id == SPIFFE(own)+sealedPath })
+	return &http.Client{Transport: newTransport(c), CheckRedirect: noRedirect}, nil
+}
+
+// clusterTLS connects to a server of the cluster that an authority is of.
+func clusterTLS(ca *x509.Certificate, accept func(spiffe string) bool) *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13, CurvePreferences: []tls.CurveID{tls.X25519MLKEM768}, NextProtos: []string{"h2", "http/1.1"},
 		InsecureSkipVerify: true, //nolint:gosec // names are SPIFFE IDs, not hosts; VerifyConnection checks chain and ID
 		VerifyConnection: func(s tls.ConnectionState) error {
-			return verifyPeer(s, ca, func(id string) bool { return id == SPIFFE(ca)+"/server" })
+			return verifyPeer(s, ca, accept)
 		},
 	}
 }

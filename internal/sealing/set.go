@@ -115,7 +115,7 @@ func New(spec string, named map[string]seal.Sealer) (s seal.Sealer, people *sham
 		switch {
 		case !ok && named[part] == nil:
 			return nil, nil, nil, fault.New(fault.Invalid, fmt.Sprintf("sealer %q", part)).
-				WithHint("this server knows %s, and shamir:THRESHOLD/TOTAL", strings.Join(slices.Sorted(maps.Keys(named)), ", "))
+				WithHint("a name of the configuration (%s), or shamir:THRESHOLD/TOTAL", cmp.Or(strings.Join(slices.Sorted(maps.Keys(named)), ", "), "local, where it has none"))
 		case !ok:
 			parts = append(parts, named[part])
 			continue

@@ -113,7 +113,7 @@ func (c Config) validate() error {
 	bad := func(field, hint string) error { return fault.New(fault.Invalid, field).WithHint("%s", hint) }
 	switch {
 	case c.Dir == "":
-		return bad("dir", "name the server's directory")
+		return bad("dir", "name the server's directory: --dir, or dir in the file that --config names")
 	case c.LeaseTTL < 100*time.Millisecond || c.LeaseTTL > 24*time.Hour:
 		return bad("lease_ttl", "100 ms to 24 h")
 	case c.MaxSkew < 0 || c.MaxSkew > c.LeaseTTL:

@@ -98,7 +98,7 @@ func openExisting(ctx context.Context, c Config) (store.Store, error) {
 		return openStore(ctx, c)
 	}
 	if _, err := os.Stat(filepath.Join(c.Dir, storeFile)); err != nil {
-		return nil, fault.New(fault.NotFound, c.storeName())
+		return nil, fault.New(fault.NotFound, c.storeName()).WithHint("rotor server init makes a cluster, rotor backup restore brings one back")
 	}
 	return openStore(ctx, c)
 }

@@ -2,6 +2,8 @@ package server
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/rotorkms/rotor/internal/seal"
@@ -43,7 +45,11 @@ func InitOn(ctx context.Context, c Config, db store.Store) (InitResult, error) {
 
 // Sealers opens the sealers of a configuration.
 func Sealers(c Config) ([]seal.Sealer, error) {
-	return listSealers(c.defaults())
+	all, problem := openSealers(c.defaults())
+	if len(all) == 0 {
+		return nil, problem
+	}
+	return slices.Collect(maps.Values(all)), nil
 }
 
 // Opened waits until the store is open and served, or the server has ended.

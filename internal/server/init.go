@@ -34,6 +34,7 @@ type InitResult struct {
 	CheckpointKey string   // pins the audit log; give it to whoever verifies the log
 	AdminDir      string   // the administrator's identity; empty with Config.Enrol
 	Shares        []string // what custodians get, if the cluster is sealed with shares; they exist nowhere else
+	Authority     string   // path of the certificate of the cluster's authority, by which custodians and others know its servers; no secret
 	Enrolment     string   // with Config.Enrol: makes the first administrator, once, within an hour. It is a secret
 }
 
@@ -87,16 +88,16 @@ func initStore(ctx context.Context, c Config, db store.Store, sealers []seal.Sea
 	if err != nil {
 		return InitResult{}, err
 	}
-	out := InitResult{ClusterID: made.ClusterID, CheckpointKey: made.CheckpointKey}
-	if c.Enrol {
-		_, err = withAuthority(ctx, c, db, sealers, func(ctx context.Context, a *authn.Authority) (err error) {
+	out := InitResult{ClusterID: made.ClusterID, CheckpointKey: made.CheckpointKey, Authority: filepath.Join(c.Dir, authorityFile)}
+	_, err = withAuthority(ctx, c, db, sealers, func(ctx context.Context, a *authn.Authority) (err error) {
+		if c.Enrol {
 			out.Enrolment, err = a.Enrolment(ctx, firstAdmin, cmp.Or(c.Advertise, c.Listen))
-			return err
-		})
-		return out, err
-	}
-	out.AdminDir = filepath.Join(c.Dir, adminDir)
-	_, err = makeAdmin(ctx, c, db, sealers, firstAdmin, out.AdminDir)
+		} else {
+			out.AdminDir = filepath.Join(c.Dir, adminDir)
+			err = makeAdmin(ctx, c, a, firstAdmin, out.AdminDir)
+		}
+		return err
+	})
 	return out, err
 }
 
@@ -105,9 +106,9 @@ func (c Config) guard(db store.Store, sealers []seal.Sealer) guard.Config {
 }
 
 // NewAdmin makes an administrator's identity in a directory, or renews the one that is there, of a server that does not run now.
-// Whoever can read store and seal may do it: they could do anything. It returns what Init did. fault.NotFound, StoreLocked while the
-// server runs, SealWrong.
-func NewAdmin(ctx context.Context, c Config, name, path string) (InitResult, error) {
+// Whoever can read store and seal may do it: they could do anything. shares, secret, are those of custodians where nothing else opens the store.
+// It returns what Init did. fault.NotFound, StoreLocked while the server runs, SealWrong, Sealed with too few shares, ShareWrong, ShareForeign, ShareDuplicate.
+func NewAdmin(ctx context.Context, c Config, name, path string, shares ...string) (InitResult, error) {
 	c = c.defaults()
 	if err := c.validate(); err != nil {
 		return InitResult{}, err
@@ -116,26 +117,24 @@ func NewAdmin(ctx context.Context, c Config, name, path string) (InitResult, err
 	if err != nil {
 		return InitResult{}, err
 	}
-	sealers, err := storeSealers(ctx, c, db)
+	sealers, _, err := c.sealersWith(ctx, db, shares)
 	if err != nil {
 		return InitResult{}, errors.Join(err, db.Close())
 	}
-	made, err := makeAdmin(ctx, c, db, sealers, name, path)
-	return InitResult{ClusterID: made.ClusterID, CheckpointKey: made.CheckpointKey, AdminDir: path}, errors.Join(err, db.Close())
+	made, err := withAuthority(ctx, c, db, sealers, func(ctx context.Context, a *authn.Authority) error { return makeAdmin(ctx, c, a, name, path) })
+	return InitResult{ClusterID: made.ClusterID, CheckpointKey: made.CheckpointKey, AdminDir: path, Authority: filepath.Join(c.Dir, authorityFile)}, errors.Join(err, db.Close())
 }
 
 // makeAdmin signs and audits an administrator's certificate.
-func makeAdmin(ctx context.Context, c Config, db store.Store, sealers []seal.Sealer, name, path string) (guard.InitResult, error) {
-	return withAuthority(ctx, c, db, sealers, func(ctx context.Context, a *authn.Authority) error {
-		dir, err := identity.Open(path)
-		if err != nil {
-			return err
-		}
-		if dir.IsInstance() {
-			return errors.Join(fault.New(fault.Exists, "instance "+dir.Instance()+" in "+path), dir.Close())
-		}
-		return errors.Join(a.Admin(ctx, dir, name, cmp.Or(c.Advertise, c.Listen)), dir.Close())
-	})
+func makeAdmin(ctx context.Context, c Config, a *authn.Authority, name, path string) error {
+	dir, err := identity.Open(path)
+	if err != nil {
+		return err
+	}
+	if dir.IsInstance() {
+		return errors.Join(fault.New(fault.Exists, "instance "+dir.Instance()+" in "+path), dir.Close())
+	}
+	return errors.Join(a.Admin(ctx, dir, name, cmp.Or(c.Advertise, c.Listen)), dir.Close())
 }
 
 // withAuthority opens the store for the time that it takes to do something as the certificate authority.

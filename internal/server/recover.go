@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"io"
@@ -171,8 +172,17 @@ func Recover(ctx context.Context, c Config, o RecoverOptions) (out recovery.Stat
 		if err != nil || !out.Done {
 			return err
 		}
-		_, err = c.anchor(g, -1)
-		return err
+		if _, err = c.anchor(g, -1); err != nil {
+			return err
+		}
+		a, err := authn.New(ctx, authn.Config{Guard: g, TrustDomain: c.TrustDomain, Namespace: c.Namespace, Now: c.Now})
+		if err == nil {
+			err = c.keepSealedCertificate(a, c.hosts()) // a machine that never had it could not ask for shares
+		}
+		if err != nil {
+			c.Log.WarnContext(ctx, "no certificate for a sealed server", "error", err)
+		}
+		return nil
 	})
 }
 
@@ -209,13 +219,7 @@ func (c Config) offlineWith(ctx context.Context, shares []string, f func(context
 		return err
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
-	var custodians *sealing.Keeper
-	var sealers []seal.Sealer
-	if len(shares) == 0 {
-		sealers, err = storeSealers(ctx, c, db)
-	} else if custodians, err = c.custodians(ctx, db, shares); err == nil {
-		sealers = custodians.Sealers()
-	}
+	sealers, custodians, err := c.sealersWith(ctx, db, shares)
 	if err != nil {
 		return err
 	}
@@ -239,14 +243,27 @@ func (c Config) offlineWith(ctx context.Context, shares []string, f func(context
 	return errors.Join(err, <-done)
 }
 
-// custodians takes shares for the wrap set of a store.
-func (c Config) custodians(ctx context.Context, db store.Store, shares []string) (*sealing.Keeper, error) {
+// sealersWith are what a store may open with: what the configuration names, or what shares make of it together with that, and the keeper that took them.
+func (c Config) sealersWith(ctx context.Context, db store.Store, shares []string) ([]seal.Sealer, *sealing.Keeper, error) {
+	if len(shares) == 0 {
+		sealers, err := storeSealers(ctx, c, db)
+		return sealers, nil, err
+	}
 	wrapped, err := guard.ReadWraps(ctx, db)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	custodians, err := c.custodians(ctx, wrapped.Wraps, shares)
+	if err != nil {
+		return nil, nil, err
+	}
+	return custodians.Sealers(), custodians, nil
+}
+
+// custodians takes shares for a wrap set.
+func (c Config) custodians(ctx context.Context, wraps map[string][]byte, shares []string) (*sealing.Keeper, error) {
 	named, _ := openSealers(c) // one that is away is not needed if the shares suffice
-	k := sealing.NewKeeper(sealing.Config{Named: named, Wraps: wrapped.Wraps, Now: c.Now, Log: c.Log})
+	k := sealing.NewKeeper(sealing.Config{Named: named, Wraps: wraps, Now: c.Now, Log: c.Log})
 	for _, s := range shares {
 		if _, err := k.Unseal(ctx, "", "", secret.Copy([]byte(s))); err != nil {
 			return nil, err
@@ -268,10 +285,45 @@ func Backup(ctx context.Context, c Config, keep time.Duration, w io.Writer) (mad
 	})
 }
 
-// VerifyBackup checks a backup with the server's sealers: the log, its counters and every record.
-func VerifyBackup(ctx context.Context, c Config, r io.Reader) (backup.Report, error) {
+// backupSealers are what a backup may open with: the sealers that its own wrap set and the configuration name, and what shares, secret, make of them.
+func (c Config) backupSealers(ctx context.Context, r *bufio.Reader, shares []string) ([]seal.Sealer, error) {
+	ahead, err := r.Peek(r.Size())
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	header, err := backup.ReadHeader(ahead)
+	if err != nil {
+		return nil, err
+	}
+	wrapped, err := guard.ParseWraps(header.Root)
+	if err != nil {
+		return nil, err
+	}
+	if len(shares) > 0 {
+		custodians, err := c.custodians(ctx, wrapped.Wraps, shares)
+		if err != nil {
+			return nil, err
+		}
+		return custodians.Sealers(), nil
+	}
+	named, problem := openSealers(c)
+	all := sealing.Members(wrapped.Wraps, named).Sealers()
+	for _, s := range named { // one that has left the set says so
+		if _, in := wrapped.Wraps[s.ID()]; !in {
+			all = append(all, s)
+		}
+	}
+	if len(all) == 0 {
+		return nil, problem
+	}
+	return all, nil
+}
+
+// VerifyBackup checks a backup with the server's sealers, or with shares, secret, of its custodians: the log, its counters and every record.
+func VerifyBackup(ctx context.Context, c Config, file io.Reader, shares ...string) (backup.Report, error) {
 	c = c.defaults()
-	sealers, err := listSealers(c)
+	r := bufio.NewReaderSize(file, backup.HeaderSize)
+	sealers, err := c.backupSealers(ctx, r, shares)
 	if err != nil {
 		return backup.Report{}, err
 	}
@@ -288,13 +340,15 @@ func VerifyBackup(ctx context.Context, c Config, r io.Reader) (backup.Report, er
 	return report, errors.Join(err, scratch.Close())
 }
 
-// RestoreBackup fills the server's store, which has to be empty, from a backup. The server then comes up in recovery mode.
-func RestoreBackup(ctx context.Context, c Config, r io.Reader) (backup.Report, error) {
+// RestoreBackup fills the server's store, which has to be empty, from a backup, which shares, secret, of its custodians open where nothing else does.
+// The server then comes up in recovery mode.
+func RestoreBackup(ctx context.Context, c Config, file io.Reader, shares ...string) (backup.Report, error) {
 	c = c.defaults()
 	if err := c.validate(); err != nil {
 		return backup.Report{}, err
 	}
-	sealers, err := listSealers(c)
+	r := bufio.NewReaderSize(file, backup.HeaderSize)
+	sealers, err := c.backupSealers(ctx, r, shares)
 	if err != nil {
 		return backup.Report{}, err
 	}

@@ -144,7 +144,7 @@ func hashedRules(path string) (*policy.Rules, string, error) {
 func readRules(path string) ([]byte, error) {
 	b, err := os.ReadFile(path)
 	if os.IsNotExist(err) {
-		return nil, fault.New(fault.NotFound, "rules "+path).WithHint("name the rules file, or write one")
+		return nil, fault.New(fault.NotFound, "rules "+path).WithHint("name the rules file, or write one; rotor server init makes the first")
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read rules: %w", err)

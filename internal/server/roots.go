@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 
@@ -155,15 +154,6 @@ func openSealers(c Config) (map[string]seal.Sealer, error) {
 		return named, failed[0]
 	}
 	return named, errors.Join(failed...)
-}
-
-// listSealers are those of the configuration, without people. fault.NotFound, SealWrong.
-func listSealers(c Config) ([]seal.Sealer, error) {
-	named, problem := openSealers(c)
-	if len(named) == 0 {
-		return nil, problem
-	}
-	return slices.Collect(maps.Values(named)), nil
 }
 
 // storeSealers are those that the wrap set of a store names and that can be asked here. fault.NotFound, SealWrong, RecordTampered.

@@ -1,9 +1,11 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -28,8 +30,9 @@ import (
 )
 
 const (
-	sealedFile = "sealed.pem" // certificate and key for the time without an authority
-	askAgain   = 5 * time.Second
+	sealedFile    = "sealed.pem" // certificate and key for the time without an authority
+	authorityFile = "ca.pem"     // certificate of the authority
+	askAgain      = 5 * time.Second
 )
 
 // closed says whether a store did not open because its roots of trust are away or people have to come: it may open later.
@@ -183,9 +186,16 @@ func readCertificate(path string) (tls.Certificate, error) {
 	return tls.X509KeyPair(b, b)
 }
 
-// keepSealedCertificate makes the certificate, or a new one at half of its life or of another authority.
+// keepSealedCertificate makes the certificate, or a new one at half of its life or of another authority, and leaves beside it that of the authority, by
+// which people who have no identity know the sealed server.
 func (c Config) keepSealedCertificate(a *authn.Authority, hosts []string) error {
-	path := filepath.Join(c.Dir, sealedFile)
+	path, authority := filepath.Join(c.Dir, sealedFile), filepath.Join(c.Dir, authorityFile)
+	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.CA().Raw})
+	if old, err := os.ReadFile(authority); err != nil || !bytes.Equal(old, text) {
+		if err := replaceFile(authority, text); err != nil {
+			return err
+		}
+	}
 	if old, err := readCertificate(path); err == nil && len(old.Certificate) == 2 && old.Leaf != nil &&
 		old.Leaf.CheckSignatureFrom(a.CA()) == nil && c.Now().Before(old.Leaf.NotAfter.Add(-authn.SealedLife/2)) && covers(old.Leaf, hosts) {
 		return nil
@@ -195,17 +205,22 @@ func (c Config) keepSealedCertificate(a *authn.Authority, hosts []string) error 
 		return err
 	}
 	defer clear(fresh)
-	tmp, err := os.CreateTemp(c.Dir, ".sealed-*") // mode 0600
+	return replaceFile(path, fresh)
+}
+
+// replaceFile writes a file of mode 0600 that is there as a whole or not at all.
+func replaceFile(path string, b []byte) error {
+	tmp, err := os.CreateTemp(filepath.Dir(path), ".new-*") // mode 0600
 	if err != nil {
-		return fmt.Errorf("write certificate of the sealed server: %w", err)
+		return fmt.Errorf("write %s: %w", path, err)
 	}
 	defer func() { _ = os.Remove(tmp.Name()) }() // gone already after a rename
-	_, err = tmp.Write(fresh)
+	_, err = tmp.Write(b)
 	if err = errors.Join(err, tmp.Sync(), tmp.Close()); err == nil {
 		err = os.Rename(tmp.Name(), path)
 	}
 	if err != nil {
-		return fmt.Errorf("write certificate of the sealed server: %w", err)
+		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return nil
 }

@@ -94,7 +94,7 @@ func Start(ctx context.Context, c Config) (*Server, error) {
 	if len(named) == 0 && problem != nil && len(c.Seals) == 0 && fault.CodeOf(problem) != fault.NotFound {
 		return nil, problem
 	}
-	db, err := openStore(ctx, c)
+	db, err := openExisting(ctx, c)
 	if err != nil {
 		return nil, errors.Join(err, problem)
 	}
@@ -113,14 +113,14 @@ func start(ctx context.Context, c Config, db store.Store, named map[string]seal.
 
 // startAs is start on a store that other servers share, or not.
 func startAs(ctx context.Context, c Config, db store.Store, named map[string]seal.Sealer, problem error, shared bool) (*Server, error) {
+	wrapped, err := guard.ReadWraps(ctx, db)
+	if err != nil {
+		return nil, err
+	}
 	if _, _, err := hashedRules(c.Rules); err != nil { // now, and not when custodians have come
 		return nil, err
 	}
 	if _, err := c.HSM.open(""); err != nil { // now, and not when the process has shut itself in
-		return nil, err
-	}
-	wrapped, err := guard.ReadWraps(ctx, db)
-	if err != nil {
 		return nil, err
 	}
 	engine, _ := engineOf(c.Store) // validate has asked it

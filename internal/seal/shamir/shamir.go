@@ -246,7 +246,7 @@ func ParseSizes(text string) (k, n int, err error) {
 	k, errK := strconv.Atoi(a)
 	n, errN := strconv.Atoi(b)
 	if errK != nil || errN != nil {
-		k, n = 0, 0
+		return 0, 0, badSizes(text)
 	}
 	return k, n, CheckSizes(k, n)
 }

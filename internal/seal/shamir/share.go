@@ -114,10 +114,14 @@ func (s Share) Destroy() { s.value.Destroy() }
 // CheckSizes says whether k of n can be made. fault.Invalid.
 func CheckSizes(k, n int) error {
 	if k < MinThreshold || n > MaxShares || k > n {
-		return fault.New(fault.Invalid, fmt.Sprintf("shares %d/%d", k, n)).
-			WithHint("THRESHOLD/TOTAL, for example 3/5: at least %d must be needed, at most %d made", MinThreshold, MaxShares)
+		return badSizes(fmt.Sprintf("%d/%d", k, n))
 	}
 	return nil
+}
+
+func badSizes(text string) error {
+	return fault.New(fault.Invalid, fmt.Sprintf("shares %q", text)).
+		WithHint("THRESHOLD/TOTAL, for example 3/5: at least %d must be needed, at most %d made", MinThreshold, MaxShares)
 }
 
 // split makes n shares of a secret, byte by byte, each under a fresh random polynomial of degree k-1.
