@@ -5,6 +5,7 @@ package rpc
 import (
 	"context"
 	"errors"
+	"syscall"
 
 	"connectrpc.com/connect"
 
@@ -76,6 +77,9 @@ func Decode(err error) error {
 		if f, ok := v.(*rotorv1.Fault); ok && verr == nil {
 			return Parse(f)
 		}
+	}
+	if errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) { // which Connect takes for a peer that gave up, also where the peer is the server
+		return fault.Wrap(fault.Unavailable, "server", err)
 	}
 	switch c.Code() {
 	case connect.CodeCanceled, connect.CodeDeadlineExceeded:

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"strings"
+	"syscall"
 	"testing"
 
 	"connectrpc.com/connect"
@@ -101,6 +103,18 @@ func TestForeignErrors(t *testing.T) {
 	} {
 		if got := fault.CodeOf(rpc.Decode(connect.NewError(c, errors.New("x")))); got != want {
 			t.Errorf("%s: %s, want %s", c, got, want)
+		}
+	}
+}
+
+// TestDecodeBroken: a connection that the server has closed is not a request that somebody gave up.
+func TestDecodeBroken(t *testing.T) {
+	for cause, want := range map[error]fault.Code{
+		syscall.EPIPE: fault.Unavailable, syscall.ECONNRESET: fault.Unavailable, context.Canceled: fault.Canceled,
+	} {
+		err := connect.NewError(connect.CodeCanceled, &net.OpError{Op: "write", Err: cause})
+		if got := fault.CodeOf(rpc.Decode(err)); got != want {
+			t.Errorf("%v: %s, want %s", cause, got, want)
 		}
 	}
 }
