@@ -2,15 +2,18 @@ package wire
 
 import (
 	"context"
+	"io"
 	"maps"
 	"net"
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/rpc"
 )
 
 // Limits of one caller, or of one address of strangers, and of the server.
@@ -19,11 +22,13 @@ const (
 	maxInFlight    = maxStreams // requests that are no streams
 	maxNobody      = 64         // the same, of strangers
 	maxOpen        = 16         // streams
+	maxBodies      = 128 << 20  // bytes of the bodies of requests that are no streams
 )
 
 // load is what one caller has in flight.
 type load struct {
 	requests, streams int
+	bodies            atomic.Int64 // bytes
 }
 
 // callers knows who is connected and what they have in flight.
@@ -103,8 +108,10 @@ func (s *callers) enter(ctx context.Context, p *peer, stream bool, end time.Dura
 	if stream {
 		s.streams[p] = true
 	}
+	p.load = l
 	return ctx, func() {
 		stop()
+		l.bodies.Add(-p.body.Load())
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		*n--
@@ -113,6 +120,21 @@ func (s *callers) enter(ctx context.Context, p *peer, stream bool, end time.Dura
 			delete(s.loads, name)
 		}
 	}, nil
+}
+
+// metered is a body whose bytes count for its caller until the request ends.
+type metered struct {
+	io.ReadCloser
+	peer *peer
+}
+
+func (m metered) Read(b []byte) (int, error) {
+	n, err := m.ReadCloser.Read(b)
+	m.peer.body.Add(int64(n))
+	if m.peer.load.bodies.Add(int64(n)) > maxBodies {
+		return 0, rpc.Encode(fault.New(fault.Unavailable, "server").WithHint("at most %d MiB of requests at a time for one caller", maxBodies>>20))
+	}
+	return n, err
 }
 
 // bounded is a context that ends after a time, if there is one.

@@ -7,6 +7,9 @@ import (
 	"time"
 )
 
+// MaxBodies is maxBodies.
+const MaxBodies = maxBodies
+
 // NewHastyServer is a server that waits for clients for a fraction of a second.
 func NewHastyServer(c Config) *Server {
 	return newServer(c, times{300 * time.Millisecond, 600 * time.Millisecond, 300 * time.Millisecond, 300 * time.Millisecond, 300 * time.Millisecond})

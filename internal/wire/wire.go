@@ -176,6 +176,8 @@ type peer struct {
 	changes     *atomic.Uint64                  // of who may come in
 	seen        uint64                          // changes before it was let in
 	outcome     *atomic.Pointer[fault.Code]     // nil inside: ok
+	load        *load                           // of its caller
+	body        atomic.Int64                    // bytes of its own in it
 }
 
 type (
@@ -314,6 +316,9 @@ func (s *Server) limit(w http.ResponseWriter, r *http.Request, p *peer, stream b
 	}
 	if r.URL.Path != hold && r.URL.Path != recovery {
 		r.Body = http.MaxBytesReader(w, r.Body, most)
+	}
+	if !stream {
+		r.Body = metered{r.Body, p}
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package wire_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -21,6 +22,7 @@ import (
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/rpc"
 	"github.com/rotorkms/rotor/internal/wire"
 )
 
@@ -145,6 +147,46 @@ func TestOneCallerCannotTakeAll(t *testing.T) {
 	if got := get(client(t, 0)); got != http.StatusOK {
 		t.Errorf("after they were answered: %d", got)
 	}
+}
+
+// TestBodiesOfOneCaller: the bodies that one caller has at a server are bounded together, others are not touched, and what was answered counts no more.
+func TestBodiesOfOneCaller(t *testing.T) {
+	read, release := make(chan error), make(chan struct{})
+	_, url := serve(t, func(_ http.ResponseWriter, r *http.Request) {
+		_, err := io.Copy(io.Discard, r.Body)
+		read <- err
+		<-release
+	})
+	body := make([]byte, wire.MaxMessage)
+	send := func(c *http.Client, size int) {
+		resp, err := c.Post(url+"/rotor.v1.KeyService/List", "application/proto", bytes.NewReader(body[:size]))
+		if err == nil {
+			resp.Body.Close()
+		}
+	}
+	greedy := client(t, 7)
+	var sent sync.WaitGroup
+	for range wire.MaxBodies / wire.MaxMessage {
+		sent.Go(func() { send(greedy, wire.MaxMessage) })
+		if err := <-read; err != nil {
+			t.Fatal(err)
+		}
+	}
+	sent.Go(func() { send(greedy, 1) })
+	if err := <-read; fault.CodeOf(rpc.Decode(err)) != fault.Unavailable {
+		t.Errorf("one byte more: %v", err)
+	}
+	sent.Go(func() { send(client(t, 8), wire.MaxMessage) })
+	if err := <-read; err != nil {
+		t.Errorf("somebody else: %v", err)
+	}
+	close(release)
+	sent.Wait()
+	sent.Go(func() { send(greedy, wire.MaxMessage) })
+	if err := <-read; err != nil {
+		t.Errorf("after they were answered: %v", err)
+	}
+	sent.Wait()
 }
 
 // TestStreamsOutliveTheTimeLimits: a request has deadlines, a stream has none but its certificate's.
