@@ -20,7 +20,7 @@ import (
 )
 
 // Version of this build.
-const Version = "0.1.0"
+const Version = "0.2.0"
 
 // Files in a server's directory.
 const (
