@@ -40,9 +40,9 @@ func Run(ctx context.Context, args []string, in io.Reader, out, err io.Writer) i
 	root.SetIn(a.in)
 	root.SetOut(out)
 	root.SetErr(err)
-	if e := root.ExecuteContext(ctx); e != nil {
+	if c, e := root.ExecuteContextC(ctx); e != nil {
 		if !a.began {
-			e = usageOf(e)
+			e = usageOf(c, e)
 		}
 		return report(err, e)
 	}
@@ -72,7 +72,7 @@ authenticated or authorised, 5 integrity failure.`,
 	f.StringVarP(&a.format, "output", "o", "", "table, json or yaml (default: a table on a terminal, tab-separated lines elsewhere)")
 	f.StringVar(&a.identity, "identity", "", "directory of the identity (default $ROTOR_IDENTITY, else $XDG_CONFIG_HOME/rotor/identity, else ./rotor-dev/admin)")
 	f.StringVar(&a.session, "session", "", "file of a session that rotor login made, instead of an identity (default $ROTOR_SESSION, else, if there is no identity, $XDG_CONFIG_HOME/rotor/session)")
-	f.StringVar(&a.address, "address", "", "host:port of the server (default $ROTOR_ADDRESS, else the one of the identity)")
+	f.StringVar(&a.address, "address", "", "host:port of the server, or several with commas between (default $ROTOR_ADDRESS, else what the identity knows)")
 	f.StringVar(&a.namespace, "namespace", "", "namespace of the key (default: the server's)")
 	root.AddCommand(
 		newDev(a), newServer(a), newStatus(a), newKey(a), newEncrypt(a), newDecrypt(a), newFile(a), newRotate(a), newCensus(a), newCampaign(a),

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/spf13/cobra"
+
 	"github.com/rotorkms/rotor/internal/fault"
 )
 
@@ -18,12 +20,15 @@ func usage(resource, hint string, args ...any) error {
 }
 
 // usageOf turns what the argument parser says into a usage error.
-func usageOf(err error) error {
+func usageOf(c *cobra.Command, err error) error {
 	var f *fault.Error
 	if errors.As(err, &f) {
 		return f
 	}
 	said := strings.Join(strings.Fields(strings.ReplaceAll(err.Error(), "\"", "")), " ") // the parser's suggestions stand on lines of their own
+	if c.HasParent() {
+		said += "; it is: " + c.UseLine()
+	}
 	return usage("command line", "%s; --help tells more", said)
 }
 

@@ -102,8 +102,8 @@ bare bytes, that of a key pair PKCS #8, DER or PEM.`,
 }
 
 func (a *app) importKey(c *cobra.Command, name string, f importFlags) error {
-	if (f.material == "") == (f.sealed == "" || f.wrapping == "") {
-		return usage("--sealed", "give --sealed with --wrapping-key, or --material")
+	if sealed := f.sealed != "" && f.wrapping != ""; (f.material != "") == sealed || f.material != "" && (f.sealed != "" || f.wrapping != "") {
+		return usage("--sealed", "give --sealed with --wrapping-key, or --material alone")
 	}
 	m := &rotorv1.ImportRequest{Key: &rotorv1.Key{Namespace: a.namespace, Name: name}, NextVersion: f.next, WrappingKey: f.wrapping}
 	if !f.next {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"time"
 
 	"connectrpc.com/connect"
@@ -101,8 +102,13 @@ func (a *app) recoverOffline(ctx context.Context, f server.Config, o server.Reco
 	if o.Shares, err = a.shareTexts(shareFiles); err != nil {
 		return err
 	}
+	if o.Log != "" {
+		if _, err := os.Stat(filepath.Join(o.Log, "checkpoint")); err != nil {
+			return fault.Wrap(fault.NotFound, "exported audit log "+o.Log, err).WithHint("name the directory that rotor audit export made")
+		}
+	}
 	s, err := server.Recover(ctx, f, o)
-	if err != nil {
+	if err = needsShares(err); err != nil {
 		return err
 	}
 	return a.showRecovery(viewRecovery(s))

@@ -73,6 +73,16 @@ func (k *Keeper) Sealers() []seal.Sealer {
 	return k.set.Sealers()
 }
 
+// Missing is a member of the wrap set that cannot be asked here, and why; "" when there is none.
+func (k *Keeper) Missing() (id, why string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, id := range slices.Sorted(maps.Keys(k.set.Missing)) {
+		return id, k.set.Missing[id]
+	}
+	return "", ""
+}
+
 // Enough has a value each time that shares suffice.
 func (k *Keeper) Enough() <-chan struct{} { return k.enough }
 

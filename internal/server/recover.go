@@ -265,7 +265,11 @@ func (c Config) custodians(ctx context.Context, wraps map[string][]byte, shares 
 	named, _ := openSealers(c) // one that is away is not needed if the shares suffice
 	k := sealing.NewKeeper(sealing.Config{Named: named, Wraps: wraps, Now: c.Now, Log: c.Log})
 	for _, s := range shares {
-		if _, err := k.Unseal(ctx, "", "", secret.Copy([]byte(s))); err != nil {
+		_, err := k.Unseal(ctx, "", "", secret.Copy([]byte(s)))
+		if id, why := k.Missing(); fault.CodeOf(err) == fault.ShareForeign && id != "" {
+			return nil, fault.Wrap(fault.ShareForeign, "", err).WithHint("the set that it is of may be a part of %s: %s", id, why)
+		}
+		if err != nil {
 			return nil, err
 		}
 	}

@@ -172,7 +172,7 @@ func (s *Server) sealedCertificate() (tls.Certificate, error) {
 	c, err := readCertificate(path)
 	if err != nil {
 		return c, fault.Wrap(fault.NotFound, "certificate of the sealed server", err).
-			WithHint("%s is made by init and by every start that opens; copy it from another server of the cluster", path)
+			WithHint("%s is made by init and by every start that opens; copy it from another server of the cluster, or make it with the shares: rotor server admin NAME --share-file", path)
 	}
 	return c, nil
 }

@@ -114,10 +114,10 @@ func parsePrivate(s Spec, material secret.Bytes) (any, error) {
 	}
 	key, err := x509.ParsePKCS8PrivateKey(material.Reveal())
 	if err != nil {
-		return nil, invalid("PKCS #8")
+		return nil, invalid("PKCS #8 in the clear (openssl pkcs8 -topk8 -nocrypt)")
 	}
 	if public, ok := publicOf(key); !ok || !s.fits(public) {
-		return nil, fault.New(fault.AlgorithmForbidden, "private key for "+string(s.ID))
+		return nil, fault.New(fault.AlgorithmForbidden, "private key for "+string(s.ID)).WithHint("it is a key of another algorithm or size: name its own with --algorithm (rotor key algorithms)")
 	}
 	return key, nil
 }
