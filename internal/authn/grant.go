@@ -234,8 +234,8 @@ func (g Grant) check(c policy.Caller, r policy.Resource, ttl time.Duration) erro
 	switch {
 	case r.Key == "" || r.Namespace == "":
 		return bad("key", "a grant is about one key")
-	case g.Grantee == "" || len(g.Grantee) > maxGrantee || g.Grantee == c.Name || strings.Contains(g.Grantee, "*"):
-		return bad("grantee", "the name of one other caller, as rotor whoami shows it")
+	case !policy.Nameable(g.Grantee) || len(g.Grantee) > maxGrantee || g.Grantee == c.Name || strings.Contains(g.Grantee, "*"):
+		return bad("grantee", "the name of one other caller, as rotor whoami shows it: credential/NAME, admin/NAME, token/ISSUER/SUBJECT, spiffe://…")
 	case len(g.Actions) == 0 || len(slices.Compact(slices.Sorted(slices.Values(g.Actions)))) != len(g.Actions):
 		return bad("actions", "name at least one, and none twice")
 	case ttl < time.Second || ttl > MaxGrantLife:

@@ -338,7 +338,7 @@ func newSessionRevoke(a *app) *cobra.Command {
 // ends is when something ends whose life is given; the server's default for 0.
 func ends(ttl time.Duration) string {
 	if ttl == 0 {
-		return "the usual time"
+		return "24h"
 	}
 	return ttl.String()
 }

@@ -163,7 +163,7 @@ func certificates(s Subject) []Finding {
 		if c.Auto {
 			hint = "it should have been renewed by now: look at the log of whoever holds it"
 		}
-		out = append(out, one("certificate_"+c.Name, state, "ends in "+left.Truncate(time.Hour).String()+", on "+c.Ends.UTC().Format(time.DateOnly), hint)...)
+		out = append(out, one("certificate_"+c.Name, state, "ends in "+daysOf(left)+", on "+c.Ends.UTC().Format(time.DateOnly), hint)...)
 	}
 	return out
 }
@@ -173,6 +173,14 @@ func versions(s Subject) []Finding {
 		return nil
 	}
 	return one("versions", when(s.Ours != s.Theirs, Warn), "this is "+s.Ours+", the server "+s.Theirs, "versions that follow each other work together; bring both to the newer one")
+}
+
+// daysOf writes a time as people count it.
+func daysOf(d time.Duration) string {
+	if d < 48*time.Hour {
+		return d.Truncate(time.Minute).String()
+	}
+	return fmt.Sprintf("%d days", d/(24*time.Hour))
 }
 
 func modes(s Subject) []Finding {

@@ -1,6 +1,8 @@
 // Package policy decides: default deny, and rules that name callers, actions and keys. It knows no store and no network.
 package policy
 
+import "strings"
+
 // Kind says how a caller was authenticated.
 type Kind string
 
@@ -31,6 +33,16 @@ type Caller struct {
 
 // IsZero says whether nobody was authenticated.
 func (c Caller) IsZero() bool { return c.Name == "" }
+
+// Nameable says whether a name is one that a caller from outside could have, now or later.
+func Nameable(name string) bool {
+	for _, prefix := range []string{"spiffe://", "admin/", "certificate/", "token/", "credential/"} {
+		if rest, ok := strings.CutPrefix(name, prefix); ok {
+			return rest != ""
+		}
+	}
+	return false
+}
 
 // Action is what a caller wants to do. Rules name actions.
 type Action string

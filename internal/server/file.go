@@ -23,7 +23,7 @@ const maxFile = 1 << 20
 func ReadFile(path string) (Config, error) {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return Config{}, fault.New(fault.NotFound, "configuration "+path)
+		return Config{}, fault.New(fault.NotFound, "configuration "+path).WithHint("check the path of --config")
 	}
 	if err != nil {
 		return Config{}, fmt.Errorf("open configuration: %w", err)
