@@ -121,7 +121,7 @@ func TestDestroy(t *testing.T) {
 			t.Errorf("%v; want %q, and nothing written", err, why)
 		}
 	}
-	refused("waits until", fault.GateClosed)
+	refused("then for a census, and has 0 of 2 approvals", fault.GateClosed) // who asked first does not take the time for all that is missing
 	w.pass(wait)
 	refused("0 of 2 approvals", fault.GateClosed)
 	for range 2 {

@@ -349,11 +349,19 @@ func Destroy(k keyring.Key, n uint32, c Census, members []Member, now time.Time)
 		_, err := Approve(k, n, "")
 		return k, err
 	}
-	if free := v.Retired.Add(r.Wait); now.Before(free) || c.Started.Before(free) {
-		return k, fault.New(fault.GateClosed, name+" waits until "+free.UTC().Format(time.RFC3339)+", then for a census")
-	}
+	asked := ""
 	if len(v.Approved) < r.Approvals {
-		return k, fault.New(fault.GateClosed, fmt.Sprintf("%s has %d of %d approvals", name, len(v.Approved), r.Approvals))
+		asked = fmt.Sprintf(" has %d of %d approvals", len(v.Approved), r.Approvals)
+	}
+	if free := v.Retired.Add(r.Wait); now.Before(free) || c.Started.Before(free) {
+		why := name + " waits until " + free.UTC().Format(time.RFC3339) + ", then for a census"
+		if asked != "" {
+			why += ", and" + asked
+		}
+		return k, fault.New(fault.GateClosed, why)
+	}
+	if asked != "" {
+		return k, fault.New(fault.GateClosed, name+asked)
 	}
 	if err := proven(k, n, c, members); err != nil {
 		return k, err
