@@ -37,6 +37,7 @@ line is a check with its state: ok, warn or fail. Exit status 1 when one failed.
 				var full server.Config
 				full, s.Engine, s.Config = f.Checked()
 				s.Dir, s.Rules, s.Seal, s.Tokens = full.Dir, full.Rules, full.SealKey, full.Tokens()
+				s.Private = full.Secrets()
 			}
 			if err := a.doctorServer(c.Context(), &s); err != nil {
 				return err
@@ -59,7 +60,7 @@ func (a *app) doctorServer(ctx context.Context, s *doctor.Subject) error {
 	default:
 		return err
 	}
-	s.Private = []string{a.identityPath()}
+	s.Private = append(s.Private, a.identityPath())
 	s.Certificates = append(s.Certificates, certificate("identity", dir.Leaf(), dir.IsInstance()))
 	api, err := a.connect()
 	if err != nil {

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -154,6 +155,24 @@ func openFault(err error) error {
 		return fault.Wrap(fault.StoreIncomplete, "store", err)
 	}
 	return err
+}
+
+// Secrets are the files with passwords, tokens and private keys by which the server is known elsewhere: nobody but its user may read them. Relative paths
+// in the store's URL are from the working directory, as engines take them.
+func (c Config) Secrets() []string {
+	var all []string
+	if u, err := url.Parse(c.Store); err == nil {
+		for _, name := range []string{"passfile", "password_file", "sslkey", "key_file"} {
+			all = append(all, u.Query()[name]...)
+		}
+	}
+	for _, s := range c.Seals {
+		all = append(all, s.TokenFile)
+	}
+	for _, i := range c.Auth.Issuers {
+		all = append(all, i.BearerFile)
+	}
+	return slices.DeleteFunc(all, func(path string) bool { return path == "" })
 }
 
 // storeFiles are the files that the URL of the store names, which are read again while the server runs. That the URL is understood validate has asked.
