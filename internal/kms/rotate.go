@@ -2,6 +2,7 @@ package kms
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"strings"
@@ -46,6 +47,52 @@ func turned(k keyring.Key, a suite.Algorithm) (keyring.Key, error) {
 	k = k.Clone()
 	k.Algorithm = a
 	return k, k.Validate()
+}
+
+// stage makes the next version of a key by make and stages it. a: its algorithm; empty: as before.
+func (s *Service) stage(ctx context.Context, c policy.Caller, ref Ref, expected uint64, a suite.Algorithm, make func(context.Context, keyring.Key, uint32, time.Time) (keyring.Version, change, error)) (keyring.Key, error) {
+	k, p, err := s.admit(ctx, c, policy.ActRotate, ref)
+	if err != nil {
+		return k, err
+	}
+	now, detail := s.now().UTC(), map[string]string{}
+	return s.update(ctx, p, k.ID, detail, func(k keyring.Key) (keyring.Key, change, error) {
+		if err := planned(k, expected); err != nil {
+			return k, change{}, err
+		}
+		if k.Target != 0 {
+			return k, change{}, fault.New(fault.RotationInFlight, "key "+k.Name)
+		}
+		if err := s.roomForVersion(k); err != nil {
+			return k, change{}, err
+		}
+		n := k.NextNumber()
+		if record, err := json.Marshal(k); err != nil || len(record) > maxRecord {
+			return k, change{}, fault.New(fault.TooLarge, "key "+k.Name).WithHint("it has %d versions, which is all that its record takes; make a new key", len(k.Versions))
+		}
+		k, err := turned(k, a)
+		if err != nil {
+			return k, change{}, err
+		}
+		v, made, err := make(ctx, k, n, now)
+		if err != nil {
+			return k, change{}, err
+		}
+		describe(detail, v)
+		next, err := rotation.Stage(k, v, now)
+		return next, made, err
+	})
+}
+
+// describe notes a new version for its audit entry.
+func describe(detail map[string]string, v keyring.Version) {
+	detail["version"], detail["algorithm"] = fmt.Sprint(v.Number), string(v.Algorithm)
+	if v.Origin != "" {
+		detail["origin"] = v.Origin
+	}
+	if !v.Originated.IsZero() {
+		detail["originated"] = v.Originated.Format(time.RFC3339)
+	}
 }
 
 // Replace stages a new version in place of a compromised primary, for rollout; somebody else's rotation in flight will do as well.
