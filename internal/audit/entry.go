@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// Class says when an entry is durable (formats.md, "Audit log").
+// Class says when an entry is durable (spec/audit.md, "Entries").
 type Class int
 
 // The classes.

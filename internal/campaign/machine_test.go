@@ -14,7 +14,7 @@ import (
 )
 
 // machine drives one key and one data set at random, with writers that freeze between encryption and write, and crashes. What has to hold
-// (rotation.md, S2): whatever the data set took opens for ever to what was written.
+// (docs/explain/rotation.md, S2): whatever the data set took opens for ever to what was written.
 type machine struct {
 	w      *world
 	p      *shelf

@@ -30,7 +30,7 @@ func newDatasetRegister(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "register NAME --key KEY --url URL",
 		Short: "Register a data set, so that census and campaigns reach it",
-		Long: `Register a data set, so that census and campaigns reach it. NAME is the joined instance that serves it (spec/dataset-protocol.md); it has to answer
+		Long: `Register a data set, so that census and campaigns reach it. NAME is the joined instance that serves it (spec/dataset.md); it has to answer
 with that identity.`,
 		Example: "  rotor dataset register board --key records --url https://127.0.0.1:7430/rotor-dataset/v1",
 		Args:    cobra.ExactArgs(1),

@@ -368,7 +368,7 @@ func reorder(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 	h, err := envelope.ReadHeader(bytes.NewReader(b), int64(len(b)))
 	ts.Check(err)
-	const front, chunk = 56, 16<<10 + 16 // salt and commitment; a chunk with its tag (spec/file-format.md)
+	const front, chunk = 56, 16<<10 + 16 // salt and commitment; a chunk with its tag (spec/file.md)
 	first := b[h.PayloadOffset()+front:][:chunk]
 	next := b[h.PayloadOffset()+front+chunk:][:chunk]
 	for i := range first {

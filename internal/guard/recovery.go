@@ -40,6 +40,7 @@ func (r Recovering) May(now time.Time) bool {
 	return r.Target != 0 || !r.Approved.IsZero() || !r.NotUntil.IsZero() && !now.Before(r.NotUntil)
 }
 
+// recovering reads what stands in the store, also what came back with an older copy of it.
 func (g *Guard) recovering(ctx context.Context) (Recovering, error) {
 	var out Recovering
 	r, err := g.Get(ctx, recoveryPath)

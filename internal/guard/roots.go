@@ -11,7 +11,7 @@ import (
 	"github.com/rotorkms/rotor/internal/store"
 )
 
-// This file is the generations of the root key (architecture.md, "Key hierarchy"). Everything is written under the current one. Each
+// This file is the generations of the root key (docs/decisions/0038). Everything is written under the current one. Each
 // commit, of records and of the log, is conditioned on the root record that its keys were read from, so that once another generation is
 // current nobody writes under an earlier one any more, whatever server it is.
 

@@ -31,7 +31,7 @@ const (
 // Silence says what a rotation does about a member that does not answer.
 type Silence string
 
-// The two ways. See rotation.md, "A silent member".
+// The two ways. See docs/explain/rotation.md, "A silent member".
 const (
 	Block Silence = "block" // rotation waits for it and names it
 	Fence Silence = "fence" // it stops using the key at the end of its lease, and rotation goes on
@@ -57,7 +57,7 @@ func (e Epoch) Less(o Epoch) bool { return e.Compare(o) < 0 }
 // Next is the following epoch of the same incarnation.
 func (e Epoch) Next() Epoch { return Epoch{e.Incarnation, e.Counter + 1} }
 
-// Phase is how far a version has come in its rotation (rotation.md, "Version phases").
+// Phase is how far a version has come in its rotation (docs/explain/rotation.md, "The phases of a version").
 type Phase string
 
 // The phases, in order. A version goes back only from PhaseRetired to PhaseDistributed and by Promote of an older version.

@@ -16,7 +16,6 @@ type KeyType string
 // The key types that rotor makes.
 const (
 	TypePrivateSignature KeyType = "private_signature"
-	TypePublicSignature  KeyType = "public_signature_verification"
 	TypeAuthentication   KeyType = "symmetric_authentication"
 	TypeDataEncryption   KeyType = "symmetric_data_encryption_rest"
 	TypeKeyWrapping      KeyType = "symmetric_key_wrapping_storage"

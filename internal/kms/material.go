@@ -15,7 +15,7 @@ import (
 	"github.com/rotorkms/rotor/internal/suite"
 )
 
-// facts are what never changes about material; they are its associated data (architecture.md, key hierarchy).
+// facts are what never changes about material; they are its associated data.
 type facts struct {
 	Cluster   string            `json:"cluster"`
 	Namespace keyring.Namespace `json:"namespace"`

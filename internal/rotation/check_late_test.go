@@ -9,7 +9,7 @@ import (
 // This file is the leader that is late: it looks, decides a step, loses the lead, sleeps or sees the watch late, and only then does its commit arrive at the
 // store, or its floor at the data set. Decisions from an old view are the same thing: what was seen then is decided then.
 
-// Guards of what arrives late. They are not in the table of rotation.md.
+// Guards of what arrives late. They are not among the 12 of the design.
 const (
 	guardLateKey  guard = "a late step is not conditioned on the key"
 	guardLateLead guard = "a late step is not conditioned on the lead"

@@ -20,7 +20,7 @@ const (
 // guard names a guard that a mutant switches off.
 type guard string
 
-// The guards, in the order of the table in rotation.md.
+// The guards of the design.
 const (
 	guardNone       guard = ""
 	guardAcks       guard = "fixed wait instead of acknowledgements"
@@ -36,7 +36,7 @@ const (
 	guardSession    guard = "replica renews without its own session"
 	guardFreeze     guard = "no freeze before the last census"
 
-	// Not in the table of rotation.md, found while the checker was written.
+	// Not in the design, found while the checker was written.
 	guardRenewal guard = "lease renewed to a member behind the distribution"
 	guardRejoin  guard = "lease credited before the join's snapshot"
 	guardLower   guard = "rolled back without lowering the floors"

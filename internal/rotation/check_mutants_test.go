@@ -13,7 +13,7 @@ type mutant struct {
 	model  config
 }
 
-// mutants are the rows of the table in rotation.md, in its order.
+// mutants are the guards of the design, each with the property that breaks without it.
 func mutants() []mutant {
 	block, fence := small(keyring.Block), small(keyring.Fence)
 	inflight, rollback, backup := block, block, block
@@ -36,7 +36,7 @@ func mutants() []mutant {
 	}
 }
 
-// rules are three more guards, which rotation.md does not name and the checker found to be needed.
+// rules are three more guards, which the design does not name and the checker found to be needed.
 func rules() []mutant {
 	fence, rollback := small(keyring.Fence), small(keyring.Block)
 	rollback.rollbacks = 1
@@ -47,7 +47,7 @@ func rules() []mutant {
 // guard on is exhausted and must keep every property. -v prints a line for each mutant, and with it the counterexample.
 func TestMutants(t *testing.T) {
 	if got := len(mutants()); got != 12 {
-		t.Fatalf("%d mutants, want the 12 of the table", got)
+		t.Fatalf("%d mutants, want the 12 of the design", got)
 	}
 	kill(t, mutants())
 }

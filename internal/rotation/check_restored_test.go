@@ -13,7 +13,7 @@ import (
 	"github.com/rotorkms/rotor/internal/suite"
 )
 
-// This file is a model of its own for one more row of the table in rotation.md: a store that is put back. What the model of the other files takes
+// This file is a model of its own for one more guard of the design: a store that is put back. What the model of the other files takes
 // for granted, that a version's number says which material it is, is what breaks here: after the copy that is put back, numbers and epochs can
 // be given out a second time. So versions are known by their handles, which are fresh each time, and there are no clocks.
 
