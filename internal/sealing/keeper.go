@@ -77,10 +77,11 @@ func (k *Keeper) Sealers() []seal.Sealer {
 func (k *Keeper) Missing() (id, why string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	for _, id := range slices.Sorted(maps.Keys(k.set.Missing)) {
-		return id, k.set.Missing[id]
+	missing := slices.Sorted(maps.Keys(k.set.Missing))
+	if len(missing) == 0 {
+		return "", ""
 	}
-	return "", ""
+	return missing[0], k.set.Missing[missing[0]]
 }
 
 // Enough has a value each time that shares suffice.
