@@ -13,7 +13,8 @@ import (
 // This file is the format of records that the servers on a store have agreed on.
 
 // Format is the newest format of records that this build writes. A store says which one its servers have agreed on; a build that does not
-// know it does not touch the store. Raise it with every change that an older build would get wrong, and write nothing of it before Keeper.Format
+// know it does not touch the store. Raise it with every change that an older build would get wrong, a field among them that it drops when it
+// writes the record again and that a promise rests on, and write nothing of it before Keeper.Format
 // says that every server on the store knows it.
 //
 //	1: the first

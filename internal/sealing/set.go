@@ -153,7 +153,7 @@ func kind(id string) string {
 }
 
 // strength orders kinds by what somebody has to get to open a copy of the store: a file of the server, a credential of a service that can
-// refuse and keeps a log, a token that does not give its key away, people who meet. A composition is stronger than its strongest part.
+// refuse and keeps a log, a token that does not give its key away, people who meet. A kind that is not named counts as such a service. A composition is stronger than its strongest part.
 func strength(id string) int {
 	if k := kind(id); k != "all" {
 		return 2 * cmp.Or(map[string]int{"local": 1, "transit": 2, "pkcs11": 3, "shamir": 4}[k], 2)
