@@ -45,6 +45,20 @@ func (w *world) statement(g *guard.Guard) []byte {
 	return s
 }
 
+// setBack puts an older copy of the store in the place of a newer one, and returns a statement of the newer.
+func (w *world) setBack() (ahead []byte) {
+	w.t.Helper()
+	g, stop := w.open()
+	w.put(g, "x/a", "1")
+	w.entries(g)
+	older := copyOf(w.t, w.store)
+	w.put(g, "x/a", "2")
+	ahead = w.statement(g)
+	stop()
+	w.store = older
+	return ahead
+}
+
 func kinds(g *guard.Guard) (all []string) {
 	for _, d := range g.Detected() {
 		all = append(all, d.Kind)
@@ -261,15 +275,8 @@ func kindsOf(t *testing.T, w *world, s []byte) []string {
 // TestAStatementThatContradictsSuspends: what an instance brings is checked while the server runs, and what a liar brings harms nobody.
 func TestAStatementThatContradictsSuspends(t *testing.T) {
 	w := newWorld(t, mem.New())
-	g, stop := w.open()
-	w.put(g, "x/a", "1")
-	w.entries(g)
-	other := copyOf(t, w.store)
-	w.put(g, "x/a", "2")
-	ahead := w.statement(g)
-	stop()
-	w.store = other
-	g, _ = w.open()
+	ahead := w.setBack()
+	g, _ := w.open()
 	own := w.statement(g)
 	if d, err := g.Witness(t.Context(), own); err != nil || d.Kind != "" {
 		t.Fatalf("its own: %v, %v", d, err)
@@ -342,14 +349,7 @@ func TestARecoveryAppliesTheNewerLog(t *testing.T) {
 // behind it nor an approval; and the recovery of it leads beyond what the cluster was since.
 func TestAnOldAnnouncementIsNone(t *testing.T) {
 	w := newWorld(t, mem.New())
-	g, stop := w.open()
-	w.put(g, "x/a", "1")
-	w.entries(g)
-	old := copyOf(t, w.store)
-	w.put(g, "x/a", "2")
-	s := w.statement(g)
-	stop()
-	w.store = old
+	s := w.setBack()
 	w.clock.Add(10)
 	ordered := func() *mem.Store { // a copy, once the log is in order
 		for len(w.keys("log/new/")) > 0 {
@@ -357,7 +357,7 @@ func TestAnOldAnnouncementIsNone(t *testing.T) {
 		}
 		return copyOf(t, w.store)
 	}
-	g, stop = w.inRecovery(s)
+	g, stop := w.inRecovery(s)
 	if _, err := g.AskRecovery(t.Context(), "admin/alice", time.Hour); err != nil {
 		t.Fatal(err)
 	}

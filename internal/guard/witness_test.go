@@ -68,15 +68,8 @@ func TestAServerIsAWitness(t *testing.T) {
 // TestAWitnessOfOneServerIsHeardByAll: and by the next start, until a recovery has begun another incarnation.
 func TestAWitnessOfOneServerIsHeardByAll(t *testing.T) {
 	w := newWorld(t, mem.New())
+	ahead := w.setBack()
 	g, stop := w.open()
-	w.put(g, "x/a", "1")
-	w.entries(g)
-	older := copyOf(t, w.store)
-	w.put(g, "x/a", "2")
-	ahead := w.statement(g)
-	stop()
-	w.store = older
-	g, stop = w.open()
 	h, halt := w.open()
 	if d, err := g.Witness(t.Context(), ahead); err != nil || d.Kind != "rolled back" {
 		t.Fatalf("%v, %v", d, err)
