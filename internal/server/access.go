@@ -45,7 +45,7 @@ type CAAuth struct {
 	Identity string   `yaml:"identity"` // spiffe (default) or subject
 }
 
-// paths are the files that a configuration file may name relative to itself.
+// paths are the files that a configuration file may name relative to itself, and that a server which has shut itself in may still read.
 func (c *Config) paths() []*string {
 	out := []*string{&c.Dir, &c.Rules, &c.SealKey, &c.Anchor, &c.Public.Certificate, &c.Public.Key, &c.HSM.Module, &c.HSM.PINFile}
 	for i := range c.Seals {

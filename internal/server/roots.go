@@ -103,7 +103,7 @@ func (s Seal) complete() (missing string, ok bool) {
 // partOf tells whether a specification of sealing.New names it.
 func (s Seal) partOf(spec string) bool { return slices.Contains(strings.Split(spec, "+"), s.Name) }
 
-// files are the paths in it.
+// files are the paths in it, for Config.paths.
 func (s *Seal) files() []*string {
 	return []*string{&s.KeyFile, &s.TokenFile, &s.CAFile, &s.Module, &s.PINFile}
 }
