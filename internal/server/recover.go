@@ -1,30 +1,23 @@
 package server
 
 import (
-	"bufio"
 	"context"
 	"errors"
-	"io"
 	"io/fs"
 	"net/http"
 	"os"
-	"path/filepath"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/rotorkms/rotor/internal/audit"
 	"github.com/rotorkms/rotor/internal/authn"
-	"github.com/rotorkms/rotor/internal/backup"
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/recovery"
-	"github.com/rotorkms/rotor/internal/seal"
 	"github.com/rotorkms/rotor/internal/sealing"
 	"github.com/rotorkms/rotor/internal/secret"
-	"github.com/rotorkms/rotor/internal/store"
-	"github.com/rotorkms/rotor/internal/store/bolt"
 	"github.com/rotorkms/rotor/internal/wire"
 	"github.com/rotorkms/rotor/internal/wire/native"
 )
@@ -205,167 +198,4 @@ func newerLog(log fs.FS, g *guard.Guard) (*guard.Past, error) {
 	past := guard.NewPast()
 	_, err := audit.Read(log, g.CheckpointKey(), past.Add)
 	return past, err
-}
-
-// offline opens the store and its guard, whatever is wrong with it, for the time that f takes.
-func (c Config) offline(ctx context.Context, f func(context.Context, *guard.Guard) error) error {
-	return c.offlineWith(ctx, nil, func(ctx context.Context, g *guard.Guard, _ *sealing.Keeper) error { return f(ctx, g) })
-}
-
-// offlineWith is offline for a store that shares open; f gets the keeper that took them, nil without any.
-func (c Config) offlineWith(ctx context.Context, shares []string, f func(context.Context, *guard.Guard, *sealing.Keeper) error) (err error) {
-	db, err := openExisting(ctx, c)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, db.Close()) }()
-	sealers, custodians, err := c.sealersWith(ctx, db, shares)
-	if err != nil {
-		return err
-	}
-	statements, err := c.statements()
-	if err != nil {
-		return err
-	}
-	g, err := guard.Open(ctx, guard.Config{Store: db, Sealers: sealers, Now: c.Now, Log: c.Log, Statements: statements, Recovery: true})
-	if err != nil {
-		return err
-	}
-	if custodians != nil {
-		custodians.Opened(g)
-	}
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
-	done := make(chan error, 1)
-	go func() { done <- g.Run(ctx) }() // ends with ctx, below
-	err = f(ctx, g, custodians)
-	stop()
-	return errors.Join(err, <-done)
-}
-
-// sealersWith are what a store may open with: what the configuration names, or what shares make of it together with that, and the keeper that took them.
-func (c Config) sealersWith(ctx context.Context, db store.Store, shares []string) ([]seal.Sealer, *sealing.Keeper, error) {
-	if len(shares) == 0 {
-		sealers, err := storeSealers(ctx, c, db)
-		return sealers, nil, err
-	}
-	wrapped, err := guard.ReadWraps(ctx, db)
-	if err != nil {
-		return nil, nil, err
-	}
-	custodians, err := c.custodians(ctx, wrapped.Wraps, shares)
-	if err != nil {
-		return nil, nil, err
-	}
-	return custodians.Sealers(), custodians, nil
-}
-
-// custodians takes shares for a wrap set.
-func (c Config) custodians(ctx context.Context, wraps map[string][]byte, shares []string) (*sealing.Keeper, error) {
-	named, _ := openSealers(c) // one that is away is not needed if the shares suffice
-	k := sealing.NewKeeper(sealing.Config{Named: named, Wraps: wraps, Now: c.Now, Log: c.Log})
-	for _, s := range shares {
-		_, err := k.Unseal(ctx, "", "", secret.Copy([]byte(s)))
-		if id, why := k.Missing(); fault.CodeOf(err) == fault.ShareForeign && id != "" {
-			return nil, fault.Wrap(fault.ShareForeign, "", err).WithHint("the set that it is of may be a part of %s: %s", id, why)
-		}
-		if err != nil {
-			return nil, err
-		}
-	}
-	return k, nil
-}
-
-// Backup writes a backup of a server that is stopped.
-func Backup(ctx context.Context, c Config, keep time.Duration, w io.Writer) (made guard.Backup, err error) {
-	c = c.defaults()
-	if err := c.validate(); err != nil {
-		return made, err
-	}
-	return made, c.offline(ctx, func(ctx context.Context, g *guard.Guard) error {
-		var err error
-		made, err = backup.Create(ctx, g, g.System("offline", policy.ActBackup, policy.Resource{}), keep, w)
-		return err
-	})
-}
-
-// backupSealers are what a backup may open with: the sealers that its own wrap set and the configuration name, and what shares, secret, make of them.
-func (c Config) backupSealers(ctx context.Context, r *bufio.Reader, shares []string) ([]seal.Sealer, error) {
-	ahead, err := r.Peek(r.Size())
-	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, err
-	}
-	header, err := backup.ReadHeader(ahead)
-	if err != nil {
-		return nil, err
-	}
-	wrapped, err := guard.ParseWraps(header.Root)
-	if err != nil {
-		return nil, err
-	}
-	if len(shares) > 0 {
-		custodians, err := c.custodians(ctx, wrapped.Wraps, shares)
-		if err != nil {
-			return nil, err
-		}
-		return custodians.Sealers(), nil
-	}
-	named, problem := openSealers(c)
-	all := sealing.Members(wrapped.Wraps, named).Sealers()
-	for _, s := range named { // one that has left the set says so
-		if _, in := wrapped.Wraps[s.ID()]; !in {
-			all = append(all, s)
-		}
-	}
-	if len(all) == 0 {
-		return nil, problem
-	}
-	return all, nil
-}
-
-// VerifyBackup checks a backup with the server's sealers, or with shares, secret, of its custodians: the log, its counters and every record.
-func VerifyBackup(ctx context.Context, c Config, file io.Reader, shares ...string) (backup.Report, error) {
-	c = c.defaults()
-	r := bufio.NewReaderSize(file, backup.HeaderSize)
-	sealers, err := c.backupSealers(ctx, r, shares)
-	if err != nil {
-		return backup.Report{}, err
-	}
-	dir, err := os.MkdirTemp("", "rotor-verify-*")
-	if err != nil {
-		return backup.Report{}, err
-	}
-	defer func() { _ = os.RemoveAll(dir) }() // what is left of it is sealed
-	scratch, err := bolt.Open(filepath.Join(dir, storeFile), bolt.Options{})
-	if err != nil {
-		return backup.Report{}, openFault(err)
-	}
-	report, err := backup.Verify(ctx, r, sealers, scratch, c.Now)
-	return report, errors.Join(err, scratch.Close())
-}
-
-// RestoreBackup fills the server's store, which has to be empty, from a backup, which shares, secret, of its custodians open where nothing else does.
-// The server then comes up in recovery mode.
-func RestoreBackup(ctx context.Context, c Config, file io.Reader, shares ...string) (backup.Report, error) {
-	c = c.defaults()
-	if err := c.validate(); err != nil {
-		return backup.Report{}, err
-	}
-	r := bufio.NewReaderSize(file, backup.HeaderSize)
-	sealers, err := c.backupSealers(ctx, r, shares)
-	if err != nil {
-		return backup.Report{}, err
-	}
-	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
-		return backup.Report{}, err
-	}
-	db, err := openStore(ctx, c)
-	if err != nil {
-		return backup.Report{}, err
-	}
-	report, err := backup.Restore(ctx, r, sealers, db)
-	if err == nil {
-		err = writeRules(c.Rules)
-	}
-	return report, errors.Join(err, db.Close())
 }
