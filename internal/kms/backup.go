@@ -43,6 +43,9 @@ func (s *Service) Backup(ctx context.Context, c policy.Caller, ref Ref, to Backu
 	if err := s.mayLeave(ctx, c, k, to); err != nil {
 		return KeyBackup{}, err
 	}
+	if err := s.agreed("backup of a key"); err != nil {
+		return KeyBackup{}, err
+	}
 	content, err := s.content(ctx, k.ID)
 	if err != nil {
 		return KeyBackup{}, err

@@ -202,6 +202,21 @@ func same(a, b []byte) error {
 	return nil
 }
 
+// TestOlderServers: what a server of an older build would drop or take for something else is not made while there is one.
+func TestOlderServers(t *testing.T) {
+	w := newWorld(t)
+	k := w.create("k", suite.Encrypt)
+	b := w.backup(k)
+	w.older.Store(true)
+	_, err := w.Backup(t.Context(), alice, w.ref(k), kms.BackupFor{Keep: keep})
+	wantCode(t, err, fault.Unavailable)
+	_, err = w.Service.Restore(t.Context(), alice, kms.Restore{Namespace: "default", Blob: b.Blob})
+	wantCode(t, err, fault.Unavailable)
+	_, err = w.Create(t.Context(), alice, keyring.Key{Namespace: "default", Name: "t", Purpose: suite.Encrypt, Custody: keyring.CustodyHSM, Algorithm: suite.AES256GCM})
+	wantCode(t, err, fault.Unavailable)
+	w.create("another", suite.Encrypt)
+}
+
 // TestRestoreKeepsWhatIsThere: a restore on the server that has the key changes nothing, whatever happened since the backup: no version comes
 // back that was destroyed, and nothing that changed goes back.
 func TestRestoreKeepsWhatIsThere(t *testing.T) {

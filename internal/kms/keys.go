@@ -52,6 +52,11 @@ func (s *Service) make(ctx context.Context, c policy.Caller, spec keyring.Key, f
 	if err := s.suites.Allows(k.Algorithm, k.Purpose); err != nil {
 		return k, err
 	}
+	if k.Custody == keyring.CustodyHSM {
+		if err := s.agreed("custody hsm"); err != nil {
+			return k, err
+		}
+	}
 	if k.Custody == keyring.CustodyFleet {
 		if err := s.suites.AllowsDelivery(); err != nil {
 			return k, err

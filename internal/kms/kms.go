@@ -38,6 +38,8 @@ type Config struct {
 	Quotas func() Quotas
 	// Floors says what destructions need at least, whatever keys say; nil: what keys say.
 	Floors func() Floors
+	// Agreed says whether every server on the store knows the records of this build; nil: yes. What an older one would get wrong waits for it.
+	Agreed func() bool
 	// Suites narrows which algorithms new versions may have.
 	Suites suite.Policy
 	// HSM carries out what keys of custody hsm are for; nil: there is no token.
@@ -53,6 +55,7 @@ type Service struct {
 	fresh func() bool
 	room  func() Quotas
 	least func() Floors
+	agree func() bool
 	ring  atomic.Pointer[ring]
 	vault materials
 
@@ -79,7 +82,7 @@ type ring struct {
 
 // New reads all keys. Run must follow to see changes.
 func New(ctx context.Context, c Config) (*Service, error) {
-	s := &Service{guard: c.Guard, now: c.Now, fresh: c.Fresh, room: c.Quotas, least: c.Floors, swap: make(chan struct{})}
+	s := &Service{guard: c.Guard, now: c.Now, fresh: c.Fresh, room: c.Quotas, least: c.Floors, agree: c.Agreed, swap: make(chan struct{})}
 	s.vault.cache, s.volumes.block, s.suites = map[materialID]opened{}, c.Block, c.Suites
 	s.hsm, s.log, s.sweep = c.HSM, c.Log, make(chan struct{}, 1)
 	if s.log == nil {
@@ -99,6 +102,15 @@ func New(ctx context.Context, c Config) (*Service, error) {
 	}
 	s.ring.Store(r)
 	return s, nil
+}
+
+// agreed refuses what servers of an older build, which would drop it or take it for something else, may still meet. fault.Unavailable.
+func (s *Service) agreed(what string) error {
+	if s.agree == nil || s.agree() {
+		return nil
+	}
+	return fault.New(fault.Unavailable, what).
+		WithHint("a server of an older build works on the store, or did a moment ago: rotor server status lists them; exchange it and try again")
 }
 
 // OnChange sets what is called, from Run's goroutine, with each key that changed. Set it before Run.

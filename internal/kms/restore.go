@@ -62,6 +62,9 @@ func (s *Service) Restore(ctx context.Context, c policy.Caller, in Restore) (out
 	if malformed != nil {
 		return out, malformed
 	}
+	if err := s.agreed("restore of a key"); err != nil {
+		return out, err
+	}
 	if err := s.CatchUp(ctx); err != nil {
 		return out, err
 	}

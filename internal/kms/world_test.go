@@ -44,6 +44,7 @@ type world struct {
 	seal  seal.Sealer
 	hsm   kms.HSM
 	clock atomic.Int64 // seconds
+	older atomic.Bool  // a server of an older build works on the store
 }
 
 func (w *world) now() time.Time            { return time.Unix(w.clock.Load(), 0) }
@@ -84,7 +85,7 @@ func newWorldWith(t *testing.T, token func(cluster string) kms.HSM) *world {
 // serve starts one more service on the same guard.
 func (w *world) serve() *kms.Service {
 	w.t.Helper()
-	s, err := kms.New(w.t.Context(), kms.Config{Guard: w.guard, Now: w.now, HSM: w.hsm})
+	s, err := kms.New(w.t.Context(), kms.Config{Guard: w.guard, Now: w.now, HSM: w.hsm, Agreed: func() bool { return !w.older.Load() }})
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -18,7 +18,7 @@ import (
 // says that every server on the store knows it.
 //
 //	1: the first
-//	2: join tokens name several servers
+//	2: join tokens name several servers; keys in a token; backups of keys are on record, and a key says what is missing of its restore
 const Format = 2
 
 // FormatManyAddresses is the first in which servers read join tokens that name several servers.

@@ -112,6 +112,9 @@ func (s *Server) Leads() bool {
 	return ok
 }
 
+// agreed says whether every server on the store knows the records of this build.
+func (s *Server) agreed() bool { return s.keeper == nil || s.keeper.Format() >= replica.Format }
+
 // issuer is what access tokens name as their issuer.
 func (s *Server) issuer() string { return cmp.Or(s.config.Issuer, "https://"+s.Advertised()) }
 

@@ -321,7 +321,7 @@ func (s *Server) build(ctx context.Context) (r rooms, err error) {
 	if err != nil {
 		return r, err
 	}
-	if r.kms, err = kms.New(ctx, kms.Config{Guard: s.guard, Now: c.Now, Quotas: s.quotas, Floors: s.floors, Fresh: s.fresh(), Suites: c.Suites.policy(), HSM: token, Log: c.Log}); err != nil {
+	if r.kms, err = kms.New(ctx, kms.Config{Guard: s.guard, Now: c.Now, Quotas: s.quotas, Floors: s.floors, Fresh: s.fresh(), Agreed: s.agreed, Suites: c.Suites.policy(), HSM: token, Log: c.Log}); err != nil {
 		return r, err
 	}
 	leases := rotation.Leases{TTL: c.LeaseTTL, MaxSkew: c.MaxSkew}
