@@ -32,10 +32,24 @@ type SoftHSM struct {
 
 const softHSM = "/usr/lib/softhsm/libsofthsm2.so"
 
+// removeTries bounds how often a token's directory is removed while its library writes.
+const removeTries = 1000
+
 // SoftHSM2 makes a token and lets this process find it. The library reads where it is when it is begun, so tests of one process that use it follow each other.
 func SoftHSM2(t testing.TB) *SoftHSM {
 	t.Helper()
-	root := t.TempDir()
+	root, err := os.MkdirTemp("", "softhsm-*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { // a call that was given up goes on in the library for a moment, and may write while the directory goes
+		for range removeTries {
+			if err = os.RemoveAll(root); err == nil {
+				return
+			}
+		}
+		t.Error(err)
+	})
 	s := &SoftHSM{
 		Module: softHSM, Conf: filepath.Join(root, "softhsm2.conf"), Label: "rotor " + strings.ToLower(rand.Text()[:8]), PINFile: filepath.Join(root, "pin"),
 		Dir: filepath.Join(root, "tokens"), t: t,
