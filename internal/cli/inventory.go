@@ -153,7 +153,7 @@ func algorithmRef(id string) string { return "algorithm/" + strings.ReplaceAll(i
 func algorithmComponent(s algorithmView) cdx.Component {
 	properties := &cdx.CryptoAlgorithmProperties{
 		Primitive: primitive(s), ExecutionEnvironment: cdx.CryptoExecutionEnvironmentSoftwarePlainRAM, ClassicalSecurityLevel: &s.Bits, NistQuantumSecurityLevel: &s.Quantum,
-		CryptoFunctions: functions(s.Purposes[0]),
+		CryptoFunctions: functions(s),
 	}
 	facts := []cdx.Property{{Name: "rotor:standard", Value: s.Standard}, {Name: "rotor:status", Value: s.Status}}
 	for name, date := range map[string]string{"rotor:deprecated_after": s.Deprecated, "rotor:disallowed_after": s.Disallowed} {
@@ -178,7 +178,7 @@ func ownComponent(o ownView) cdx.Component {
 
 func keyComponent(i itemView, known bool) cdx.Component {
 	kind := cdx.RelatedCryptoMaterialTypeSecretKey
-	if p := suite.Purpose(i.Purpose); p == suite.Sign || p == suite.Decrypt || p == suite.Decapsulate {
+	if s, err := suite.Lookup(suite.Algorithm(i.Algorithm)); err == nil && s.KeyBytes == 0 {
 		kind = cdx.RelatedCryptoMaterialTypePrivateKey
 	}
 	name := fmt.Sprintf("%s/%s, version %d", i.Namespace, i.Key, i.Version)
@@ -208,12 +208,22 @@ func primitive(s algorithmView) cdx.CryptoPrimitive {
 		return cdx.CryptoPrimitivePKE
 	case suite.Decapsulate:
 		return cdx.CryptoPrimitiveKEM
+	case suite.Transit:
+		if s.ID == string(suite.HMAC) {
+			return cdx.CryptoPrimitiveMAC
+		}
+		return cdx.CryptoPrimitivePKE
 	}
 	return cdx.CryptoPrimitiveUnknown
 }
 
-func functions(purpose string) *[]cdx.CryptoFunction {
-	switch suite.Purpose(purpose) {
+func functions(s algorithmView) *[]cdx.CryptoFunction {
+	switch suite.Purpose(s.Purposes[0]) {
+	case suite.Transit:
+		if s.ID == string(suite.HMAC) {
+			return &[]cdx.CryptoFunction{cdx.CryptoFunctionKeygen, cdx.CryptoFunctionTag, cdx.CryptoFunctionVerify}
+		}
+		return &[]cdx.CryptoFunction{cdx.CryptoFunctionKeygen, cdx.CryptoFunctionEncrypt, cdx.CryptoFunctionDecrypt, cdx.CryptoFunctionSign, cdx.CryptoFunctionVerify}
 	case suite.Sign:
 		return &[]cdx.CryptoFunction{cdx.CryptoFunctionKeygen, cdx.CryptoFunctionSign, cdx.CryptoFunctionVerify}
 	case suite.MAC:

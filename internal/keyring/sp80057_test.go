@@ -116,8 +116,8 @@ func TestEveryStateEventAndKeyType(t *testing.T) {
 			}
 		}
 	}
-	if cases != 6*6*6 || moves != 6*14 {
-		t.Errorf("%d cases, %d allowed: transitions 2 to 15 for each of six types are 84", cases, moves)
+	if cases != 7*6*6 || moves != 7*14 {
+		t.Errorf("%d cases, %d allowed: transitions 2 to 15 for each of seven purposes are 98", cases, moves)
 	}
 }
 
@@ -170,7 +170,7 @@ func TestKeyTypes(t *testing.T) {
 	deviates := map[keyring.KeyType]string{keyring.TypeKeyWrapping: "may_process_under_risk_acceptance"}
 	types := map[suite.Purpose]keyring.KeyType{
 		suite.Encrypt: keyring.TypeDataEncryption, suite.Wrap: keyring.TypeKeyWrapping, suite.Sign: keyring.TypePrivateSignature, suite.MAC: keyring.TypeAuthentication,
-		suite.Decrypt: keyring.TypePrivateTransport, suite.Decapsulate: keyring.TypePrivateDecapsulation,
+		suite.Decrypt: keyring.TypePrivateTransport, suite.Decapsulate: keyring.TypePrivateDecapsulation, suite.Transit: keyring.TypeDataEncryption,
 	}
 	for _, p := range purposes {
 		k := keyIn(p, keyring.Active, keyring.PhasePrimary)

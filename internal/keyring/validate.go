@@ -71,6 +71,9 @@ func (k Key) Validate() error {
 	if !slices.Contains(suite.Purposes(), k.Purpose) {
 		return invalid("purpose", "one of %v", suite.Purposes())
 	}
+	if k.Purpose == suite.Transit && !strings.Contains(k.Name, "/") {
+		return invalid("purpose", "keys that are used in several ways are made by clients of Vault, under MOUNT/NAME; take one key for each purpose")
+	}
 	spec, err := suite.ForPurpose(k.Algorithm, k.Purpose)
 	if err != nil {
 		return err

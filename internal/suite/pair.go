@@ -147,10 +147,7 @@ func PublicOf(a Algorithm, material secret.Bytes) ([]byte, error) {
 		return nil, err
 	}
 	if s.KeyBytes > 0 {
-		if material.Len() != s.KeyBytes {
-			return nil, fault.New(fault.Invalid, "key").WithHint("%s takes %d bytes", a, s.KeyBytes)
-		}
-		return nil, nil
+		return nil, s.checkLength(material.Len())
 	}
 	key, err := parsePrivate(s, material)
 	if err != nil {
@@ -158,6 +155,17 @@ func PublicOf(a Algorithm, material secret.Bytes) ([]byte, error) {
 	}
 	public, _ := publicOf(key)
 	return EncodePublic(a, public)
+}
+
+// checkLength refuses symmetric material of another length. fault.Invalid.
+func (s Spec) checkLength(n int) error {
+	switch {
+	case s.KeyMax == 0 && n != s.KeyBytes:
+		return fault.New(fault.Invalid, "key").WithHint("%s takes %d bytes", s.ID, s.KeyBytes)
+	case s.KeyMax > 0 && (n < s.KeyBytes || n > s.KeyMax):
+		return fault.New(fault.Invalid, "key").WithHint("%s takes %d to %d bytes", s.ID, s.KeyBytes, s.KeyMax)
+	}
+	return nil
 }
 
 // Normal returns the material of a private key as rotor keeps it: one encoding for each key, whatever forms it came in. Material of symmetric

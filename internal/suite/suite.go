@@ -25,10 +25,14 @@ const (
 
 	Decrypt     Purpose = "decrypt"     // of a pair: what anybody encrypts with its public half
 	Decapsulate Purpose = "decapsulate" // of a pair: shared secrets that anybody encapsulates with its public half
+
+	// Transit is of a key that is used in several ways under one name, as clients of Vault's transit engine expect. SP 800-57 Part 1, 5.2 advises
+	// against that, so it is a purpose of its own, which no key of another purpose ever takes.
+	Transit Purpose = "transit"
 )
 
 // Purposes returns every purpose, in the order in which people read them.
-func Purposes() []Purpose { return []Purpose{Encrypt, Wrap, Sign, MAC, Decrypt, Decapsulate} }
+func Purposes() []Purpose { return []Purpose{Encrypt, Wrap, Sign, MAC, Decrypt, Decapsulate, Transit} }
 
 // Status says how far an algorithm may be used.
 type Status string
@@ -56,6 +60,9 @@ func Lookup(a Algorithm) (Spec, error) {
 
 // Default is the algorithm for a purpose when nobody names one; empty for an unknown purpose.
 func Default(p Purpose) Algorithm {
+	if p == Transit {
+		return AES256GCM // what Vault takes (type aes256-gcm96)
+	}
 	for _, s := range table {
 		if s.Status == StatusDefault && slices.Contains(s.Purposes, p) {
 			return s.ID
@@ -76,7 +83,8 @@ func ForPurpose(a Algorithm, p Purpose) (Spec, error) {
 	return s, nil
 }
 
-// Generate makes fresh material; public is the encoded public key of a pair (EncodePublic), nil for symmetric algorithms.
+// Generate makes fresh material; public is the encoded public key of a pair (EncodePublic), nil for symmetric algorithms. For the purpose Transit
+// there is GenerateTransit.
 func Generate(a Algorithm) (material secret.Bytes, public []byte, err error) {
 	s, err := Lookup(a)
 	if err != nil {

@@ -28,8 +28,9 @@ var (
 	signers  = []suite.Algorithm{
 		suite.Ed25519, suite.ES256, suite.ES384, suite.ES512, suite.RS256, suite.RS256_2k, suite.PS256, suite.PS256_2k, suite.MLDSA44, suite.MLDSA65, suite.MLDSA87,
 	}
-	ciphers = []suite.Algorithm{suite.XAES256GCM, suite.AES256GCM, suite.AES128GCM, suite.ChaCha20Poly1305, suite.XChaCha20Poly1305}
-	macs    = []suite.Algorithm{suite.HMACSHA256, suite.HMACSHA384, suite.HMACSHA512}
+	ciphers  = []suite.Algorithm{suite.XAES256GCM, suite.AES256GCM, suite.AES128GCM, suite.ChaCha20Poly1305, suite.XChaCha20Poly1305}
+	macs     = []suite.Algorithm{suite.HMACSHA256, suite.HMACSHA384, suite.HMACSHA512}
+	generals = []suite.Algorithm{suite.RSA2048, suite.RSA3072, suite.RSA4096, suite.HMAC}
 	// large are as the others, and slow to make: Wycheproof's cases and import cover them.
 	large = []suite.Algorithm{suite.PS256_4k, suite.PS512_4k, suite.RS256_4k, suite.RS512_4k}
 )
@@ -76,13 +77,20 @@ func forbidden(t *testing.T, what string, err error) {
 func TestTable(t *testing.T) {
 	want := map[suite.Algorithm][]suite.Purpose{"AES-128-ECB": nil, "": nil, "none": nil, "RSAES-PKCS1-v1_5": nil, "RSA1_5": nil}
 	for _, a := range ciphers {
-		want[a] = []suite.Purpose{suite.Encrypt, suite.Wrap}
+		want[a] = []suite.Purpose{suite.Encrypt, suite.Wrap, suite.Transit}
+	}
+	want[suite.XAES256GCM] = []suite.Purpose{suite.Encrypt, suite.Wrap} // Vault has none
+	for _, a := range generals {
+		want[a] = []suite.Purpose{suite.Transit}
 	}
 	for _, a := range macs {
 		want[a] = []suite.Purpose{suite.MAC}
 	}
 	for _, a := range slices.Concat(signers, large) {
 		want[a] = []suite.Purpose{suite.Sign}
+		if size(t, a) == 0 { // keys of RSA for signatures have one padding and one hash
+			want[a] = append(want[a], suite.Transit)
+		}
 	}
 	for _, a := range append(decrypters, suite.RSAOAEP256, suite.RSAOAEP256_4k, suite.RSAOAEP512_4k) {
 		want[a] = []suite.Purpose{suite.Decrypt}
@@ -125,7 +133,7 @@ func TestTable(t *testing.T) {
 	}
 	for p, a := range map[suite.Purpose]suite.Algorithm{
 		suite.Encrypt: suite.XAES256GCM, suite.Wrap: suite.XAES256GCM, suite.Sign: suite.Ed25519, suite.MAC: suite.HMACSHA256,
-		suite.Decrypt: suite.HPKEXWing, suite.Decapsulate: suite.MLKEM768, "": "", "other": "",
+		suite.Decrypt: suite.HPKEXWing, suite.Decapsulate: suite.MLKEM768, suite.Transit: suite.AES256GCM, "": "", "other": "",
 	} {
 		if suite.Default(p) != a {
 			t.Errorf("default for %q is %q", p, suite.Default(p))

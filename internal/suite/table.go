@@ -38,6 +38,14 @@ const (
 	MLDSA87  Algorithm = "ML-DSA-87"
 )
 
+// What serves the purpose Transit alone, so that it takes its hash and padding with each call.
+const (
+	RSA2048 Algorithm = "RSA-2048" // RSAES-OAEP, RSASSA-PSS and RSASSA-PKCS1-v1_5 (RFC 8017)
+	RSA3072 Algorithm = "RSA-3072"
+	RSA4096 Algorithm = "RSA-4096"
+	HMAC    Algorithm = "HMAC" // RFC 2104, with keys of 32 to 512 bytes
+)
+
 // Encryption to the holder of a private half, and encapsulation of shared secrets.
 const (
 	RSAOAEP256       Algorithm = "RSA-OAEP-256"       // RSAES-OAEP, SHA-256 and MGF1 with SHA-256, 3072 bits (RFC 8017, 7.1)
@@ -63,6 +71,7 @@ type Spec struct {
 	Quantum  int    // category of SP 800-57/FIPS 203 against quantum computers, 1 to 5; 0: broken by one
 	JWA      string // the JWS "alg" value (RFC 7518, RFC 8037); empty: not for tokens
 	KeyBytes int    // length of symmetric material; 0 for key pairs
+	KeyMax   int    // for material of several lengths the longest, and KeyBytes is the shortest; 0: KeyBytes is the one length
 	RSABits  int    // length of the modulus; 0 for others
 	Hash     crypto.Hash
 	Message  byte   // suite byte of its messages (spec/message.md); 0: none
@@ -92,7 +101,7 @@ var (
 	weak      = Sunset{Deprecated: "2030-12-31", Disallowed: "2035-12-31", Source: ir8547}
 )
 
-var table = slices.Concat(symmetric(), signatures(), encryptions())
+var table = slices.Concat(symmetric(), signatures(), encryptions(), generals())
 
 // ByMessage finds the row of a message's suite byte (spec/message.md).
 func ByMessage(b byte) (Spec, bool) {
@@ -105,13 +114,13 @@ func ByMessage(b byte) (Spec, bool) {
 }
 
 func symmetric() []Spec {
-	data := []Purpose{Encrypt, Wrap}
+	data, transit := []Purpose{Encrypt, Wrap}, []Purpose{Encrypt, Wrap, Transit}
 	return []Spec{
 		{ID: XAES256GCM, Purposes: data, Status: StatusDefault, Standard: "C2SP XAES-256-GCM", FIPS: true, Bits: 256, Quantum: 5, KeyBytes: 32, Message: 1, Nonce: 24},
-		{ID: AES256GCM, Purposes: data, Status: StatusAllowed, Standard: "SP 800-38D", FIPS: true, Bits: 256, Quantum: 5, KeyBytes: 32, Message: 3, Nonce: 12, MaxUses: randomNonceUses},
-		{ID: AES128GCM, Purposes: data, Status: StatusAllowed, Standard: "SP 800-38D", FIPS: true, Bits: 128, Quantum: 1, KeyBytes: 16, Message: 4, Nonce: 12, MaxUses: randomNonceUses},
-		{ID: ChaCha20Poly1305, Purposes: data, Status: StatusAllowed, Standard: "RFC 8439", Bits: 256, Quantum: 5, KeyBytes: 32, Message: 5, Nonce: 12, MaxUses: randomNonceUses},
-		{ID: XChaCha20Poly1305, Purposes: data, Status: StatusAllowed, Standard: "draft-irtf-cfrg-xchacha-03", Bits: 256, Quantum: 5, KeyBytes: 32, Message: 6, Nonce: 24},
+		{ID: AES256GCM, Purposes: transit, Status: StatusAllowed, Standard: "SP 800-38D", FIPS: true, Bits: 256, Quantum: 5, KeyBytes: 32, Message: 3, Nonce: 12, MaxUses: randomNonceUses},
+		{ID: AES128GCM, Purposes: transit, Status: StatusAllowed, Standard: "SP 800-38D", FIPS: true, Bits: 128, Quantum: 1, KeyBytes: 16, Message: 4, Nonce: 12, MaxUses: randomNonceUses},
+		{ID: ChaCha20Poly1305, Purposes: transit, Status: StatusAllowed, Standard: "RFC 8439", Bits: 256, Quantum: 5, KeyBytes: 32, Message: 5, Nonce: 12, MaxUses: randomNonceUses},
+		{ID: XChaCha20Poly1305, Purposes: transit, Status: StatusAllowed, Standard: "draft-irtf-cfrg-xchacha-03", Bits: 256, Quantum: 5, KeyBytes: 32, Message: 6, Nonce: 24},
 		{ID: HMACSHA256, Purposes: []Purpose{MAC}, Status: StatusDefault, Standard: "RFC 2104, FIPS 180-4", FIPS: true, Bits: 256, Quantum: 5, KeyBytes: 32, Hash: crypto.SHA256},
 		{ID: HMACSHA384, Purposes: []Purpose{MAC}, Status: StatusAllowed, Standard: "RFC 2104, FIPS 180-4", FIPS: true, Bits: 384, Quantum: 5, KeyBytes: 48, Hash: crypto.SHA384},
 		{ID: HMACSHA512, Purposes: []Purpose{MAC}, Status: StatusAllowed, Standard: "RFC 2104, FIPS 180-4", FIPS: true, Bits: 512, Quantum: 5, KeyBytes: 64, Hash: crypto.SHA512},
@@ -119,16 +128,16 @@ func symmetric() []Spec {
 }
 
 func signatures() []Spec {
-	sign := []Purpose{Sign}
+	sign, transit := []Purpose{Sign}, []Purpose{Sign, Transit}
 	rsa := func(id Algorithm, standard, jwa string, size, bits int, h crypto.Hash, s Sunset) Spec {
 		return Spec{ID: id, Purposes: sign, Status: StatusAllowed, Standard: standard, FIPS: true, Bits: bits, JWA: jwa, RSABits: size, Hash: h, Sunset: s}
 	}
 	const pss, pkcs = "RFC 8017, 8.1 (RSASSA-PSS)", "RFC 8017, 8.2 (RSASSA-PKCS1-v1_5)"
 	return []Spec{
-		{ID: Ed25519, Purposes: sign, Status: StatusDefault, Standard: "RFC 8032", FIPS: true, Bits: 128, JWA: "EdDSA", Sunset: classical},
-		{ID: ES256, Purposes: sign, Status: StatusAllowed, Standard: "FIPS 186-5 (ECDSA)", FIPS: true, Bits: 128, JWA: "ES256", Hash: crypto.SHA256, Sunset: classical},
-		{ID: ES384, Purposes: sign, Status: StatusAllowed, Standard: "FIPS 186-5 (ECDSA)", FIPS: true, Bits: 192, JWA: "ES384", Hash: crypto.SHA384, Sunset: classical},
-		{ID: ES512, Purposes: sign, Status: StatusAllowed, Standard: "FIPS 186-5 (ECDSA)", FIPS: true, Bits: 256, JWA: "ES512", Hash: crypto.SHA512, Sunset: classical},
+		{ID: Ed25519, Purposes: transit, Status: StatusDefault, Standard: "RFC 8032", FIPS: true, Bits: 128, JWA: "EdDSA", Sunset: classical},
+		{ID: ES256, Purposes: transit, Status: StatusAllowed, Standard: "FIPS 186-5 (ECDSA)", FIPS: true, Bits: 128, JWA: "ES256", Hash: crypto.SHA256, Sunset: classical},
+		{ID: ES384, Purposes: transit, Status: StatusAllowed, Standard: "FIPS 186-5 (ECDSA)", FIPS: true, Bits: 192, JWA: "ES384", Hash: crypto.SHA384, Sunset: classical},
+		{ID: ES512, Purposes: transit, Status: StatusAllowed, Standard: "FIPS 186-5 (ECDSA)", FIPS: true, Bits: 256, JWA: "ES512", Hash: crypto.SHA512, Sunset: classical},
 		rsa(PS256, pss, "PS256", 3072, 128, crypto.SHA256, classical),
 		rsa(PS256_2k, pss, "PS256", 2048, 112, crypto.SHA256, weak),
 		rsa(PS256_4k, pss, "PS256", 4096, 150, crypto.SHA256, classical),
@@ -137,9 +146,9 @@ func signatures() []Spec {
 		rsa(RS256_2k, pkcs, "RS256", 2048, 112, crypto.SHA256, weak),
 		rsa(RS256_4k, pkcs, "RS256", 4096, 150, crypto.SHA256, classical),
 		rsa(RS512_4k, pkcs, "RS512", 4096, 150, crypto.SHA512, classical),
-		{ID: MLDSA44, Purposes: sign, Status: StatusAllowed, Standard: "FIPS 204", Bits: 128, Quantum: 2, Sunset: none},
-		{ID: MLDSA65, Purposes: sign, Status: StatusAllowed, Standard: "FIPS 204", Bits: 192, Quantum: 3, Sunset: none},
-		{ID: MLDSA87, Purposes: sign, Status: StatusAllowed, Standard: "FIPS 204", Bits: 256, Quantum: 5, Sunset: none},
+		{ID: MLDSA44, Purposes: transit, Status: StatusAllowed, Standard: "FIPS 204", Bits: 128, Quantum: 2, Sunset: none},
+		{ID: MLDSA65, Purposes: transit, Status: StatusAllowed, Standard: "FIPS 204", Bits: 192, Quantum: 3, Sunset: none},
+		{ID: MLDSA87, Purposes: transit, Status: StatusAllowed, Standard: "FIPS 204", Bits: 256, Quantum: 5, Sunset: none},
 	}
 }
 
@@ -160,5 +169,18 @@ func encryptions() []Spec {
 		oaep(RSAOAEP512_4k, 27, 4096, 150, crypto.SHA512, classical),
 		{ID: MLKEM768, Purposes: kem, Status: StatusDefault, Standard: "FIPS 203", FIPS: true, Bits: 192, Quantum: 3, Sunset: none},
 		{ID: MLKEM1024, Purposes: kem, Status: StatusAllowed, Standard: "FIPS 203", FIPS: true, Bits: 256, Quantum: 5, Sunset: none},
+	}
+}
+
+func generals() []Spec {
+	transit := []Purpose{Transit}
+	rsa := func(id Algorithm, size, bits int, s Sunset) Spec {
+		return Spec{ID: id, Purposes: transit, Status: StatusAllowed, Standard: "RFC 8017, 7.1, 8.1, 8.2", FIPS: true, Bits: bits, RSABits: size, Sunset: s}
+	}
+	return []Spec{
+		rsa(RSA2048, 2048, 112, weak),
+		rsa(RSA3072, 3072, 128, classical),
+		rsa(RSA4096, 4096, 150, classical),
+		{ID: HMAC, Purposes: transit, Status: StatusAllowed, Standard: "RFC 2104", FIPS: true, Bits: 256, Quantum: 5, KeyBytes: 32, KeyMax: 512},
 	}
 }
