@@ -197,19 +197,19 @@ func TestBackupAndRestore(t *testing.T) {
 			w.stop()
 			w.open()
 			k, ok := w.kms.Key(a.ID)
-			if !ok || k.Epoch.Incarnation != 2 || k.Epoch.Counter <= a.Epoch.Counter || k.Versions[0].State != keyring.Active {
+			if !ok || k.Epoch.Incarnation != 2 || k.Epoch.Counter <= a.Epoch.Counter || k.At(0).State != keyring.Active {
 				t.Errorf("%+v", k)
 			}
 			doomed, _ := w.kms.Key(b.ID)
-			if withLog != (doomed.Versions[0].State == keyring.Destroyed) {
-				t.Errorf("%+v", doomed.Versions[0])
+			if withLog != (doomed.At(0).State == keyring.Destroyed) {
+				t.Errorf("%+v", doomed.At(0))
 			}
 			next := uint32(2)
 			if !withLog {
 				next = 102 // nobody knows what was lost
 			}
 			k, err = w.kms.Rotate(t.Context(), alice, kms.Ref{Namespace: "default", Name: "alive"}, 0)
-			if err != nil || k.Versions[len(k.Versions)-1].Number != next {
+			if err != nil || k.At(k.Len()-1).Number != next {
 				t.Errorf("%+v, %v", k, err)
 			}
 			w.create("new")

@@ -211,7 +211,7 @@ func (s *Service) restartWaits(ctx context.Context, id keyring.KeyID) error {
 	if err != nil {
 		return err
 	}
-	for _, v := range k.Versions {
+	for v := range k.All() {
 		if v.Phase != keyring.PhaseRetired {
 			continue
 		}

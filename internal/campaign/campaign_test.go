@@ -96,7 +96,7 @@ func TestLife(t *testing.T) {
 		if done, waiting := w.destroy(1); !done {
 			t.Fatal(waiting)
 		}
-		if v := w.key().Versions[0]; v.Phase != keyring.PhaseDestroyed {
+		if v := w.key().At(0); v.Phase != keyring.PhaseDestroyed {
 			t.Fatalf("%+v", v)
 		}
 		w.check(p, 2, 60)
@@ -506,7 +506,7 @@ func TestLyingCensus(t *testing.T) {
 func TestCountsDoNotWrap(t *testing.T) {
 	honest, evil := newShelf(), liar{newShelf(), nil}
 	w := newWorld(t, byName(map[string]campaign.Adapter{"a": honest, "b": evil}))
-	evil.counts = map[string]uint64{fmt.Sprintf("%08x", w.key().Versions[0].Handle): math.MaxUint64 - 2}
+	evil.counts = map[string]uint64{fmt.Sprintf("%08x", w.key().At(0).Handle): math.MaxUint64 - 2}
 	evil.info.Shards = []string{"all"}
 	w.campaigns.Open = byName(map[string]campaign.Adapter{"a": honest, "b": evil})
 	w.register("a", 0)

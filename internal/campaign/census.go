@@ -50,7 +50,7 @@ func (s *Service) count(ctx context.Context, id keyring.KeyID) (Report, error) {
 	}
 	r := Report{Epoch: k.Epoch, Started: s.Now().UTC(), Counts: map[uint32]uint64{}, Settled: len(late) == 0}
 	numbers := map[string]uint32{}
-	for _, v := range k.Versions {
+	for v := range k.All() {
 		numbers[hexHandle(v.Handle)] = v.Number
 	}
 	for _, t := range s.of(id) {
@@ -355,7 +355,7 @@ func (s *Service) destroyLoop(ctx context.Context) {
 func (s *Service) destroyDue(ctx context.Context) {
 	for _, k := range s.KMS.Keys() {
 		r := s.KMS.Floored(k).Rotation
-		for _, v := range k.Versions {
+		for v := range k.All() {
 			if v.Phase != keyring.PhaseRetired || len(v.Approved) < r.Approvals || s.Now().Before(v.Retired.Add(r.Wait)) {
 				continue
 			}

@@ -19,7 +19,7 @@ func hexHandle(h uint32) string { return fmt.Sprintf("%08x", h) }
 // rejected are the versions that nobody protects with any more: demoted, retired and destroyed, but for the target of a rollback.
 func rejected(k keyring.Key) []string {
 	var out []string
-	for _, v := range k.Versions {
+	for v := range k.All() {
 		switch v.Phase {
 		case keyring.PhaseDecryptOnly, keyring.PhaseRetired, keyring.PhaseDestroyed:
 			if v.Number != k.Target {

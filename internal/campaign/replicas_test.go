@@ -204,14 +204,14 @@ func TestStaleLeaderDestroysNothing(t *testing.T) {
 	c.give(a, "a")
 	_, done, _, err := a.campaigns.Destroy(t.Context(), admin, ref, 1)
 	c.wake("a")
-	if fault.CodeOf(err) != fault.Conflict || done || b.key().Versions[0].Phase != keyring.PhaseRetired {
-		t.Fatalf("the leader of before: %t, %v, the version is %s", done, err, b.key().Versions[0].Phase)
+	if fault.CodeOf(err) != fault.Conflict || done || b.key().At(0).Phase != keyring.PhaseRetired {
+		t.Fatalf("the leader of before: %t, %v, the version is %s", done, err, b.key().At(0).Phase)
 	}
 	c.give(b, "b")
 	if _, done, waiting, err := a.campaigns.Destroy(t.Context(), admin, ref, 1); err != nil || !done {
 		t.Errorf("asked at a server that follows: %s, %v", waiting, err)
 	}
-	if v := b.key().Versions[0]; v.Phase != keyring.PhaseDestroyed {
+	if v := b.key().At(0); v.Phase != keyring.PhaseDestroyed {
 		t.Errorf("%+v", v)
 	}
 }

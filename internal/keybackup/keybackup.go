@@ -237,7 +237,7 @@ func check(f Facts, c Content) error {
 		return err
 	}
 	numbers, handles, want := uint32(0), map[uint32]bool{}, 0
-	for _, v := range k.Versions {
+	for v := range k.All() {
 		if v.Number <= numbers || v.Handle == 0 || handles[v.Handle] {
 			return bad("its versions are not in order")
 		}

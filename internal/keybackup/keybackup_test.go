@@ -21,13 +21,18 @@ func sample() (keybackup.Facts, keybackup.Content) {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	k := keyring.Key{
 		ID: id, Namespace: "default", Name: "k", Purpose: suite.Encrypt, Custody: keyring.CustodyServer, Algorithm: suite.XAES256GCM, Created: now, Primary: 3,
-		Versions: []keyring.Version{
-			{Number: 1, Handle: 7, Algorithm: suite.XAES256GCM, State: keyring.Destroyed, Phase: keyring.PhaseDestroyed},
-			{Number: 3, Handle: 9, Algorithm: suite.XAES256GCM, State: keyring.Active, Phase: keyring.PhasePrimary},
-		},
+		Versions: keyring.VersionsOf(
+			keyring.Version{Number: 1, Handle: 7, Algorithm: suite.XAES256GCM, State: keyring.Destroyed, Phase: keyring.PhaseDestroyed},
+			keyring.Version{Number: 3, Handle: 9, Algorithm: suite.XAES256GCM, State: keyring.Active, Phase: keyring.PhasePrimary},
+		),
 	}
 	return keybackup.Facts{ID: "b", Cluster: "c", Incarnation: 1, Namespace: "default", Key: id, Name: "k", Created: now},
 		keybackup.Content{Key: k, Materials: map[uint32]secret.Bytes{3: secret.Copy(bytes.Repeat([]byte{5}, 32))}}
+}
+
+// with bends a version of the content.
+func with(c *keybackup.Content, n uint32, bend func(*keyring.Version)) {
+	c.Key = c.Key.Edit(n, bend)
 }
 
 // clear keeps the data key as it is, with what it is bound to.
@@ -91,26 +96,33 @@ func TestTampered(t *testing.T) {
 // TestContent: what was sealed holds together, or is not sealed and not taken.
 func TestContent(t *testing.T) {
 	for name, bend := range map[string]func(*keybackup.Facts, *keybackup.Content){
-		"another name":        func(f *keybackup.Facts, _ *keybackup.Content) { f.Name = "other" },
-		"another ID":          func(f *keybackup.Facts, _ *keybackup.Content) { f.Key = keyring.KeyID(strings.Repeat("0", 32)) },
-		"an ill-formed ID":    func(f *keybackup.Facts, c *keybackup.Content) { f.Key, c.Key.ID = "../x", "../x" },
-		"another namespace":   func(f *keybackup.Facts, _ *keybackup.Content) { f.Namespace = "other" },
-		"other labels":        func(f *keybackup.Facts, _ *keybackup.Content) { f.Labels = map[string]string{"a": "b"} },
-		"no versions":         func(_ *keybackup.Facts, c *keybackup.Content) { c.Key.Versions, c.Materials = nil, nil },
-		"no material":         func(_ *keybackup.Facts, c *keybackup.Content) { c.Materials = nil },
-		"empty material":      func(_ *keybackup.Facts, c *keybackup.Content) { c.Materials[3] = secret.Copy(nil) },
-		"material of none":    func(_ *keybackup.Facts, c *keybackup.Content) { c.Materials[4] = secret.Random(32) },
-		"of a destroyed one":  func(_ *keybackup.Facts, c *keybackup.Content) { c.Materials[1] = secret.Random(32) },
-		"a number twice":      func(_ *keybackup.Facts, c *keybackup.Content) { c.Key.Versions[0].Number = 3 },
-		"a handle twice":      func(_ *keybackup.Facts, c *keybackup.Content) { c.Key.Versions[0].Handle = 9 },
-		"no handle":           func(_ *keybackup.Facts, c *keybackup.Content) { c.Key.Versions[0].Handle = 0 },
-		"no such state":       func(_ *keybackup.Facts, c *keybackup.Content) { c.Key.Versions[1].State = "fine" },
-		"no such phase":       func(_ *keybackup.Facts, c *keybackup.Content) { c.Key.Versions[1].Phase = "fine" },
-		"another purpose":     func(_ *keybackup.Facts, c *keybackup.Content) { c.Key.Versions[1].Algorithm = suite.Ed25519 },
-		"no such algorithm":   func(_ *keybackup.Facts, c *keybackup.Content) { c.Key.Algorithm = "ROT13" },
-		"no such custody":     func(_ *keybackup.Facts, c *keybackup.Content) { c.Key.Custody = "anywhere" },
-		"a number too high":   func(_ *keybackup.Facts, c *keybackup.Content) { c.Key.Above = 1<<31 + 1 },
-		"a record too large":  func(_ *keybackup.Facts, c *keybackup.Content) { c.Key.Versions[0].Reason = strings.Repeat("x", 1<<20) },
+		"another name":       func(f *keybackup.Facts, _ *keybackup.Content) { f.Name = "other" },
+		"another ID":         func(f *keybackup.Facts, _ *keybackup.Content) { f.Key = keyring.KeyID(strings.Repeat("0", 32)) },
+		"an ill-formed ID":   func(f *keybackup.Facts, c *keybackup.Content) { f.Key, c.Key.ID = "../x", "../x" },
+		"another namespace":  func(f *keybackup.Facts, _ *keybackup.Content) { f.Namespace = "other" },
+		"other labels":       func(f *keybackup.Facts, _ *keybackup.Content) { f.Labels = map[string]string{"a": "b"} },
+		"no versions":        func(_ *keybackup.Facts, c *keybackup.Content) { c.Key.Versions, c.Materials = keyring.Versions{}, nil },
+		"no material":        func(_ *keybackup.Facts, c *keybackup.Content) { c.Materials = nil },
+		"empty material":     func(_ *keybackup.Facts, c *keybackup.Content) { c.Materials[3] = secret.Copy(nil) },
+		"material of none":   func(_ *keybackup.Facts, c *keybackup.Content) { c.Materials[4] = secret.Random(32) },
+		"of a destroyed one": func(_ *keybackup.Facts, c *keybackup.Content) { c.Materials[1] = secret.Random(32) },
+		"a handle twice":     func(_ *keybackup.Facts, c *keybackup.Content) { with(c, 1, func(v *keyring.Version) { v.Handle = 9 }) },
+		"no handle":          func(_ *keybackup.Facts, c *keybackup.Content) { with(c, 1, func(v *keyring.Version) { v.Handle = 0 }) },
+		"no such state": func(_ *keybackup.Facts, c *keybackup.Content) {
+			with(c, 3, func(v *keyring.Version) { v.State = "fine" })
+		},
+		"no such phase": func(_ *keybackup.Facts, c *keybackup.Content) {
+			with(c, 3, func(v *keyring.Version) { v.Phase = "fine" })
+		},
+		"another purpose": func(_ *keybackup.Facts, c *keybackup.Content) {
+			with(c, 3, func(v *keyring.Version) { v.Algorithm = suite.Ed25519 })
+		},
+		"no such algorithm": func(_ *keybackup.Facts, c *keybackup.Content) { c.Key.Algorithm = "ROT13" },
+		"no such custody":   func(_ *keybackup.Facts, c *keybackup.Content) { c.Key.Custody = "anywhere" },
+		"a number too high": func(_ *keybackup.Facts, c *keybackup.Content) { c.Key.Above = 1<<31 + 1 },
+		"a record too large": func(_ *keybackup.Facts, c *keybackup.Content) {
+			with(c, 1, func(v *keyring.Version) { v.Reason = strings.Repeat("x", 1<<20) })
+		},
 		"a backup too large":  func(_ *keybackup.Facts, c *keybackup.Content) { c.Materials[3] = secret.Random(keybackup.MaxBytes) },
 		"facts that are huge": func(f *keybackup.Facts, _ *keybackup.Content) { f.ID = strings.Repeat("x", 1<<20) },
 	} {

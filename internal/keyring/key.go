@@ -5,10 +5,8 @@ package keyring
 import (
 	"cmp"
 	"maps"
-	"slices"
 	"time"
 
-	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/suite"
 )
 
@@ -150,50 +148,15 @@ type Key struct {
 	Target     uint32            `json:"target,omitempty"` // the version that a rotation in flight will promote; 0: none
 	Since      time.Time         `json:"since,omitzero"`   // start of the rotation in flight
 	Above      uint32            `json:"above,omitempty"`  // numbers up to this one may be in use by what a recovery lost; the next version is above it
-	Versions   []Version         `json:"versions"`
+	Versions   Versions          `json:"versions"`
 
 	BackedUp  time.Time `json:"backed_up,omitzero"`  // the last backup of this key alone
 	Restoring string    `json:"restoring,omitempty"` // the backup that brings it back and is not done
 }
 
-// Clone copies the key so that the copy can be changed.
+// Clone copies the key so that the copy can be changed. Versions never change and are shared.
 func (k Key) Clone() Key {
 	k.Labels = maps.Clone(k.Labels)
-	k.Versions = slices.Clone(k.Versions)
-	for i := range k.Versions {
-		k.Versions[i].Approved = slices.Clone(k.Versions[i].Approved)
-	}
-	return k
-}
-
-// Version finds a version by number. fault.UnknownVersion.
-func (k Key) Version(n uint32) (Version, error) {
-	i, ok := k.at(n)
-	if !ok {
-		return Version{}, fault.New(fault.UnknownVersion, k.versionName(n)).WithHint("rotor key show %s lists its versions", k.Name)
-	}
-	return k.Versions[i], nil
-}
-
-// at is where a version stands. Numbers go up; there are gaps where a recovery lost some.
-func (k Key) at(n uint32) (int, bool) {
-	return slices.BinarySearchFunc(k.Versions, n, func(v Version, n uint32) int { return cmp.Compare(v.Number, n) })
-}
-
-// NextNumber is the number of the next version: above every one that there is or may have been.
-func (k Key) NextNumber() uint32 {
-	last := k.Above
-	if len(k.Versions) > 0 {
-		last = max(last, k.Versions[len(k.Versions)-1].Number)
-	}
-	return last + 1
-}
-
-// Put replaces the version of v's number in a key that was cloned before.
-func (k Key) Put(v Version) Key {
-	if i, ok := k.at(v.Number); ok {
-		k.Versions[i] = v
-	}
 	return k
 }
 
@@ -203,27 +166,17 @@ func (k Key) Recovered(incarnation, above uint32, hasMaterial func(n uint32) boo
 	k = k.Clone()
 	k.Epoch = Epoch{incarnation, k.Epoch.Counter + 1}
 	k.Above = max(k.Above, above, k.NextNumber()-1)
-	for i, v := range k.Versions {
+	for v := range k.All() {
 		if v.State == Destroyed || !k.KeepsMaterial(v) || hasMaterial(v.Number) {
 			continue
 		}
 		v.State, v.Phase, v.Destroyed, v.Withdrawn, v.Reason = Destroyed, PhaseDestroyed, now, k.Epoch, "destroyed before a recovery, which found its tombstone"
-		k.Versions[i] = v
+		k = k.Put(v)
 		if k.Target == v.Number {
 			k.Target, k.Since = 0, time.Time{}
 		}
 	}
 	return k
-}
-
-// ByHandle finds a version by its handle. fault.UnknownVersion.
-func (k Key) ByHandle(h uint32) (Version, error) {
-	for _, v := range k.Versions {
-		if v.Handle == h {
-			return v, nil
-		}
-	}
-	return Version{}, fault.New(fault.UnknownVersion, "key "+k.Name)
 }
 
 // Type is the row of SP 800-57 Part 1 rev. 5, table 1, that the key's (private) material belongs to.

@@ -1,6 +1,7 @@
 package keyring_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"regexp"
 	"strings"
@@ -35,10 +36,10 @@ func TestPeriods(t *testing.T) {
 		{10 * rup, fault.PeriodOver, fault.PeriodOver},
 	} {
 		now := t0.Add(c.at)
-		if got := fault.CodeOf(k.MayProtect(k.Versions[0], now)); got != c.protect {
+		if got := fault.CodeOf(k.MayProtect(k.At(0), now)); got != c.protect {
 			t.Errorf("protect at %v: %q", c.at, got)
 		}
-		if got := fault.CodeOf(k.MayProcess(k.Versions[0], time.Time{}, now, false)); got != c.process {
+		if got := fault.CodeOf(k.MayProcess(k.At(0), time.Time{}, now, false)); got != c.process {
 			t.Errorf("process at %v: %q", c.at, got)
 		}
 	}
@@ -46,13 +47,13 @@ func TestPeriods(t *testing.T) {
 	if !s.NotAfter.Equal(t0.Add(oup)) || !s.Expires.Equal(t0.Add(rup)) {
 		t.Errorf("snapshot says %v and %v", s.NotAfter, s.Expires)
 	}
-	if k.Periods = (keyring.Periods{}); k.MayProtect(k.Versions[0], t0.Add(1000*rup)) != nil || !k.Snapshot().Versions[0].NotAfter.IsZero() {
+	if k.Periods = (keyring.Periods{}); k.MayProtect(k.At(0), t0.Add(1000*rup)) != nil || !k.Snapshot().Versions[0].NotAfter.IsZero() {
 		t.Error("an unlimited period ends")
 	}
 	// No exception lifts the recipient-usage period.
 	k.Periods = keyring.Periods{Originator: oup, Recipient: rup}
 	for _, st := range []keyring.State{keyring.Suspended, keyring.Compromised, keyring.Deactivated} {
-		v := keyIn(suite.Encrypt, st, keyring.PhaseDecryptOnly).Versions[0]
+		v := keyIn(suite.Encrypt, st, keyring.PhaseDecryptOnly).At(0)
 		if err := k.MayProcess(v, t0.Add(time.Minute), t0.Add(rup), true); fault.CodeOf(err) != fault.PeriodOver {
 			t.Errorf("%s after its period: %v", st, err)
 		}
@@ -63,12 +64,12 @@ func TestResumeAfterTheOriginatorPeriodDeactivates(t *testing.T) {
 	k := keyIn(suite.Encrypt, keyring.Suspended, keyring.PhasePrimary)
 	k.Periods = keyring.Periods{Originator: oup, Recipient: rup}
 	in, err := k.Apply(1, keyring.Resume, "", t0.Add(oup-1))
-	if err != nil || in.Versions[0].State != keyring.Active || !in.Versions[0].Activated.Equal(t0) {
-		t.Errorf("within: %+v, %v", in.Versions[0], err)
+	if err != nil || in.At(0).State != keyring.Active || !in.At(0).Activated.Equal(t0) {
+		t.Errorf("within: %+v, %v", in.At(0), err)
 	}
 	over, err := k.Apply(1, keyring.Resume, "", t0.Add(oup))
-	if err != nil || over.Versions[0].State != keyring.Deactivated || !over.Versions[0].Deactivated.Equal(t0.Add(oup)) {
-		t.Errorf("after: %+v, %v", over.Versions[0], err)
+	if err != nil || over.At(0).State != keyring.Deactivated || !over.At(0).Deactivated.Equal(t0.Add(oup)) {
+		t.Errorf("after: %+v, %v", over.At(0), err)
 	}
 }
 
@@ -83,7 +84,7 @@ func TestMayProcess(t *testing.T) {
 			for _, protected := range []time.Time{{}, before, t0.Add(time.Hour), after} {
 				for _, allowed := range []bool{false, true} {
 					k := keyIn(suite.Encrypt, st, ph)
-					got := fault.CodeOf(k.MayProcess(k.Versions[0], protected, t0.Add(2*time.Hour), allowed))
+					got := fault.CodeOf(k.MayProcess(k.At(0), protected, t0.Add(2*time.Hour), allowed))
 					if want := mayProcess(st, ph, protected.Equal(before), allowed); got != want {
 						t.Errorf("%s and %s, protected at %v, compromised allowed %v: %q, want %q", st, ph, protected, allowed, got, want)
 					}
@@ -111,7 +112,7 @@ func TestMayProtectOnlyActivePrimary(t *testing.T) {
 	for _, st := range append(keyring.States(), "") {
 		for _, ph := range []keyring.Phase{keyring.PhaseStaged, keyring.PhaseDistributed, keyring.PhasePrimary, keyring.PhaseDecryptOnly, keyring.PhaseRetired, keyring.PhaseDestroyed, ""} {
 			k := keyIn(suite.Sign, st, ph)
-			err := k.MayProtect(k.Versions[0], t0)
+			err := k.MayProtect(k.At(0), t0)
 			if want := st == keyring.Active && ph == keyring.PhasePrimary; (err == nil) != want {
 				t.Errorf("%s and %s: %v", st, ph, err)
 			}
@@ -200,7 +201,7 @@ func TestVersionAndHandle(t *testing.T) {
 	if _, err := k.Version(1 << 31); fault.CodeOf(err) != fault.UnknownVersion {
 		t.Errorf("a huge number: %v", err)
 	}
-	for _, v := range k.Versions {
+	for v := range k.All() {
 		if got, err := k.ByHandle(v.Handle); err != nil || got.Number != v.Number {
 			t.Errorf("handle %x: %+v, %v", v.Handle, got, err)
 		}
@@ -213,8 +214,8 @@ func TestVersionAndHandle(t *testing.T) {
 // threeVersions is a key in the middle of a rotation, whose first version was destroyed.
 func threeVersions() keyring.Key {
 	k := keyIn(suite.Sign, keyring.Destroyed, keyring.PhaseDestroyed)
-	k.Versions = append(k.Versions,
-		keyring.Version{Number: 2, Handle: 22, Algorithm: suite.Ed25519, State: keyring.Active, Phase: keyring.PhasePrimary, Public: []byte{2}, Activated: t0},
+	k = k.Append(
+		keyring.Version{Number: 2, Handle: 22, Algorithm: suite.Ed25519, State: keyring.Active, Phase: keyring.PhasePrimary, Public: []byte{2}, Activated: t0}).Append(
 		keyring.Version{Number: 3, Handle: 33, Algorithm: suite.ES256, State: keyring.PreActivation, Phase: keyring.PhaseStaged, Public: []byte{3}})
 	k.Primary, k.Target, k.Epoch = 2, 3, keyring.Epoch{Incarnation: 1, Counter: 7}
 	return k
@@ -247,10 +248,11 @@ func TestSnapshot(t *testing.T) {
 func TestCloneIsDeep(t *testing.T) {
 	k := threeVersions()
 	k.Labels = map[string]string{"a": "b"}
-	k.Versions[0].Approved = []string{"x"}
+	k = k.Edit(1, func(v *keyring.Version) { v.Approved = []string{"x"} })
 	c := k.Clone()
-	c.Labels["a"], c.Versions[1].State, c.Versions[0].Approved[0] = "z", keyring.Compromised, "z"
-	if k.Labels["a"] != "b" || k.Versions[1].State != keyring.Active || k.Versions[0].Approved[0] != "x" {
+	c.Labels["a"] = "z"
+	c = c.Edit(2, func(v *keyring.Version) { v.State = keyring.Compromised }).Edit(1, func(v *keyring.Version) { v.Approved = nil }).Without(3)
+	if k.Labels["a"] != "b" || k.Len() != 3 || k.At(1).State != keyring.Active || k.At(0).Approved[0] != "x" || c.Len() != 2 || c.At(1).State != keyring.Compromised {
 		t.Errorf("the original changed: %+v", k)
 	}
 }
@@ -281,7 +283,7 @@ func TestMachine(t *testing.T) {
 			"event": func(t *rapid.T) {
 				e := rapid.SampledFrom(keyring.Events()).Draw(t, "event")
 				next, err := k.Apply(1, e, "", now)
-				if err != nil && next.Versions[0].State != k.Versions[0].State {
+				if err != nil && next.At(0).State != k.At(0).State {
 					t.Fatal("a refused event moved the version")
 				}
 				was, k = k, next
@@ -290,7 +292,7 @@ func TestMachine(t *testing.T) {
 				now = now.Add(time.Duration(rapid.Int64Range(0, int64(rup)).Draw(t, "step")))
 			},
 			"": func(t *rapid.T) {
-				v, old := k.Versions[0], was.Versions[0]
+				v, old := k.At(0), was.At(0)
 				if order[v.State] < order[old.State] {
 					t.Fatalf("%s came after %s", v.State, old.State)
 				}
@@ -326,4 +328,17 @@ func FuzzValidName(f *testing.F) {
 			t.Errorf("%q", s)
 		}
 	})
+}
+
+// TestVersionsAreAList: they are stored as a list whose numbers go up; anything else is refused.
+func TestVersionsAreAList(t *testing.T) {
+	for text, want := range map[string]int{
+		`null`: 0, `[]`: 0, `[{"number":1},{"number":7}]`: 2, `[{"number":2},{"number":2}]`: -1, `[{"number":2},{"number":1}]`: -1, `{}`: -1,
+	} {
+		var vs keyring.Versions
+		err := json.Unmarshal([]byte(text), &vs)
+		if got := vs.Len(); (err != nil) != (want < 0) || err == nil && got != want {
+			t.Errorf("%s: %d versions, %v", text, got, err)
+		}
+	}
 }

@@ -13,7 +13,7 @@ import (
 // all. fault.Conflict when the two are not of one history.
 func (k Key) Lost(backup Key) ([]Version, error) {
 	var lost []Version
-	for _, v := range backup.Versions {
+	for v := range backup.All() {
 		have, err := k.Version(v.Number)
 		switch {
 		case err == nil && (have.Handle != v.Handle || have.Algorithm != v.Algorithm):
@@ -47,7 +47,7 @@ func (k Key) Founded(incarnation, more uint32) Key {
 	last := k.NextNumber() - 1
 	k = k.Clone()
 	k.Epoch = Epoch{max(incarnation, 1), k.Epoch.Counter}
-	k.Versions, k.Primary, k.Target, k.Since, k.BackedUp, k.Restoring = nil, 0, 0, time.Time{}, time.Time{}, ""
+	k.Versions, k.Primary, k.Target, k.Since, k.BackedUp, k.Restoring = Versions{}, 0, 0, time.Time{}, time.Time{}, ""
 	k.Above = last + more
 	return k
 }
@@ -77,9 +77,7 @@ func (k Key) Restored(v Version, primary, dead bool, now time.Time) Key {
 	default:
 		v = v.demoted(k.Epoch, now)
 	}
-	k.Versions = append(k.Versions, v)
-	slices.SortFunc(k.Versions, func(a, b Version) int { return cmp.Compare(a.Number, b.Number) })
-	return k
+	return k.Append(v)
 }
 
 // demoted is a version that may have protected and never does again. It is deactivated, unless it is suspended or compromised.

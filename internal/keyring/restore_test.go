@@ -12,7 +12,7 @@ import (
 func numbered(state keyring.State, phase keyring.Phase, numbers ...uint32) keyring.Key {
 	k := keyring.Key{ID: "k", Name: "k", Purpose: suite.Encrypt, Epoch: keyring.Epoch{Incarnation: 1, Counter: 5}}
 	for _, n := range numbers {
-		k.Versions = append(k.Versions, keyring.Version{Number: n, Handle: n + 100, Algorithm: suite.XAES256GCM, State: state, Phase: phase})
+		k = k.Append(keyring.Version{Number: n, Handle: n + 100, Algorithm: suite.XAES256GCM, State: state, Phase: phase})
 	}
 	return k
 }
@@ -31,7 +31,7 @@ func TestLost(t *testing.T) {
 		"all":                 {keyring.Key{}, []uint32{2, 3, 1}, ""},
 		"none":                {backup, nil, ""},
 		"lost":                {after, []uint32{2, 3}, ""},
-		"another of a number": {func() keyring.Key { k := after.Clone(); k.Versions[0].Handle = 7; return k }(), nil, fault.Conflict},
+		"another of a number": {after.Edit(1, func(v *keyring.Version) { v.Handle = 7 }), nil, fault.Conflict},
 		"not come so far":     {func() keyring.Key { k := after.Clone(); k.Above = 2; return k }(), nil, fault.Conflict},
 	} {
 		lost, err := c.have.Lost(backup)
@@ -59,7 +59,7 @@ func TestRestored(t *testing.T) {
 						k = numbered(keyring.Active, keyring.PhasePrimary, 9)
 						k.Primary = 9
 					}
-					v := numbered(state, phase, 4).Versions[0]
+					v := numbered(state, phase, 4).At(0)
 					v.Approved = []string{"somebody"}
 					k = k.Restored(v, true, dead, now)
 					back, err := k.Version(4)

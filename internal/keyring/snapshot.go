@@ -46,7 +46,7 @@ func (k Key) Snapshot() Snapshot {
 		Key: k.ID, Namespace: k.Namespace, Name: k.Name, Purpose: k.Purpose, Custody: k.Custody,
 		Silence: r.Silence, MaxStale: r.MaxStale, Epoch: k.Epoch, Primary: k.Primary,
 	}
-	for _, v := range k.Versions {
+	for v := range k.All() {
 		if v.Phase == PhaseStaged {
 			continue
 		}

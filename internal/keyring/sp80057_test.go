@@ -60,7 +60,7 @@ func keyIn(p suite.Purpose, s keyring.State, ph keyring.Phase) keyring.Key {
 	if s == keyring.Suspended {
 		v.Suspended = t0.Add(time.Hour)
 	}
-	return keyring.Key{ID: "k", Namespace: "default", Name: "k", Purpose: p, Custody: keyring.CustodyServer, Algorithm: suite.Default(p), Primary: 1, Versions: []keyring.Version{v}}
+	return keyring.Key{ID: "k", Namespace: "default", Name: "k", Purpose: p, Custody: keyring.CustodyServer, Algorithm: suite.Default(p), Primary: 1, Versions: keyring.VersionsOf(v)}
 }
 
 // leads is where an event leads by the standard: the state it asks for, if there is a transition of rev. 5 from here to there, and
@@ -103,10 +103,10 @@ func TestEveryStateEventAndKeyType(t *testing.T) {
 					if (err == nil) != (ok || found) {
 						t.Fatalf("Apply: %v", err)
 					}
-					if v := next.Versions[0]; v.State != want || ok && v.Reason != "why" {
+					if v := next.At(0); v.State != want || ok && v.Reason != "why" {
 						t.Errorf("Apply: %+v", v)
 					}
-					if k.Versions[0].State != from {
+					if k.At(0).State != from {
 						t.Error("Apply changed the key that it was given")
 					}
 				})
@@ -144,17 +144,17 @@ func TestStatesAllowWhatTheStandardAllows(t *testing.T) {
 			}
 			k := keyIn(p, st, keyring.PhasePrimary)
 			now := t0.Add(2 * time.Hour)
-			protects := k.MayProtect(k.Versions[0], now) == nil
+			protects := k.MayProtect(k.At(0), now) == nil
 			if want := row.Protect != false; protects != want {
 				t.Errorf("%s, %s: protects %v, standard %v", k.Type(), st, protects, row.Protect)
 			}
 			// Every condition in the table ("only data known to be protected before", "highly controlled") met.
-			if got, want := k.MayProcess(k.Versions[0], t0.Add(time.Minute), now, true) == nil, row.Process != false; got != want {
+			if got, want := k.MayProcess(k.At(0), t0.Add(time.Minute), now, true) == nil, row.Process != false; got != want {
 				t.Errorf("%s, %s: processes %v, standard %v", k.Type(), st, got, row.Process)
 			}
 			// None met: only the states without a condition are left.
 			unconditional := st == keyring.Active || st == keyring.Deactivated
-			if got := k.MayProcess(k.Versions[0], time.Time{}, now, false) == nil; got != unconditional {
+			if got := k.MayProcess(k.At(0), time.Time{}, now, false) == nil; got != unconditional {
 				t.Errorf("%s, %s: processes %v without anything known", k.Type(), st, got)
 			}
 		}
@@ -216,7 +216,7 @@ func TestKeyTypes(t *testing.T) {
 }
 
 func inState(k keyring.Key, s keyring.State) keyring.Version {
-	v := k.Versions[0]
+	v := k.At(0)
 	v.State = s
 	return v
 }
@@ -227,7 +227,7 @@ func TestCompromiseFoundAfterDestructionIsRecorded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if v := k.Versions[0]; v.State != keyring.Destroyed || !v.Compromised.Equal(t0) || v.Reason != "found in a dump" {
+	if v := k.At(0); v.State != keyring.Destroyed || !v.Compromised.Equal(t0) || v.Reason != "found in a dump" {
 		t.Errorf("%+v", v)
 	}
 	if _, err := k.Apply(1, keyring.Compromise, "again", t0.Add(1)); fault.CodeOf(err) != fault.WrongState {

@@ -33,7 +33,7 @@ func TestRotateTo(t *testing.T) {
 		}
 		w.distribute(k)
 		k = must(w.Step(t.Context(), k.ID, guard.Cond{}, promote))(t)
-		if k.Versions[0].Algorithm != c.from || k.Versions[1].Algorithm != c.to || k.Algorithm != c.to || k.Primary != 2 {
+		if k.At(0).Algorithm != c.from || k.At(1).Algorithm != c.to || k.Algorithm != c.to || k.Primary != 2 {
 			t.Errorf("%+v", k)
 		}
 		after := must(w.protected(k))(t)
@@ -51,8 +51,8 @@ func TestRotateTo(t *testing.T) {
 		if k.Primary != 1 || k.Algorithm != c.from {
 			t.Errorf("back: primary %d, %s", k.Primary, k.Algorithm)
 		}
-		if k = w.rotate(k); k.Versions[2].Algorithm != c.from {
-			t.Errorf("the next one is %s", k.Versions[2].Algorithm)
+		if k = w.rotate(k); k.At(2).Algorithm != c.from {
+			t.Errorf("the next one is %s", k.At(2).Algorithm)
 		}
 	}
 }
@@ -72,7 +72,7 @@ func TestRotateToRefuses(t *testing.T) {
 	wantCode(t, err, fault.AlgorithmForbidden)
 	must(w.RotateTo(t.Context(), alice, w.ref(k), 0, suite.XChaCha20Poly1305))(t)
 	k = must(w.Back(t.Context(), alice, w.ref(k), 1, 0))(t)
-	if k.Algorithm != suite.XAES256GCM || len(k.Versions) != 2 || k.Versions[1].State != keyring.Destroyed {
+	if k.Algorithm != suite.XAES256GCM || k.Len() != 2 || k.At(1).State != keyring.Destroyed {
 		t.Errorf("given up: %+v", k)
 	}
 }

@@ -62,7 +62,7 @@ func (s *Service) Backup(ctx context.Context, c policy.Caller, ref Ref, to Backu
 	}
 	detail := map[string]string{"backup": b.ID, "epoch": fmt.Sprint(k.Epoch.Counter), "versions": numbers(content)}
 	out := KeyBackup{ID: b.ID}
-	for _, v := range k.Versions {
+	for v := range k.All() {
 		if _, ok := content.Materials[v.Number]; ok {
 			out.Versions = append(out.Versions, v.Number)
 		}
@@ -159,7 +159,7 @@ func (s *Service) content(ctx context.Context, id keyring.KeyID) (keybackup.Cont
 			return keybackup.Content{}, err
 		}
 		c := keybackup.Content{Key: k, Materials: map[uint32]secret.Bytes{}}
-		for _, v := range k.Versions {
+		for v := range k.All() {
 			if !k.KeepsMaterial(v) {
 				continue
 			}
@@ -180,7 +180,7 @@ func (s *Service) content(ctx context.Context, id keyring.KeyID) (keybackup.Cont
 
 func numbers(c keybackup.Content) string {
 	var out string
-	for _, v := range c.Key.Versions {
+	for v := range c.Key.All() {
 		if _, ok := c.Materials[v.Number]; ok {
 			out += fmt.Sprintf(" %d", v.Number)
 		}

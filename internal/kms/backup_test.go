@@ -129,9 +129,9 @@ func TestKeyBackup(t *testing.T) {
 		if r.ID != k.ID || r.Primary != 2 || r.Owner != k.Owner || r.Periods != k.Periods || !maps.Equal(r.Labels, k.Labels) || r.Restoring != "" {
 			t.Errorf("%s came back as %+v", purpose, r)
 		}
-		for i, v := range k.Versions {
-			if r.Versions[i].Number != v.Number || r.Versions[i].Handle != v.Handle {
-				t.Errorf("%s: version %d came back as %+v", purpose, v.Number, r.Versions[i])
+		for v := range k.All() {
+			if back := must(r.Version(v.Number))(t); back.Handle != v.Handle {
+				t.Errorf("%s: version %d came back as %+v", purpose, v.Number, back)
 			}
 		}
 		if err := before(lost); err != nil {
@@ -233,7 +233,7 @@ func TestRestoreKeepsWhatIsThere(t *testing.T) {
 	if !maps.Equal(before, w.raw()) {
 		t.Error("a restore of a key that is there changed something")
 	}
-	if now := must(w.Get(t.Context(), alice, w.ref(k)))(t); now.Primary != 3 || now.Versions[0].State != keyring.Destroyed {
+	if now := must(w.Get(t.Context(), alice, w.ref(k)))(t); now.Primary != 3 || now.At(0).State != keyring.Destroyed {
 		t.Errorf("%+v", now)
 	}
 }
@@ -300,14 +300,14 @@ func TestRestoreInSteps(t *testing.T) {
 	_, err := lost.restore(b.Blob)
 	wantCode(t, err, fault.OutcomeUnknown)
 	part := must(lost.Get(t.Context(), alice, w.ref(k)))(t)
-	if n := len(part.Versions); n == 0 || n >= 41 || part.Restoring != b.ID || part.Primary != 41 {
+	if n := part.Len(); n == 0 || n >= 41 || part.Restoring != b.ID || part.Primary != 41 {
 		t.Fatalf("%d versions, primary %d, restoring %q", n, part.Primary, part.Restoring)
 	}
 	out, err := lost.restore(b.Blob)
-	if err != nil || len(out.Key.Versions) != 41 || out.Key.Restoring != "" || len(out.Versions)+len(part.Versions) != 41 {
-		t.Fatalf("%v: %d versions, %d brought", err, len(out.Key.Versions), len(out.Versions))
+	if err != nil || out.Key.Len() != 41 || out.Key.Restoring != "" || len(out.Versions)+part.Len() != 41 {
+		t.Fatalf("%v: %d versions, %d brought", err, out.Key.Len(), len(out.Versions))
 	}
-	for _, v := range k.Versions {
+	for v := range k.All() {
 		if got := must(lost.Material(t.Context(), out.Key, v.Number))(t); !got.Equal(must(w.Material(t.Context(), k, v.Number))(t)) {
 			t.Errorf("version %d has other material", v.Number)
 		}
@@ -450,8 +450,8 @@ func TestBackupForAnotherCluster(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if v := must(out.Key.Version(21))(t); len(out.Key.Versions) != 21 || v.Origin != keyring.OriginImported || !v.Originated.Equal(k.Versions[20].Activated) {
-		t.Errorf("%d versions, the primary %+v", len(out.Key.Versions), v)
+	if v := must(out.Key.Version(21))(t); out.Key.Len() != 21 || v.Origin != keyring.OriginImported || !v.Originated.Equal(k.At(20).Activated) {
+		t.Errorf("%d versions, the primary %+v", out.Key.Len(), v)
 	}
 	if err := opens(o); err != nil {
 		t.Error(err)
@@ -537,7 +537,7 @@ func TestBackupAndRootKeys(t *testing.T) {
 	_, err = lost.restore(second.Blob)
 	wantCode(t, err, fault.BackupForeign)
 	out, err := lost.Restore(t.Context(), alice, kms.Restore{Namespace: "default", Blob: second.Blob, Foreign: true})
-	if err != nil || out.Key.Versions[0].Origin != keyring.OriginImported {
+	if err != nil || out.Key.At(0).Origin != keyring.OriginImported {
 		t.Errorf("%v %+v", err, out.Key.Versions)
 	}
 	w.turn(true)
@@ -556,7 +556,8 @@ func TestBackupAndRootKeys(t *testing.T) {
 func TestRestoreOfAnotherCustody(t *testing.T) {
 	w := newWorld(t)
 	k := w.create("k", suite.MAC)
-	k.ID, k.Custody, k.Versions[0].Handle = "00112233445566778899aabbccddeeff", keyring.CustodyHSM, 7
+	k = k.Edit(1, func(v *keyring.Version) { v.Handle = 7 })
+	k.ID, k.Custody = "00112233445566778899aabbccddeeff", keyring.CustodyHSM
 	wk := must(w.PrepareImport(t.Context(), alice, w.ref(k), ""))(t)
 	m, _ := generated(t, k.Algorithm)
 	f := keybackup.Facts{ID: "x", Cluster: "elsewhere", Namespace: k.Namespace, Key: k.ID, Name: k.Name, WrappingKey: wk.ID, Transport: wk.Transport}

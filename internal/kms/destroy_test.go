@@ -49,8 +49,8 @@ func (w *world) settle(k keyring.Key) {
 	w.t.Helper()
 	w.pass(25 * time.Hour)
 	k = must(w.Step(w.t.Context(), k.ID, guard.Cond{}, settle))(w.t)
-	if k.Versions[0].State != keyring.Deactivated {
-		w.t.Fatalf("version 1 is %s", k.Versions[0].State)
+	if k.At(0).State != keyring.Deactivated {
+		w.t.Fatalf("version 1 is %s", k.At(0).State)
 	}
 }
 
@@ -79,22 +79,22 @@ func TestTheSameApproverCountsOnceAndWritesNothing(t *testing.T) {
 	for range 3 {
 		k = must(w.Approve(t.Context(), alice, w.ref(k), 1))(t)
 	}
-	if !slices.Equal(k.Versions[0].Approved, []string{alice.Name}) {
-		t.Errorf("approved by %v", k.Versions[0].Approved)
+	if !slices.Equal(k.At(0).Approved, []string{alice.Name}) {
+		t.Errorf("approved by %v", k.At(0).Approved)
 	}
 	if !maps.Equal(records, w.raw()) || len(w.entries()) != entries {
 		t.Error("an approval that changes nothing was written")
 	}
 	k = must(w.Approve(t.Context(), bob, w.ref(k), 1))(t)
-	if !slices.Equal(k.Versions[0].Approved, []string{alice.Name, bob.Name}) || len(w.entries()) != entries+1 {
-		t.Errorf("approved by %v, %d entries more", k.Versions[0].Approved, len(w.entries())-entries)
+	if !slices.Equal(k.At(0).Approved, []string{alice.Name, bob.Name}) || len(w.entries()) != entries+1 {
+		t.Errorf("approved by %v, %d entries more", k.At(0).Approved, len(w.entries())-entries)
 	}
 }
 
 func TestDestroy(t *testing.T) {
 	w := newWorld(t)
 	k := w.create("k", suite.Encrypt)
-	m, first := w.make(k, 1), k.Versions[0]
+	m, first := w.make(k, 1), k.At(0)
 	_, err := w.Approve(t.Context(), alice, w.ref(k), 1)
 	wantCode(t, err, fault.InUse)
 	_, err = w.Retire(t.Context(), alice, w.ref(k), 1, w.census(k, 1), nil, w.member(k))
@@ -141,7 +141,7 @@ func TestDestroy(t *testing.T) {
 	} {
 		w.pass(wait)
 		wantCode(t, attempt(), fault.VersionRetired)
-		if now := must(w.Get(t.Context(), alice, w.ref(k)))(t); !now.Versions[0].Retired.Equal(w.now()) {
+		if now := must(w.Get(t.Context(), alice, w.ref(k)))(t); !now.At(0).Retired.Equal(w.now()) {
 			t.Errorf("%s did not restart the wait", name)
 		}
 		refused("waits until", fault.GateClosed)
@@ -159,7 +159,7 @@ func TestDestroy(t *testing.T) {
 	})
 	wantCode(t, err, fault.Conflict) // the membership changed since
 	k = must(w.tryDestroy(k))(t)
-	if v := k.Versions[0]; v.Phase != keyring.PhaseDestroyed || v.State != keyring.Destroyed || v.Handle != first.Handle || !v.Destroyed.Equal(w.now()) {
+	if v := k.At(0); v.Phase != keyring.PhaseDestroyed || v.State != keyring.Destroyed || v.Handle != first.Handle || !v.Destroyed.Equal(w.now()) {
 		t.Errorf("the tombstone: %+v", v)
 	}
 	if _, there := w.raw()[path]; there {
@@ -174,10 +174,10 @@ func TestDestroy(t *testing.T) {
 	_, err = w.Unretire(t.Context(), alice, w.ref(k), 1)
 	wantCode(t, err, fault.WrongState)
 
-	if k = w.rotate(k); k.Primary != 3 || k.Versions[2].Handle == first.Handle {
+	if k = w.rotate(k); k.Primary != 3 || k.At(2).Handle == first.Handle {
 		t.Errorf("a number or handle was used again: %d", k.Primary)
 	}
-	if k, _ = w.serve().Key(k.ID); k.Versions[0].Phase != keyring.PhaseDestroyed {
+	if k, _ = w.serve().Key(k.ID); k.At(0).Phase != keyring.PhaseDestroyed {
 		t.Error("another start does not know of the destruction")
 	}
 }
@@ -210,8 +210,8 @@ func TestUnretireForgetsTheApprovals(t *testing.T) {
 	must(w.Unretire(t.Context(), alice, w.ref(k), 1))(t)
 	w.retire(k)
 	k = must(w.Approve(t.Context(), bob, w.ref(k), 1))(t)
-	if !slices.Equal(k.Versions[0].Approved, []string{bob.Name}) {
-		t.Errorf("approved by %v", k.Versions[0].Approved)
+	if !slices.Equal(k.At(0).Approved, []string{bob.Name}) {
+		t.Errorf("approved by %v", k.At(0).Approved)
 	}
 }
 

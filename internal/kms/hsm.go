@@ -320,7 +320,7 @@ func (s *Service) sweepOnce(ctx context.Context, swept map[string]bool) error {
 		if k.Custody != keyring.CustodyHSM {
 			continue
 		}
-		for _, v := range k.Versions {
+		for v := range k.All() {
 			if k.KeepsMaterial(v) {
 				continue
 			}

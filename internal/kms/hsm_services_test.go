@@ -270,7 +270,7 @@ func TestHSMMissing(t *testing.T) {
 	_, err = bare.Create(t.Context(), alice, keyring.Key{Namespace: "default", Name: "n", Purpose: suite.MAC, Custody: keyring.CustodyHSM})
 	wantCode(t, err, fault.Unavailable)
 	id := must(hex.DecodeString(string(k.ID)))(t)
-	id = binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(id, 1), k.Versions[0].Handle)
+	id = binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(id, 1), k.At(0).Handle)
 	if was, err := token.Destroy(t.Context(), string(id)); err != nil || !was {
 		t.Fatal(was, err)
 	}

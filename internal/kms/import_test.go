@@ -53,7 +53,7 @@ func TestImport(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s by %s: %v", a, tr, err)
 		}
-		v := k.Versions[0]
+		v := k.At(0)
 		if v.Origin != keyring.OriginImported || !v.Originated.Equal(in.Originated) || !bytes.Equal(v.Public, public) || k.Primary != 1 {
 			t.Errorf("%s: %+v", a, v)
 		}
@@ -153,7 +153,7 @@ func TestImportVersion(t *testing.T) {
 	in := w.bring("k", "", m)
 	in.Originated = w.now().Add(-time.Hour)
 	k = must(w.ImportVersion(t.Context(), alice, w.ref(k), in))(t)
-	if k.Target != 2 || k.Versions[1].Origin != keyring.OriginImported {
+	if k.Target != 2 || k.At(1).Origin != keyring.OriginImported {
 		t.Fatalf("%+v", k.Versions)
 	}
 	w.distribute(k)
@@ -210,7 +210,7 @@ func TestPairs(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", a, err)
 		}
-		foreign := must(suite.EncryptTo(a, k.Versions[0].Public, text, nil))(t)
+		foreign := must(suite.EncryptTo(a, k.At(0).Public, text, nil))(t)
 		w.rotate(k)
 		if got, v, err := w.Decrypt(t.Context(), alice, w.ref(k), m, parts); err != nil || v != 1 || !slices.Equal(got, text) {
 			t.Errorf("%s: version %d, %q, %v", a, v, got, err)
@@ -243,7 +243,7 @@ func TestPairs(t *testing.T) {
 func TestNoPKCS1Decryption(t *testing.T) {
 	w := newWorld(t)
 	k := w.create("rsa", suite.Decrypt, with(suite.RSAOAEP256_2k))
-	public := must(x509.ParsePKIXPublicKey(k.Versions[0].Public))(t).(*rsa.PublicKey)
+	public := must(x509.ParsePKIXPublicKey(k.At(0).Public))(t).(*rsa.PublicKey)
 	ct := must(rsa.EncryptPKCS1v15(rand.Reader, public, text))(t) //nolint:staticcheck // to show that it is refused
 	_, err := w.DecryptForeign(t.Context(), alice, w.ref(k), 1, ct)
 	wantCode(t, err, fault.DecryptFailed)

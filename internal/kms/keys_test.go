@@ -20,7 +20,7 @@ import (
 func TestCreate(t *testing.T) {
 	w := newWorld(t)
 	k := w.create("k", suite.Encrypt)
-	if v := k.Versions[0]; k.Primary != 1 || v.Phase != keyring.PhasePrimary || v.State != keyring.Active || k.Owner != alice.Name || k.Custody != keyring.CustodyServer {
+	if v := k.At(0); k.Primary != 1 || v.Phase != keyring.PhasePrimary || v.State != keyring.Active || k.Owner != alice.Name || k.Custody != keyring.CustodyServer {
 		t.Errorf("made %+v", k)
 	}
 	records := w.raw()
@@ -102,7 +102,7 @@ func TestTwoAtOnce(t *testing.T) {
 			return err
 		})
 		k, _, err := w.Record(t.Context(), k.ID)
-		if errs != [2]error{} || err != nil || k.Versions[0].State != keyring.Suspended || k.Versions[1].State != keyring.Suspended || len(k.Versions) != 2 {
+		if errs != [2]error{} || err != nil || k.At(0).State != keyring.Suspended || k.At(1).State != keyring.Suspended || k.Len() != 2 {
 			t.Fatalf("two suspensions: %v, %v, %+v", errs, err, k.Versions)
 		}
 	}
@@ -119,7 +119,7 @@ func TestRotateAndBack(t *testing.T) {
 	wantCode(t, err, fault.GateClosed)
 
 	k = must(w.Rotate(t.Context(), alice, w.ref(k), k.Epoch.Counter))(t)
-	given, records := k.Versions[1], w.raw()
+	given, records := k.At(1), w.raw()
 	path := "material/default/" + string(k.ID) + "/2"
 	if k.Target != 2 || records[path] == "" {
 		t.Fatalf("target %d, material %q", k.Target, records[path])
@@ -130,13 +130,13 @@ func TestRotateAndBack(t *testing.T) {
 	wantCode(t, err, fault.RotationInFlight)
 
 	k = must(w.Back(t.Context(), alice, w.ref(k), 1, k.Epoch.Counter))(t)
-	if k.Target != 0 || k.Primary != 1 || k.Versions[1].Phase != keyring.PhaseDestroyed || w.raw()[path] != "" {
+	if k.Target != 0 || k.Primary != 1 || k.At(1).Phase != keyring.PhaseDestroyed || w.raw()[path] != "" {
 		t.Errorf("given up: %+v", k)
 	}
 	w.used(k, given)
 
 	k = w.rotate(k)
-	if k.Primary != 3 || len(k.Versions) != 3 || k.Versions[2].Handle == given.Handle {
+	if k.Primary != 3 || k.Len() != 3 || k.At(2).Handle == given.Handle {
 		t.Fatalf("rotated to %d", k.Primary)
 	}
 	m := w.make(k, 3)
@@ -192,7 +192,7 @@ func TestChange(t *testing.T) {
 		wantCode(t, change(c.n, c.e, c.reason), c.want)
 	}
 	k, _ = w.Key(k.ID)
-	if v := k.Versions[0]; v.Reason != "leaked" || v.State != keyring.Compromised {
+	if v := k.At(0); v.Reason != "leaked" || v.State != keyring.Compromised {
 		t.Errorf("version 1 is %+v", v)
 	}
 	if w.raw()["material/default/"+string(k.ID)+"/1"] != "" {
@@ -209,11 +209,11 @@ func TestReplaceACompromisedPrimary(t *testing.T) {
 	}
 	must(w.Change(t.Context(), alice, w.ref(k), 1, keyring.Compromise, "leaked"))(t)
 	wantCode(t, w.protect(k), fault.WrongState)
-	if k = must(w.Replace(t.Context(), k.ID))(t); k.Target != 2 || k.Versions[1].Phase != keyring.PhaseStaged {
+	if k = must(w.Replace(t.Context(), k.ID))(t); k.Target != 2 || k.At(1).Phase != keyring.PhaseStaged {
 		t.Fatalf("target %d", k.Target)
 	}
 	records = w.raw()
-	if k = must(w.Replace(t.Context(), k.ID))(t); k.Target != 2 || len(k.Versions) != 2 || !maps.Equal(records, w.raw()) {
+	if k = must(w.Replace(t.Context(), k.ID))(t); k.Target != 2 || k.Len() != 2 || !maps.Equal(records, w.raw()) {
 		t.Error("it was replaced twice")
 	}
 	w.distribute(k)
@@ -232,8 +232,8 @@ func TestAnUnknownOutcomeIsAnsweredByReading(t *testing.T) {
 	k := w.create("k", suite.Encrypt)
 	w.store.lose.Store(loseAfter)
 	k = must(w.Rotate(t.Context(), alice, w.ref(k), 0))(t)
-	if k.Target != 2 || len(k.Versions) != 2 {
-		t.Errorf("rotated to %d of %d", k.Target, len(k.Versions))
+	if k.Target != 2 || k.Len() != 2 {
+		t.Errorf("rotated to %d of %d", k.Target, k.Len())
 	}
 	records := w.raw()
 	w.store.lose.Store(loseBefore)

@@ -78,7 +78,7 @@ func (m *materials) get(id materialID) (opened, bool) {
 func (m *materials) forget(k keyring.Key) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, v := range k.Versions {
+	for v := range k.All() {
 		if k.KeepsMaterial(v) && v.Phase != keyring.PhaseRetired {
 			continue
 		}

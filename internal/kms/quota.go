@@ -32,7 +32,7 @@ func (s *Service) roomForKey(ns keyring.Namespace) error {
 
 // roomForVersion says whether a key may have another version. fault.QuotaReached.
 func (s *Service) roomForVersion(k keyring.Key) error {
-	if most := s.quotas().Versions; most > 0 && len(k.Versions) >= most {
+	if most := s.quotas().Versions; most > 0 && k.Len() >= most {
 		return fault.New(fault.QuotaReached, "versions of key "+k.Name).WithHint("at most %d, destroyed ones too: make another key", most)
 	}
 	return nil

@@ -307,7 +307,7 @@ func (r *restoring) add(ctx context.Context, k *keyring.Key, w *change, lost []k
 			return nil, err
 		}
 		if room -= 2*len(one.conds) + len(one.writes); room < 0 && len(added) > 0 { // a path that is absent has a second condition, on its mark
-			*k = without(*k, v.Number)
+			*k = k.Without(v.Number)
 			break
 		}
 		*w = w.and(one)
@@ -315,13 +315,6 @@ func (r *restoring) add(ctx context.Context, k *keyring.Key, w *change, lost []k
 		added = append(added, back)
 	}
 	return added, nil
-}
-
-// without takes a version out again that did not fit.
-func without(k keyring.Key, n uint32) keyring.Key {
-	k = k.Clone()
-	k.Versions = slices.DeleteFunc(k.Versions, func(v keyring.Version) bool { return v.Number == n })
-	return k
 }
 
 // version adds one version to a key and returns the writes that keep it.

@@ -68,7 +68,7 @@ func (s *Service) stage(ctx context.Context, c policy.Caller, ref Ref, expected 
 		}
 		n := k.NextNumber()
 		if record, err := json.Marshal(k); err != nil || len(record) > maxRecord {
-			return k, change{}, fault.New(fault.TooLarge, "key "+k.Name).WithHint("it has %d versions, which is all that its record takes; make a new key", len(k.Versions))
+			return k, change{}, fault.New(fault.TooLarge, "key "+k.Name).WithHint("it has %d versions, which is all that its record takes; make a new key", k.Len())
 		}
 		k, err := turned(k, a)
 		if err != nil {
@@ -151,8 +151,8 @@ func planned(k keyring.Key, expected uint64) error {
 // version that it deactivates or compromises.
 func (s *Service) withdraw(was, next keyring.Key) change {
 	var w change
-	for i, v := range was.Versions {
-		if was.KeepsMaterial(v) && !next.KeepsMaterial(next.Versions[i]) {
+	for v := range was.All() {
+		if now, err := next.Version(v.Number); err == nil && was.KeepsMaterial(v) && !next.KeepsMaterial(now) {
 			w.writes = append(w.writes, guard.Write{Path: materialPath(was, v.Number), Delete: true})
 		}
 	}

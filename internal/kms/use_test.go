@@ -282,7 +282,7 @@ func TestForeignMessages(t *testing.T) {
 	k := w.create("k", suite.Encrypt)
 	handleOf := func(k keyring.Key, message []byte) []byte {
 		b := bytes.Clone(message)
-		binary.BigEndian.PutUint32(b[1:], k.Versions[0].Handle)
+		binary.BigEndian.PutUint32(b[1:], k.At(0).Handle)
 		return b
 	}
 	other := w.make(w.create("other", suite.Encrypt), 1).message

@@ -344,7 +344,7 @@ func TestCrashBetweenSteps(t *testing.T) {
 	bubble(t, 0, func(t *testing.T, w *world) { // no loop: staged, and crashed
 		w.create(keyring.Rotation{Window: time.Minute})
 		w.rotate()
-		w.want("phase", w.key().Versions[1].Phase, keyring.PhaseStaged)
+		w.want("phase", w.key().At(1).Phase, keyring.PhaseStaged)
 		w.start(0)
 		if _, err := w.kms.Step(t.Context(), w.key().ID, guard.Cond{}, rotation.Distribute); err != nil {
 			t.Fatal(err)
@@ -356,7 +356,7 @@ func TestCrashBetweenSteps(t *testing.T) {
 		w.want("primary", w.key().Primary, uint32(2))
 		w.start(1) // promoted, and crashed: the window still ends
 		time.Sleep(2 * time.Minute)
-		w.want("state of the old version", w.key().Versions[0].State, keyring.Deactivated)
+		w.want("state of the old version", w.key().At(0).State, keyring.Deactivated)
 	})
 }
 
@@ -388,7 +388,7 @@ func TestBack(t *testing.T) {
 			t.Fatal(err)
 		}
 		k := w.key()
-		w.want("given up", []any{k.Primary, k.Target, k.Versions[1].Phase}, []any{uint32(1), uint32(0), keyring.PhaseDestroyed})
+		w.want("given up", []any{k.Primary, k.Target, k.At(1).Phase}, []any{uint32(1), uint32(0), keyring.PhaseDestroyed})
 		a.thaw()
 		w.rotate()
 		w.want("primary", w.key().Primary, uint32(3))
@@ -396,9 +396,9 @@ func TestBack(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.want("primary after going back", w.key().Primary, uint32(1))
-		w.want("the newer version still processes", w.key().Versions[2].Phase, keyring.PhaseDecryptOnly)
+		w.want("the newer version still processes", w.key().At(2).Phase, keyring.PhaseDecryptOnly)
 		time.Sleep(time.Hour + time.Second)
-		w.want("the window ended", w.key().Versions[2].State, keyring.Deactivated)
+		w.want("the window ended", w.key().At(2).State, keyring.Deactivated)
 		if _, err := w.kms.Back(t.Context(), admin, ref, 3, 0); err == nil {
 			t.Error("went back after the window")
 		}
@@ -434,7 +434,7 @@ func TestCompromise(t *testing.T) {
 		if _, err := w.kms.Back(t.Context(), admin, ref, 3, 0); err != nil {
 			t.Fatal(err)
 		}
-		w.want("given up", w.key().Versions[3].Phase, keyring.PhaseDestroyed)
+		w.want("given up", w.key().At(3).Phase, keyring.PhaseDestroyed)
 		w.rotate()
 		w.want("primary", w.key().Primary, uint32(5))
 	})

@@ -150,8 +150,8 @@ func (w *world) capLate(l *late) {
 	k := w.nodes[l.node].key
 	for n := range maxVersions {
 		demoted, retired := false, false
-		if n < len(k.Versions) {
-			v := k.Versions[n]
+		if n < k.Len() {
+			v := k.At(n)
 			demoted = v.Phase == keyring.PhaseDecryptOnly && v.State == keyring.Active
 			retired = v.Phase == keyring.PhaseRetired
 		}

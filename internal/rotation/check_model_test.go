@@ -385,8 +385,8 @@ func (w *world) canon(s state) state {
 	k := w.nodes[s.node].key
 	for n := range maxVersions {
 		demoted, retired := false, false
-		if n < len(k.Versions) {
-			v := k.Versions[n]
+		if n < k.Len() {
+			v := k.At(n)
 			demoted = v.Phase == keyring.PhaseDecryptOnly && v.State == keyring.Active
 			retired = v.Phase == keyring.PhaseRetired
 		}
@@ -485,7 +485,7 @@ func (w *world) s1(s *state) bool {
 
 // s2: nothing in the data set is under a destroyed version.
 func (w *world) s2(s *state) bool {
-	for _, v := range w.nodes[s.node].key.Versions {
+	for v := range w.nodes[s.node].key.All() {
 		if v.Phase == keyring.PhaseDestroyed && w.any(s, func(rec uint8) bool { return uint32(rec&^restored) == v.Number }) {
 			return false
 		}
@@ -500,7 +500,7 @@ func (w *world) s4(s *state) bool {
 			return false
 		}
 	}
-	for _, v := range w.nodes[s.node].key.Versions {
+	for v := range w.nodes[s.node].key.All() {
 		if v.Phase == keyring.PhaseRetired && w.any(s, func(rec uint8) bool { return uint32(rec) == v.Number }) {
 			return false
 		}
@@ -548,8 +548,8 @@ func (w *world) any(s *state, is func(uint8) bool) bool {
 // there is nothing to ask for.
 func (w *world) goal(s *state) bool {
 	k := &w.nodes[s.node].key
-	spent := len(k.Versions) == w.versions && (k.Primary == 1 || k.Target == 1) && w.rollbacks > 0
-	return spent || k.Versions[0].Phase == keyring.PhaseDestroyed
+	spent := k.Len() == w.versions && (k.Primary == 1 || k.Target == 1) && w.rollbacks > 0
+	return spent || k.At(0).Phase == keyring.PhaseDestroyed
 }
 
 // line shows a step of a trace: the action and the state after it.
@@ -561,7 +561,7 @@ func (w *world) line(a action, s *state) string {
 	}
 	k := w.nodes[s.node].key
 	fmt.Fprintf(&b, "%-52s | epoch %d", what, len(w.nodes[s.node].history)-1)
-	for _, v := range k.Versions {
+	for v := range k.All() {
 		fmt.Fprintf(&b, " v%d:%s", v.Number, v.Phase)
 	}
 	fmt.Fprintf(&b, " | floor %d, records", s.floor)

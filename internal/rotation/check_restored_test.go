@@ -147,11 +147,11 @@ func (r *restoring) faults(s restorable, add func(what string, to restorable)) {
 func timeless(k keyring.Key) keyring.Key {
 	k = k.Clone()
 	k.Created, k.Since = time.Time{}, time.Time{}
-	for i := range k.Versions {
-		v := &k.Versions[i]
+	for v := range k.All() {
 		for _, t := range []*time.Time{&v.Created, &v.Published, &v.Activated, &v.Demoted, &v.Deactivated} {
 			*t = time.Time{}
 		}
+		k = k.Put(v)
 	}
 	return k
 }
@@ -272,7 +272,7 @@ func (r *restoring) trace(at int) (lines []string) {
 	for ; at >= 0; at = r.from[at] {
 		s := r.all[at]
 		line := fmt.Sprintf("%-32s | server %d.%d", r.what[at], s.Server.Key.Epoch.Incarnation, s.Server.Key.Epoch.Counter)
-		for _, v := range s.Server.Key.Versions {
+		for v := range s.Server.Key.All() {
 			line += fmt.Sprintf(" v%d/%d:%s", v.Number, v.Handle, v.Phase)
 		}
 		for i, h := range s.Holders {

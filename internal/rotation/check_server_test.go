@@ -84,13 +84,13 @@ func newWorld(c config) *world {
 func (w *world) intern(before []uint16, k keyring.Key) uint16 {
 	k = k.Clone()
 	k.Created, k.Since = time.Time{}, time.Time{}
-	for i := range k.Versions {
-		v := &k.Versions[i]
+	for v := range k.All() {
 		for _, t := range []*time.Time{
 			&v.Created, &v.Published, &v.Activated, &v.Demoted, &v.Deactivated, &v.Suspended, &v.Compromised, &v.Retired, &v.Destroyed,
 		} {
 			*t = time.Time{}
 		}
+		k = k.Put(v)
 	}
 	history := before
 	if at := int(k.Epoch.Counter - w.firstAt.Counter); at >= len(before) {
@@ -217,11 +217,11 @@ func (w *world) decide(q question) reply {
 		return reply{}
 	}
 	if w.off == guardRollback && q.op == opPromote && k.Target < k.Primary {
-		next.Versions[k.Primary-1].Phase = keyring.PhaseRetired
+		next = next.Edit(k.Primary, func(v *keyring.Version) { v.Phase = keyring.PhaseRetired })
 	}
 	r := reply{ok: true, broken: s3(k, next)}
-	for i, v := range next.Versions {
-		r.demoted[i], r.retired[i] = age(v.Demoted), age(v.Retired)
+	for v := range next.All() {
+		r.demoted[v.Number-1], r.retired[v.Number-1] = age(v.Demoted), age(v.Retired)
 	}
 	r.node = w.intern(w.nodes[q.node].history, next)
 	return r
@@ -237,14 +237,14 @@ func age(t time.Time) uint8 {
 // record is the key's record with its times.
 func (w *world) record(q question) keyring.Key {
 	k := w.nodes[q.node].key.Clone()
-	for i := range k.Versions {
-		v := &k.Versions[i]
+	for v := range k.All() {
 		if v.Phase == keyring.PhaseDecryptOnly {
-			v.Demoted = clock.Add(-ticks(int(q.demoted[i])))
+			v.Demoted = clock.Add(-ticks(int(q.demoted[v.Number-1])))
 		}
 		if v.Phase == keyring.PhaseRetired {
-			v.Retired = clock.Add(-ticks(int(q.retired[i])))
+			v.Retired = clock.Add(-ticks(int(q.retired[v.Number-1])))
 		}
+		k = k.Put(v)
 	}
 	return k
 }
@@ -264,7 +264,7 @@ func (w *world) perform(k keyring.Key, q question) (keyring.Key, bool) {
 	next, err, ok := k, error(nil), true
 	switch q.op {
 	case opStage:
-		next, err = rotation.Stage(k, keyring.Version{Handle: handle(uint32(len(k.Versions) + 1)), Algorithm: suite.XAES256GCM}, clock)
+		next, err = rotation.Stage(k, keyring.Version{Handle: handle(uint32(k.Len() + 1)), Algorithm: suite.XAES256GCM}, clock)
 	case opDistribute:
 		next, err = rotation.Distribute(k, clock)
 	case opPromote:
@@ -295,7 +295,7 @@ func (w *world) perform(k keyring.Key, q question) (keyring.Key, bool) {
 
 // evidence is the census of the model as package rotation takes it.
 func (w *world) evidence(k keyring.Key, q question) rotation.Census {
-	free := k.Versions[q.version-1].Retired.Add(k.Rotation.Wait)
+	free := k.At(int(q.version) - 1).Retired.Add(k.Rotation.Wait)
 	c := rotation.Census{Version: uint32(q.census.version), Epoch: w.epochAt(q.census.epoch), Settled: q.census.settled, Started: free.Add(-tickLength)}
 	if q.census.free {
 		c.Started = free
@@ -357,8 +357,8 @@ func (w *world) renews(s *state, in instance) bool {
 
 // heard says whether the server knows that every member acknowledged what took the place of the versions before.
 func (w *world) heard(s *state) bool {
-	for n, v := range w.nodes[s.node].key.Versions {
-		if (v.Phase == keyring.PhaseDecryptOnly || v.Phase == keyring.PhaseRetired) && n+1 != int(w.nodes[s.node].key.Target) && !w.counting(s, uint8(n+1)) {
+	for v := range w.nodes[s.node].key.All() {
+		if (v.Phase == keyring.PhaseDecryptOnly || v.Phase == keyring.PhaseRetired) && v.Number != w.nodes[s.node].key.Target && !w.counting(s, uint8(v.Number)) {
 			return false
 		}
 	}
@@ -396,7 +396,7 @@ func (w *world) serverMoves(s *state, out []move) []move {
 		return true
 	}
 	k := &w.nodes[s.node].key
-	if len(k.Versions) < w.versions {
+	if k.Len() < w.versions {
 		take(action{kind: kRotate}, opStage, 0, nil)
 	}
 	switch w.next(s) {
@@ -415,7 +415,7 @@ func (w *world) serverMoves(s *state, out []move) []move {
 	}
 	w.dropMoves(s, plain)
 	if s.rolled < uint8(w.rollbacks) {
-		for n := range uint8(len(k.Versions)) {
+		for n := range uint8(k.Len()) {
 			take(action{kBack, 0, n + 1}, opBack, n+1, func(to *state) {
 				to.rolled++
 				to.census, to.waited = census{}, 0
@@ -437,7 +437,7 @@ func (w *world) serverMoves(s *state, out []move) []move {
 	}
 	w.campaignMoves(s, plain)
 	w.censusMoves(s, plain)
-	for n := range uint8(len(k.Versions)) {
+	for n := range uint8(k.Len()) {
 		if c := s.census; c.version != n+1 || int(c.cursor) < w.records {
 			continue
 		}
@@ -495,15 +495,15 @@ func (w *world) censusMoves(s *state, add func(action, state)) {
 		add(action{kCount, 0, c.cursor}, to)
 		return
 	}
-	for n := uint8(1); int(n) <= len(k.Versions); n++ {
-		v := k.Versions[n-1]
+	for n := uint8(1); int(n) <= k.Len(); n++ {
+		v := k.At(int(n) - 1)
 		if v.Phase != keyring.PhaseDecryptOnly && v.Phase != keyring.PhaseRetired {
 			continue
 		}
 		next := census{version: n, settled: w.settled(s, n)}
 		next.free = v.Phase == keyring.PhaseRetired && (int(s.retired[n-1]) >= w.wait || w.off == guardFreeze)
 		useless := !next.settled || v.Phase == keyring.PhaseRetired && !next.free
-		done := c.version == n && c.free == next.free && c.settled == next.settled && !w.epochAt(c.epoch).Less(k.Versions[k.Primary-1].Promoted)
+		done := c.version == n && c.free == next.free && c.settled == next.settled && !w.epochAt(c.epoch).Less(k.At(int(k.Primary)-1).Promoted)
 		if useless && !w.eager || done {
 			continue // would not be believed, or is done already
 		}

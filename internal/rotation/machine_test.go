@@ -70,7 +70,7 @@ func TestMachine(t *testing.T) {
 }
 
 func (m *machine) any(t *rapid.T) uint32 {
-	return rapid.Uint32Range(0, uint32(len(m.key.Versions)+1)).Draw(t, "version")
+	return rapid.Uint32Range(0, uint32(m.key.Len()+1)).Draw(t, "version")
 }
 
 func (m *machine) passes(t *rapid.T) {
@@ -131,7 +131,7 @@ func (m *machine) take(t *rapid.T, step func() (keyring.Key, error)) {
 }
 
 func (m *machine) stage(t *rapid.T) {
-	n := uint32(len(m.key.Versions) + 1)
+	n := uint32(m.key.Len() + 1)
 	m.take(t, func() (keyring.Key, error) {
 		k, err := rotation.Stage(m.key, version(n), m.now)
 		if err == nil {
@@ -149,7 +149,7 @@ func (m *machine) promote(t *rapid.T) {
 	if m.key.Primary == was.Primary {
 		return
 	}
-	if v := m.key.Versions[m.key.Primary-1]; v.State != keyring.Active || m.key.Primary != was.Target {
+	if v := m.key.At(int(m.key.Primary) - 1); v.State != keyring.Active || m.key.Primary != was.Target {
 		t.Fatalf("promoted %+v", v)
 	}
 }
@@ -160,7 +160,7 @@ func (m *machine) back(t *rapid.T) {
 	if was.Target != 0 || m.key.Target == 0 {
 		return
 	}
-	if v := was.Versions[n-1]; v.State != keyring.Active || v.Phase != keyring.PhaseDecryptOnly || !rotation.WindowOpen(was, v, m.now) {
+	if v := was.At(int(n) - 1); v.State != keyring.Active || v.Phase != keyring.PhaseDecryptOnly || !rotation.WindowOpen(was, v, m.now) {
 		t.Fatalf("rolls back to %+v", v)
 	}
 }
@@ -196,18 +196,18 @@ func (m *machine) destroy(t *rapid.T) {
 		return
 	}
 	m.believed(t, was, c)
-	if v := was.Versions[n-1]; v.Phase != keyring.PhaseRetired || m.now.Before(v.Retired.Add(wait)) || len(v.Approved) == 0 {
+	if v := was.At(int(n) - 1); v.Phase != keyring.PhaseRetired || m.now.Before(v.Retired.Add(wait)) || len(v.Approved) == 0 {
 		t.Fatalf("destroyed %+v", v)
 	}
 }
 
 // believed: a version only goes with good evidence and when every member knows that another one protects.
 func (m *machine) believed(t *rapid.T, was keyring.Key, c rotation.Census) {
-	if !c.Settled || c.Remaining > 0 || c.Epoch.Less(was.Versions[was.Primary-1].Promoted) {
+	if !c.Settled || c.Remaining > 0 || c.Epoch.Less(was.At(int(was.Primary)-1).Promoted) {
 		t.Fatalf("believed %+v", c)
 	}
 	for _, h := range m.members {
-		if h.Acked.Less(was.Versions[was.Primary-1].Promoted) {
+		if h.Acked.Less(was.At(int(was.Primary) - 1).Promoted) {
 			t.Fatalf("%s has not heard of the primary", h.Instance)
 		}
 	}
@@ -220,10 +220,12 @@ func (m *machine) change(t *rapid.T) {
 
 // check is what holds at any time.
 func (m *machine) check(t *rapid.T) {
-	for i, v := range m.key.Versions {
+	i := 0
+	for v := range m.key.All() {
 		if v.Number != uint32(i+1) || v.Handle != m.handles[i] {
 			t.Fatalf("version %d is now %d with handle %d", i+1, v.Number, v.Handle)
 		}
+		i++
 		gone := v.Phase == keyring.PhaseDestroyed
 		if gone != (v.State == keyring.Destroyed) || m.dead[v.Number] && !gone {
 			t.Fatalf("version %d is %s and %s", v.Number, v.Phase, v.State)
@@ -233,7 +235,7 @@ func (m *machine) check(t *rapid.T) {
 			t.Fatalf("version %d is %s, the primary is %d", v.Number, v.Phase, m.key.Primary)
 		}
 	}
-	if len(m.handles) != len(m.key.Versions) {
+	if len(m.handles) != m.key.Len() {
 		t.Fatal("a version is missing")
 	}
 }

@@ -51,7 +51,7 @@ func Stage(k keyring.Key, v keyring.Version, now time.Time) (keyring.Key, error)
 	k = k.Clone()
 	v.Number = k.NextNumber()
 	v.State, v.Phase, v.Created = keyring.PreActivation, keyring.PhaseStaged, now
-	k.Versions = append(k.Versions, v)
+	k = k.Append(v)
 	k.Target, k.Since = v.Number, now
 	return k, nil
 }
@@ -158,7 +158,7 @@ func Back(k keyring.Key, n uint32, now time.Time) (keyring.Key, error) {
 // withdrawnAbove returns a version after n that was used and is retired or destroyed; 0: none. Going back to n would lower the floors
 // of the data sets below it, and a write under it, frozen since before its retirement, would be accepted again.
 func withdrawnAbove(k keyring.Key, n uint32) uint32 {
-	for _, v := range k.Versions {
+	for v := range k.All() {
 		if v.Number > n && v.Promoted != (keyring.Epoch{}) && (v.Phase == keyring.PhaseRetired || v.Phase == keyring.PhaseDestroyed) {
 			return v.Number
 		}
@@ -199,7 +199,7 @@ func WindowOpen(k keyring.Key, v keyring.Version, now time.Time) bool {
 // false when there is none. A version that is the target of a rollback in flight keeps its state.
 func Settle(k keyring.Key, now time.Time) (keyring.Key, bool) {
 	changed := false
-	for _, v := range k.Versions {
+	for v := range k.All() {
 		if v.Phase != keyring.PhaseDecryptOnly || v.State != keyring.Active || v.Number == k.Target || WindowOpen(k, v, now) {
 			continue
 		}

@@ -88,10 +88,10 @@ func wantCode(t *testing.T, err error, want fault.Code) {
 
 func TestFirst(t *testing.T) {
 	k := newKey(t)
-	if k.Primary != 1 || k.Target != 0 || len(k.Versions) != 1 {
+	if k.Primary != 1 || k.Target != 0 || k.Len() != 1 {
 		t.Fatalf("%+v", k)
 	}
-	if v := k.Versions[0]; v.Phase != keyring.PhasePrimary || v.State != keyring.Active || v.Number != 1 {
+	if v := k.At(0); v.Phase != keyring.PhasePrimary || v.State != keyring.Active || v.Number != 1 {
 		t.Errorf("%+v", v)
 	}
 }
@@ -122,7 +122,7 @@ func TestLine(t *testing.T) {
 
 func phases(k keyring.Key) string {
 	var p []string
-	for _, v := range k.Versions {
+	for v := range k.All() {
 		p = append(p, string(v.Phase))
 	}
 	return strings.Join(p, " ")
@@ -217,7 +217,7 @@ func TestBack(t *testing.T) {
 
 func TestBackKeepsTheNewVersion(t *testing.T) {
 	k := must(rotation.Back(promoted(t), 1, start))(t)
-	_, err := rotation.Promote(k, behind(k.Versions[0].Distributed), start, false)
+	_, err := rotation.Promote(k, behind(k.At(0).Distributed), start, false)
 	wantCode(t, err, fault.GateClosed)
 	k = must(rotation.Promote(k, all(k.Epoch), start, false))(t)
 	if got := phases(k); k.Primary != 1 || got != "primary decrypt-only" {
@@ -229,8 +229,8 @@ func TestGiveUp(t *testing.T) {
 	lost := must(rotation.Change(distributed(t), 2, keyring.Compromise, "lost", start))(t)
 	for _, k := range []keyring.Key{staged(t), distributed(t), lost} {
 		k = must(rotation.Back(k, 1, start))(t)
-		if got := phases(k); got != "primary destroyed" || k.Target != 0 || k.Versions[1].State != keyring.Destroyed {
-			t.Errorf("%s, %+v", got, k.Versions[1])
+		if got := phases(k); got != "primary destroyed" || k.Target != 0 || k.At(1).State != keyring.Destroyed {
+			t.Errorf("%s, %+v", got, k.At(1))
 		}
 		k = must(rotation.Stage(k, version(3), start))(t)
 		if k.Target != 3 {
@@ -249,8 +249,8 @@ func TestSettle(t *testing.T) {
 		t.Error("deactivated within its window")
 	}
 	k, changed := rotation.Settle(promoted(t), start.Add(window))
-	if !changed || k.Versions[0].State != keyring.Deactivated || !promoted(t).Epoch.Less(k.Epoch) {
-		t.Errorf("%v, %+v", changed, k.Versions[0])
+	if !changed || k.At(0).State != keyring.Deactivated || !promoted(t).Epoch.Less(k.Epoch) {
+		t.Errorf("%v, %+v", changed, k.At(0))
 	}
 	if _, changed = rotation.Settle(k, start.Add(2*window)); changed {
 		t.Error("deactivated twice")
@@ -287,8 +287,8 @@ func TestRetireGate(t *testing.T) {
 			c.spoil(&evidence)
 			next, err := rotation.Retire(k, c.n, evidence, c.members, start)
 			wantCode(t, err, c.want)
-			if err == nil && (phases(next) != "retired primary" || next.Versions[0].State != keyring.Deactivated) {
-				t.Errorf("%+v", next.Versions[0])
+			if err == nil && (phases(next) != "retired primary" || next.At(0).State != keyring.Deactivated) {
+				t.Errorf("%+v", next.At(0))
 			}
 		})
 	}
@@ -301,7 +301,7 @@ func TestRetireGate(t *testing.T) {
 
 func TestUnretire(t *testing.T) {
 	k := must(rotation.Unretire(approved(t), 1))(t)
-	v := k.Versions[0]
+	v := k.At(0)
 	if v.Phase != keyring.PhaseDecryptOnly || len(v.Approved) != 0 || v.Distributed != k.Epoch || v.State != keyring.Deactivated {
 		t.Errorf("%+v", v)
 	}
@@ -331,7 +331,7 @@ func TestAttempted(t *testing.T) {
 func TestApprove(t *testing.T) {
 	k := must(rotation.Approve(retired(t), 1, "ann"))(t)
 	k = must(rotation.Approve(k, 1, "ann"))(t)
-	if got := k.Versions[0].Approved; !slices.Equal(got, []string{"ann"}) {
+	if got := k.At(0).Approved; !slices.Equal(got, []string{"ann"}) {
 		t.Errorf("%v", got)
 	}
 	for n, want := range map[uint32]fault.Code{1: fault.InUse, 2: fault.InUse, 3: fault.UnknownVersion} {
@@ -375,8 +375,8 @@ func TestDestroyGate(t *testing.T) {
 			c.spoil(&evidence)
 			next, err := rotation.Destroy(c.key, 1, evidence, c.members, c.now)
 			wantCode(t, err, c.want)
-			if err == nil && (phases(next) != "destroyed primary" || next.Versions[0].State != keyring.Destroyed) {
-				t.Errorf("%+v", next.Versions[0])
+			if err == nil && (phases(next) != "destroyed primary" || next.At(0).State != keyring.Destroyed) {
+				t.Errorf("%+v", next.At(0))
 			}
 		})
 	}

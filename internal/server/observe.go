@@ -202,7 +202,7 @@ func awaited(k keyring.Key) keyring.Epoch {
 
 func keyView(k keyring.Key, now time.Time) telemetry.Key {
 	out := telemetry.Key{Namespace: string(k.Namespace), Name: k.Name, Primary: k.Primary, InFlight: k.Target != 0}
-	for _, v := range k.Versions {
+	for v := range k.All() {
 		if v.Phase != keyring.PhaseRetired && v.Phase != keyring.PhaseDestroyed {
 			out.Live++
 		}

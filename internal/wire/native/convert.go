@@ -23,7 +23,7 @@ func keyMessage(k keyring.Key) *rotorv1.Key {
 			DestroyWaitNs: int64(r.Wait), MarginNs: int64(r.Margin), DestroyApprovals: uint32(r.Approvals),
 		},
 	}
-	for _, v := range k.Versions {
+	for v := range k.All() {
 		m.Versions = append(m.Versions, &rotorv1.Version{
 			Number: v.Number, Handle: v.Handle, Algorithm: string(v.Algorithm), State: string(v.State), Phase: string(v.Phase),
 			Public: v.Public, Created: stamp(v.Created), Activated: stamp(v.Activated), Retired: stamp(v.Retired), Reason: v.Reason,
