@@ -301,6 +301,7 @@ var inner = []string{
 	"internal/fleet/group.go maxItems",
 	"internal/fleet/members.go maxConflicts",
 	"internal/fleet/session.go maxRefused",
+	"internal/policy/values.go maxNumber",
 	"internal/guard/witness.go maxDetections",
 	"internal/hsm/module.go maxCalls",
 	"internal/identity/dir.go maxBundle",

@@ -99,8 +99,24 @@ type delegating struct {
 // grantRule is how the audit log names a grant in the place of a rule.
 const grantRule = "grant "
 
-// Allows implements guard.Decider.
+// denier is a guard.Decider with rules that deny.
+type denier interface {
+	Denies(c policy.Caller, a policy.Action, r policy.Resource) (rule string, denied bool)
+}
+
+// Allows implements guard.Decider. A rule that denies counts before everything, then what the policies of the caller's token say, and then the
+// rules that allow and the grants.
 func (d delegating) Allows(c policy.Caller, a policy.Action, r policy.Resource) (string, bool) {
+	if rules, ok := d.rules.(denier); ok {
+		if _, denied := rules.Denies(c, a, r); denied {
+			return "", false
+		}
+	}
+	if c.ACL != nil {
+		if rule, ok, final := byACL(c, r); final {
+			return rule, ok
+		}
+	}
 	if rule, ok := d.rules.Allows(c, a, r); ok || c.IsZero() || r.Key == "" {
 		return rule, ok
 	}
@@ -121,6 +137,31 @@ func (d delegating) Allows(c policy.Caller, a policy.Action, r policy.Resource) 
 		return "", false
 	}
 	return grantRule + found[0], true
+}
+
+// policyRule is how the audit log names a policy in the place of a rule.
+const policyRule = "policy "
+
+// byACL asks the policies of a token. They are about the path that was asked for; what has no path, is of another namespace, or about a key that is
+// of another mount than the path, they cannot be asked, and somebody made a mistake. final: nobody else is asked.
+func byACL(c policy.Caller, r policy.Resource) (rule string, ok, final bool) {
+	if c.IsZero() || c.Request == nil || r.Namespace != "" && r.Namespace != c.Request.Namespace {
+		return "", false, true
+	}
+	v := c.ACL.Decide(c.Request)
+	switch {
+	case v.Denied:
+		return "", false, true
+	case v.Allowed && (r.Key == "" || ofMount(r.Key, c.Request.Path)):
+		return policyRule + v.Policy, true, true
+	}
+	return "", false, false
+}
+
+// ofMount says whether a key is one of the mount that a path is in, or that it is about: its name is that of the mount, a slash, and more.
+func ofMount(key, path string) bool {
+	i := strings.LastIndexByte(key, '/')
+	return i > 0 && strings.HasPrefix(strings.TrimPrefix(path, "sys/mounts/")+"/", key[:i+1])
 }
 
 // Spend implements guard.Spender: a grant for a number of uses is used once more, durably, before it counts. fault.Denied when it was used up.

@@ -15,12 +15,14 @@ const (
 	KindCertificate Kind = "certificate" // client certificate of a configured authority
 	KindToken       Kind = "token"       // JSON Web Token of a configured issuer
 	KindCredential  Kind = "credential"  // ID and secret that an administrator made
+
+	KindVault Kind = "vault" // token of the front end for clients of Vault, with policies of its own
 )
 
 // Caller is who asks, as authn established it. The zero Caller is nobody and is denied everything.
 type Caller struct {
 	Kind     Kind
-	Name     string // unique: the SPIFFE ID of instances, else "admin/", "system/", "certificate/", "token/" or "credential/" and more
+	Name     string // unique: the SPIFFE ID of instances, else "admin/", "system/", "certificate/", "token/", "credential/" or "vault/" and more
 	SPIFFEID string // of rotor's own trust domain: spiffe://TRUST-DOMAIN/…, empty for others
 	Instance string // the instance's name, empty for others
 
@@ -29,6 +31,10 @@ type Caller struct {
 	Attributes map[string]string
 	Generation uint64 // of the name of an instance or administrator: a removal begins the next
 	Session    string // ID of the session that the request showed, empty without one
+
+	ACL      *ACL     // what the policies of a KindVault's token allow and deny, beside the rules; nil for the others
+	Accessor string   // of that token
+	Request  *Request // what a front end whose rights are about paths was asked for; nil elsewhere
 }
 
 // IsZero says whether nobody was authenticated.
@@ -36,7 +42,7 @@ func (c Caller) IsZero() bool { return c.Name == "" }
 
 // Nameable says whether a name is one that a caller from outside could have, now or later.
 func Nameable(name string) bool {
-	for _, prefix := range []string{"spiffe://", "admin/", "certificate/", "token/", "credential/"} {
+	for _, prefix := range []string{"spiffe://", "admin/", "certificate/", "token/", "credential/", "vault/"} {
 		if rest, ok := strings.CutPrefix(name, prefix); ok {
 			return rest != ""
 		}

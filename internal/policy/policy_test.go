@@ -188,6 +188,7 @@ func TestParseErrors(t *testing.T) {
 		"not YAML":               {"version: 1\nrules: [", fault.Invalid, ""},
 		"unknown field":          {"version: 1\nrule: []", fault.Invalid, "line 2"},
 		"unknown field in rule":  {rule("{name: a, callers: [x], actions: [status], deny: true}"), fault.Invalid, "deny"},
+		"unknown effect":         {rule("{name: a, effect: maybe, callers: [x], actions: [status]}"), fault.Invalid, "effect"},
 		"unknown field in keys":  {rule("{name: a, callers: [x], actions: [status], keys: {namespace: n, names: [k], name: x}}"), fault.Invalid, "name"},
 		"unknown action":         {rule("{name: a, callers: [x], actions: [encrypt, frobnicate]}"), fault.Invalid, "frobnicate"},
 		"glob as action":         {rule("{name: a, callers: [x], actions: [\"key.*\"]}"), fault.Invalid, "key.*"},

@@ -35,6 +35,7 @@ type document struct {
 
 type rule struct {
 	Name    string   `yaml:"name"`
+	Effect  string   `yaml:"effect"` // "" or allow, or deny
 	Callers []string `yaml:"callers"`
 	Actions []string `yaml:"actions"`
 	Keys    *keys    `yaml:"keys"`
@@ -42,6 +43,12 @@ type rule struct {
 	// Attributes are patterns of what the caller's credential must say of it; all have to fit.
 	Attributes map[string]string `yaml:"attributes"`
 }
+
+// Effects of a rule.
+const (
+	effectAllow = "allow"
+	effectDeny  = "deny"
+)
 
 // keys selects resources. Without it a rule covers only actions that are about no key.
 type keys struct {
@@ -118,6 +125,8 @@ func (r rule) check() error {
 	switch {
 	case r.Name == "":
 		return errors.New("a rule needs a name")
+	case r.Effect != "" && r.Effect != effectAllow && r.Effect != effectDeny:
+		return fmt.Errorf("effect %q is not known: allow or deny", r.Effect)
 	case len(r.Callers) == 0 || len(r.Actions) == 0:
 		return errors.New("a rule needs callers and actions")
 	case slices.Contains(r.Callers, ""), r.Keys != nil && slices.Contains(r.Keys.Names, ""):
@@ -135,13 +144,29 @@ func (r rule) check() error {
 	return nil
 }
 
-// Allows finds the first rule that allows it. Nobody is allowed nothing, and there are no rules that deny.
+// Allows finds the first rule that allows it, unless one denies it. Nobody is allowed nothing.
 func (r *Rules) Allows(c Caller, a Action, res Resource) (string, bool) {
 	if r == nil || c.IsZero() || !slices.Contains(Actions(), a) {
 		return "", false
 	}
+	if _, denied := r.Denies(c, a, res); denied {
+		return "", false
+	}
+	return r.first(c, a, res, false)
+}
+
+// Denies finds the first rule that denies it, whatever else would allow it.
+func (r *Rules) Denies(c Caller, a Action, res Resource) (string, bool) {
+	if r == nil {
+		return "", false
+	}
+	return r.first(c, a, res, true)
+}
+
+// first finds the first rule of an effect that covers something.
+func (r *Rules) first(c Caller, a Action, res Resource, deny bool) (string, bool) {
 	for _, rule := range r.rules {
-		if rule.covers(c, a, res) {
+		if (rule.Effect == effectDeny) == deny && rule.covers(c, a, res) {
 			return rule.Name, true
 		}
 	}

@@ -1,0 +1,116 @@
+package policy
+
+import (
+	"encoding/json"
+	"math/big"
+	"reflect"
+	"strconv"
+	"strings"
+)
+
+// holds says whether a value is in a list. An empty list holds every value.
+func holds(list []any, value any) bool {
+	if len(list) == 0 {
+		return true
+	}
+	for _, v := range list {
+		if sameValue(v, value) {
+			return true
+		}
+	}
+	return false
+}
+
+// sameValue compares a value of a policy with one of a request. Numbers are compared as numbers, whatever type they were read as, and also with
+// text that spells them, as requests may spell numbers and booleans so.
+func sameValue(want, got any) bool {
+	if w, ok := want.(string); ok {
+		if g, ok := scalar(got); ok {
+			return globbed(w, g)
+		}
+	}
+	if w, ok := number(want); ok {
+		g, ok := number(got)
+		return ok && w.Cmp(g) == 0
+	}
+	if w, ok := want.(bool); ok {
+		g, ok := scalar(got)
+		return ok && g == strconv.FormatBool(w)
+	}
+	w, isList := want.([]any)
+	g, ok := got.([]any)
+	if isList != ok || len(w) != len(g) {
+		return false
+	}
+	if !isList {
+		return reflect.DeepEqual(want, got)
+	}
+	for i := range w {
+		if !sameValue(w[i], g[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+// scalar is the text of a value that is neither a list nor an object.
+func scalar(v any) (string, bool) {
+	switch v := v.(type) {
+	case string:
+		return v, true
+	case json.Number:
+		return v.String(), true
+	case bool:
+		return strconv.FormatBool(v), true
+	case float64:
+		return strconv.FormatFloat(v, 'f', -1, 64), true
+	case int64:
+		return strconv.FormatInt(v, 10), true
+	case int:
+		return strconv.Itoa(v), true
+	}
+	return "", false
+}
+
+// maxNumber bounds the text of a number that is compared, in bytes: 1e999999999 would be a long one.
+const maxNumber = 40
+
+func number(v any) (*big.Rat, bool) {
+	if _, isBool := v.(bool); isBool {
+		return nil, false
+	}
+	s, ok := scalar(v)
+	if !ok || len(s) > maxNumber {
+		return nil, false
+	}
+	if _, err := strconv.ParseFloat(s, 64); err != nil {
+		return nil, false
+	}
+	if i := strings.IndexAny(s, "eExXpP"); i >= 0 {
+		f, err := strconv.ParseFloat(s, 64)
+		if err != nil {
+			return nil, false
+		}
+		r := new(big.Rat).SetFloat64(f)
+		return r, r != nil
+	}
+	return new(big.Rat).SetString(s)
+}
+
+// globbed compares text with a pattern that may have a * at its begin, at its end, or both.
+func globbed(pattern, s string) bool {
+	if pattern == "" || pattern == "*" {
+		return pattern == "*" || s == ""
+	}
+	rest, anyStart := strings.CutPrefix(pattern, "*")
+	rest, anyEnd := strings.CutSuffix(rest, "*")
+	switch {
+	case anyStart && anyEnd:
+		return strings.Contains(s, rest)
+	case anyStart:
+		return strings.HasSuffix(s, rest)
+	case anyEnd:
+		return strings.HasPrefix(s, rest)
+	}
+	return s == pattern
+}
