@@ -173,6 +173,10 @@ func TestLimits(t *testing.T) {
 		{"keys that have metrics of their own: 1,000 unless configured, at most 100,000", "internal/telemetry/telemetry.go", "DefaultMaxKeys = 1000"},
 		{"each time of a drain: 10 minutes", "internal/server/profile.go", "maxDrain = 10 * time.Minute"},
 		{"handles that a process remembers as unknown: 1,024", "held.go", "maxUnknown = 1024"},
+		{
+			"time between two rotations of a schedule; part of it by which one is due earlier; windows; name of a time zone: 1 s to 100 years; 50 %; 16; 64 bytes", "internal/keyring/schedule.go",
+			"MinEvery = time.Second;MaxEvery = 100 * 365 * 24 * time.Hour;MaxJitter = 50;MaxWindows = 16;MaxZoneName = 64",
+		},
 		{"uses of a version of AES-GCM or ChaCha20-Poly1305; taken in one piece: 2,147,483,648; 65,536", "internal/suite/table.go", "randomNonceUses = 1 << 31"},
 		{"uses of a version of AES-GCM or ChaCha20-Poly1305; taken in one piece: 2,147,483,648; 65,536", "internal/kms/volume.go", "DefaultBlock = 1 << 16"},
 		{"approvals of a destruction; least wait that a server can ask for: 16; a year", "internal/keyring/validate.go", "MaxApprovals = 16"},

@@ -142,6 +142,7 @@ type Key struct {
 	Exportable bool              `json:"exportable,omitempty"` // versions may leave sealed to a recipient, where policy allows it
 	Periods    Periods           `json:"periods,omitzero"`
 	Rotation   Rotation          `json:"rotation,omitzero"`
+	Schedule   Schedule          `json:"schedule,omitzero"` // when it rotates by itself
 	Created    time.Time         `json:"created"`
 	Epoch      Epoch             `json:"epoch"`
 	Primary    uint32            `json:"primary"`          // 0 while the first version is being distributed

@@ -110,7 +110,7 @@ func (k Key) validatePeriods() error {
 	case r.Approvals < 0 || r.Approvals > MaxApprovals:
 		return invalid("rotation.destroy_approvals", "1 to %d", MaxApprovals)
 	}
-	return nil
+	return k.Schedule.validate()
 }
 
 func invalid(field, hint string, args ...any) error {

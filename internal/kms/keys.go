@@ -38,7 +38,7 @@ func (s *Service) make(ctx context.Context, c policy.Caller, spec keyring.Key, f
 	k := keyring.Key{
 		ID: newKeyID(), Namespace: spec.Namespace, Name: spec.Name, Purpose: spec.Purpose,
 		Custody: cmp.Or(spec.Custody, keyring.CustodyServer), Algorithm: cmp.Or(spec.Algorithm, s.algorithmFor(spec)), Exportable: spec.Exportable,
-		Labels: spec.Labels, Owner: cmp.Or(spec.Owner, c.Name), Periods: spec.Periods, Rotation: spec.Rotation, Created: now,
+		Labels: spec.Labels, Owner: cmp.Or(spec.Owner, c.Name), Periods: spec.Periods, Rotation: spec.Rotation, Schedule: spec.Schedule, Created: now,
 	}
 	if err := k.Validate(); err != nil {
 		return k, err
