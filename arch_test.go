@@ -26,7 +26,7 @@ var floors = []struct {
 	{1, []string{"internal/suite", "internal/store", "internal/seal", "internal/policy", "internal/rpc", "internal/sandbox", "internal/hsm"}},
 	{2, []string{"envelope", "internal/keyring", "internal/token", "internal/identity", "internal/audit", "internal/replica", "internal/store/*", "internal/seal/*", "internal/telemetry", "internal/doctor", "internal/custody"}},
 	{3, []string{"internal/rotation", "internal/holder", "internal/guard", "internal/delivery", "internal/oidc", "internal/keybackup"}},
-	{4, []string{"internal/kms", "internal/backup", "internal/sealing", "internal/fleet", "internal/authn", "."}},
+	{4, []string{"internal/kms", "internal/backup", "internal/sealing", "internal/fleet", "internal/authn", "internal/mounts", "."}},
 	{5, []string{"internal/campaign", "internal/issuer", "internal/recovery"}},
 	{6, []string{"internal/rollout", "internal/wire"}},
 	{7, []string{"internal/wire/*"}},

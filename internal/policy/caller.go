@@ -108,6 +108,11 @@ const (
 	ActCredentialChange Action = "credential.change"
 	ActSessions         Action = "session.list"
 	ActSessionRevoke    Action = "session.revoke"
+
+	ActMounts          Action = "mount.list"
+	ActMountChange     Action = "mount.change"
+	ActNamespaces      Action = "namespace.list"
+	ActNamespaceCreate Action = "namespace.create"
 )
 
 // Resource is what an action is about. Key is empty for actions that are about no key.

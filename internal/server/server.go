@@ -21,6 +21,7 @@ import (
 	"github.com/rotorkms/rotor/internal/issuer"
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/kms"
+	"github.com/rotorkms/rotor/internal/mounts"
 	"github.com/rotorkms/rotor/internal/replica"
 	"github.com/rotorkms/rotor/internal/rollout"
 	"github.com/rotorkms/rotor/internal/rotation"
@@ -80,6 +81,7 @@ type rooms struct {
 	campaigns *campaign.Service
 	rollout   *rollout.Loop
 	authority *authn.Authority
+	mounts    *mounts.Service
 }
 
 // Start opens the store, unseals it, verifies its audit log and serves. When no root of trust can open it now the server starts sealed: it
@@ -284,7 +286,7 @@ func (s *Server) serve(ctx, run context.Context, group *errgroup.Group, sealer s
 		r.rollout.Look(k.ID)
 	})
 	r.fleet.OnChange = r.rollout.Look
-	for _, loop := range []func(context.Context) error{r.authority.Run, s.seals.Run, r.kms.Run, r.kms.Sweep, r.fleet.Run, r.campaigns.Run, r.rollout.Run} {
+	for _, loop := range []func(context.Context) error{r.authority.Run, s.seals.Run, r.kms.Run, r.kms.Sweep, r.fleet.Run, r.campaigns.Run, r.rollout.Run, r.mounts.Run} {
 		group.Go(func() error { return loop(run) })
 	}
 	if s.keeper != nil {
@@ -335,6 +337,9 @@ func (s *Server) build(ctx context.Context) (r rooms, err error) {
 	}
 	work.Fleet = r.fleet
 	if r.campaigns, err = campaign.New(ctx, work); err != nil {
+		return r, err
+	}
+	if r.mounts, err = mounts.New(ctx, mounts.Config{Guard: s.guard, Log: c.Log}); err != nil {
 		return r, err
 	}
 	r.rollout = rollout.New(rollout.Config{KMS: r.kms, Fleet: r.fleet, Floors: r.campaigns, Lead: s.lead(), Now: c.Now, Log: c.Log})

@@ -1,0 +1,39 @@
+package mounts
+
+import (
+	"context"
+
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/keyring"
+	"github.com/rotorkms/rotor/internal/policy"
+)
+
+// MaxNamespaces bounds the namespaces of a cluster.
+const MaxNamespaces = 1000
+
+// Namespaces lists all namespaces, sorted. fault.Denied.
+func (s *Service) Namespaces(ctx context.Context, c policy.Caller) ([]keyring.Namespace, error) {
+	if _, err := s.Guard.Admit(ctx, c, policy.ActNamespaces, policy.Resource{}); err != nil {
+		return nil, err
+	}
+	var out []keyring.Namespace
+	for _, ns := range s.Guard.Namespaces() {
+		out = append(out, keyring.Namespace(ns))
+	}
+	return out, nil
+}
+
+// CreateNamespace makes a namespace, with a key of its own above its keys. They stay: keys are never forgotten. fault.Exists, Invalid, TooLarge, Denied.
+func (s *Service) CreateNamespace(ctx context.Context, c policy.Caller, ns keyring.Namespace) error {
+	p, err := s.Guard.Admit(ctx, c, policy.ActNamespaceCreate, policy.Resource{Namespace: string(ns)})
+	if err != nil {
+		return err
+	}
+	if !keyring.ValidName(string(ns)) {
+		return fault.New(fault.Invalid, "namespace").WithHint("lower-case letters, digits, and inside . _ -")
+	}
+	if len(s.Guard.Namespaces()) >= MaxNamespaces {
+		return fault.New(fault.TooLarge, "namespaces").WithHint("at most %d", MaxNamespaces)
+	}
+	return s.Guard.CreateNamespace(ctx, p, string(ns))
+}
