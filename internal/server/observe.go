@@ -37,6 +37,15 @@ func (s *Server) observe(mux *http.ServeMux) {
 	mux.HandleFunc("GET /debug/pprof/{profile}", s.allowed(policy.ActProfile, s.profile))
 }
 
+// healthFront is the paths that say how a server does, to everybody, and more of a sealed one, whose metrics say no more than its status, which strangers may ask for.
+func healthFront(more ...string) wire.Front {
+	routes := map[string]wire.Route{}
+	for _, path := range append(more, "/healthz", "/readyz") {
+		routes[path] = wire.Route{Stranger: true}
+	}
+	return wire.Front{Route: wire.Paths(routes)}
+}
+
 // allowed lets through who has the right, and refuses others in the audit log.
 func (s *Server) allowed(a policy.Action, next http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {

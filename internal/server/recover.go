@@ -48,7 +48,7 @@ func (s *Server) serveRecovery(ctx context.Context, group *errgroup.Group, run c
 		Guard: s.guard, Authority: a, Seals: s.seals, Dir: c.Dir, Now: c.Now, Log: c.Log,
 		Recovery: recovery.New(recovery.Config{Guard: s.guard, Seals: s.seals, Delay: c.RecoverWait, Now: c.Now, Log: c.Log}),
 	})
-	front, listener := wire.NewServer(wire.Config{TLS: tlsConfig, Identifier: a, Handler: mux, Now: c.Now, Log: c.Log}), s.listener
+	front, listener := wire.NewServer(wire.Config{TLS: tlsConfig, Identifier: a, Handler: mux, Fronts: []wire.Front{native.Front(), healthFront()}, Now: c.Now, Log: c.Log}), s.listener
 	s.http = front
 	live, end := context.WithCancel(run)
 	loops, live := errgroup.WithContext(live)

@@ -70,7 +70,7 @@ func (s *Server) startSealed(ctx context.Context, why error) error {
 	s.seals.Explain(s.config.SealedFor)
 	s.config.Log.WarnContext(ctx, "the server is sealed", "reason", s.seals.Why(), "error", why, "listen", s.address)
 	sealed := wire.NewServer(wire.Config{
-		TLS: c, Identifier: nobody{s.seals.Why().Fault()}, Handler: s.sealedMux(), Strangers: append(wire.Strangers(), "/metrics"), Now: s.config.Now, Log: s.config.Log,
+		TLS: c, Identifier: nobody{s.seals.Why().Fault()}, Handler: s.sealedMux(), Fronts: []wire.Front{native.Front(), healthFront("/metrics")}, Now: s.config.Now, Log: s.config.Log,
 	})
 	served := make(chan error, 1)
 	go func() { served <- sealed.Serve(s.listener) }() // ends with Shutdown, below

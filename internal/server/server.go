@@ -272,6 +272,7 @@ func (s *Server) serve(ctx, run context.Context, group *errgroup.Group, sealer s
 	method := counted(mux)
 	s.http = wire.NewServer(wire.Config{
 		TLS: tlsConfig, Identifier: r.authority, Limits: s.config.Limits.wire(), Handler: mux, Now: s.config.Now, Log: s.config.Log,
+		Fronts: []wire.Front{native.Front(), jwks.Front(), healthFront()},
 		Observe: func(r *http.Request, code string, took time.Duration, stream bool) {
 			s.metrics.Request(method(r), code, took, stream)
 		},

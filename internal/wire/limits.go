@@ -97,11 +97,11 @@ func (b *buckets) drop(now time.Time) {
 }
 
 // admit counts a request of a caller, or a login from an address. fault.RateLimited.
-func (l *limiter) admit(p *peer, path string) error {
+func (l *limiter) admit(p *peer, route Route) error {
 	switch {
 	case !p.caller.IsZero():
 		return l.callers.take(p.caller.Name, "requests of "+p.caller.Name, l.now())
-	case path == login:
+	case route.Login:
 		return l.strangers.take(network(p.address), "logins from "+p.address, l.now())
 	}
 	return nil

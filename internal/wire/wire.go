@@ -1,8 +1,9 @@
 // Package wire is the listener under every front end: TLS, limits, and who the caller is. A front end gets requests of known
-// callers alone; the few paths that answer strangers are named here and nowhere else.
+// callers alone, but for the few routes that it says answer strangers.
 package wire
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -11,16 +12,11 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"slices"
-	"strings"
 	"sync/atomic"
 	"time"
 
-	"connectrpc.com/connect"
-
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/policy"
-	"github.com/rotorkms/rotor/internal/rpc"
 )
 
 // Limits of every request.
@@ -35,28 +31,6 @@ const (
 	maxHeader      = 64 << 10 // of a request, in bytes
 	maxStreams     = 256      // HTTP/2 streams of one connection
 )
-
-// Strangers are the paths that answer without a caller: health, JWKS, join, login, and what custodians need, whose
-// shares are their credential.
-func Strangers() []string {
-	return []string{"/healthz", "/readyz", "/.well-known/jwks.json", "/rotor.v1.JoinService/Join", login,
-		"/rotor.v1.SealService/Status", "/rotor.v1.SealService/Unseal", "/rotor.v1.SealService/Reset"}
-}
-
-// login is the path that tells itself who comes.
-const login = "/rotor.v1.AuthService/Login"
-
-// renew is the one path that takes a certificate that has ended.
-const renew = "/rotor.v1.JoinService/Renew"
-
-// hold is the one path whose request has no end: its messages have a limit, their sum has none.
-const hold = "/rotor.v1.FleetService/Hold"
-
-// recovery is the one path that takes as much as an audit log, of who has the right to recover the store; its handler has a limit of its own.
-const recovery = "/rotor.v1.RootService/Recover"
-
-// streams are the paths without a time limit. They end with the caller's certificate, with its removal and with the server.
-var streams = []string{hold, recovery, "/rotor.v1.AuditService/Tail", "/rotor.v1.AuditService/Export", "/rotor.v1.RootService/Backup"}
 
 // Identifier names the caller behind a connection.
 type Identifier interface {
@@ -76,8 +50,9 @@ type Config struct {
 	// Observe is told of each answer: ok, or the code of the fault; nil: nobody is.
 	Observe func(r *http.Request, code string, took time.Duration, stream bool)
 	Limits  Limits
-	// Strangers are the paths that answer without a caller; nil: those of the function of that name.
-	Strangers []string
+	// Fronts are the protocols of the listener. The first whose path a request has speaks to it; a path of none is for known callers alone, and is
+	// refused in plain text.
+	Fronts []Front
 }
 
 // Server is the listener's HTTP server.
@@ -188,33 +163,34 @@ type (
 
 // authenticate names the caller and bounds the request before anything of its body is read.
 func (s *Server) authenticate(c Config) http.Handler {
-	writer := connect.NewErrorWriter()
-	open := c.Strangers
-	if open == nil {
-		open = Strangers()
-	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		began, stream := time.Now(), slices.Contains(streams, r.URL.Path)
+		began := time.Now()
+		front, route := frontOf(c.Fronts, r)
+		stream := route.Stream
 		var p *peer
 		var err error
 		seen := s.changes.Load() // before anybody is asked
 		if stream {
-			Aside(func() { p, err = identify(c, w, r) })
+			Aside(func() { p, err = identify(c, front, route, w, r) })
 		} else {
-			p, err = identify(c, w, r)
+			p, err = identify(c, front, route, w, r)
 		}
 		p.changes, p.seen = &s.changes, seen
 		ctx := context.WithValue(r.Context(), outcomeKey{}, p.outcome)
 		if c.Observe != nil {
 			defer func() { c.Observe(r, p.code(), time.Since(began), stream) }()
 		}
-		if err != nil && !slices.Contains(open, r.URL.Path) {
-			deny(ctx, w, r, writer, err)
+		deny := func(err error) {
+			Failed(ctx, err)
+			front.deny(w, r, err)
+		}
+		if err != nil && !route.Stranger {
+			deny(err)
 			return
 		}
 		p.limits = s.limits.Load()
-		if err := p.limits.admit(p, r.URL.Path); err != nil {
-			deny(ctx, w, r, writer, err)
+		if err := p.limits.admit(p, route); err != nil {
+			deny(err)
 			return
 		}
 		if p.caller.IsZero() { // whether something is traced is no stranger's to say
@@ -227,12 +203,12 @@ func (s *Server) authenticate(c Config) http.Handler {
 		}
 		ctx, leave, err := s.callers.enter(ctx, p, stream, end)
 		if err != nil {
-			deny(ctx, w, r, writer, err)
+			deny(err)
 			return
 		}
 		defer leave()
-		if err := s.limit(w, r, p, stream); err != nil {
-			deny(ctx, w, r, writer, err)
+		if err := s.limit(w, r, p, route); err != nil {
+			deny(err)
 			return
 		}
 		c.Handler.ServeHTTP(w, r.WithContext(context.WithValue(ctx, peerKey{}, p)))
@@ -240,34 +216,37 @@ func (s *Server) authenticate(c Config) http.Handler {
 }
 
 // identify names who sent a request. A session, where one is shown, counts alone: a certificate beside it makes nobody of a wrong one.
-func identify(c Config, w http.ResponseWriter, r *http.Request) (*peer, error) {
+func identify(c Config, front Front, route Route, w http.ResponseWriter, r *http.Request) (*peer, error) {
 	p := &peer{control: http.NewResponseController(w), address: host(r.RemoteAddr), outcome: new(atomic.Pointer[fault.Code])}
 	if r.TLS == nil {
 		return p, fault.New(fault.Unauthenticated, "caller")
 	}
 	p.state = r.TLS
-	token, shown, err := bearer(r.Header)
-	if r.URL.Path == login { // whose proof is in its body, or is the certificate
+	token, shown, err := front.token(r.Header)
+	if route.Login { // whose proof is in its body, or is the certificate
 		return p, fault.New(fault.Unauthenticated, "caller")
 	}
 	if err != nil {
 		return p, err
 	}
 	if shown {
-		if p.caller, p.until, err = c.Identifier.Session(r.Context(), token, p.address); err == nil {
+		session := front.Identify
+		if session == nil {
+			session = c.Identifier.Session
+		}
+		if p.caller, p.until, err = session(r.Context(), token, p.address); err == nil {
 			p.again = func(ctx context.Context) error {
-				_, _, err := c.Identifier.Session(ctx, token, p.address)
+				_, _, err := session(ctx, token, p.address)
 				return err
 			}
 		}
 		return p, err
 	}
-	renewing := r.URL.Path == renew
-	if p.caller, err = c.Identifier.Identify(*r.TLS, renewing); err == nil {
+	if p.caller, err = c.Identifier.Identify(*r.TLS, route.Renew); err == nil {
 		p.certificate = r.TLS.PeerCertificates[0]
 		p.until = p.certificate.NotAfter
 		p.again = func(context.Context) error {
-			_, err := c.Identifier.Identify(*p.state, renewing)
+			_, err := c.Identifier.Identify(*p.state, route.Renew)
 			return err
 		}
 	}
@@ -284,40 +263,24 @@ func Stands(ctx context.Context) error {
 	return p.again(ctx)
 }
 
-// maxBearer bounds a session token, in bytes.
-const maxBearer = 256
-
-// bearer reads the one token of an Authorization header (RFC 6750, 2.1).
-func bearer(h http.Header) (token string, shown bool, err error) {
-	all := h.Values("Authorization")
-	if len(all) == 0 {
-		return "", false, nil
-	}
-	scheme, token, ok := strings.Cut(all[0], " ")
-	if len(all) > 1 || !ok || !strings.EqualFold(scheme, "Bearer") || len(token) > maxBearer {
-		return "", true, fault.New(fault.Unauthenticated, "session").WithHint("Authorization: Bearer and the token that login gave")
-	}
-	return token, true, nil
-}
-
 // limit bounds size and time of a request. fault.TooLarge.
-func (s *Server) limit(w http.ResponseWriter, r *http.Request, p *peer, stream bool) error {
-	if !stream {
+func (s *Server) limit(w http.ResponseWriter, r *http.Request, p *peer, route Route) error {
+	if !route.Stream {
 		end := time.Now().Add(s.request)
 		_ = p.control.SetReadDeadline(end) // every server connection supports it
 		_ = p.control.SetWriteDeadline(end)
 	}
-	most := int64(MaxMessage)
+	most := cmp.Or(route.MaxBody, MaxMessage)
 	if p.caller.IsZero() {
 		most = maxStranger
 	}
 	if r.ContentLength > most {
 		return fault.New(fault.TooLarge, "request").WithHint("at most %d bytes", most)
 	}
-	if r.URL.Path != hold && r.URL.Path != recovery {
+	if !route.Unbounded {
 		r.Body = http.MaxBytesReader(w, r.Body, most)
 	}
-	if !stream {
+	if !route.Stream {
 		r.Body = metered{r.Body, p}
 	}
 	return nil
@@ -329,27 +292,6 @@ func host(address string) string {
 		return address
 	}
 	return h
-}
-
-// deny answers in the protocol of the request. What is left of its body is not read.
-func deny(ctx context.Context, w http.ResponseWriter, r *http.Request, writer *connect.ErrorWriter, err error) {
-	Failed(ctx, err)
-	if writer.IsSupported(r) {
-		_ = writer.Write(w, r, rpc.Encode(err)) // the client is gone when this fails
-		return
-	}
-	status := http.StatusUnauthorized
-	switch fault.CodeOf(err) {
-	case fault.Denied:
-		status = http.StatusForbidden
-	case fault.TooLarge:
-		status = http.StatusRequestEntityTooLarge
-	case fault.RateLimited:
-		status = http.StatusTooManyRequests
-	case fault.Unavailable, fault.Sealed:
-		status = http.StatusServiceUnavailable
-	}
-	http.Error(w, rpc.Public(err).Error(), status)
 }
 
 // Failed notes how a request ended, for whoever observes.

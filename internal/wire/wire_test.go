@@ -60,6 +60,15 @@ func certificate(t *testing.T, serial int64) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
+// front is a protocol with one path of each kind.
+func front() wire.Front {
+	return wire.Front{Route: wire.Paths(map[string]wire.Route{
+		"/healthz": {Stranger: true}, "/.well-known/jwks.json": {Stranger: true}, "/rotor.v1.JoinService/Join": {Stranger: true},
+		"/rotor.v1.AuthService/Login": {Stranger: true, Login: true},
+		"/rotor.v1.FleetService/Hold": {Stream: true, Unbounded: true}, "/rotor.v1.AuditService/Tail": {Stream: true},
+	})}
+}
+
 // serve runs a handler behind the listener.
 func serve(t *testing.T, h http.HandlerFunc) (s *wire.Server, url string) {
 	t.Helper()
@@ -75,7 +84,7 @@ func serveAs(t *testing.T, build func(wire.Config) *wire.Server, h http.HandlerF
 	if err != nil {
 		t.Fatal(err)
 	}
-	s = build(wire.Config{TLS: c, Identifier: named{}, Handler: h, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
+	s = build(wire.Config{TLS: c, Identifier: named{}, Handler: h, Fronts: []wire.Front{other(), front()}, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(l) }()
 	t.Cleanup(func() {
@@ -414,6 +423,77 @@ func TestStrangersBeginNoTrace(t *testing.T) {
 		}
 		if is := <-got; is != want {
 			t.Errorf("%d: %q", serial, is)
+		}
+	}
+}
+
+// other is a protocol whose tokens, refusals and large bodies are its own.
+func other() wire.Front {
+	return wire.Front{
+		Route: func(r *http.Request) (wire.Route, bool) {
+			return wire.Route{MaxBody: 2 * wire.MaxMessage}, strings.HasPrefix(r.URL.Path, "/other/")
+		},
+		Token: func(h http.Header) (string, bool, error) { return h.Get("X-Other"), true, nil },
+		Identify: func(_ context.Context, token, _ string) (policy.Caller, time.Time, error) {
+			if token != "right" {
+				return policy.Caller{}, time.Time{}, fault.New(fault.Unauthenticated, "token")
+			}
+			return policy.Caller{Kind: policy.KindToken, Name: "token/other", Session: "o"}, time.Now().Add(time.Hour), nil
+		},
+		Deny: func(w http.ResponseWriter, _ *http.Request, err error) {
+			w.WriteHeader(http.StatusTeapot)
+			fmt.Fprint(w, fault.CodeOf(err))
+		},
+	}
+}
+
+// TestFronts: each protocol names callers and refuses them in its own way, and what one takes for a token is none to another.
+func TestFronts(t *testing.T) {
+	_, url := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if _, err := io.Copy(io.Discard, r.Body); err != nil {
+			http.Error(w, err.Error(), http.StatusRequestEntityTooLarge)
+			return
+		}
+		fmt.Fprint(w, wire.Caller(r.Context()).Name)
+	})
+	for what, c := range map[string]struct {
+		serial      int64
+		path, token string
+		bearer      string
+		size        int64
+		status      int
+		want        string
+	}{
+		"right":                  {0, "/other/x", "right", "", 0, 200, "token/other"},
+		"wrong":                  {0, "/other/x", "wrong", "", 0, http.StatusTeapot, "unauthenticated"},
+		"none":                   {0, "/other/x", "", "", 0, http.StatusTeapot, "unauthenticated"},
+		"a certificate":          {7, "/other/x", "", "", 0, http.StatusTeapot, "unauthenticated"},
+		"a bearer of the others": {0, "/other/x", "", "s-x", 0, http.StatusTeapot, "unauthenticated"},
+		"its token elsewhere":    {0, "/rotor.v1.AuditService/Tail", "right", "", 0, 401, ""},
+		"its token, no protocol": {0, "/x", "right", "", 0, 401, ""},
+		"a bearer elsewhere":     {0, "/x", "", "s-x", 0, 200, "token/t/x"},
+		"a large body":           {0, "/other/x", "right", "", 2 * wire.MaxMessage, 200, "token/other"},
+		"too large a body":       {0, "/other/x", "right", "", 2*wire.MaxMessage + 1, http.StatusTeapot, "too_large"},
+		"a large body elsewhere": {7, "/x", "", "", wire.MaxMessage + 1, 413, ""},
+	} {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url+c.path, bytes.NewReader(make([]byte, c.size)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.token != "" {
+			r.Header.Set("X-Other", c.token)
+		}
+		if c.bearer != "" {
+			r.Header.Set("Authorization", "Bearer "+c.bearer)
+		}
+		resp, err := client(t, c.serial).Do(r)
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		b, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if resp.StatusCode != c.status || c.want != "" && string(b) != c.want {
+			t.Errorf("%s: %d %s", what, resp.StatusCode, b)
 		}
 	}
 }

@@ -8,10 +8,16 @@ import (
 
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/token"
+	"github.com/rotorkms/rotor/internal/wire"
 )
 
 // Path is where the set of the default namespace is.
 const Path = "/.well-known/jwks.json"
+
+// Front is the path as the listener knows it.
+func Front() wire.Front {
+	return wire.Front{Route: wire.Paths(map[string]wire.Route{Path: {Stranger: true}})}
+}
 
 // Source gives the present key set and how long it may be cached.
 type Source interface {
