@@ -20,6 +20,7 @@ import (
 	"github.com/rotorkms/rotor/internal/secret"
 	"github.com/rotorkms/rotor/internal/wire"
 	"github.com/rotorkms/rotor/internal/wire/native"
+	"github.com/rotorkms/rotor/internal/wire/vault"
 )
 
 // serveRecovery serves what a server in recovery mode does: it is alive, it is not ready, and it says why to who may ask.
@@ -44,11 +45,12 @@ func (s *Server) serveRecovery(ctx context.Context, group *errgroup.Group, run c
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
 		http.Error(w, "recovery mode", http.StatusServiceUnavailable)
 	})
+	vault.MountSealed(mux, fault.New(fault.Recovery, found[0].String()))
 	native.MountRecovery(mux, native.Config{
 		Guard: s.guard, Authority: a, Seals: s.seals, Dir: c.Dir, Now: c.Now, Log: c.Log,
 		Recovery: recovery.New(recovery.Config{Guard: s.guard, Seals: s.seals, Delay: c.RecoverWait, Now: c.Now, Log: c.Log}),
 	})
-	front, listener := wire.NewServer(wire.Config{TLS: tlsConfig, Identifier: a, Handler: mux, Fronts: []wire.Front{native.Front(), healthFront()}, Now: c.Now, Log: c.Log}), s.listener
+	front, listener := wire.NewServer(wire.Config{TLS: tlsConfig, Identifier: a, Handler: mux, Fronts: []wire.Front{native.Front(), vault.SealedFront(), healthFront()}, Now: c.Now, Log: c.Log}), s.listener
 	s.http = front
 	live, end := context.WithCancel(run)
 	loops, live := errgroup.WithContext(live)

@@ -27,6 +27,7 @@ import (
 	"github.com/rotorkms/rotor/internal/telemetry"
 	"github.com/rotorkms/rotor/internal/wire"
 	"github.com/rotorkms/rotor/internal/wire/native"
+	"github.com/rotorkms/rotor/internal/wire/vault"
 )
 
 const (
@@ -70,7 +71,7 @@ func (s *Server) startSealed(ctx context.Context, why error) error {
 	s.seals.Explain(s.config.SealedFor)
 	s.config.Log.WarnContext(ctx, "the server is sealed", "reason", s.seals.Why(), "error", why, "listen", s.address)
 	sealed := wire.NewServer(wire.Config{
-		TLS: c, Identifier: nobody{s.seals.Why().Fault()}, Handler: s.sealedMux(), Fronts: []wire.Front{native.Front(), healthFront("/metrics")}, Now: s.config.Now, Log: s.config.Log,
+		TLS: c, Identifier: nobody{s.seals.Why().Fault()}, Handler: s.sealedMux(), Fronts: []wire.Front{native.Front(), vault.SealedFront(), healthFront("/metrics")}, Now: s.config.Now, Log: s.config.Log,
 	})
 	served := make(chan error, 1)
 	go func() { served <- sealed.Serve(s.listener) }() // ends with Shutdown, below
@@ -153,6 +154,7 @@ func (s *Server) sealedMux() *http.ServeMux {
 	})
 	mux.Handle("GET /metrics", telemetry.Sealed(string(s.seals.Why())))
 	native.MountSeal(mux, s.seals, s.config.Log)
+	vault.MountSealed(mux, why)
 	writer := connect.NewErrorWriter()
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		wire.Failed(r.Context(), why)

@@ -87,7 +87,7 @@ func TestSealed(t *testing.T) {
 		t.Errorf("a key file was made that nobody asked for: %v", err)
 	}
 	address := w.Address()
-	for path, want := range map[string]int{"/healthz": 200, "/readyz": 503, "/.well-known/jwks.json": 503, "/metrics": 200, "/": 503, "/debug/pprof/heap": 503} {
+	for path, want := range map[string]int{"/healthz": 200, "/readyz": 503, "/.well-known/jwks.json": 503, "/metrics": 200, "/": 503, "/debug/pprof/heap": 503, "/v1/transit/keys/a": 503} {
 		if status, body := w.get(path); status != want || want == 503 && !strings.Contains(body, "sealed") || path == "/readyz" && !strings.Contains(body, "(shares)") ||
 			path == "/metrics" && !strings.Contains(body, "\nrotor_sealed_reason{reason=\"shares\"} 1\n") {
 			t.Errorf("%s: %d %q", path, status, body)

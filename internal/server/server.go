@@ -33,6 +33,7 @@ import (
 	"github.com/rotorkms/rotor/internal/wire"
 	"github.com/rotorkms/rotor/internal/wire/jwks"
 	"github.com/rotorkms/rotor/internal/wire/native"
+	"github.com/rotorkms/rotor/internal/wire/vault"
 )
 
 // Server is a running server.
@@ -272,7 +273,7 @@ func (s *Server) serve(ctx, run context.Context, group *errgroup.Group, sealer s
 	method := counted(mux)
 	s.http = wire.NewServer(wire.Config{
 		TLS: tlsConfig, Identifier: r.authority, Limits: s.config.Limits.wire(), Handler: mux, Now: s.config.Now, Log: s.config.Log,
-		Fronts: []wire.Front{native.Front(), jwks.Front(), healthFront()},
+		Fronts: []wire.Front{native.Front(), vault.Front(s.vault(r)), jwks.Front(), healthFront()},
 		Observe: func(r *http.Request, code string, took time.Duration, stream bool) {
 			s.metrics.Request(method(r), code, took, stream)
 		},
@@ -360,7 +361,19 @@ func (s *Server) mux(r rooms, sealer string) *http.ServeMux {
 		Interceptors: s.tracing.Calls(),
 		About:        s.about(native.About{Version: Version, Engine: engine, Seal: sealer, Profile: c.Profile, Started: c.Now()}), Seals: s.seals, Now: c.Now, Log: c.Log,
 	})
+	vault.Mount(mux, s.vault(r))
 	return mux
+}
+
+// vault is what the front end for Vault's clients offers.
+func (s *Server) vault(r rooms) vault.Config {
+	c := s.config
+	return vault.Config{
+		Guard: s.guard, KMS: r.kms, Rollout: r.rollout, Authority: r.authority, Seals: s.seals, Now: c.Now, Log: c.Log,
+		About: func(ctx context.Context) vault.About {
+			return vault.About{Version: Version, Cluster: s.guard.ClusterID(), Ready: s.health.look(ctx).Ready}
+		},
+	}
 }
 
 // supervise waits for the first loop that fails, or for Close, and brings everything down in order: no new request, those in flight

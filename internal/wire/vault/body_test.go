@@ -1,0 +1,87 @@
+package vault_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rotorkms/rotor/internal/wire/vault"
+)
+
+// TestBodiesAreBounded: what is deeper or has more elements than the limits is refused before it is decoded.
+func TestBodiesAreBounded(t *testing.T) {
+	array := func(n int) string {
+		return `{"batch_input":[` + strings.TrimSuffix(strings.Repeat("{},", n), ",") + `]}`
+	}
+	for what, c := range map[string]struct {
+		text string
+		ok   bool
+	}{
+		"nothing":                 {"", true},
+		"10,000 items":            {array(10_000), true},
+		"10,001 items":            {array(10_001), false},
+		"100,000 items":           {array(100_000), false},
+		"commas in a string":      {`{"a":"` + strings.Repeat(",", 20_000) + `"}`, true},
+		"escaped quotes":          {`{"a":"` + strings.Repeat(`\",`, 20_000) + `"}`, true},
+		"after a string":          {`{"a\\":"\\",` + array(10_001)[1:], false},
+		"32 deep":                 {strings.Repeat(`{"a":`, 31) + "[]" + strings.Repeat("}", 31), true},
+		"33 deep":                 {strings.Repeat(`{"a":`, 32) + "[]" + strings.Repeat("}", 32), false},
+		"a million brackets":      {strings.Repeat("[", 1_000_000), false},
+		"many arrays":             {`{"a":[` + strings.TrimSuffix(strings.Repeat(array(100)+",", 6_000), ",") + `]}`, false},
+		"a string without an end": {`{"a":"`, true}, // which the decoder refuses
+	} {
+		if err := vault.Bounded([]byte(c.text)); (err == nil) != c.ok {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
+// FuzzBody: a body that is taken is a JSON object within the limits, and one within the limits that is an object is taken.
+func FuzzBody(f *testing.F) {
+	for _, s := range []string{"", " ", "{}", `{"a":"\""}`, `{"a":[1,2,{"b":null}]}`, `[1]`, `{"a":`, `{"a":"\\"}`, "{}{}", "\xff", `{"batch_input":[{"plaintext":"eA=="},{}]}`} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		n, err := vault.Parse(b)
+		var m map[string]json.RawMessage
+		is := json.Unmarshal(b, &m) == nil || strings.TrimSpace(string(b)) == ""
+		if err == nil && (!is || n != len(m)) {
+			t.Errorf("%q: taken with %d members", b, n)
+		}
+		if err != nil && is && vault.Bounded(b) == nil {
+			t.Errorf("%q: %v", b, err)
+		}
+	})
+}
+
+func TestDurations(t *testing.T) {
+	for s, want := range map[string]time.Duration{
+		"": 0, "0": 0, "90": 90 * time.Second, "1.5": 1500 * time.Millisecond, "1h30m": 90 * time.Minute, "90d": 90 * 24 * time.Hour, " 1s ": time.Second, "-1": -time.Second,
+	} {
+		if got, err := vault.ParseDuration(s); err != nil || got != want {
+			t.Errorf("%q: %v, %v", s, got, err)
+		}
+	}
+	for _, s := range []string{"x", "1y", "d", "1e30", "1e30d", "NaN", "inf", "-inf", "107000d"} {
+		if got, err := vault.ParseDuration(s); err == nil {
+			t.Errorf("%q: %v", s, got)
+		}
+	}
+}
+
+func TestRoutesAreFound(t *testing.T) {
+	all := []string{"keys", "keys/:name", "keys/:name/rotate", "sign/:name(/:algorithm)", "mounts/*path", "mounts/*path/tune", "*path", "random/:source/:bytes", "random(/:bytes)", "keys/special"}
+	for path, want := range map[string]string{
+		"keys": "keys map[]", "keys/a": "keys/:name map[name:a]", "keys/special": "keys/special map[]", "keys/a/rotate": "keys/:name/rotate map[name:a]", "keys/a/x": "*path map[path:keys/a/x]",
+		"sign/a": "sign/:name(/:algorithm) map[name:a]", "sign/a/sha2-256": "sign/:name(/:algorithm) map[algorithm:sha2-256 name:a]",
+		"mounts/a/b": "mounts/*path map[path:a/b]", "mounts/a/b/tune": "mounts/*path/tune map[path:a/b]", "mounts/tune": "mounts/*path map[path:tune]",
+		"random": "random(/:bytes) map[]", "random/7": "random(/:bytes) map[bytes:7]", "random/all/7": "random/:source/:bytes map[bytes:7 source:all]",
+		"": " map[]", "keys//rotate": " map[]", "x//y": " map[]", "/": " map[]",
+	} {
+		if p, vars := vault.Find(all, path); p+" "+fmt.Sprint(vars) != want {
+			t.Errorf("%s: %s %v", path, p, vars)
+		}
+	}
+}

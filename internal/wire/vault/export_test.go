@@ -1,0 +1,26 @@
+package vault
+
+// Bounded is bounded.
+func Bounded(b []byte) error { return bounded(b) }
+
+// Parse is parse, with how many members there are.
+func Parse(b []byte) (int, error) {
+	m, err := parse(b)
+	return len(m), err
+}
+
+// ParseDuration is parseDuration.
+var ParseDuration = parseDuration
+
+// Find finds one of some patterns of an engine.
+func Find(patterns []string, path string) (pattern string, vars map[string]string) {
+	all := make([]route, len(patterns))
+	for i, p := range patterns {
+		all[i].pattern = p
+	}
+	r, vars, ok := newTable(all).find("", path)
+	if !ok {
+		return "", nil
+	}
+	return r.pattern, vars
+}

@@ -1,0 +1,4 @@
+package vault
+
+// policyRoutes are those of policies and capabilities.
+func policyRoutes(Config) []route { return nil }

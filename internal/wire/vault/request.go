@@ -1,0 +1,271 @@
+package vault
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"io"
+	"mime"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/keyring"
+	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/wire"
+)
+
+// request is one request as handlers see it.
+type request struct {
+	caller    policy.Caller
+	namespace keyring.Namespace
+	mount     string // without a slash at its end: transit, auth/approle; "" of routes from the root
+	path      string // below /v1/; of a list with a slash at its end
+	op        operation
+	vars      map[string]string // of the path
+	header    http.Header
+	body      body
+	raw       []byte // the body as it came
+	wrapTTL   time.Duration
+	address   string // of the client
+}
+
+// target is where a request leads.
+type target struct {
+	*route
+	engine, mount, path string
+	namespace           keyring.Namespace
+	vars                map[string]string
+}
+
+// resolve finds the route of a request.
+func (s *server) resolve(r *http.Request) (target, error) {
+	ns, err := s.config.namespaceOf(r.Header)
+	if err != nil {
+		return target{}, err
+	}
+	to := target{namespace: ns, path: strings.TrimPrefix(r.URL.Path, prefix)}
+	path := strings.TrimSuffix(to.path, "/")
+	var ok bool
+	if to.route, to.vars, ok = s.table.find("", path); ok {
+		return to, nil
+	}
+	rest := ""
+	if to.engine, to.mount, rest, ok = s.config.mounted(ns, path); ok {
+		if to.route, to.vars, ok = s.table.find(to.engine, rest); ok {
+			return to, nil
+		}
+		return to, &refusal{http.StatusNotFound, []string{"1 error occurred:\n\t* unsupported path\n\n"}, nil, fault.New(fault.NotFound, "path")}
+	}
+	return to, &refusal{http.StatusNotFound, []string{"no handler for route \"" + path + "\". route entry not found."}, nil, fault.New(fault.NotFound, "path")}
+}
+
+// operationOf is what a method asks for.
+func operationOf(r *http.Request) (operation, error) {
+	switch r.Method {
+	case http.MethodGet:
+		if q := r.URL.Query().Get("list"); q != "" {
+			is, err := strconv.ParseBool(q)
+			if err != nil {
+				return "", bad("list is true or false")
+			}
+			if is {
+				return opList, nil
+			}
+		}
+		return opRead, nil
+	case "LIST":
+		return opList, nil
+	case http.MethodPost, http.MethodPut:
+		return opUpdate, nil
+	case http.MethodDelete:
+		return opDelete, nil
+	case http.MethodPatch:
+		if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/merge-patch+json" {
+			return "", &refusal{http.StatusUnsupportedMediaType, []string{"PATCH requires Content-Type of application/merge-patch+json"}, nil, fault.New(fault.Invalid, "request")}
+		}
+		return opPatch, nil
+	}
+	return "", unsupported()
+}
+
+func unsupported() error {
+	return &refusal{http.StatusMethodNotAllowed, []string{"1 error occurred:\n\t* unsupported operation\n\n"}, nil, fault.New(fault.Invalid, "method")}
+}
+
+// read decodes a request for its route.
+func (s *server) read(w http.ResponseWriter, h *http.Request, to target) (*request, error) {
+	op, err := operationOf(h)
+	if err != nil {
+		return nil, err
+	}
+	ctx := h.Context()
+	r := &request{
+		caller: wire.Caller(ctx), namespace: to.namespace, mount: to.mount, path: strings.TrimSuffix(to.path, "/"), op: op, vars: to.vars, header: h.Header,
+		address: wire.Address(ctx),
+	}
+	if op == opList {
+		r.path += "/"
+	}
+	if r.wrapTTL, err = parseDuration(h.Header.Get("X-Vault-Wrap-TTL")); err != nil || r.wrapTTL < 0 {
+		return nil, bad("error parsing X-Vault-Wrap-TTL header: it is a duration")
+	}
+	if op != opUpdate && op != opPatch {
+		r.body, err = query(h.URL.RawQuery)
+		return r, err
+	}
+	if r.raw, err = readAll(h); err != nil {
+		return nil, tooLarge(err)
+	}
+	if err := wire.Stands(ctx); err != nil { // the body can come long after the header
+		return nil, err
+	}
+	if isForm(h.Header.Get("Content-Type"), r.raw) {
+		r.body, err = query(string(r.raw))
+		return r, err
+	}
+	r.body, err = parse(r.raw)
+	return r, err
+}
+
+// readAll reads a body, in one piece when it says how long it is.
+func readAll(h *http.Request) ([]byte, error) {
+	if h.ContentLength <= 0 || h.ContentLength > MaxBody {
+		return io.ReadAll(h.Body)
+	}
+	b := make([]byte, h.ContentLength)
+	_, err := io.ReadFull(h.Body, b)
+	return b, err
+}
+
+// tooLarge tells a body that passes the limit from one that did not come.
+func tooLarge(err error) error {
+	var most *http.MaxBytesError
+	if errors.As(err, &most) {
+		return fault.Wrap(fault.TooLarge, "request", err)
+	}
+	if fault.CodeOf(err) == fault.Internal {
+		return fault.Wrap(fault.Canceled, "request", err)
+	}
+	return err
+}
+
+// isForm says whether a body is a form: it says so, and is no JSON.
+func isForm(kind string, b []byte) bool {
+	media, _, err := mime.ParseMediaType(kind)
+	return err == nil && media == "application/x-www-form-urlencoded" && len(b) > 0 && b[0] != '{'
+}
+
+// query reads members that came as parameters of a URL; of one that stands several times, all with commas between.
+func query(raw string) (body, error) {
+	if raw == "" {
+		return body{}, nil
+	}
+	values, err := url.ParseQuery(raw)
+	if err != nil {
+		return nil, bad("error parsing the query")
+	}
+	out := make(body, len(values))
+	for name, all := range values {
+		b, err := json.Marshal(strings.Join(all, ","))
+		if err != nil {
+			return nil, bad("error parsing the query")
+		}
+		out[name] = b
+	}
+	return out, nil
+}
+
+// has says whether a member is there and not null.
+func (r *request) has(name string) bool {
+	b, ok := r.body[name]
+	return ok && string(b) != "null"
+}
+
+// decode reads all members into a struct; those that it does not have are let be.
+func (r *request) decode(into any) error {
+	b := r.raw
+	if b == nil || isForm(r.header.Get("Content-Type"), b) {
+		var err error
+		if b, err = json.Marshal(r.body); err != nil {
+			return bad("Field validation failed: %s", err)
+		}
+	}
+	if len(strings.TrimSpace(string(b))) == 0 {
+		return nil
+	}
+	if err := json.Unmarshal(b, into); err != nil {
+		return bad("Field validation failed: %s", err)
+	}
+	return nil
+}
+
+// member reads one member by its kind. The zero value of one that is not there.
+func member[T any](r *request, name string) (out T, err error) {
+	b, ok := r.body[name]
+	if !ok {
+		return out, nil
+	}
+	if err := json.Unmarshal(b, &out); err != nil {
+		return out, bad("Field validation failed: error converting input for field %q: %s", name, err)
+	}
+	return out, nil
+}
+
+// str is a member, else a variable of the path, else "". What is no scalar counts as not there.
+func (r *request) str(name string) string {
+	if v, ok := r.vars[name]; ok {
+		return v
+	}
+	t, err := member[text](r, name)
+	if err != nil {
+		return ""
+	}
+	return string(t)
+}
+
+// bytes is a member in base64.
+func (r *request) bytes(name string) ([]byte, error) {
+	b, err := base64.StdEncoding.DecodeString(r.str(name))
+	if err != nil {
+		return nil, bad("failed to base64-decode %s", name)
+	}
+	return b, nil
+}
+
+// whole is a member that is a whole number, with what it is when it is not there.
+func (r *request) whole(name string, otherwise int64) (int64, error) {
+	if !r.has(name) {
+		return otherwise, nil
+	}
+	n, err := member[number](r, name)
+	return int64(n), err
+}
+
+// is is a member that is a bool, with what it is when it is not there.
+func (r *request) is(name string, otherwise bool) (bool, error) {
+	if !r.has(name) {
+		return otherwise, nil
+	}
+	t, err := member[truth](r, name)
+	return bool(t), err
+}
+
+// span is a member that is a duration.
+func (r *request) span(name string) (time.Duration, error) {
+	d, err := member[duration](r, name)
+	return time.Duration(d), err
+}
+
+// list is a member that is several texts.
+func (r *request) list(name string) ([]string, error) {
+	l, err := member[list](r, name)
+	return l, err
+}
+
+// stays keeps the client's hanging up from a change that has begun.
+func stays(ctx context.Context) context.Context { return context.WithoutCancel(ctx) }

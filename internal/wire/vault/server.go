@@ -1,0 +1,121 @@
+package vault
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"runtime/debug"
+
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/wire"
+)
+
+// server answers requests by the table of routes.
+type server struct {
+	config Config
+	table  *table
+}
+
+func newServer(c Config) *server { return &server{c, newTable(c.routes())} }
+
+// ServeHTTP implements http.Handler.
+func (s *server) ServeHTTP(w http.ResponseWriter, h *http.Request) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.config.Log.ErrorContext(h.Context(), "panic in a request", "path", h.URL.Path, "panic", p, "stack", string(debug.Stack()))
+			s.fail(w, h, fault.New(fault.Internal, ""))
+		}
+	}()
+	to, err := s.resolve(h)
+	if err != nil {
+		s.fail(w, h, err)
+		return
+	}
+	if h.Method == http.MethodGet && h.URL.Query().Has("help") {
+		write(w, &route{raw: true}, help(to))
+		return
+	}
+	r, err := s.read(w, h, to)
+	if err != nil {
+		s.fail(w, h, err)
+		return
+	}
+	out, err := s.answer(h.Context(), to, r)
+	switch {
+	case err != nil:
+		s.fail(w, h, err)
+	case out == nil && (r.op == opRead || r.op == opList):
+		s.fail(w, h, missing())
+	case out == nil:
+		w.Header().Set("Cache-Control", "no-store")
+		w.WriteHeader(http.StatusNoContent)
+	default:
+		write(w, to.route, out)
+	}
+}
+
+// answer calls the handler of a route.
+func (s *server) answer(ctx context.Context, to target, r *request) (*response, error) {
+	handle, ok := to.ops[r.op]
+	if !ok {
+		return nil, unsupported()
+	}
+	if to.exists != nil && r.op == opUpdate {
+		there, err := to.exists(ctx, r)
+		if err != nil {
+			return nil, err
+		}
+		if !there {
+			r.op = opCreate
+		}
+	}
+	if !to.stranger {
+		if err := wire.EnterNamespace(ctx, string(r.namespace)); err != nil {
+			return nil, err
+		}
+	}
+	out, err := handle(ctx, r)
+	if err != nil || out == nil || r.wrapTTL == 0 {
+		return out, err
+	}
+	return wrapped(ctx, s.config, r, out)
+}
+
+// fail answers with an error, and logs what is a mistake of ours.
+func (s *server) fail(w http.ResponseWriter, h *http.Request, err error) {
+	ctx := h.Context()
+	wire.Failed(ctx, err)
+	switch fault.CodeOf(err) {
+	case fault.Internal, fault.RecordTampered, fault.RecordReplayed, fault.StoreCorrupt, fault.AuditBroken:
+		if ctx.Err() == nil {
+			s.config.Log.ErrorContext(ctx, "request failed", "path", h.URL.Path, "caller", wire.Caller(ctx).Name, "error", err)
+		}
+	}
+	writeError(w, err)
+}
+
+// help tells what a path is for.
+func help(to target) *response {
+	out := fmt.Sprintf("## DESCRIPTION\n\n%s\n\n## PARAMETERS\n", to.doc)
+	for _, f := range to.fields {
+		out += fmt.Sprintf("\n    %s (%s)\n\n        %s\n", f.name, f.kind, f.doc)
+	}
+	return &response{data: map[string]any{"help": out, "see_also": nil, "openapi": nil}}
+}
+
+// MountSealed adds to a mux what the protocol answers while the server is sealed, or in recovery mode: that it is.
+func MountSealed(mux *http.ServeMux, why error) {
+	mux.HandleFunc(prefix, func(w http.ResponseWriter, r *http.Request) {
+		wire.Failed(r.Context(), why)
+		writeError(w, why)
+	})
+}
+
+// SealedFront is the protocol of such a server as the listener knows it.
+func SealedFront() wire.Front {
+	return wire.Front{
+		Route: func(r *http.Request) (wire.Route, bool) { return wire.Route{}, hasPrefix(r) },
+		Token: func(http.Header) (string, bool, error) { return "", false, nil }, // nobody is known, and everybody hears why
+		Deny:  func(w http.ResponseWriter, _ *http.Request, err error) { writeError(w, err) },
+	}
+}

@@ -1,0 +1,4 @@
+package vault
+
+// sysRoutes are those of sys/.
+func sysRoutes(Config) []route { return nil }
