@@ -295,6 +295,19 @@ func (a *ACL) Decide(r *Request) Verdict {
 	return Verdict{Allowed: true, Policy: policy}
 }
 
+// Weighs says whether what is decided about a request depends on its parameters, so that they need not be decoded where it does not.
+func (a *ACL) Weighs(r *Request) bool {
+	if a == nil || a.root {
+		return false
+	}
+	path, ok := a.path(r)
+	if !ok {
+		return false
+	}
+	p := a.find(path, r.Operation == OpList)
+	return p != nil && len(p.required)+len(p.denied)+len(p.allowed) > 0
+}
+
 // path is that of a request as the policies' namespace sees it. It ends in a slash where something is listed.
 func (a *ACL) path(r *Request) (string, bool) {
 	path := strings.TrimLeft(r.Path, "/")

@@ -263,3 +263,15 @@ func TestDenyingRules(t *testing.T) {
 		}
 	}
 }
+
+// TestACLWeighs: parameters are asked for where something is said of them, and nowhere else.
+func TestACLWeighs(t *testing.T) {
+	free, bound := stanza("transit/encrypt/a", "update"), stanza("transit/encrypt/b", "update")
+	bound.Required = []string{"context"}
+	a := acl(free, bound)
+	for path, want := range map[string]bool{"transit/encrypt/a": false, "transit/encrypt/b": true, "transit/encrypt/c": false} {
+		if got := a.Weighs(&policy.Request{Namespace: "default", Path: path, Operation: policy.OpUpdate}); got != want {
+			t.Errorf("%s: %t", path, got)
+		}
+	}
+}

@@ -180,6 +180,19 @@ func query(raw string) (body, error) {
 	return out, nil
 }
 
+// parameters are all members as policies compare them.
+func (r *request) parameters() (map[string]any, error) {
+	out := make(map[string]any, len(r.body))
+	for name, b := range r.body {
+		var v any
+		if err := json.Unmarshal(b, &v); err != nil {
+			return nil, bad("error parsing JSON: %s", err)
+		}
+		out[name] = v
+	}
+	return out, nil
+}
+
 // has says whether a member is there and not null.
 func (r *request) has(name string) bool {
 	b, ok := r.body[name]

@@ -6,19 +6,20 @@ import (
 	"strings"
 
 	"github.com/rotorkms/rotor/internal/keyring"
+	"github.com/rotorkms/rotor/internal/policy"
 )
 
 // operation is what a request does to a path, by the names of Vault's capabilities.
-type operation string
+type operation = policy.Operation
 
 // The operations. opCreate has no handler of its own: POST and PUT are opUpdate, and count as opCreate for who may do it when nothing is there yet.
 const (
-	opRead   operation = "read"
-	opList   operation = "list"
-	opCreate operation = "create"
-	opUpdate operation = "update"
-	opDelete operation = "delete"
-	opPatch  operation = "patch"
+	opRead   = policy.OpRead
+	opList   = policy.OpList
+	opCreate = policy.OpCreate
+	opUpdate = policy.OpUpdate
+	opDelete = policy.OpDelete
+	opPatch  = policy.OpPatch
 )
 
 // handler answers one request. A nil response is 204, of a read or a list 404.

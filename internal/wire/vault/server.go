@@ -7,6 +7,7 @@ import (
 	"runtime/debug"
 
 	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/wire"
 )
 
@@ -28,7 +29,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, h *http.Request) {
 	}()
 	to, err := s.resolve(h)
 	if err != nil {
-		s.fail(w, h, err)
+		s.fail(w, h, s.nowhere(h, to, err))
 		return
 	}
 	if h.Method == http.MethodGet && h.URL.Query().Has("help") {
@@ -69,6 +70,14 @@ func (s *server) answer(ctx context.Context, to target, r *request) (*response, 
 			r.op = opCreate
 		}
 	}
+	asked := &policy.Request{Namespace: string(r.namespace), Path: r.path, Operation: r.op, Wrap: r.wrapTTL, Sudo: to.sudo}
+	if r.caller.ACL.Weighs(asked) {
+		var err error
+		if asked.Parameters, err = r.parameters(); err != nil {
+			return nil, err
+		}
+	}
+	r.caller.Request = asked
 	if !to.stranger {
 		if err := wire.EnterNamespace(ctx, string(r.namespace)); err != nil {
 			return nil, err
@@ -79,6 +88,16 @@ func (s *server) answer(ctx context.Context, to target, r *request) (*response, 
 		return out, err
 	}
 	return wrapped(ctx, s.config, r, out)
+}
+
+// nowhere is the answer about a path that is none. Who has no right to it does not learn that.
+func (s *server) nowhere(h *http.Request, to target, err error) error {
+	op, operr := operationOf(h)
+	acl := wire.Caller(h.Context()).ACL
+	if acl == nil || operr == nil && acl.Decide(&policy.Request{Namespace: string(to.namespace), Path: to.path, Operation: op}).Allowed {
+		return err
+	}
+	return fault.New(fault.Denied, "path")
 }
 
 // fail answers with an error, and logs what is a mistake of ours.
