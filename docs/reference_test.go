@@ -216,6 +216,8 @@ func TestLimits(t *testing.T) {
 		{"delay of a recovery; audit log that is sent for one: 1 hour to 30 days; 4 GiB", "internal/server/profile.go", "minRecoverWait = time.Hour;maxRecoverWait = 30 * 24 * time.Hour"},
 		{"delay of a recovery; audit log that is sent for one: 1 hour to 30 days; 4 GiB", "internal/wire/native/recovery.go", "maxLog = 4 << 30"},
 		{"file: 1 MiB", "internal/policy/rules.go", "maxFile = 1 << 20"},
+		{"policy about paths; its paths; one of them; brackets in brackets: 128 KiB; 1,000; 512 bytes; 8", "internal/policy/hcl.go", "MaxPolicy = 128 << 10;maxStanzas = 1000;maxPath = 512;maxDepth = 8"},
+		{"time in a policy or of a token: 100 years", "internal/policy/hcl.go", "MaxTTL = 100 * 365 * 24 * time.Hour"},
 		{"rules; labels of a selector: 1,000; 100", "internal/policy/rules.go", "maxRules = 1000;maxFields = 100"},
 	}
 	told := map[string]bool{}
