@@ -88,6 +88,11 @@ func (ws *windows) drop(k windowKey, w *window) {
 // Use records bulk use of a key version: the first use in a minute waits until a window-open entry is durable, later ones
 // only count.
 func (p *Permit) Use(ctx context.Context, version uint32) error {
+	return p.UseN(ctx, version, 1)
+}
+
+// UseN is Use of a request that uses the version so many times.
+func (p *Permit) UseN(ctx context.Context, version uint32, n uint64) error {
 	if p == nil || p.guard == nil {
 		return fault.New(fault.Denied, "no permit")
 	}
@@ -98,7 +103,7 @@ func (p *Permit) Use(ctx context.Context, version uint32) error {
 	ws := &p.guard.windows
 	for {
 		w := ws.of(k, p)
-		counted, err := w.use(ctx, p, version)
+		counted, err := w.use(ctx, p, version, n)
 		if counted || err != nil {
 			return err
 		}
@@ -106,8 +111,8 @@ func (p *Permit) Use(ctx context.Context, version uint32) error {
 	}
 }
 
-// use counts one use, unless the window was closed since it was looked up.
-func (w *window) use(ctx context.Context, p *Permit, version uint32) (counted bool, err error) {
+// use counts n uses, unless the window was closed since it was looked up.
+func (w *window) use(ctx context.Context, p *Permit, version uint32, n uint64) (counted bool, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.closed {
@@ -118,7 +123,7 @@ func (w *window) use(ctx context.Context, p *Permit, version uint32) (counted bo
 			return false, err
 		}
 	}
-	w.count++
+	w.count += n
 	return true, nil
 }
 

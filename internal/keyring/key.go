@@ -126,6 +126,7 @@ type Version struct {
 	Promoted    Epoch           `json:"promoted,omitzero"`       // of the last promotion
 	Withdrawn   Epoch           `json:"withdrawn,omitzero"`      // of the retirement
 	Approved    []string        `json:"destroy_votes,omitempty"` // who asked for the destruction
+	Chain       [][]byte        `json:"chain,omitempty"`         // certificates of the public half, in DER, its own first
 	Attempts    uint64          `json:"attempts,omitempty"`      // to use it while it was retired, as far as they were written down: at least so many
 }
 
@@ -153,11 +154,16 @@ type Key struct {
 
 	BackedUp  time.Time `json:"backed_up,omitzero"`  // the last backup of this key alone
 	Restoring string    `json:"restoring,omitempty"` // the backup that brings it back and is not done
+	Transit   *Transit  `json:"transit,omitempty"`   // of a key of purpose transit
 }
 
 // Clone copies the key so that the copy can be changed. Versions never change and are shared.
 func (k Key) Clone() Key {
 	k.Labels = maps.Clone(k.Labels)
+	if k.Transit != nil {
+		t := *k.Transit
+		k.Transit = &t
+	}
 	return k
 }
 

@@ -53,9 +53,10 @@ func validText(s string) bool {
 
 // Validate checks what a caller chose about a key. fault.Invalid names the field, AlgorithmForbidden.
 func (k Key) Validate() error {
+	if err := k.validName(); err != nil {
+		return err
+	}
 	switch {
-	case !ValidName(k.Name):
-		return invalid("name", "a name has 1 to %d lower-case letters, digits, and inside . _ -", MaxName)
 	case !ValidName(string(k.Namespace)):
 		return invalid("namespace", "a namespace has 1 to %d lower-case letters, digits, and inside . _ -", MaxName)
 	case !validText(k.Owner):
@@ -71,11 +72,11 @@ func (k Key) Validate() error {
 	if !slices.Contains(suite.Purposes(), k.Purpose) {
 		return invalid("purpose", "one of %v", suite.Purposes())
 	}
-	if k.Purpose == suite.Transit && !strings.Contains(k.Name, "/") {
-		return invalid("purpose", "keys that are used in several ways are made by clients of Vault, under MOUNT/NAME; take one key for each purpose")
-	}
 	spec, err := suite.ForPurpose(k.Algorithm, k.Purpose)
 	if err != nil {
+		return err
+	}
+	if err := k.validTransit(spec); err != nil {
 		return err
 	}
 	switch {

@@ -76,13 +76,24 @@ func (vs *Versions) UnmarshalJSON(b []byte) error {
 }
 
 // All goes through the versions of the key in the order of their numbers.
-func (k Key) All() iter.Seq[Version] { return k.Versions.All() }
+func (k Key) All() iter.Seq[Version] {
+	if !k.Deleted() {
+		return k.Versions.All()
+	}
+	return func(yield func(Version) bool) {
+		for v := range k.Versions.All() {
+			if !yield(k.standing(v)) {
+				return
+			}
+		}
+	}
+}
 
 // Len is how many versions the key has.
 func (k Key) Len() int { return k.Versions.Len() }
 
 // At is the version at a place, counted from 0, in the order of the numbers.
-func (k Key) At(i int) Version { return k.Versions.list[i] }
+func (k Key) At(i int) Version { return k.standing(k.Versions.list[i]) }
 
 // Last is the version with the highest number; false when there is none.
 func (k Key) Last() (Version, bool) {
@@ -98,14 +109,14 @@ func (k Key) Version(n uint32) (Version, error) {
 	if !ok {
 		return Version{}, fault.New(fault.UnknownVersion, k.versionName(n)).WithHint("rotor key show %s lists its versions", k.Name)
 	}
-	return k.Versions.list[i], nil
+	return k.standing(k.Versions.list[i]), nil
 }
 
 // ByHandle finds a version by its handle. fault.UnknownVersion.
 func (k Key) ByHandle(h uint32) (Version, error) {
 	for _, v := range k.Versions.list {
 		if v.Handle == h {
-			return v, nil
+			return k.standing(v), nil
 		}
 	}
 	return Version{}, fault.New(fault.UnknownVersion, "key "+k.Name)

@@ -34,7 +34,7 @@ func (s *Service) processing(ctx context.Context, c policy.Caller, a policy.Acti
 		return use{}, err
 	}
 	if k.Purpose != purpose {
-		return use{}, fault.New(fault.WrongPurpose, "key "+k.Name+" is for "+string(k.Purpose))
+		return use{}, wrongPurpose(k)
 	}
 	if size > 2*MaxMessage {
 		return use{}, fault.New(fault.TooLarge, "ciphertext")

@@ -155,6 +155,37 @@ func doors() map[string]call {
 			r, err := s.Restore(ctx, c, kms.Restore{Namespace: k.Namespace, Name: k.Name, Blob: []byte("none")})
 			return r.Key, err
 		},
+		"TransitCreate": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			_, created, err := s.TransitCreate(ctx, c, kms.TransitSpec{Ref: k.Ref, Algorithm: "none"})
+			return created, err
+		},
+		"TransitGet": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			return s.TransitGet(ctx, c, k.Ref)
+		},
+		"TransitList": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			return s.TransitList(ctx, c, k.Namespace, k.Name)
+		},
+		"TransitConfigure": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			return s.TransitConfigure(ctx, c, k.Ref, kms.TransitChange{MinDecryption: new(uint32(9))})
+		},
+		"TransitTrim": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			return s.TransitTrim(ctx, c, k.Ref, 9)
+		},
+		"TransitRotate": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			return s.TransitRotate(ctx, c, k.Ref)
+		},
+		"TransitSoftDelete": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			return s.TransitSoftDelete(ctx, c, k.Ref)
+		},
+		"TransitUnsoftDelete": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			return s.TransitUnsoftDelete(ctx, c, k.Ref)
+		},
+		"TransitDelete": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			return s.TransitDelete(ctx, c, k.Ref)
+		},
+		"TransitUndelete": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			return s.TransitUndelete(ctx, c, k.Ref, "")
+		},
 		"Rewrap": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
 			_, changed, err := s.Rewrap(ctx, c, wrap(k), nil)
 			return changed, err
@@ -194,10 +225,14 @@ func TestEveryMethodWithACallerIsInTheTable(t *testing.T) {
 
 func TestDoor(t *testing.T) {
 	w := newWorld(t)
-	purposes := []suite.Purpose{suite.Encrypt, suite.Sign, suite.MAC, suite.Wrap}
+	purposes := []suite.Purpose{suite.Encrypt, suite.Sign, suite.MAC, suite.Wrap, suite.Transit}
 	missing := about{kms.Ref{Namespace: "default", Name: "missing"}, keyring.KeyID(strings.Repeat("0", 32))}
 	for _, p := range purposes {
-		forbid := w.create("forbidden-"+string(p), p)
+		name := "forbidden-" + string(p)
+		if p == suite.Transit {
+			name = "mount/forbidden"
+		}
+		forbid := w.create(name, p)
 		forbidden := about{w.ref(forbid), forbid.ID}
 		for name, call := range doors() {
 			t.Run(name+" "+string(p), func(t *testing.T) {
@@ -226,7 +261,7 @@ func TestDoor(t *testing.T) {
 				if !maps.Equal(before, w.raw()) {
 					t.Error("a refused call changed the store")
 				}
-				if name != "List" && name != "MayStatus" && !w.noted(refusals, forbidden.Name) {
+				if name != "List" && name != "TransitList" && name != "MayStatus" && !w.noted(refusals, forbidden.Name) {
 					t.Error("no entry tells of the refusal")
 				}
 			})

@@ -152,6 +152,9 @@ func (s *Service) importedVersion(ctx context.Context, c policy.Caller, k keyrin
 	if err := s.suites.Allows(k.Algorithm, k.Purpose); err != nil {
 		return v, made, err
 	}
+	if k.Purpose == suite.Transit {
+		return v, made, wrongPurpose(k)
+	}
 	if k.Custody == keyring.CustodyHSM {
 		return v, made, fault.New(fault.Invalid, "custody").WithHint("material of custody hsm is made in the token; import a key of custody server")
 	}
@@ -216,6 +219,9 @@ func (s *Service) Export(ctx context.Context, c policy.Caller, ref Ref, n uint32
 	k, p, err := s.admit(ctx, c, policy.ActExport, ref)
 	if err != nil {
 		return nil, err
+	}
+	if k.Purpose == suite.Transit {
+		return nil, wrongPurpose(k)
 	}
 	if !k.Exportable {
 		return nil, fault.New(fault.NotExportable, "key "+k.Name)

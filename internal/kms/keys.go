@@ -23,9 +23,11 @@ import (
 // Create makes a key with its first version, primary at once because nobody can hold it yet. spec carries what the caller
 // chooses; empty algorithm and custody take the default. fault.Invalid, Exists, Denied.
 func (s *Service) Create(ctx context.Context, c policy.Caller, spec keyring.Key) (keyring.Key, error) {
-	return s.make(ctx, c, spec, func(ctx context.Context, k keyring.Key, now time.Time) (keyring.Version, change, error) {
-		return s.newVersion(ctx, k, 1, now)
-	})
+	return s.make(ctx, c, spec, s.firstVersion)
+}
+
+func (s *Service) firstVersion(ctx context.Context, k keyring.Key, now time.Time) (keyring.Version, change, error) {
+	return s.newVersion(ctx, k, 1, now)
 }
 
 // make makes a key whose first version comes from first.
@@ -40,6 +42,9 @@ func (s *Service) make(ctx context.Context, c policy.Caller, spec keyring.Key, f
 		Custody: cmp.Or(spec.Custody, keyring.CustodyServer), Algorithm: cmp.Or(spec.Algorithm, s.algorithmFor(spec)), Exportable: spec.Exportable,
 		Labels: spec.Labels, Owner: cmp.Or(spec.Owner, c.Name), Periods: spec.Periods, Rotation: spec.Rotation, Schedule: spec.Schedule, Created: now,
 	}
+	if k.Purpose == suite.Transit {
+		k.Transit = begun(spec.Transit)
+	}
 	if err := k.Validate(); err != nil {
 		return k, err
 	}
@@ -52,8 +57,8 @@ func (s *Service) make(ctx context.Context, c policy.Caller, spec keyring.Key, f
 	if err := s.suites.Allows(k.Algorithm, k.Purpose); err != nil {
 		return k, err
 	}
-	if k.Custody == keyring.CustodyHSM {
-		if err := s.agreed("custody hsm"); err != nil {
+	if k.Custody == keyring.CustodyHSM || k.Purpose == suite.Transit {
+		if err := s.agreed("custody " + string(k.Custody) + " for " + string(k.Purpose)); err != nil {
 			return k, err
 		}
 	}
@@ -77,7 +82,7 @@ func (s *Service) make(ctx context.Context, c policy.Caller, spec keyring.Key, f
 		made.takeBack()
 		return k, fmt.Errorf("encode key %s: %w", k.ID, err)
 	}
-	name := "name/" + nameOf(k.Namespace, k.Name)
+	name := namePath(k.Namespace, k.Name)
 	conds := append(made.conds, guard.Cond{Path: name}, guard.Cond{Path: keyPath(k)})
 	writes := append(made.writes, guard.Write{Path: name, Value: []byte(k.ID)}, guard.Write{Path: keyPath(k), Value: value})
 	rev, err := s.settle(ctx, keyPath(k), value)(p.Commit(ctx, conds, writes, detail))
@@ -152,7 +157,7 @@ func (s *Service) newVersion(ctx context.Context, k keyring.Key, n uint32, now t
 	if k.Custody == keyring.CustodyHSM {
 		return s.newObject(ctx, k, keyring.Version{Number: n, Algorithm: k.Algorithm, Created: now})
 	}
-	material, _, err := suite.Generate(k.Algorithm)
+	material, err := generate(k)
 	if err != nil {
 		return keyring.Version{}, change{}, err
 	}
@@ -160,10 +165,28 @@ func (s *Service) newVersion(ctx context.Context, k keyring.Key, n uint32, now t
 	return s.keep(ctx, k, keyring.Version{Number: n, Algorithm: k.Algorithm, Created: now}, material)
 }
 
+// generate makes fresh material of a key's next version.
+func generate(k keyring.Key) (m secret.Bytes, err error) {
+	if k.Purpose == suite.Transit {
+		m, _, err = suite.GenerateTransit(k.Algorithm, k.Transit.KeyBytes)
+	} else {
+		m, _, err = suite.Generate(k.Algorithm)
+	}
+	return m, err
+}
+
+// publicOf checks material and returns its public half.
+func publicOf(k keyring.Key, v keyring.Version, material secret.Bytes) ([]byte, error) {
+	if k.Purpose == suite.Transit {
+		return suite.PublicOfBundle(v.Algorithm, material)
+	}
+	return suite.PublicOf(v.Algorithm, material)
+}
+
 // keep gives a version a handle and its public half, and returns the writes that keep its material.
 func (s *Service) keep(ctx context.Context, k keyring.Key, v keyring.Version, material secret.Bytes) (keyring.Version, change, error) {
 	var err error
-	if v.Public, err = suite.PublicOf(v.Algorithm, material); err != nil {
+	if v.Public, err = publicOf(k, v, material); err != nil {
 		return v, change{}, err
 	}
 	if v.Handle, err = s.freeHandle(ctx, k.Namespace); err != nil {

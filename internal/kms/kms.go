@@ -145,6 +145,9 @@ func (s *Service) apply(changes []guard.Change) error {
 		if err := json.Unmarshal(c.Value, &k); err != nil {
 			return fault.Wrap(fault.RecordTampered, c.Path, err)
 		}
+		if was, ok := r.byID[k.ID]; ok && was.Name != k.Name && r.byName[nameOf(was.Namespace, was.Name)] == k.ID {
+			delete(r.byName, nameOf(was.Namespace, was.Name)) // it was renamed; in a later commit its name may be another key's
+		}
 		r.byID[k.ID], r.byName[nameOf(k.Namespace, k.Name)] = k, k.ID
 		s.vault.forget(k)
 		news = append(news, k)
@@ -243,7 +246,7 @@ type Ref struct {
 // exists or not.
 func (s *Service) admit(ctx context.Context, c policy.Caller, a policy.Action, ref Ref, parts ...envelope.Part) (keyring.Key, *guard.Permit, error) {
 	k, ok := s.Lookup(ref.Namespace, ref.Name)
-	if !ok && !c.IsZero() && keyring.ValidName(ref.Name) {
+	if !ok && !c.IsZero() && keyring.ValidKeyName(ref.Name) {
 		if err := s.CatchUp(ctx); err != nil {
 			return k, nil, err
 		}

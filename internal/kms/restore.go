@@ -172,7 +172,7 @@ func (r *restoring) suits() error {
 		if err != nil {
 			return err
 		}
-		public, err := suite.PublicOf(v.Algorithm, m)
+		public, err := publicOf(k, v, m)
 		if err != nil || !bytes.Equal(public, v.Public) {
 			return fault.New(fault.MalformedFile, "key backup").WithHint("the halves of version %d do not belong together", n)
 		}
@@ -292,7 +292,7 @@ func (r *restoring) found(ctx context.Context) (keyring.Key, change, error) {
 	return k, change{conds: []guard.Cond{{Path: r.namePath()}}, writes: []guard.Write{{Path: r.namePath(), Value: []byte(k.ID)}}}, nil
 }
 
-func (r *restoring) namePath() string { return "name/" + nameOf(r.Namespace, r.Name) }
+func (r *restoring) namePath() string { return namePath(r.Namespace, r.Name) }
 
 func (r *restoring) nameTaken() error {
 	return fault.New(fault.Exists, "key "+r.Name).WithHint("another key has this name; give the restored one another with --as")

@@ -25,7 +25,15 @@ func (s *Service) Rotate(ctx context.Context, c policy.Caller, ref Ref, expected
 // RotateTo is Rotate to an algorithm of the same purpose, for the new version and those after it; empty: as before. Older versions keep theirs.
 // The new one is not weaker: that takes a new key. fault.AlgorithmForbidden, Invalid for one that the custody does not go with.
 func (s *Service) RotateTo(ctx context.Context, c policy.Caller, ref Ref, expected uint64, a suite.Algorithm) (keyring.Key, error) {
-	return s.stage(ctx, c, ref, expected, a, s.newVersion)
+	return s.stage(ctx, c, ref, expected, a, s.nextVersion)
+}
+
+// nextVersion is newVersion, but of an imported key whose importer does not allow that. fault.WrongState with ErrImported.
+func (s *Service) nextVersion(ctx context.Context, k keyring.Key, n uint32, now time.Time) (keyring.Version, change, error) {
+	if t := k.Transit; t != nil && t.Imported && !t.RotationAllowed {
+		return keyring.Version{}, change{}, fault.Wrap(fault.WrongState, "key "+k.Name, ErrImported)
+	}
+	return s.newVersion(ctx, k, n, now)
 }
 
 // turned is a key whose next version has another algorithm.
@@ -36,6 +44,9 @@ func turned(k keyring.Key, a suite.Algorithm) (keyring.Key, error) {
 	was, err := suite.Lookup(k.Algorithm)
 	if err != nil {
 		return k, err
+	}
+	if k.Purpose == suite.Transit {
+		return k, fault.New(fault.AlgorithmForbidden, "algorithm "+string(a)).WithHint("clients know the key as %s: make a new key", k.Algorithm)
 	}
 	next, err := suite.ForPurpose(a, k.Purpose)
 	if err != nil {
@@ -63,6 +74,9 @@ func (s *Service) stage(ctx context.Context, c policy.Caller, ref Ref, expected 
 		if k.Target != 0 {
 			return k, change{}, fault.New(fault.RotationInFlight, "key "+k.Name)
 		}
+		if err := notAside(k); err != nil {
+			return k, change{}, err
+		}
 		if err := s.roomForVersion(k); err != nil {
 			return k, change{}, err
 		}
@@ -79,7 +93,7 @@ func (s *Service) stage(ctx context.Context, c policy.Caller, ref Ref, expected 
 			return k, change{}, err
 		}
 		describe(detail, v)
-		next, err := rotation.Stage(k, v, now)
+		next, err := rotation.Turn(k, v, now)
 		return next, made, err
 	})
 }
@@ -103,7 +117,7 @@ func (s *Service) Replace(ctx context.Context, id keyring.KeyID, conds ...guard.
 	}
 	p := s.guard.System("rollout", policy.ActRotate, Resource(k))
 	return s.update(ctx, p, id, map[string]string{"reason": "the primary version is compromised"}, func(k keyring.Key) (keyring.Key, change, error) {
-		if k.Target != 0 || !rotation.Emergency(k) {
+		if k.Target != 0 || !rotation.Emergency(k) || k.Deleted() {
 			return k, change{}, nil
 		}
 		now := s.now().UTC()
@@ -116,7 +130,7 @@ func (s *Service) Replace(ctx context.Context, id keyring.KeyID, conds ...guard.
 				made.conds = append(made.conds, c)
 			}
 		}
-		next, err := rotation.Stage(k, v, now)
+		next, err := rotation.Turn(k, v, now)
 		return next, made, err
 	})
 }
@@ -230,6 +244,9 @@ func (s *Service) Unretire(ctx context.Context, c policy.Caller, ref Ref, n uint
 		return k, err
 	}
 	return s.update(ctx, p, k.ID, versionDetail(n), func(k keyring.Key) (keyring.Key, change, error) {
+		if k.Deleted() {
+			return k, change{}, notAside(k)
+		}
 		next, err := rotation.Unretire(k, n)
 		return next, change{}, err
 	})

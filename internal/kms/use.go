@@ -40,7 +40,7 @@ func (s *Service) protect(ctx context.Context, c policy.Caller, a policy.Action,
 		return use{}, fault.New(fault.TooLarge, "message").WithHint("at most %d bytes; encrypt files with rotor encrypt", MaxMessage)
 	}
 	if k.Purpose != purpose {
-		return use{}, fault.New(fault.WrongPurpose, "key "+k.Name+" is for "+string(k.Purpose))
+		return use{}, wrongPurpose(k)
 	}
 	return s.protecting(ctx, k, p, primary)
 }
@@ -94,7 +94,7 @@ func (s *Service) protecting(ctx context.Context, k keyring.Key, p *guard.Permit
 	if s.fresh != nil && !s.fresh() { // asked after the ring was read
 		return use{}, fault.New(fault.Unavailable, "server").WithHint("it has lost the store; another one may serve")
 	}
-	if err := s.spend(ctx, k, v); err != nil {
+	if err := s.spend(ctx, k, v, 1); err != nil {
 		return use{}, err
 	}
 	return s.using(ctx, k, v, p)
@@ -172,7 +172,7 @@ func (s *Service) Decrypt(ctx context.Context, c policy.Caller, ref Ref, ciphert
 // decrypt is Decrypt after the door, also of a compromised version if the caller was let through for that.
 func (s *Service) decrypt(ctx context.Context, k keyring.Key, p *guard.Permit, ciphertext []byte, parts []envelope.Part, compromised bool) (out []byte, v keyring.Version, err error) {
 	if k.Purpose != suite.Encrypt && k.Purpose != suite.Decrypt {
-		return nil, v, fault.New(fault.WrongPurpose, "key "+k.Name+" is for "+string(k.Purpose))
+		return nil, v, wrongPurpose(k)
 	}
 	overhead := envelope.MessageOverhead
 	if k.Purpose == suite.Decrypt {
@@ -233,7 +233,7 @@ func (s *Service) Verify(ctx context.Context, c policy.Caller, ref Ref, n uint32
 		return err
 	}
 	if k.Purpose != suite.Sign && k.Purpose != suite.MAC {
-		return fault.New(fault.WrongPurpose, "key "+k.Name+" is for "+string(k.Purpose))
+		return wrongPurpose(k)
 	}
 	if len(msg) > MaxMessage {
 		return fault.New(fault.TooLarge, "message")
@@ -358,7 +358,7 @@ func (s *Service) unwrapping(ctx context.Context, c policy.Caller, a policy.Acti
 		return use{}, err
 	}
 	if k.Purpose != suite.Wrap || w.Type != envelope.WrapKMS {
-		return use{}, fault.New(fault.WrongPurpose, "key "+k.Name+" is for "+string(k.Purpose))
+		return use{}, wrongPurpose(k)
 	}
 	if compromised {
 		if _, err := s.guard.Admit(ctx, c, policy.ActReadSuspect, p.Resource()); err != nil {
@@ -388,7 +388,7 @@ func (s *Service) Reencrypt(ctx context.Context, id keyring.KeyID, target uint32
 		return nil, false, fault.New(fault.NotFound, "key "+string(id))
 	}
 	if k.Purpose != suite.Encrypt {
-		return nil, false, fault.New(fault.WrongPurpose, "key "+k.Name+" is for "+string(k.Purpose))
+		return nil, false, wrongPurpose(k)
 	}
 	p := s.guard.System("campaign", policy.ActCampaign, Resource(k))
 	h, err := envelope.MessageHandle(ciphertext)
@@ -434,7 +434,7 @@ func (s *Service) Opens(ctx context.Context, id keyring.KeyID, ciphertext []byte
 		return 0, fault.New(fault.NotFound, "key "+string(id))
 	}
 	if k.Purpose != suite.Encrypt {
-		return 0, fault.New(fault.WrongPurpose, "key "+k.Name+" is for "+string(k.Purpose))
+		return 0, wrongPurpose(k)
 	}
 	h, err := envelope.MessageHandle(ciphertext)
 	if err != nil {

@@ -52,8 +52,8 @@ func volumePath(k keyring.Key, n uint32) string {
 	return "volume/" + string(k.Namespace) + "/" + string(k.ID) + "/" + strconv.FormatUint(uint64(n), 10)
 }
 
-// spend counts one protecting use of a version before it happens. fault.VolumeOver when its algorithm allows no more.
-func (s *Service) spend(ctx context.Context, k keyring.Key, v keyring.Version) error {
+// spend counts n protecting uses of a version before they happen. fault.VolumeOver when its algorithm allows no more.
+func (s *Service) spend(ctx context.Context, k keyring.Key, v keyring.Version, n uint64) error {
 	spec, err := suite.Lookup(v.Algorithm)
 	if err != nil || spec.MaxUses == 0 {
 		return err
@@ -61,12 +61,14 @@ func (s *Service) spend(ctx context.Context, k keyring.Key, v keyring.Version) e
 	u := s.volumes.of(materialID{k.ID, v.Number})
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.left == 0 {
-		if u.left, err = s.take(ctx, k, v, spec.MaxUses); err != nil {
-			return err
+	for u.left < n {
+		more, err := s.take(ctx, k, v, spec.MaxUses)
+		if err != nil {
+			return err // what is left stays for who asks for less
 		}
+		u.left += more
 	}
-	u.left--
+	u.left -= n
 	return nil
 }
 

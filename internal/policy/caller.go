@@ -75,6 +75,8 @@ const (
 	ActKeyBackup   Action = "key.backup"
 	ActKeyRestore  Action = "key.restore"
 	ActReadSuspect Action = "decrypt.compromised"
+	ActConfigure   Action = "key.configure"
+	ActDelete      Action = "key.delete"
 
 	ActRollback   Action = "rollback"
 	ActSuspend    Action = "suspend"

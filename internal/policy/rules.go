@@ -243,7 +243,7 @@ func Actions() []Action {
 	return []Action{
 		ActCreate, ActShow, ActEncrypt, ActDecrypt, ActWrap, ActUnwrap, ActRewrap, ActSign, ActVerify, ActMAC, ActDeliver,
 		ActRotate, ActRollback, ActSuspend, ActCompromise, ActRetire, ActDestroy, ActCampaign, ActDataset, ActCensus,
-		ActInstances, ActInvite, ActRemove, ActIssue, ActEncapsulate, ActDecapsulate, ActImport, ActExport, ActKeyBackup, ActKeyRestore, ActReadSuspect, ActAudit, ActStatus, ActSeal, ActMetrics, ActProfile,
+		ActInstances, ActInvite, ActRemove, ActIssue, ActEncapsulate, ActDecapsulate, ActImport, ActExport, ActKeyBackup, ActKeyRestore, ActConfigure, ActDelete, ActReadSuspect, ActAudit, ActStatus, ActSeal, ActMetrics, ActProfile,
 		ActRotateRoot, ActShred, ActBackup, ActRecover, ActGrant, ActGrants, ActAdmins, ActAdminInvite, ActAdminRemove,
 		ActCredentials, ActCredentialCreate, ActCredentialChange, ActSessions, ActSessionRevoke,
 		ActMounts, ActMountChange, ActNamespaces, ActNamespaceCreate,

@@ -12,6 +12,7 @@ import (
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/keyring"
+	"github.com/rotorkms/rotor/internal/suite"
 )
 
 // Member is one stored holder of a key.
@@ -54,6 +55,22 @@ func Stage(k keyring.Key, v keyring.Version, now time.Time) (keyring.Key, error)
 	k = k.Append(v)
 	k.Target, k.Since = v.Number, now
 	return k, nil
+}
+
+// AtOnce says whether a new version of a key becomes primary in the commit that makes it: nobody but the server ever holds it, no data set has to
+// be asked, and no stranger's cache has to end.
+func AtOnce(k keyring.Key) bool { return k.Purpose == suite.Transit && k.Rotation.Margin == 0 }
+
+// Turn is Stage, and Distribute and Promote with it if the key goes at once.
+func Turn(k keyring.Key, v keyring.Version, now time.Time) (keyring.Key, error) {
+	k, err := Stage(k, v, now)
+	if err != nil || !AtOnce(k) {
+		return k, err
+	}
+	if k, err = Distribute(k, now); err != nil {
+		return k, err
+	}
+	return Promote(k, nil, now, false)
 }
 
 // First makes version 1 of a key that nobody can hold yet primary at once.
@@ -110,7 +127,7 @@ func Promote(k keyring.Key, members []Member, now time.Time, emergency bool) (ke
 		return k, fault.New(fault.PeriodOver, fmt.Sprintf("key %s, version %d to protect", k.Name, v.Number))
 	}
 	k = raise(k)
-	if old, err := k.Version(k.Primary); err == nil {
+	if old, err := k.Version(k.Primary); err == nil && old.Phase == keyring.PhasePrimary { // it may be destroyed, of a key that was deleted and brought back
 		old.Phase, old.Demoted = keyring.PhaseDecryptOnly, now
 		k = put(k, old)
 	}
@@ -224,7 +241,7 @@ func Counting(k keyring.Key, n uint32, members []Member) (late []string, err err
 	if err != nil {
 		return nil, err
 	}
-	if n == k.Primary || n == k.Target {
+	if (n == k.Primary || n == k.Target) && !k.Deleted() {
 		return nil, fault.New(fault.InUse, fmt.Sprintf("key %s, version %d protects", k.Name, n))
 	}
 	return Waiting(members, later(primary.Promoted, v.Withdrawn)), nil
@@ -422,6 +439,9 @@ func usable(k keyring.Key, v keyring.Version, now time.Time) bool {
 
 // Next says which step a key can take now, and for whom it waits.
 func Next(k keyring.Key, members []Member, now time.Time) (Step, []string) {
+	if k.Deleted() {
+		return StepNone, nil
+	}
 	if v, err := k.Version(k.Target); err == nil {
 		if v.Phase == keyring.PhaseStaged {
 			return StepDistribute, nil

@@ -201,10 +201,10 @@ func (c Config) ref(r *rotorv1.KeyRef) kms.Ref {
 
 // clip bounds a name, which is kept and logged also when it is refused. What it cuts off has an end that no name has.
 func clip(name string) string {
-	if len(name) <= keyring.MaxName {
+	if len(name) <= keyring.MaxKeyName {
 		return name
 	}
-	return name[:keyring.MaxName] + "..."
+	return name[:keyring.MaxKeyName] + "..."
 }
 
 func (c Config) namespace(ns string) keyring.Namespace {

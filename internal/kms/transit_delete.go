@@ -1,0 +1,104 @@
+package kms
+
+import (
+	"cmp"
+	"context"
+
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/guard"
+	"github.com/rotorkms/rotor/internal/keyring"
+	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/rotation"
+	"github.com/rotorkms/rotor/internal/suite"
+)
+
+// TransitDelete takes a key away from clients: it is missing, and its name free, at once. It is kept under DeletedName with every version retired, until
+// TransitUndelete brings it back or its versions are destroyed through the gates. fault.NotFound, WrongState with ErrDeletionNotAllowed.
+func (s *Service) TransitDelete(ctx context.Context, c policy.Caller, ref Ref) (keyring.Key, error) {
+	k, p, err := s.transit(ctx, c, policy.ActDelete, ref)
+	if err != nil {
+		return keyring.Key{}, err
+	}
+	detail := map[string]string{"renamed": k.DeletedName(), "key_id": string(k.ID)}
+	return s.update(ctx, p, k.ID, detail, func(k keyring.Key) (keyring.Key, change, error) {
+		switch {
+		case k.Name != ref.Name || k.Deleted():
+			return k, change{}, fault.New(fault.NotFound, "key "+ref.Name)
+		case !k.Transit.DeletionAllowed:
+			return k, change{}, fault.Wrap(fault.WrongState, "key "+k.Name, ErrDeletionNotAllowed)
+		}
+		next := k.Delete(s.now().UTC())
+		w, err := s.rename(ctx, k, next)
+		return next, w, err
+	})
+}
+
+// rename moves the record of a key's name, which says whose it is, to another that is free.
+func (s *Service) rename(ctx context.Context, was, next keyring.Key) (change, error) {
+	from, to := namePath(was.Namespace, was.Name), namePath(next.Namespace, next.Name)
+	rec, err := s.guard.Get(ctx, from)
+	if err != nil {
+		return change{}, err
+	}
+	if string(rec.Value) != string(was.ID) {
+		return change{}, fault.New(fault.Conflict, "key "+was.Name)
+	}
+	return change{
+		conds:  []guard.Cond{{Path: from, Rev: rec.Rev}, {Path: to}},
+		writes: []guard.Write{{Path: from, Delete: true}, {Path: to, Value: []byte(next.ID)}},
+	}, nil
+}
+
+func namePath(ns keyring.Namespace, name string) string { return "name/" + nameOf(ns, name) }
+
+// TransitUndelete brings a deleted key back, under the name that it had or another; empty: the one that it had. Where its primary version was destroyed
+// meanwhile it gets a new one. It takes the right to both names. fault.Exists when the name is another key's by now.
+func (s *Service) TransitUndelete(ctx context.Context, c policy.Caller, ref Ref, as string) (keyring.Key, error) {
+	k, p, err := s.admit(ctx, c, policy.ActDelete, ref)
+	if err != nil {
+		return keyring.Key{}, err
+	}
+	if k.Purpose != suite.Transit {
+		return keyring.Key{}, wrongPurpose(k)
+	}
+	if !k.Deleted() {
+		return keyring.Key{}, fault.New(fault.WrongState, "key "+k.Name).WithHint("it is not deleted")
+	}
+	as = cmp.Or(as, k.Transit.Former)
+	if _, err := s.guard.Admit(ctx, c, policy.ActDelete, policy.Resource{Namespace: string(k.Namespace), Key: as, Labels: k.Labels}); err != nil {
+		return keyring.Key{}, err
+	}
+	detail := map[string]string{"renamed": as, "key_id": string(k.ID)}
+	out, err := s.update(ctx, p, k.ID, detail, func(k keyring.Key) (keyring.Key, change, error) { return s.undelete(ctx, k, ref.Name, as, detail) })
+	if fault.CodeOf(err) == fault.Conflict {
+		if _, ok := s.Lookup(k.Namespace, as); ok {
+			return keyring.Key{}, fault.New(fault.Exists, "key "+as).WithHint("another key has this name by now; bring it back under another one with --as")
+		}
+	}
+	return out, err
+}
+
+func (s *Service) undelete(ctx context.Context, k keyring.Key, from, as string, detail map[string]string) (keyring.Key, change, error) {
+	if k.Name != from || !k.Deleted() {
+		return k, change{}, fault.New(fault.NotFound, "key "+from)
+	}
+	next := k.Undelete(as)
+	if err := next.Validate(); err != nil {
+		return k, change{}, err
+	}
+	w, err := s.rename(ctx, k, next)
+	if err != nil {
+		return k, change{}, err
+	}
+	if v, err := next.Version(next.Primary); err != nil || v.Phase == keyring.PhasePrimary || next.Target != 0 {
+		return next, w, err
+	}
+	now := s.now().UTC()
+	v, made, err := s.newVersion(ctx, next, next.NextNumber(), now)
+	if err != nil {
+		return k, change{}, err
+	}
+	describe(detail, v)
+	next, err = rotation.Turn(next, v, now)
+	return next, w.and(made), err
+}
