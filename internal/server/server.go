@@ -369,7 +369,7 @@ func (s *Server) mux(r rooms, sealer string) *http.ServeMux {
 func (s *Server) vault(r rooms) vault.Config {
 	c := s.config
 	return vault.Config{
-		Guard: s.guard, KMS: r.kms, Rollout: r.rollout, Authority: r.authority, Seals: s.seals, Now: c.Now, Log: c.Log,
+		Guard: s.guard, KMS: r.kms, Rollout: r.rollout, Authority: r.authority, Mounts: r.mounts, Seals: s.seals, Now: c.Now, Log: c.Log,
 		About: func(ctx context.Context) vault.About {
 			return vault.About{Version: Version, Cluster: s.guard.ClusterID(), Ready: s.health.look(ctx).Ready}
 		},

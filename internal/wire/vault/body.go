@@ -79,14 +79,22 @@ func parse(b []byte) (body, error) {
 	if len(bytes.TrimSpace(b)) == 0 {
 		return body{}, nil
 	}
-	if err := bounded(b); err != nil {
-		return nil, bad("error parsing JSON: failed to parse JSON input: %s", err)
+	if err := checked(bounded(b)); err != nil {
+		return nil, err
 	}
 	var out body
 	if err := json.Unmarshal(b, &out); err != nil {
 		return nil, bad("error parsing JSON: failed to parse JSON input: %s", err)
 	}
 	return out, nil
+}
+
+// checked is the refusal of a body that passes a limit.
+func checked(err error) error {
+	if err == nil {
+		return nil
+	}
+	return bad("error parsing JSON: failed to parse JSON input: %s", err)
 }
 
 // text is a member that is a string in Go and any scalar in JSON.

@@ -1,6 +1,7 @@
 package vault
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -128,6 +129,9 @@ func (s *server) read(w http.ResponseWriter, h *http.Request, to target) (*reque
 		r.body, err = query(string(r.raw))
 		return r, err
 	}
+	if to.direct {
+		return r, checked(bounded(r.raw))
+	}
 	r.body, err = parse(r.raw)
 	return r, err
 }
@@ -182,6 +186,12 @@ func query(raw string) (body, error) {
 
 // parameters are all members as policies compare them.
 func (r *request) parameters() (map[string]any, error) {
+	if r.body == nil {
+		var err error
+		if r.body, err = parse(r.raw); err != nil {
+			return nil, err
+		}
+	}
 	out := make(map[string]any, len(r.body))
 	for name, b := range r.body {
 		var v any
@@ -202,13 +212,13 @@ func (r *request) has(name string) bool {
 // decode reads all members into a struct; those that it does not have are let be.
 func (r *request) decode(into any) error {
 	b := r.raw
-	if b == nil || isForm(r.header.Get("Content-Type"), b) {
+	if b == nil || isForm(r.header.Get("Content-Type"), b) { // members came in a query
 		var err error
 		if b, err = json.Marshal(r.body); err != nil {
 			return bad("Field validation failed: %s", err)
 		}
 	}
-	if len(strings.TrimSpace(string(b))) == 0 {
+	if len(bytes.TrimSpace(b)) == 0 {
 		return nil
 	}
 	if err := json.Unmarshal(b, into); err != nil {

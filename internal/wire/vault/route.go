@@ -41,6 +41,7 @@ type route struct {
 	login    bool // it says itself who comes
 	sudo     bool // needs the capability sudo
 	raw      bool // data is the whole answer, without the envelope
+	direct   bool // the handler decodes the whole body, and no member is asked for by its name
 }
 
 // field is one parameter of a route, in the body, the query or the path.
@@ -166,7 +167,7 @@ func fitsMany(name string, rest, path []string, vars map[string]string) bool {
 }
 
 // mounted says which engine is mounted where a path leads, what the mount is called (transit, auth/approle), and what of the path is below it.
-func (c Config) mounted(_ keyring.Namespace, path string) (engine, mount, rest string, ok bool) {
-	rest, ok = strings.CutPrefix(path, "transit/")
-	return "transit", "transit", rest, ok
+func (c Config) mounted(ns keyring.Namespace, path string) (engine, mount, rest string, ok bool) {
+	m, rest, ok := c.Mounts.Find(ns, path)
+	return m.Type, strings.TrimSuffix(m.Full(), "/"), rest, ok
 }

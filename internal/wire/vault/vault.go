@@ -14,6 +14,7 @@ import (
 	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/kms"
+	"github.com/rotorkms/rotor/internal/mounts"
 	"github.com/rotorkms/rotor/internal/rollout"
 	"github.com/rotorkms/rotor/internal/sealing"
 	"github.com/rotorkms/rotor/internal/wire"
@@ -25,6 +26,7 @@ type Config struct {
 	KMS       *kms.Service
 	Rollout   *rollout.Loop
 	Authority *authn.Authority
+	Mounts    *mounts.Service
 	Seals     *sealing.Keeper
 	About     func(context.Context) About
 	Now       func() time.Time
