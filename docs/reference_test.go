@@ -191,6 +191,9 @@ func TestLimits(t *testing.T) {
 		{"approvals of a destruction; least wait that a server can ask for: 16; a year", "internal/server/limits.go", "maxDestroyWait = 365 * 24 * time.Hour"},
 		{"wrapping keys at a time in a namespace; of one caller; life of one: 100; 20; 24 hours", "internal/kms/import.go", "maxImports = 100;maxOfOne = 20;ImportTTL = 24 * time.Hour"},
 		{"sealed key that comes in: 64 KiB", "internal/kms/import.go", "maxBlob = 64 << 10"},
+		{"backup of a key in the form of Vault; versions in it: 32 MiB; 100,000", "internal/transit/backup.go", "MaxBackup = 32 << 20;MaxBackupVersions = 100_000"},
+		{"wrapped key, public key or request for a certificate of a client of Vault; chain of certificates; certificates in it: 64 KiB; 256 KiB; 16", "internal/transit/imports.go", "maxText = 64 << 10"},
+		{"wrapped key, public key or request for a certificate of a client of Vault; chain of certificates; certificates in it: 64 KiB; 256 KiB; 16", "internal/transit/certificates.go", "maxChainText = 256 << 10;maxChain = 16"},
 		{"backup of one key; material of a version in it; number of a version: 3 MiB; 64 KiB; 2,147,483,648", "internal/keybackup/keybackup.go", "MaxBytes = 3 << 20;maxMaterial = 64 << 10;maxNumber = 1 << 31"},
 		{"numbers that a recovery without the log leaves out: 100", "internal/kms/recover.go", "unknownVersions = 100"},
 		{"conditions and writes of one commit; name of a record: 100; 512 bytes", "internal/store/store.go", "MaxItems = 100;MaxKeyBytes = 512"},
@@ -297,6 +300,7 @@ var bound = regexp.MustCompile(`^[mM]ax[A-Z0-9]`)
 
 // inner are bounds that no user meets: of what rotor's own parts say to each other, of memory, and of what another bound holds already.
 var inner = []string{
+	"internal/transit/entry.go maxDigits",
 	"internal/kms/rotate.go maxAttempts", "internal/wire/native/members.go maxAttempts", "stream.go maxAttempts",
 	"internal/wire/native/recovery.go maxPath",
 	"envelope/header.go maxBlob", "envelope/header.go maxTime",

@@ -1,7 +1,10 @@
 package suite
 
 import (
+	"crypto"
 	"encoding/binary"
+
+	"filippo.io/mldsa/x509"
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/secret"
@@ -73,4 +76,38 @@ func PublicOfBundle(a Algorithm, bundle secret.Bytes) ([]byte, error) {
 	defer key.Destroy()
 	mac.Destroy()
 	return PublicOf(a, key)
+}
+
+// PrivateKey parses the private half of a pair of purpose Transit, for the padding and hash that its caller names. fault.Invalid,
+// AlgorithmForbidden.
+func PrivateKey(a Algorithm, material secret.Bytes) (crypto.Signer, error) {
+	s, err := forPurpose(a, Transit)
+	if err != nil {
+		return nil, err
+	}
+	parsed, err := parsePrivate(s, material)
+	if err != nil {
+		return nil, err
+	}
+	key, ok := parsed.(crypto.Signer)
+	if !ok {
+		return nil, fault.New(fault.AlgorithmForbidden, "private key for "+string(a))
+	}
+	return key, nil
+}
+
+// EncodePrivate is the inverse of PrivateKey: PKCS #8. fault.AlgorithmForbidden when the key is of another algorithm.
+func EncodePrivate(a Algorithm, key crypto.Signer) (secret.Bytes, error) {
+	s, err := forPurpose(a, Transit)
+	if err != nil {
+		return secret.Bytes{}, err
+	}
+	if !s.fits(key.Public()) {
+		return secret.Bytes{}, fault.New(fault.AlgorithmForbidden, "private key for "+string(a))
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return secret.Bytes{}, fault.Wrap(fault.Invalid, "private key for "+string(a), err)
+	}
+	return secret.Take(der), nil
 }
