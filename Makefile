@@ -40,8 +40,10 @@ test-fips: ## the FIPS suites, a server and its clients within Go's cryptographi
 test-python: ## the Python package, in both directions against the Go code
 	scripts/test-python
 
-test-interop: ## the audit log before a verifier that rotor did not write
+test-interop: ## the clients of Vault, which it installs, and the audit log before a verifier that rotor did not write
+	scripts/interop
 	go test -C interop -mod=mod -count=1 ./...
+	go test -C interop/clients -count=1 -timeout 10m ./...
 
 fuzz: ## every fuzz target for a fixed number of inputs
 	scripts/fuzz 10000x
