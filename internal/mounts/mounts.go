@@ -277,6 +277,11 @@ func (s *Service) of(ns keyring.Namespace) *table {
 	return t
 }
 
+// Has says whether there is a namespace.
+func (s *Service) Has(ns keyring.Namespace) bool {
+	return (*s.tables.Load())[ns] != nil || s.Guard.HasNamespace(string(ns))
+}
+
 // Find finds the mount that a path of a namespace is below, such as "transit/keys/a" or "auth/approle/login", and what of the path follows it. A path
 // that ends where the mount does may lack the slash.
 func (s *Service) Find(ns keyring.Namespace, path string) (m Mount, rest string, ok bool) {

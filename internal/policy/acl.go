@@ -177,6 +177,19 @@ func (r segmentRule) fits(parts []string) bool {
 	return true
 }
 
+// begins says whether a path below those segments may fit.
+func (r segmentRule) begins(parts []string) bool {
+	if len(r.parts) <= len(parts) {
+		return r.prefix && r.fits(append(slices.Clone(parts), ""))
+	}
+	for i, part := range parts {
+		if want := r.parts[i]; want != "+" && want != part {
+			return false
+		}
+	}
+	return true
+}
+
 // merge adds what another stanza says of the same path: a denial is all that counts; else the capabilities add up, so do the values of
 // parameters, and of two limits of a time the smaller one counts.
 func (p *permissions) merge(policy string, g Grants) {
@@ -306,6 +319,44 @@ func (a *ACL) Weighs(r *Request) bool {
 	}
 	p := a.find(path, r.Operation == OpList)
 	return p != nil && len(p.required)+len(p.denied)+len(p.allowed) > 0
+}
+
+// Reaches says whether something that begins with a path of a namespace may be allowed: whether a caller has anything to do there.
+func (a *ACL) Reaches(namespace, prefix string) bool {
+	if a == nil {
+		return false
+	}
+	prefix, ok := a.path(&Request{Namespace: namespace, Path: prefix})
+	if !ok {
+		return false
+	}
+	if a.root {
+		return true
+	}
+	gives := func(p *permissions) bool {
+		if p == nil {
+			return false
+		}
+		_, denied := p.granted[CapDeny]
+		return !denied && len(p.granted) > 0
+	}
+	if gives(a.find(prefix, true)) {
+		return true
+	}
+	for _, below := range []map[string]*permissions{a.exact, a.prefixes} {
+		for path, p := range below {
+			if strings.HasPrefix(path, prefix) && gives(p) {
+				return true
+			}
+		}
+	}
+	parts := strings.Split(strings.TrimSuffix(prefix, "/"), "/")
+	for _, r := range a.segments {
+		if gives(r.perms) && r.begins(parts) {
+			return true
+		}
+	}
+	return false
 }
 
 // path is that of a request as the policies' namespace sees it. It ends in a slash where something is listed.

@@ -275,3 +275,26 @@ func TestACLWeighs(t *testing.T) {
 		}
 	}
 }
+
+// TestACLReaches: whether a caller has anything to do below a path, whatever the form of the policies.
+func TestACLReaches(t *testing.T) {
+	for _, c := range []struct {
+		path, prefix string
+		want         bool
+	}{
+		{"transit/keys/a", "transit/", true}, {"transit/*", "transit/", true}, {"*", "transit/", true}, {"tr*", "transit/", true}, {"transit", "transit/", true},
+		{"other/*", "transit/", false}, {"transit2/*", "transit/", false}, {"+/keys/a", "transit/", true}, {"+/keys/*", "transit/", true}, {"other/+/a", "transit/", false},
+		{"+", "transit/", false}, {"team/+/keys", "team/a/", true}, {"team/+", "team/a/", false}, {"team/+/*", "team/a/", true}, {"team/b/+/x", "team/a/", false},
+	} {
+		if got := acl(stanza(c.path, "read")).Reaches("default", c.prefix); got != c.want {
+			t.Errorf("%s of %s: %t", c.path, c.prefix, got)
+		}
+	}
+	if acl(stanza("transit/*", "deny")).Reaches("default", "transit/") || acl(stanza("transit/*", "read")).Reaches("other", "transit/") {
+		t.Error("a denial, or another namespace, reaches")
+	}
+	var none *policy.ACL
+	if none.Reaches("default", "transit/") {
+		t.Error("no list reaches")
+	}
+}

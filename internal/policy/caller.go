@@ -111,6 +111,7 @@ const (
 	ActSessions         Action = "session.list"
 	ActSessionRevoke    Action = "session.revoke"
 
+	ActTools           Action = "tools"
 	ActMounts          Action = "mount.list"
 	ActMountChange     Action = "mount.change"
 	ActNamespaces      Action = "namespace.list"

@@ -118,6 +118,13 @@ func (k *Keeper) clear() {
 	}
 }
 
+// Kind is the kind of the member that the wrap set is as weak as: local, transit, pkcs11, shamir or all.
+func (k *Keeper) Kind() string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return kind(Weakest(k.Wraps))
+}
+
 // Sealed says whether the store is still closed, or is being closed again.
 func (k *Keeper) Sealed() bool { return k.opened() == nil || k.Why() != "" }
 

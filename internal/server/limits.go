@@ -2,6 +2,8 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
+	"errors"
 	"net"
 	"slices"
 	"time"
@@ -127,18 +129,39 @@ func (p Public) validate() error {
 	return nil
 }
 
-// listenPublic opens the second listener, if there is to be one.
-func (s *Server) listenPublic(ctx context.Context) error {
-	p := s.config.Public
-	if p.Listen == "" {
+// bind opens the sockets that the configuration names, at the first call.
+func (s *Server) bind(ctx context.Context) (err error) {
+	if s.socket != nil {
 		return nil
 	}
-	pair, err := wire.NewKeyPair(p.Certificate, p.Key, s.config.Now, s.config.Log)
-	if err != nil {
-		return err
+	p := s.config.Public
+	if p.Listen != "" {
+		if s.pair, err = wire.NewKeyPair(p.Certificate, p.Key, s.config.Now, s.config.Log); err != nil {
+			return err
+		}
+		if s.public, err = wire.Bind(ctx, p.Listen); err != nil {
+			return err
+		}
 	}
-	s.public, err = wire.Listen(ctx, p.Listen, wire.OwnTLS(pair, p.TLS == "1.2"))
-	return err
+	if s.socket, err = wire.Bind(ctx, s.config.Listen); err != nil {
+		return errors.Join(err, s.unbind())
+	}
+	s.address = s.socket.Addr().String()
+	return nil
+}
+
+// unbind closes the sockets.
+func (s *Server) unbind() error {
+	return errors.Join(s.public.Close(), s.socket.Close())
+}
+
+// listen accepts on the sockets from now on; who did before has stopped.
+func (s *Server) listen(c *tls.Config) []net.Listener {
+	all := []net.Listener{s.socket.Listen(c)}
+	if s.public != nil {
+		all = append(all, s.public.Listen(wire.OwnTLS(s.pair, s.config.Public.TLS == "1.2")))
+	}
+	return all
 }
 
 // PublicAddress is the host:port of the second listener; empty without one.

@@ -36,26 +36,27 @@ func (s *Server) serveRecovery(ctx context.Context, group *errgroup.Group, run c
 	s.guard.SetRules(a.Decider(s.rules))
 	tlsConfig := a.Server(s.hosts(c)...)
 	s.live.Store(&settings{config: c, certificate: tlsConfig.GetCertificate})
-	if s.listener, err = wire.Listen(ctx, c.Listen, tlsConfig); err != nil {
+	if err := s.bind(ctx); err != nil {
 		return err
 	}
-	s.address = s.listener.Addr().String()
 	mux := http.NewServeMux()
 	mux.HandleFunc("/healthz", alive)
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
 		http.Error(w, "recovery mode", http.StatusServiceUnavailable)
 	})
-	vault.MountSealed(mux, fault.New(fault.Recovery, found[0].String()))
+	vault.MountSealed(mux, fault.New(fault.Recovery, found[0].String()), s.node(func(context.Context) bool { return false }))
 	native.MountRecovery(mux, native.Config{
 		Guard: s.guard, Authority: a, Seals: s.seals, Dir: c.Dir, Now: c.Now, Log: c.Log,
 		Recovery: recovery.New(recovery.Config{Guard: s.guard, Seals: s.seals, Delay: c.RecoverWait, Now: c.Now, Log: c.Log}),
 	})
-	front, listener := wire.NewServer(wire.Config{TLS: tlsConfig, Identifier: a, Handler: mux, Fronts: []wire.Front{native.Front(), vault.SealedFront(), healthFront()}, Now: c.Now, Log: c.Log}), s.listener
+	front := wire.NewServer(wire.Config{TLS: tlsConfig, Identifier: a, Handler: mux, Fronts: []wire.Front{native.Front(), vault.SealedFront(), healthFront()}, Now: c.Now, Log: c.Log})
 	s.http = front
 	live, end := context.WithCancel(run)
 	loops, live := errgroup.WithContext(live)
 	loops.Go(func() error { return a.Run(live) })
-	loops.Go(func() error { return front.Serve(listener) })
+	for _, l := range s.listen(tlsConfig) {
+		loops.Go(func() error { return front.Serve(l) })
+	}
 	group.Go(func() error {
 		defer end()
 		recovered := s.awaitRecovered(live)

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/rotorkms/rotor/internal/authn"
 	"github.com/rotorkms/rotor/internal/fault"
@@ -64,31 +65,34 @@ func (s *Server) startSealed(ctx context.Context, why error) error {
 		MinVersion: tls.VersionTLS13, ClientAuth: tls.RequestClientCert, NextProtos: []string{"h2", "http/1.1"}, Certificates: []tls.Certificate{certificate},
 		CurvePreferences: []tls.CurveID{tls.X25519MLKEM768, tls.X25519, tls.CurveP256},
 	}
-	if s.listener, err = wire.Listen(ctx, s.config.Listen, c); err != nil {
+	if err := s.bind(ctx); err != nil {
 		return err
 	}
-	s.address = s.listener.Addr().String()
 	s.seals.Explain(s.config.SealedFor)
 	s.config.Log.WarnContext(ctx, "the server is sealed", "reason", s.seals.Why(), "error", why, "listen", s.address)
 	sealed := wire.NewServer(wire.Config{
 		TLS: c, Identifier: nobody{s.seals.Why().Fault()}, Handler: s.sealedMux(), Fronts: []wire.Front{native.Front(), vault.SealedFront(), healthFront("/metrics")}, Now: s.config.Now, Log: s.config.Log,
 	})
-	served := make(chan error, 1)
-	go func() { served <- sealed.Serve(s.listener) }() // ends with Shutdown, below
-	go func() {                                        // ends with the server; Wait waits for it
+	var serving errgroup.Group // ends with Shutdown, below
+	for _, l := range s.listen(c) {
+		serving.Go(func() error { return sealed.Serve(l) })
+	}
+	go func() { // ends with the server; Wait waits for it
 		g, err := s.awaitOpen(context.WithoutCancel(ctx))
 		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), askAgain)
 		defer cancel()
+		if err == nil && g != nil { // whoever brought the last share hears of it once the next client waits for the server that serves
+			sealed.OnClosed(func() { close(s.unsealed) })
+		}
 		sealed.Shutdown(drain)
-		err = errors.Join(err, <-served)
+		err = errors.Join(err, serving.Wait())
 		if err == nil && g != nil {
-			s.config.Listen = s.address // the same port again
 			err = s.startOpen(context.WithoutCancel(ctx), g)
 			if err == nil {
 				return
 			}
 		}
-		s.err = errors.Join(err, s.store.Close(), s.tracing.Stop(drain))
+		s.err = errors.Join(err, s.unbind(), s.store.Close(), s.tracing.Stop(drain))
 		close(s.ended)
 	}()
 	return nil
@@ -154,7 +158,15 @@ func (s *Server) sealedMux() *http.ServeMux {
 	})
 	mux.Handle("GET /metrics", telemetry.Sealed(string(s.seals.Why())))
 	native.MountSeal(mux, s.seals, s.config.Log)
-	vault.MountSealed(mux, why)
+	vault.MountSealed(mux, why, s.node(func(ctx context.Context) bool {
+		select {
+		case <-s.unsealed:
+			return true
+		case <-ctx.Done():
+		case <-s.quit:
+		}
+		return false
+	}))
 	writer := connect.NewErrorWriter()
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		wire.Failed(r.Context(), why)
@@ -166,6 +178,17 @@ func (s *Server) sealedMux() *http.ServeMux {
 		_, _ = io.WriteString(w, why.Error()+"\n") // the client is gone when this fails
 	})
 	return mux
+}
+
+// node is what a server that does not serve says of itself. opened waits for its store.
+func (s *Server) node(opened func(context.Context) bool) vault.Node {
+	engine, _ := engineOf(s.config.Store) // validate has asked it
+	return vault.Node{
+		About: func(context.Context) vault.About {
+			return vault.About{Version: Version, Engine: engine, Address: s.Advertised(), Shared: s.keeper != nil}
+		},
+		Seals: s.seals, Now: s.config.Now, Opened: opened,
+	}
 }
 
 // sealedCertificate reads what init and every start leave for this time.

@@ -43,9 +43,11 @@ type Server struct {
 	guard     *guard.Guard
 	rules     guard.Decider // at the start
 	seals     *sealing.Keeper
-	listener  net.Listener
-	public    net.Listener  // nil: there is none
+	socket    *wire.Socket  // stays when a sealed server becomes one that serves
+	public    *wire.Socket  // nil: there is none
+	pair      *wire.KeyPair // of public
 	address   string        // that it listens on, from the start on
+	unsealed  chan struct{} // closed once the store of a sealed server has opened, and whoever connects now waits for the server that serves
 	opened    chan struct{} // closed once the store is open and served
 	http      *wire.Server
 	fleet     *fleet.Fleet
@@ -133,7 +135,7 @@ func startAs(ctx context.Context, c Config, db store.Store, named map[string]sea
 		return nil, err
 	}
 	s := &Server{
-		config: c, store: db, metrics: metrics, tracing: tracing, ended: make(chan struct{}), quit: make(chan struct{}), now: make(chan struct{}), opened: make(chan struct{}),
+		config: c, store: db, metrics: metrics, tracing: tracing, ended: make(chan struct{}), quit: make(chan struct{}), now: make(chan struct{}), opened: make(chan struct{}), unsealed: make(chan struct{}),
 	}
 	s.seals = sealing.NewKeeper(sealing.Config{Named: named, Wraps: wrapped.Wraps, Hold: c.SealHold, Seal: s.seal, Address: s.Advertised, Now: c.Now, Log: c.Log})
 	if shared {
@@ -205,7 +207,7 @@ func (s *Server) startOpen(ctx context.Context, g *guard.Guard) error {
 	}
 	if err != nil {
 		stop()
-		return errors.Join(err, group.Wait())
+		return errors.Join(err, group.Wait(), s.unbind())
 	}
 	close(s.opened)
 	go s.supervise(run, group) //nolint:gosec // it outlives the request that started it; Wait waits for it
@@ -254,17 +256,11 @@ func (s *Server) serve(ctx, run context.Context, group *errgroup.Group, sealer s
 	tlsConfig := r.authority.Server(s.hosts(s.config)...)
 	s.live.Store(&settings{config: s.config, certificate: tlsConfig.GetCertificate})
 	tlsConfig.GetCertificate = func(h *tls.ClientHelloInfo) (*tls.Certificate, error) { return s.live.Load().certificate(h) }
-	if s.listener, err = wire.Listen(ctx, cmp.Or(s.address, s.config.Listen), tlsConfig); err != nil { // after a recovery the same port again
+	if err := s.bind(ctx); err != nil {
 		return err
 	}
-	if s.address == "" {
-		s.address = s.listener.Addr().String()
-	}
 	if err := s.introduce(ctx); err != nil {
-		return errors.Join(err, s.listener.Close())
-	}
-	if err := s.listenPublic(ctx); err != nil {
-		return errors.Join(err, s.listener.Close())
+		return err
 	}
 	if err := s.config.keepSealedCertificate(r.authority, s.hosts(s.config)); err != nil {
 		s.config.Log.WarnContext(ctx, "a server that starts sealed will have no certificate", "error", err)
@@ -295,12 +291,11 @@ func (s *Server) serve(ctx, run context.Context, group *errgroup.Group, sealer s
 		group.Go(func() error { return s.keeper.Run(run) })
 	}
 	if err := s.settled(run); err != nil {
-		return errors.Join(err, s.listener.Close())
+		return err
 	}
 	group.Go(func() error { return s.trim(run) })
-	group.Go(func() error { return s.http.Serve(s.listener) })
-	if s.public != nil {
-		group.Go(func() error { return s.http.Serve(s.public) })
+	for _, l := range s.listen(tlsConfig) {
+		group.Go(func() error { return s.http.Serve(l) })
 	}
 	return nil
 }
@@ -367,11 +362,14 @@ func (s *Server) mux(r rooms, sealer string) *http.ServeMux {
 
 // vault is what the front end for Vault's clients offers.
 func (s *Server) vault(r rooms) vault.Config {
-	c := s.config
+	c, started := s.config, s.config.Now()
+	engine, _ := engineOf(c.Store) // validate has asked it
 	return vault.Config{
 		Guard: s.guard, KMS: r.kms, Rollout: r.rollout, Authority: r.authority, Mounts: r.mounts, Seals: s.seals, Now: c.Now, Log: c.Log,
 		About: func(ctx context.Context) vault.About {
-			return vault.About{Version: Version, Cluster: s.guard.ClusterID(), Ready: s.health.look(ctx).Ready}
+			return vault.About{
+				Version: Version, Cluster: s.guard.ClusterID(), Engine: engine, Address: s.Advertised(), Shared: s.keeper != nil, Started: started, Ready: s.health.look(ctx).Ready,
+			}
 		},
 	}
 }
@@ -398,6 +396,7 @@ func (s *Server) supervise(run context.Context, group *errgroup.Group) {
 	}
 	drain, cancel := context.WithTimeout(context.Background(), how.Time)
 	defer cancel()
+	front.OnClosed(func() { _ = s.unbind() }) // who comes now goes to another server at once, and does not wait for this one
 	front.Shutdown(drain)
 	if run.Err() == nil {
 		if err := s.guard.CloseWindows(drain, true); err != nil {
@@ -406,7 +405,7 @@ func (s *Server) supervise(run context.Context, group *errgroup.Group) {
 		s.resign(drain)
 	}
 	s.stop()
-	s.err = errors.Join(group.Wait(), s.store.Close())
+	s.err = errors.Join(group.Wait(), s.unbind(), s.store.Close())
 	if err := s.tracing.Stop(drain); err != nil {
 		s.config.Log.Warn("last traces not sent", "error", err)
 	}

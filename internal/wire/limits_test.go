@@ -187,10 +187,7 @@ func TestOldTLS(t *testing.T) {
 		{false, tls.VersionTLS13, 0, true}, {false, tls.VersionTLS12, 0, false}, {true, tls.VersionTLS12, tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, true},
 		{true, tls.VersionTLS12, tls.TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA, false}, {true, tls.VersionTLS11, 0, false}, {true, tls.VersionTLS13, 0, true},
 	} {
-		l, err := wire.Listen(t.Context(), "127.0.0.1:0", wire.OwnTLS(k, c.old))
-		if err != nil {
-			t.Fatal(err)
-		}
+		l := listen(t, wire.OwnTLS(k, c.old))
 		done := make(chan struct{})
 		go func() {
 			defer close(done)

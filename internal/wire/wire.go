@@ -105,6 +105,9 @@ func (s *Server) Shutdown(ctx context.Context) {
 	}
 }
 
+// OnClosed has f called, in a goroutine of its own, once Shutdown has closed the listeners and before it waits for the requests in flight.
+func (s *Server) OnClosed(f func()) { s.http.RegisterOnShutdown(f) }
+
 // Cut closes every connection of an instance.
 func (s *Server) Cut(instance string) { s.callers.cut(instance) }
 
@@ -126,16 +129,6 @@ func (s *Server) Reconsider(ctx context.Context) {
 
 // SetLimits begins to count anew, by other limits.
 func (s *Server) SetLimits(l Limits) { s.limits.Store(newLimiter(l, s.limits.Load().now)) }
-
-// Listen opens a TCP listener for TLS.
-func Listen(ctx context.Context, address string, c *tls.Config) (net.Listener, error) {
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "tcp", address)
-	if err != nil {
-		return nil, fault.Wrap(fault.Unavailable, "listen on "+address, err)
-	}
-	return tls.NewListener(l, c), nil
-}
 
 // peer is who stands behind a request.
 type peer struct {

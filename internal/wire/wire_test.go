@@ -80,10 +80,7 @@ func serveAs(t *testing.T, build func(wire.Config) *wire.Server, h http.HandlerF
 	c := &tls.Config{
 		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{certificate(t, 1)}, ClientAuth: tls.RequestClientCert, NextProtos: []string{"h2", "http/1.1"},
 	}
-	l, err := wire.Listen(t.Context(), "127.0.0.1:0", c)
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := listen(t, c)
 	s = build(wire.Config{TLS: c, Identifier: named{}, Handler: h, Fronts: []wire.Front{other(), front()}, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(l) }()

@@ -68,7 +68,7 @@ func (s *server) resolve(r *http.Request) (target, error) {
 // operationOf is what a method asks for.
 func operationOf(r *http.Request) (operation, error) {
 	switch r.Method {
-	case http.MethodGet:
+	case http.MethodGet, http.MethodHead:
 		if q := r.URL.Query().Get("list"); q != "" {
 			is, err := strconv.ParseBool(q)
 			if err != nil {

@@ -69,6 +69,11 @@ func newID() string {
 	var b [16]byte
 	_, _ = rand.Read(b[:]) // it cannot fail
 	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return uuidText(b)
+}
+
+// uuidText writes 16 bytes as a UUID (RFC 9562, 4).
+func uuidText(b [16]byte) string {
 	var out [36]byte
 	for at, from := 0, 0; from < len(b); from++ {
 		if at == 8 || at == 13 || at == 18 || at == 23 {

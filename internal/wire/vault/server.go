@@ -121,20 +121,3 @@ func help(to target) *response {
 	}
 	return &response{data: map[string]any{"help": out, "see_also": nil, "openapi": nil}}
 }
-
-// MountSealed adds to a mux what the protocol answers while the server is sealed, or in recovery mode: that it is.
-func MountSealed(mux *http.ServeMux, why error) {
-	mux.HandleFunc(prefix, func(w http.ResponseWriter, r *http.Request) {
-		wire.Failed(r.Context(), why)
-		writeError(w, why)
-	})
-}
-
-// SealedFront is the protocol of such a server as the listener knows it.
-func SealedFront() wire.Front {
-	return wire.Front{
-		Route: func(r *http.Request) (wire.Route, bool) { return wire.Route{}, hasPrefix(r) },
-		Token: func(http.Header) (string, bool, error) { return "", false, nil }, // nobody is known, and everybody hears why
-		Deny:  func(w http.ResponseWriter, _ *http.Request, err error) { writeError(w, err) },
-	}
-}

@@ -36,7 +36,11 @@ type Config struct {
 // About is what the server tells of itself.
 type About struct {
 	Version string // X.Y.Z
-	Cluster string // its ID
+	Cluster string // its ID; "" while it is sealed
+	Engine  string // of the store
+	Address string // that clients reach this server at
+	Shared  bool   // other servers can open the store, too
+	Started time.Time
 	Ready   bool
 }
 
@@ -97,7 +101,7 @@ func (c Config) namespaceOf(h http.Header) (keyring.Namespace, error) {
 	switch {
 	case ns == "" || ns == "root":
 		return keyring.Namespace(c.Authority.Namespace), nil
-	case !keyring.ValidName(ns):
+	case !keyring.ValidName(ns) || !c.Mounts.Has(keyring.Namespace(ns)):
 		return "", &refusal{status: http.StatusNotFound, texts: []string{"no handler for route: there is no such namespace"}, cause: fault.New(fault.NotFound, "namespace")}
 	}
 	return keyring.Namespace(ns), nil
