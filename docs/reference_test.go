@@ -107,6 +107,7 @@ func TestLimits(t *testing.T) {
 	limits := []struct{ row, file, code string }{
 		{"name of a key, namespace, instance or data set: 64 bytes: lower-case letters, digits, and inside `.`, `_`, `-`", "internal/keyring/validate.go", "MaxName = 64"},
 		{"key `MOUNT/NAME`; its HMAC keys: 192 bytes; 32 to 512 bytes", "internal/keyring/transit.go", "MaxKeyName = 192;MinKeyBytes = 32;MaxKeyBytes = 512"},
+		{"items of one request of Vault's clients: 100,000", "internal/kms/transit_use.go", "MaxBatch = 100_000"},
 		{"labels of a key: 32; name and value 256 bytes each", "internal/keyring/validate.go", "MaxLabels = 32;MaxLabel = 256"},
 		{"owner; reason of a change: 256 bytes", "internal/keyring/validate.go", "MaxLabel = 256"},
 		{"message to encrypt, sign or authenticate at the server: 1 MiB", "internal/kms/use.go", "const MaxMessage = 1 << 20"},

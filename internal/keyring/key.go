@@ -126,6 +126,8 @@ type Version struct {
 	Promoted    Epoch           `json:"promoted,omitzero"`       // of the last promotion
 	Withdrawn   Epoch           `json:"withdrawn,omitzero"`      // of the retirement
 	Approved    []string        `json:"destroy_votes,omitempty"` // who asked for the destruction
+	PublicOnly  bool            `json:"public_only,omitempty"`   // imported without its private half, which may come yet
+	Convergent  int             `json:"convergent,omitempty"`    // imported: of another version of the construction than its key; 0: of that one
 	Chain       [][]byte        `json:"chain,omitempty"`         // certificates of the public half, in DER, its own first
 	Attempts    uint64          `json:"attempts,omitempty"`      // to use it while it was retired, as far as they were written down: at least so many
 }

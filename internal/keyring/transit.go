@@ -23,7 +23,7 @@ type Transit struct {
 	Counter    bool `json:"counter,omitempty"`    // derived by HMAC-SHA256 in counter mode (SP 800-108), as old keys of other systems are; else by HKDF
 
 	MinDecryption uint32 `json:"min_decryption,omitempty"` // what older versions protected is refused; 0: 1
-	MinEncryption uint32 `json:"min_encryption,omitempty"` // the oldest version that may protect when it is named; 0: the primary alone
+	MinEncryption uint32 `json:"min_encryption,omitempty"` // the oldest version that may protect when it is named; 0: any that is active
 	MinAvailable  uint32 `json:"min_available,omitempty"`  // older versions are trimmed: clients do not see them any more
 
 	DeletionAllowed bool `json:"deletion_allowed,omitempty"`
@@ -134,8 +134,8 @@ func (k Key) validTransit(spec suite.Spec) error {
 // from the floor on that its settings have. fault.BelowFloor, and what MayProtect returns.
 func (k Key) MayProtectAs(v Version, now time.Time) error {
 	if t := k.Transit; t != nil && v.Number != k.Primary {
-		if t.MinEncryption == 0 || v.Number < t.MinEncryption {
-			return fault.New(fault.BelowFloor, k.versionName(v.Number)).WithHint("min_encryption_version lets only newer ones protect")
+		if floor := max(t.MinEncryption, t.MinDecryption, t.MinAvailable); v.Number < floor {
+			return fault.New(fault.BelowFloor, k.versionName(v.Number)).WithHint("only version %d and later ones may protect", floor)
 		}
 		if v.Phase == PhaseDecryptOnly {
 			v.Phase = PhasePrimary

@@ -117,7 +117,7 @@ func TestNamedVersionProtects(t *testing.T) {
 		want  fault.Code
 	}{
 		"primary":              {0, 3, keyring.Active, keyring.PhasePrimary, ""},
-		"no floor":             {0, 2, keyring.Active, keyring.PhaseDecryptOnly, fault.BelowFloor},
+		"no floor":             {0, 2, keyring.Active, keyring.PhaseDecryptOnly, ""},
 		"below it":             {3, 2, keyring.Active, keyring.PhaseDecryptOnly, fault.BelowFloor},
 		"at it":                {2, 2, keyring.Active, keyring.PhaseDecryptOnly, ""},
 		"window over":          {2, 2, keyring.Deactivated, keyring.PhaseDecryptOnly, fault.WrongState},

@@ -183,6 +183,53 @@ func doors() map[string]call {
 		"TransitDelete": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
 			return s.TransitDelete(ctx, c, k.Ref)
 		},
+		"TransitEncrypt": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			return s.TransitEncrypt(ctx, c, k.Ref, make([]kms.TransitItem, kms.MaxBatch+1))
+		},
+		"TransitDecrypt": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			return s.TransitDecrypt(ctx, c, k.Ref, make([]kms.TransitItem, 1))
+		},
+		"TransitRewrap": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			return s.TransitRewrap(ctx, c, k.Ref, make([]kms.TransitItem, 1))
+		},
+		"TransitDataKey": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			plain, ct, n, err := s.TransitDataKey(ctx, c, k.Ref, 9, kms.TransitItem{}, true)
+			return [3]any{plain.Len(), ct, n}, err
+		},
+		"TransitHMAC": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			return s.TransitHMAC(ctx, c, k.Ref, make([]kms.TransitMessage, 1))
+		},
+		"TransitVerifyHMAC": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			return s.TransitVerifyHMAC(ctx, c, k.Ref, make([]kms.TransitMessage, 1))
+		},
+		"TransitSign": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			return s.TransitSign(ctx, c, k.Ref, make([]kms.TransitMessage, 1))
+		},
+		"TransitVerify": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			return s.TransitVerify(ctx, c, k.Ref, make([]kms.TransitMessage, 1))
+		},
+		"TransitPublic": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			m, err := s.TransitPublic(ctx, c, k.Ref, nil)
+			return len(m), err
+		},
+		"TransitCSR": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			return s.TransitCSR(ctx, c, k.Ref, 9, "none")
+		},
+		"TransitSetCertificate": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			return s.TransitSetCertificate(ctx, c, k.Ref, 9, "none")
+		},
+		"TransitDeriveKey": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			return s.TransitDeriveKey(ctx, c, kms.Agreement{Base: k.Ref, Version: 9}, kms.TransitSpec{Ref: k.Ref, Algorithm: "none"})
+		},
+		"TransitWrappingKey": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			return s.TransitWrappingKey(ctx, c, k.Namespace, k.Name)
+		},
+		"TransitImport": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			return s.TransitImport(ctx, c, kms.TransitSpec{Ref: k.Ref, Algorithm: "none"}, kms.TransitImported{})
+		},
+		"TransitImportVersion": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			return s.TransitImportVersion(ctx, c, k.Ref, kms.TransitImported{}, 9)
+		},
 		"TransitUndelete": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
 			return s.TransitUndelete(ctx, c, k.Ref, "")
 		},
@@ -261,7 +308,7 @@ func TestDoor(t *testing.T) {
 				if !maps.Equal(before, w.raw()) {
 					t.Error("a refused call changed the store")
 				}
-				if name != "List" && name != "TransitList" && name != "MayStatus" && !w.noted(refusals, forbidden.Name) {
+				if name != "List" && name != "TransitList" && name != "TransitWrappingKey" && name != "MayStatus" && !w.noted(refusals, forbidden.Name) {
 					t.Error("no entry tells of the refusal")
 				}
 			})

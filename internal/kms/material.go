@@ -1,6 +1,7 @@
 package kms
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/secret"
 	"github.com/rotorkms/rotor/internal/suite"
+	"github.com/rotorkms/rotor/internal/transit"
 )
 
 // facts are what never changes about material; they are its associated data.
@@ -56,6 +58,7 @@ type opened struct {
 
 	decrypter    *suite.Decrypter
 	decapsulator *suite.Decapsulator
+	transit      *transit.Key
 
 	object string // in the token; then nothing else is set
 	hsm    HSM
@@ -112,7 +115,7 @@ func (s *Service) open(ctx context.Context, k keyring.Key, n uint32) (opened, er
 		return opened{}, fault.New(fault.WrongState, name()+" is "+string(v.State)+", its private half is gone")
 	}
 	id := materialID{k.ID, n}
-	if o, ok := s.vault.get(id); ok {
+	if o, ok := s.vault.get(id); ok && (o.transit == nil || v.PublicOnly || o.transit.HasPrivate()) { // the private half may have come since
 		return o, nil
 	}
 	m, err := s.unseal(ctx, k, v)
@@ -177,6 +180,10 @@ func (s *Service) ready(k keyring.Key, v keyring.Version, m secret.Bytes) (opene
 	o := opened{material: m}
 	var err error
 	switch k.Purpose {
+	case suite.Transit:
+		o.transit, err = transit.New(v.Algorithm, v.Number, m, v.Public, constructions(k, v))
+		m.Destroy() // the key has its own copy
+		o.material = secret.Bytes{}
 	case suite.Encrypt:
 		o.message, err = envelope.NewMessageKeyOf(v.Algorithm, m, v.Handle, string(k.Namespace), string(k.ID))
 	case suite.Sign:
@@ -187,4 +194,10 @@ func (s *Service) ready(k keyring.Key, v keyring.Version, m secret.Bytes) (opene
 		o.decapsulator, err = suite.NewDecapsulator(v.Algorithm, m)
 	}
 	return o, err
+}
+
+// constructions are what all uses of a version depend on. They never change.
+func constructions(k keyring.Key, v keyring.Version) transit.Settings {
+	t := k.Transit
+	return transit.Settings{Derived: t.Derived, Counter: t.Counter, Convergent: cmp.Or(v.Convergent, t.Convergent)}
 }

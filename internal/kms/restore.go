@@ -172,6 +172,9 @@ func (r *restoring) suits() error {
 		if err != nil {
 			return err
 		}
+		if v.PublicOnly {
+			continue
+		}
 		public, err := publicOf(k, v, m)
 		if err != nil || !bytes.Equal(public, v.Public) {
 			return fault.New(fault.MalformedFile, "key backup").WithHint("the halves of version %d do not belong together", n)

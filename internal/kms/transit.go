@@ -3,7 +3,6 @@ package kms
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -14,16 +13,16 @@ import (
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/suite"
+	"github.com/rotorkms/rotor/internal/transit"
 )
 
-// Causes of refusals that clients of other systems tell apart. They stand in the chain of the fault.
-var (
-	ErrDeletionNotAllowed = errors.New("deletion is not allowed for this key")
-	ErrSoftDeleted        = errors.New("the key is soft-deleted")
-	ErrImported           = errors.New("the key was imported and does not allow rotation here")
-	ErrContext            = errors.New("the key is derived and needs a context")
-	ErrNotExportable      = errors.New("the key is not exportable")
-	ErrNoPlaintextBackup  = errors.New("the key allows no backup in clear")
+// Refusals in the words that clients of Vault match. They are causes of faults.
+const (
+	ErrDeletionNotAllowed = transit.Refusal("deletion is not allowed for this key")
+	ErrSoftDeleted        = transit.Refusal("key is soft deleted")
+	ErrImported           = transit.Refusal("imported key does not allow rotation within Vault")
+	ErrNotExportable      = transit.Refusal("private key material is not exportable")
+	ErrNoPlaintextBackup  = transit.Refusal("plaintext backup is disallowed on the policy")
 )
 
 // TransitSpec is what the creator of a key of purpose transit chooses.
@@ -33,12 +32,13 @@ type TransitSpec struct {
 	Transit   keyring.Transit // what is not a creator's to choose is ignored
 	Labels    map[string]string
 	Rotation  keyring.Rotation
+	Schedule  keyring.Schedule
 }
 
 func (t TransitSpec) key() keyring.Key {
 	return keyring.Key{
 		Namespace: t.Namespace, Name: t.Name, Purpose: suite.Transit, Custody: keyring.CustodyServer, Algorithm: t.Algorithm,
-		Labels: t.Labels, Rotation: t.Rotation, Transit: &t.Transit,
+		Labels: t.Labels, Rotation: t.Rotation, Schedule: t.Schedule, Transit: &t.Transit,
 	}
 }
 
@@ -50,11 +50,13 @@ func begun(t *keyring.Transit) *keyring.Transit {
 	return &keyring.Transit{
 		Spelling: t.Spelling, KeyBytes: t.KeyBytes, Derived: t.Derived, Convergent: t.Convergent, Counter: t.Counter, MinDecryption: 1,
 		DeletionAllowed: t.DeletionAllowed, PlaintextBackup: t.PlaintextBackup, Exportable: t.Exportable,
+		Imported: t.Imported, RotationAllowed: t.RotationAllowed,
 	}
 }
 
 // TransitCreate makes a key of purpose transit. One that is there already is answered as it is, with created false. fault.Invalid, Denied.
 func (s *Service) TransitCreate(ctx context.Context, c policy.Caller, spec TransitSpec) (k keyring.Key, created bool, err error) {
+	spec.Transit.Imported, spec.Transit.RotationAllowed = false, false
 	if _, ok := s.Lookup(spec.Namespace, spec.Name); !ok {
 		k, err = s.make(ctx, c, spec.key(), s.firstVersion)
 		if fault.CodeOf(err) != fault.Exists {
@@ -71,10 +73,18 @@ func (s *Service) transit(ctx context.Context, c policy.Caller, a policy.Action,
 	if err != nil {
 		return keyring.Key{}, nil, err
 	}
-	switch {
-	case k.Purpose != suite.Transit:
+	if k.Purpose != suite.Transit {
 		return keyring.Key{}, nil, wrongPurpose(k)
-	case k.Deleted():
+	}
+	if k.Deleted() || !k.Transit.SoftDeleted.IsZero() { // another server may have brought it back a moment ago
+		if err := s.CatchUp(ctx); err != nil {
+			return keyring.Key{}, nil, err
+		}
+		if now, ok := s.Lookup(ref.Namespace, ref.Name); ok {
+			k = now
+		}
+	}
+	if k.Deleted() {
 		return keyring.Key{}, nil, fault.New(fault.NotFound, "key "+k.Name)
 	}
 	return k, p, nil
@@ -159,7 +169,8 @@ func (s *Service) TransitMounted(ctx context.Context, ns keyring.Namespace, moun
 type TransitChange struct {
 	MinDecryption, MinEncryption *uint32
 	DeletionAllowed              *bool
-	Exportable, PlaintextBackup  *bool // false changes nothing: what was allowed once may have left
+	Exportable, PlaintextBackup  *bool          // false changes nothing: what was allowed once may have left
+	Every                        *time.Duration // between two rotations of the key's schedule; 0: it does not rotate by the clock
 }
 
 // TransitConfigure changes settings of a key. fault.Invalid names the field.
@@ -168,7 +179,7 @@ func (s *Service) TransitConfigure(ctx context.Context, c policy.Caller, ref Ref
 }
 
 // settings changes what clients see of a key. It leaves versions as they are.
-func (s *Service) settings(ctx context.Context, c policy.Caller, a policy.Action, ref Ref, detail map[string]string, edit func(k keyring.Key, t *keyring.Transit) error) (keyring.Key, error) {
+func (s *Service) settings(ctx context.Context, c policy.Caller, a policy.Action, ref Ref, detail map[string]string, edit func(k *keyring.Key, t *keyring.Transit) error) (keyring.Key, error) {
 	k, p, err := s.usable(ctx, c, a, ref)
 	if err != nil {
 		return keyring.Key{}, err
@@ -178,7 +189,7 @@ func (s *Service) settings(ctx context.Context, c policy.Caller, a policy.Action
 			return k, change{}, err
 		}
 		next := k.Clone()
-		if err := edit(k, next.Transit); err != nil {
+		if err := edit(&next, next.Transit); err != nil {
 			return k, change{}, err
 		}
 		return next, change{}, nil
@@ -196,7 +207,8 @@ func unmoved(k keyring.Key, ref Ref) error {
 	return nil
 }
 
-func (ch TransitChange) apply(k keyring.Key, t *keyring.Transit) error {
+func (ch TransitChange) apply(k *keyring.Key, t *keyring.Transit) error {
+	was := *t
 	if ch.MinDecryption != nil {
 		t.MinDecryption = max(*ch.MinDecryption, 1)
 		if t.MinDecryption > k.Primary {
@@ -216,8 +228,14 @@ func (ch TransitChange) apply(k keyring.Key, t *keyring.Transit) error {
 	set(&t.DeletionAllowed, ch.DeletionAllowed)
 	t.Exportable = t.Exportable || ch.Exportable != nil && *ch.Exportable
 	t.PlaintextBackup = t.PlaintextBackup || ch.PlaintextBackup != nil && *ch.PlaintextBackup
+	if ch.Every != nil {
+		k.Schedule = k.Schedule.WithEvery(*ch.Every)
+		if err := k.Validate(); err != nil {
+			return err
+		}
+	}
 	switch {
-	case *t == *k.Transit:
+	case *t == was:
 	case t.MinAvailable > t.MinEncryption:
 		return invalid("min_encryption_version", "min encryption version should not be less than min available version")
 	case t.MinAvailable > t.MinDecryption:
@@ -240,6 +258,7 @@ func (ch TransitChange) detail() map[string]string {
 	say(d, "deletion_allowed", ch.DeletionAllowed)
 	say(d, "exportable", ch.Exportable)
 	say(d, "allow_plaintext_backup", ch.PlaintextBackup)
+	say(d, "every", ch.Every)
 	return d
 }
 
@@ -252,7 +271,7 @@ func say[T any](d map[string]string, field string, to *T) {
 // TransitTrim hides the versions before n from clients, for good. Their material stays until it is destroyed through the gates. fault.Invalid.
 func (s *Service) TransitTrim(ctx context.Context, c policy.Caller, ref Ref, n uint32) (keyring.Key, error) {
 	detail := map[string]string{"min_available_version": fmt.Sprint(n)}
-	return s.settings(ctx, c, policy.ActConfigure, ref, detail, func(_ keyring.Key, t *keyring.Transit) error {
+	return s.settings(ctx, c, policy.ActConfigure, ref, detail, func(_ *keyring.Key, t *keyring.Transit) error {
 		const field = "min_available_version"
 		switch {
 		case n < t.MinAvailable:
@@ -276,7 +295,7 @@ func (s *Service) TransitTrim(ctx context.Context, c policy.Caller, ref Ref, n u
 // TransitSoftDelete puts a key aside: nothing can be done with it until TransitUnsoftDelete. fault.WrongState with ErrDeletionNotAllowed.
 func (s *Service) TransitSoftDelete(ctx context.Context, c policy.Caller, ref Ref) (keyring.Key, error) {
 	detail := map[string]string{"soft_deleted": "true"}
-	return s.settings(ctx, c, policy.ActDelete, ref, detail, func(k keyring.Key, t *keyring.Transit) error {
+	return s.settings(ctx, c, policy.ActDelete, ref, detail, func(k *keyring.Key, t *keyring.Transit) error {
 		if !t.DeletionAllowed {
 			return fault.Wrap(fault.WrongState, "key "+k.Name, ErrDeletionNotAllowed)
 		}
@@ -327,6 +346,7 @@ func wrongPurpose(k keyring.Key) error {
 	return err
 }
 
-func invalid(field, hint string, args ...any) error {
-	return fault.New(fault.Invalid, field).WithHint("%s", fmt.Sprintf(hint, args...))
+func invalid(field, words string, args ...any) error {
+	text := fmt.Sprintf(words, args...)
+	return fault.Wrap(fault.Invalid, field, transit.Refusal(text)).WithHint("%s", text)
 }

@@ -1,9 +1,12 @@
 package kms_test
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -13,7 +16,9 @@ import (
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/kms"
 	"github.com/rotorkms/rotor/internal/rotation"
+	"github.com/rotorkms/rotor/internal/secret"
 	"github.com/rotorkms/rotor/internal/suite"
+	"github.com/rotorkms/rotor/internal/transit"
 )
 
 // transit makes a key of purpose transit at transit/NAME.
@@ -306,4 +311,408 @@ func TestDeleteOfUnknownOutcome(t *testing.T) {
 	must(w.TransitDelete(t.Context(), alice, w.ref(k)))(t)
 	_, err = w.TransitGet(t.Context(), alice, w.ref(k))
 	wantCode(t, err, fault.NotFound)
+}
+
+// one is the result of a request about one item.
+func one(t *testing.T) func(out []kms.TransitResult, err error) kms.TransitResult {
+	return func(out []kms.TransitResult, err error) kms.TransitResult {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(out) != 1 {
+			t.Fatalf("%d results", len(out))
+		}
+		return out[0]
+	}
+}
+
+func item(it kms.TransitItem) []kms.TransitItem { return []kms.TransitItem{it} }
+
+func TestTransitEncrypt(t *testing.T) {
+	w := newWorld(t)
+	for _, a := range []suite.Algorithm{suite.AES128GCM, suite.AES256GCM, suite.ChaCha20Poly1305, suite.XChaCha20Poly1305, suite.RSA2048} {
+		k := w.transit("k-"+string(a), a)
+		ct := one(t)(w.TransitEncrypt(t.Context(), alice, w.ref(k), item(kms.TransitItem{Plaintext: []byte("hello")})))
+		if ct.Err != nil || !strings.HasPrefix(ct.Ciphertext, "vault:v1:") {
+			t.Fatalf("%s: %+v", a, ct)
+		}
+		must(w.TransitRotate(t.Context(), alice, w.ref(k)))(t)
+		pt := one(t)(w.TransitDecrypt(t.Context(), alice, w.ref(k), item(kms.TransitItem{Ciphertext: ct.Ciphertext})))
+		if pt.Err != nil || string(pt.Plaintext) != "hello" {
+			t.Errorf("%s: %+v", a, pt)
+		}
+		re := one(t)(w.TransitRewrap(t.Context(), alice, w.ref(k), item(kms.TransitItem{Ciphertext: ct.Ciphertext})))
+		if re.Err != nil || !re.Changed || re.Version != 2 || !strings.HasPrefix(re.Ciphertext, "vault:v2:") || re.Plaintext != nil {
+			t.Errorf("%s: %+v", a, re)
+		}
+		same := one(t)(w.TransitRewrap(t.Context(), alice, w.ref(k), item(kms.TransitItem{Ciphertext: re.Ciphertext})))
+		if same.Err != nil || same.Changed || same.Ciphertext != re.Ciphertext || same.Version != 2 || same.Plaintext != nil {
+			t.Errorf("%s: %+v", a, same)
+		}
+	}
+}
+
+func TestTransitRewrapWithAssociatedData(t *testing.T) {
+	w := newWorld(t)
+	k := w.transit("k", "", func(t *keyring.Transit) { t.Derived, t.Convergent = true, 3 })
+	it := kms.TransitItem{Plaintext: []byte("x"), Context: []byte("c"), AssociatedData: []byte("a")}
+	it.Ciphertext = one(t)(w.TransitEncrypt(t.Context(), alice, w.ref(k), item(it))).Ciphertext
+	if again := one(t)(w.TransitEncrypt(t.Context(), alice, w.ref(k), item(it))); again.Ciphertext != it.Ciphertext {
+		t.Error("it is not convergent")
+	}
+	must(w.TransitRotate(t.Context(), alice, w.ref(k)))(t)
+	re := one(t)(w.TransitRewrap(t.Context(), alice, w.ref(k), item(it)))
+	if re.Err != nil || !re.Changed {
+		t.Fatalf("%+v", re)
+	}
+	it.Ciphertext = re.Ciphertext
+	if same := one(t)(w.TransitRewrap(t.Context(), alice, w.ref(k), item(it))); same.Err != nil || same.Changed || same.Ciphertext != re.Ciphertext {
+		t.Errorf("%+v", same)
+	}
+	for _, bend := range map[string]func(*kms.TransitItem){
+		"other associated data": func(it *kms.TransitItem) { it.AssociatedData = []byte("b") },
+		"none":                  func(it *kms.TransitItem) { it.AssociatedData = nil },
+		"another context":       func(it *kms.TransitItem) { it.Context = []byte("d") },
+	} {
+		bent := it
+		bend(&bent)
+		wantCode(t, one(t)(w.TransitRewrap(t.Context(), alice, w.ref(k), item(bent))).Err, fault.DecryptFailed)
+		wantCode(t, one(t)(w.TransitDecrypt(t.Context(), alice, w.ref(k), item(bent))).Err, fault.DecryptFailed)
+	}
+	bare := it
+	bare.Context = nil
+	if r := one(t)(w.TransitDecrypt(t.Context(), alice, w.ref(k), item(bare))); transit.Text(r.Err) != string(transit.NoContext) {
+		t.Errorf("%v", r.Err)
+	}
+}
+
+// TestTransitVersions: which versions protect and process, and in which words the others are refused.
+func TestTransitVersions(t *testing.T) {
+	w := newWorld(t)
+	k := w.transit("k", "")
+	ref := w.ref(k)
+	var cts []string
+	for range 4 {
+		cts = append(cts, one(t)(w.TransitEncrypt(t.Context(), alice, ref, item(kms.TransitItem{Plaintext: []byte("x")}))).Ciphertext)
+		must(w.TransitRotate(t.Context(), alice, ref))(t)
+	}
+	must(w.TransitConfigure(t.Context(), alice, ref, kms.TransitChange{MinDecryption: new(uint32(2)), MinEncryption: new(uint32(3))}))(t)
+	encrypt := func(n uint32) error {
+		return one(t)(w.TransitEncrypt(t.Context(), alice, ref, item(kms.TransitItem{Plaintext: []byte("x"), Version: n}))).Err
+	}
+	decrypt := func(ct string) error {
+		return one(t)(w.TransitDecrypt(t.Context(), alice, ref, item(kms.TransitItem{Ciphertext: ct}))).Err
+	}
+	body := strings.TrimPrefix(cts[0], "vault:v1:")
+	for what, c := range map[string]struct {
+		err  error
+		code fault.Code
+		text string
+	}{
+		"encrypt under 2":  {encrypt(2), fault.BelowFloor, "requested version for encryption is less than the minimum encryption key version"},
+		"encrypt under 3":  {encrypt(3), "", ""},
+		"encrypt under 6":  {encrypt(6), fault.UnknownVersion, "requested version for encryption is higher than the latest key version"},
+		"decrypt 1":        {decrypt(cts[0]), fault.BelowFloor, string(transit.TooOld)},
+		"decrypt 2":        {decrypt(cts[1]), "", ""},
+		"decrypt 6":        {decrypt("vault:v6:" + body), fault.UnknownVersion, string(transit.TooNew)},
+		"decrypt 0":        {decrypt("vault:v0:" + body), fault.BelowFloor, string(transit.TooOld)},
+		"another version":  {decrypt("vault:v3:" + body), fault.DecryptFailed, string(transit.WrongCipher)},
+		"no prefix":        {decrypt(body), fault.Invalid, "invalid ciphertext: no prefix"},
+		"wrong base64":     {decrypt("vault:v3:???"), fault.Invalid, "invalid ciphertext: could not decode base64"},
+		"of nothing":       {decrypt("vault:v3:"), fault.DecryptFailed, string(transit.WrongCipher)},
+		"a number too big": {decrypt("vault:v99999999999:" + body), fault.UnknownVersion, string(transit.TooNew)},
+	} {
+		if fault.CodeOf(c.err) != c.code || transit.Text(c.err) != c.text {
+			t.Errorf("%s: %v", what, c.err)
+		}
+	}
+	// What administrators do natively counts at once.
+	must(w.Change(t.Context(), alice, ref, 2, keyring.Compromise, "leaked"))(t)
+	wantCode(t, decrypt(cts[1]), fault.WrongState)
+	wantCode(t, decrypt(cts[2]), "")
+	must(w.Change(t.Context(), alice, ref, 4, keyring.Suspend, ""))(t)
+	wantCode(t, encrypt(4), fault.WrongState)
+	w.pass(25 * time.Hour)
+	must(w.Step(t.Context(), k.ID, guard.Cond{}, settle))(t)
+	wantCode(t, encrypt(3), fault.WrongState) // deactivated: it protects nothing any more, and processes
+	wantCode(t, decrypt(cts[2]), "")
+	wantCode(t, encrypt(0), "")
+}
+
+// TestTransitBatch: bad items fail by themselves, and a request is one entry and one count.
+func TestTransitBatch(t *testing.T) {
+	w := newWorld(t)
+	k := w.transit("k", "")
+	ref := w.ref(k)
+	items := make([]kms.TransitItem, 100)
+	for i := range items {
+		items[i].Plaintext = []byte{byte(i)}
+	}
+	items[7].Version = 9
+	out := must(w.TransitEncrypt(t.Context(), alice, ref, items))(t)
+	for i := range out {
+		items[i].Ciphertext = out[i].Ciphertext
+		if (out[i].Err != nil) != (i == 7) {
+			t.Errorf("%d: %v", i, out[i].Err)
+		}
+	}
+	must(w.TransitRotate(t.Context(), alice, ref))(t)
+	items[8].AssociatedData = []byte("wrong")
+	back := must(w.TransitRewrap(t.Context(), alice, ref, items))(t)
+	for i := range back {
+		bad := i == 7 || i == 8
+		if (back[i].Err != nil) != bad || back[i].Changed == bad || back[i].Plaintext != nil {
+			t.Errorf("%d: %+v", i, back[i])
+		}
+		items[i].Ciphertext = back[i].Ciphertext
+	}
+	plain := must(w.TransitDecrypt(t.Context(), alice, ref, items))(t)
+	for i := range plain {
+		if bad := i == 7 || i == 8; (plain[i].Err != nil) != bad || !bad && plain[i].Plaintext[0] != byte(i) {
+			t.Errorf("%d: %+v", i, plain[i])
+		}
+	}
+	if err := w.guard.CloseWindows(t.Context(), true); err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]string{}
+	for _, e := range w.entries() {
+		if e.Outcome == "closed" {
+			got[e.Action+" "+e.Detail["version"]] = e.Detail["count"]
+		}
+	}
+	for what, n := range map[string]string{"encrypt 1": "99", "rewrap 1": "99", "rewrap 2": "98", "decrypt 2": "98"} {
+		if got[what] != n {
+			t.Errorf("%s: %q uses in the log, not %s", what, got[what], n)
+		}
+	}
+	_, err := w.TransitEncrypt(t.Context(), alice, ref, make([]kms.TransitItem, kms.MaxBatch+1))
+	wantCode(t, err, fault.TooLarge)
+	sealed := w.transit("s", suite.Ed25519)
+	r := one(t)(w.TransitEncrypt(t.Context(), alice, w.ref(sealed), make([]kms.TransitItem, 1)))
+	if !strings.Contains(transit.Text(r.Err), "message encryption not supported for key type ed25519") {
+		t.Errorf("%v", r.Err)
+	}
+}
+
+func TestTransitDataKey(t *testing.T) {
+	w := newWorld(t)
+	k := w.transit("k", "")
+	for _, bits := range []int{128, 256, 512} {
+		plain, ct, n, err := w.TransitDataKey(t.Context(), alice, w.ref(k), bits, kms.TransitItem{}, true)
+		if err != nil || plain.Len() != bits/8 || n != 1 {
+			t.Fatalf("%d bits: %d bytes, %v", bits, plain.Len(), err)
+		}
+		if r := one(t)(w.TransitDecrypt(t.Context(), alice, w.ref(k), item(kms.TransitItem{Ciphertext: ct}))); string(r.Plaintext) != string(plain.Reveal()) {
+			t.Errorf("%d bits: %v", bits, r.Err)
+		}
+	}
+	plain, ct, _, err := w.TransitDataKey(t.Context(), alice, w.ref(k), 256, kms.TransitItem{}, false)
+	if err != nil || plain.Len() != 0 || ct == "" {
+		t.Errorf("%v", err)
+	}
+	_, _, _, err = w.TransitDataKey(t.Context(), alice, w.ref(k), 100, kms.TransitItem{}, true)
+	wantCode(t, err, fault.Invalid)
+	releases := 0
+	for _, e := range w.entries() {
+		if e.Class == audit.ClassRelease && e.Key == k.Name {
+			releases++
+		}
+	}
+	if releases != 3 {
+		t.Errorf("%d releases in the log", releases)
+	}
+}
+
+func TestTransitSign(t *testing.T) {
+	w := newWorld(t)
+	msg := func(m kms.TransitMessage) []kms.TransitMessage { return []kms.TransitMessage{m} }
+	for _, a := range []suite.Algorithm{suite.Ed25519, suite.ES256, suite.ES384, suite.ES512, suite.RSA2048, suite.MLDSA44} {
+		k := w.transit("k-"+string(a), a)
+		m := kms.TransitMessage{Input: []byte("hello"), Options: transit.SignOptions{Hash: transit.SHA256, Salt: transit.SaltAuto}}
+		sig := one(t)(w.TransitSign(t.Context(), alice, w.ref(k), msg(m)))
+		if sig.Err != nil || sig.Version != 1 {
+			t.Fatalf("%s: %+v", a, sig)
+		}
+		must(w.TransitRotate(t.Context(), alice, w.ref(k)))(t)
+		m.Text = sig.Ciphertext
+		if r := one(t)(w.TransitVerify(t.Context(), alice, w.ref(k), msg(m))); !r.Valid || r.Err != nil {
+			t.Errorf("%s: %+v", a, r)
+		}
+		m.Input = []byte("hullo")
+		if r := one(t)(w.TransitVerify(t.Context(), alice, w.ref(k), msg(m))); r.Valid || r.Err != nil {
+			t.Errorf("%s: %+v", a, r)
+		}
+	}
+	for _, a := range []suite.Algorithm{suite.AES256GCM, suite.HMAC, suite.ES256} {
+		k := w.transit("h-"+string(a), a)
+		m := kms.TransitMessage{Input: []byte("hello"), Hash: transit.SHA256}
+		sum := one(t)(w.TransitHMAC(t.Context(), alice, w.ref(k), msg(m)))
+		m.Text = sum.Ciphertext
+		if r := one(t)(w.TransitVerifyHMAC(t.Context(), alice, w.ref(k), msg(m))); !r.Valid || r.Err != nil {
+			t.Errorf("%s: %+v, %+v", a, sum, r)
+		}
+		m.Input = nil
+		if r := one(t)(w.TransitVerifyHMAC(t.Context(), alice, w.ref(k), msg(m))); r.Valid || r.Err != nil {
+			t.Errorf("%s: %+v", a, r)
+		}
+	}
+	d := w.transit("derived", suite.Ed25519, func(t *keyring.Transit) { t.Derived = true })
+	m := kms.TransitMessage{Input: []byte("hello"), Options: transit.SignOptions{Context: []byte("c")}}
+	sig := one(t)(w.TransitSign(t.Context(), alice, w.ref(d), msg(m)))
+	public := must(w.TransitPublic(t.Context(), alice, w.ref(d), []byte("c")))(t)
+	if sig.Err != nil || len(public[1]) != 32 || string(public[1]) != string(sig.Public) {
+		t.Errorf("%+v, %x", sig, public)
+	}
+	plain := w.transit("aes", "")
+	if r := one(t)(w.TransitSign(t.Context(), alice, w.ref(plain), msg(m))); !strings.Contains(transit.Text(r.Err), "does not support signing") {
+		t.Errorf("%v", r.Err)
+	}
+}
+
+func TestTransitImport(t *testing.T) {
+	w := newWorld(t)
+	public := must(w.TransitWrappingKey(t.Context(), alice, "default", "transit"))(t)
+	if again := must(w.TransitWrappingKey(t.Context(), bob, "default", "other"))(t); string(again) != string(public) {
+		t.Error("there are two wrapping keys")
+	}
+	wrap := func(m secret.Bytes) kms.TransitImported {
+		t.Helper()
+		return kms.TransitImported{Ciphertext: must(transit.Wrap(public, m, transit.SHA256))(t), Hash: transit.SHA256}
+	}
+	ref := kms.Ref{Namespace: "default", Name: "transit/in"}
+	raw := secret.Random(32)
+	k := must(w.TransitImport(t.Context(), alice, kms.TransitSpec{Ref: ref, Algorithm: suite.AES256GCM}, wrap(raw)))(t)
+	if !k.Transit.Imported || k.At(0).Origin != keyring.OriginImported {
+		t.Errorf("%+v", k)
+	}
+	_, err := w.TransitImport(t.Context(), alice, kms.TransitSpec{Ref: ref, Algorithm: suite.AES256GCM}, wrap(raw))
+	wantCode(t, err, fault.Exists)
+	_, err = w.TransitRotate(t.Context(), alice, ref)
+	if !errors.Is(err, kms.ErrImported) {
+		t.Error(err)
+	}
+	k = must(w.TransitImportVersion(t.Context(), alice, ref, wrap(secret.Random(32)), 0))(t)
+	if k.Primary != 2 {
+		t.Errorf("%+v", k)
+	}
+	for name, in := range map[string]kms.TransitImported{
+		"too short": wrap(secret.Random(16)), "no base64": {Ciphertext: "?", Hash: transit.SHA256}, "short": {Ciphertext: "YQ==", Hash: transit.SHA256},
+		"public key of a symmetric one": {PublicKey: []byte("x")}, "another hash": {Ciphertext: wrap(raw).Ciphertext, Hash: 0},
+	} {
+		if _, err := w.TransitImportVersion(t.Context(), alice, ref, in, 0); fault.CodeOf(err) != fault.Invalid && fault.CodeOf(err) != fault.DecryptFailed {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	made := w.transit("made", "")
+	_, err = w.TransitImportVersion(t.Context(), alice, w.ref(made), wrap(raw), 0)
+	wantCode(t, err, fault.Invalid)
+	loose := must(w.TransitImport(t.Context(), alice, kms.TransitSpec{
+		Ref: kms.Ref{Namespace: "default", Name: "transit/loose"}, Algorithm: suite.AES256GCM, Transit: keyring.Transit{RotationAllowed: true},
+	}, wrap(raw)))(t)
+	must(w.TransitRotate(t.Context(), alice, w.ref(loose)))(t)
+}
+
+// TestTransitImportsPublicHalf: it verifies, and signs once its private half has come, also at another server that has it open.
+func TestTransitImportsPublicHalf(t *testing.T) {
+	w := newWorld(t)
+	other, _ := w.second(nil)
+	private, public, err := suite.Generate(suite.ES256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := must(transit.PublicText(suite.ES256, public))(t)
+	ref := kms.Ref{Namespace: "default", Name: "transit/half"}
+	must(w.TransitImport(t.Context(), alice, kms.TransitSpec{Ref: ref, Algorithm: suite.ES256}, kms.TransitImported{PublicKey: []byte(text)}))(t)
+	m := []kms.TransitMessage{{Input: []byte("hello"), Options: transit.SignOptions{Hash: transit.SHA256}}}
+	for _, s := range []*kms.Service{w.Service, other} {
+		if r := one(t)(s.TransitSign(t.Context(), alice, ref, m)); transit.Text(r.Err) != string(transit.NoPrivate) {
+			t.Errorf("%v", r.Err)
+		}
+	}
+	wrapping := must(w.TransitWrappingKey(t.Context(), alice, "default", "transit"))(t)
+	in := func(m secret.Bytes) kms.TransitImported {
+		return kms.TransitImported{Ciphertext: must(transit.Wrap(wrapping, m, transit.SHA256))(t), Hash: transit.SHA256}
+	}
+	wrong, _, _ := suite.Generate(suite.ES256)
+	_, err = w.TransitImportVersion(t.Context(), alice, ref, in(wrong), 1)
+	wantCode(t, err, fault.Invalid)
+	k := must(w.TransitImportVersion(t.Context(), alice, ref, in(private), 0))(t)
+	if k.Primary != 1 || k.At(0).PublicOnly {
+		t.Errorf("%+v", k)
+	}
+	_, err = w.TransitImportVersion(t.Context(), alice, ref, in(private), 1)
+	wantCode(t, err, fault.Invalid)
+	if err := other.CatchUp(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []*kms.Service{w.Service, other} {
+		r := one(t)(s.TransitSign(t.Context(), alice, ref, m))
+		m[0].Text = r.Ciphertext
+		if v := one(t)(s.TransitVerify(t.Context(), alice, ref, m)); r.Err != nil || !v.Valid {
+			t.Errorf("%v, %+v", r.Err, v)
+		}
+	}
+}
+
+// TestPollersThroughRotations: fifty clients write under the newest version and read what they wrote before, through twenty rotations at two servers.
+func TestPollersThroughRotations(t *testing.T) {
+	w := newWorld(t)
+	other, _ := w.second(nil)
+	k := w.transit("k", "")
+	ref := w.ref(k)
+	if err := other.CatchUp(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	stop, errs := make(chan struct{}), make(chan error, 50)
+	var wait sync.WaitGroup
+	for i := range 50 {
+		write, read := w.Service, other
+		if i%2 == 0 {
+			write, read = read, write
+		}
+		wait.Go(func() {
+			if err := poll(t.Context(), write, read, ref, stop); err != nil {
+				errs <- err
+			}
+		})
+	}
+	for range 20 {
+		must(w.TransitRotate(t.Context(), alice, ref))(t)
+	}
+	close(stop)
+	wait.Wait()
+	close(errs)
+	for err := range errs {
+		t.Error(err)
+	}
+}
+
+func poll(ctx context.Context, write, read *kms.Service, ref kms.Ref, stop chan struct{}) error {
+	var old []kms.TransitItem // one of each version
+	var last uint32
+	for {
+		out, err := write.TransitEncrypt(ctx, alice, ref, []kms.TransitItem{{Plaintext: []byte("x")}})
+		if err != nil || out[0].Err != nil {
+			return fmt.Errorf("write: %w, %w", err, out[0].Err)
+		}
+		if len(old) == 0 || out[0].Version != last {
+			old, last = append(old, kms.TransitItem{Ciphertext: out[0].Ciphertext}), out[0].Version
+		}
+		out, err = read.TransitDecrypt(ctx, alice, ref, old)
+		if err != nil {
+			return err
+		}
+		for _, r := range out {
+			if r.Err != nil {
+				return r.Err
+			}
+		}
+		select {
+		case <-stop:
+			return nil
+		default:
+		}
+	}
 }

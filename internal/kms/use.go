@@ -70,7 +70,7 @@ func (s *Service) pick(ctx context.Context, k keyring.Key, of choice, may func(k
 	}
 	v, err := ask()
 	switch fault.CodeOf(err) {
-	case fault.UnknownVersion, fault.WrongState, fault.VersionRetired:
+	case fault.UnknownVersion, fault.WrongState, fault.VersionRetired, fault.BelowFloor:
 	default:
 		return k, v, err
 	}

@@ -45,6 +45,11 @@ func (k *Key) Encrypt(plaintext []byte, p Params) (string, error) {
 	return Format(k.number, body), nil
 }
 
+// EncryptSecret is Encrypt of a key.
+func (k *Key) EncryptSecret(m secret.Bytes, p Params) (string, error) {
+	return k.Encrypt(m.Reveal(), p)
+}
+
 func (k *Key) encryptRSA(plaintext []byte, p Params) ([]byte, error) {
 	if len(p.Associated) > 0 {
 		return nil, refused(Refusal("associated_data not supported for key type " + TypeName(k.spec.ID)))
