@@ -211,10 +211,7 @@ func (s *Service) restartWaits(ctx context.Context, id keyring.KeyID) error {
 	if err != nil {
 		return err
 	}
-	for v := range k.All() {
-		if v.Phase != keyring.PhaseRetired {
-			continue
-		}
+	for v := range k.Retired() {
 		if err := s.restartWait(ctx, id, v.Number); err != nil {
 			return err
 		}

@@ -353,10 +353,13 @@ func (s *Service) destroyLoop(ctx context.Context) {
 }
 
 func (s *Service) destroyDue(ctx context.Context) {
-	for _, k := range s.KMS.Keys() {
+	for k := range s.KMS.All() {
+		if k.Retirements() == 0 {
+			continue
+		}
 		r := s.KMS.Floored(k).Rotation
-		for v := range k.All() {
-			if v.Phase != keyring.PhaseRetired || len(v.Approved) < r.Approvals || s.Now().Before(v.Retired.Add(r.Wait)) {
+		for v := range k.Retired() {
+			if len(v.Approved) < r.Approvals || s.Now().Before(v.Retired.Add(r.Wait)) {
 				continue
 			}
 			if _, err := s.destroy(ctx, k, v.Number); err != nil && ctx.Err() == nil {

@@ -47,6 +47,9 @@ func (f *Fleet) holders(id keyring.KeyID) []*Session {
 // publish audits the release of material that is new to the sessions, in entries of many instances each, and then puts the snapshot into their boxes.
 // What could not be audited is not sent, and tried again.
 func (f *Fleet) publish(ctx context.Context, k keyring.Key, to []*Session, asked bool) {
+	if len(to) == 0 {
+		return
+	}
 	n, err := newsOf(k)
 	if err != nil {
 		f.Log.ErrorContext(ctx, "key not sent", "key", k.Name, "error", err)

@@ -306,7 +306,7 @@ func (s *Session) mayHold(ctx context.Context, name string) (keyring.Key, error)
 	if !ok {
 		return k, fault.New(fault.NotFound, "key "+name)
 	}
-	if k.Custody != keyring.CustodyFleet && k.Purpose != suite.Sign {
+	if !k.Holdable() {
 		return k, fault.New(fault.WrongPurpose, "key "+name).WithHint("its custody is %s: its material never leaves the server", k.Custody)
 	}
 	return k, nil

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -210,11 +211,9 @@ func (g *Guard) reach(ctx context.Context, r store.Record) error {
 	if g.index.at() >= r.Rev {
 		return nil
 	}
-	rev, records := g.store.List(ctx, r.Key)
-	for _, err := range records {
-		if err != nil {
-			return storeFault(r.Key, err)
-		}
+	rev, err := g.revision(ctx)
+	if err != nil {
+		return err
 	}
 	if r.Rev > rev {
 		return fault.New(fault.RecordTampered, r.Key).WithHint("its revision is of a commit to come")
@@ -321,6 +320,7 @@ retry:
 type Change struct {
 	Record
 	Deleted bool
+	Later   bool // it cannot be opened any more, as its root generation is gone; a later commit, which wrote it again, has all of it
 }
 
 // checkRoom compares the records of a room with the log, so that what was changed while the server was down is named before anything is
@@ -365,6 +365,21 @@ func lost(path string) error {
 // the commit wrote; of one that was overwritten since, it must only be an earlier one. fault.RecordTampered, RecordReplayed.
 func (g *Guard) Watch(ctx context.Context, prefix string, after store.Rev) iter.Seq2[[]Change, error] {
 	return func(yield func([]Change, error) bool) {
+		for changes, err := range g.WatchAll(ctx, prefix, after) {
+			changes = slices.DeleteFunc(changes, func(c Change) bool { return c.Later })
+			if err == nil && len(changes) == 0 {
+				continue
+			}
+			if !yield(changes, err) {
+				return
+			}
+		}
+	}
+}
+
+// WatchAll is Watch for whoever puts several records together: it also says of which ones the contents come later.
+func (g *Guard) WatchAll(ctx context.Context, prefix string, after store.Rev) iter.Seq2[[]Change, error] {
+	return func(yield func([]Change, error) bool) {
 		for events, err := range g.store.Watch(ctx, prefix, after) {
 			if err != nil {
 				yield(nil, err)
@@ -377,9 +392,7 @@ func (g *Guard) Watch(ctx context.Context, prefix string, after store.Rev) iter.
 					yield(nil, err)
 					return
 				}
-				if c.Path != "" {
-					out = append(out, c)
-				}
+				out = append(out, c)
 			}
 			if len(out) > 0 && !yield(out, nil) {
 				return
@@ -388,8 +401,7 @@ func (g *Guard) Watch(ctx context.Context, prefix string, after store.Rev) iter.
 	}
 }
 
-// change is what an event says, if the log says so too. The zero Change: the record was written again since, and the root generation that
-// this was sealed under is gone; the later event has all of it.
+// change is what an event says, if the log says so too.
 func (g *Guard) change(ctx context.Context, e store.Event) (Change, error) {
 	c := Change{Record: Record{Path: e.Key, Rev: e.Rev}, Deleted: e.Deleted}
 	if err := g.index.wait(ctx, e.Rev); err != nil {
@@ -400,7 +412,8 @@ func (g *Guard) change(ctx context.Context, e store.Event) (Change, error) {
 		var err error
 		c.Counter, c.Value, err = g.openBlob(ctx, e.Key, e.Value)
 		if errors.Is(err, errGone) && ok && w.rev > e.Rev {
-			return Change{}, nil
+			c.Later = true
+			return c, nil
 		}
 		if err != nil {
 			return c, err

@@ -39,6 +39,12 @@ func (v SnapshotVersion) Live() bool {
 	return v.Phase == PhaseDistributed || v.Phase == PhasePrimary || v.Phase == PhaseDecryptOnly
 }
 
+// MaxHeld is how many versions a key may have that instances can hold: each of them has them all.
+const MaxHeld = 1024
+
+// Holdable says whether instances can hold the key: its material, or the public halves of a signing key.
+func (k Key) Holdable() bool { return k.Custody == CustodyFleet || k.Purpose == suite.Sign }
+
 // Snapshot makes the holders' view of the key. Staged versions are not in it.
 func (k Key) Snapshot() Snapshot {
 	r := k.Rotation.Defaults()

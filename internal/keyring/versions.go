@@ -10,10 +10,14 @@ import (
 	"github.com/rotorkms/rotor/internal/fault"
 )
 
-// Versions are the versions of a key, in the order of their numbers; there are gaps where a recovery lost some. A value of it never changes:
-// what puts one or takes one away returns another, so that copies of a key share it.
+// Versions are the versions of a key, in the order of their numbers; there are gaps where a recovery lost some. They are kept in pages that never
+// change: what puts a version or takes one away makes another page and another list of pages, and copies of a key share all the rest. So a step of a
+// rotation costs the same whether the key has one version or ten thousand.
 type Versions struct {
-	list []Version
+	pages   []*page // in the order of their numbers, none empty
+	handles handles
+	sums    sums
+	paged   bool // they were read from more records than one, so servers that know of none are gone
 }
 
 // VersionsOf makes versions of a list in any order. Of two with the same number the later one stays.
@@ -26,62 +30,108 @@ func VersionsOf(list ...Version) Versions {
 }
 
 // All goes through the versions in the order of their numbers.
-func (vs Versions) All() iter.Seq[Version] { return slices.Values(vs.list) }
+func (vs Versions) All() iter.Seq[Version] { return vs.those(func(*page) bool { return true }) }
+
+// those goes through the versions of the pages that have something to look for.
+func (vs Versions) those(has func(*page) bool) iter.Seq[Version] {
+	return func(yield func(Version) bool) {
+		for _, p := range vs.pages {
+			if !has(p) {
+				continue
+			}
+			for _, v := range p.list {
+				if !yield(*v) {
+					return
+				}
+			}
+		}
+	}
+}
 
 // Len is how many there are.
-func (vs Versions) Len() int { return len(vs.list) }
+func (vs Versions) Len() int { return vs.sums.count }
 
 // String lists them, for tests.
-func (vs Versions) String() string { return fmt.Sprint(vs.list) }
+func (vs Versions) String() string { return fmt.Sprint(slices.Collect(vs.All())) }
 
-func (vs Versions) find(n uint32) (int, bool) {
-	return slices.BinarySearchFunc(vs.list, n, func(v Version, n uint32) int { return cmp.Compare(v.Number, n) })
+// find returns a version, nil if there is none of the number, and the place of its page, or where that would be.
+func (vs Versions) find(n uint32) (v *Version, at int, there bool) {
+	at, there = slices.BinarySearchFunc(vs.pages, pageOf(n), func(p *page, want uint32) int { return cmp.Compare(p.index, want) })
+	if there {
+		v = vs.pages[at].find(n)
+	}
+	return v, at, there
 }
 
 func (vs Versions) put(v Version) Versions {
-	i, ok := vs.find(v.Number)
-	list := slices.Clone(vs.list)
-	if ok {
-		list[i] = v
+	old, at, there := vs.find(v.Number)
+	next := vs
+	next.pages = slices.Clone(vs.pages)
+	if there {
+		next.pages[at] = vs.pages[at].with(v)
 	} else {
-		list = slices.Insert(list, i, v)
+		next.pages = slices.Insert(next.pages, at, newPage(pageOf(v.Number), &v))
 	}
-	return Versions{list}
+	if old == nil || old.Handle != v.Handle {
+		next.handles = vs.handles.with(v)
+	}
+	return next.summed()
 }
 
 func (vs Versions) without(n uint32) Versions {
-	i, ok := vs.find(n)
-	if !ok {
+	v, at, _ := vs.find(n)
+	if v == nil {
 		return vs
 	}
-	return Versions{slices.Delete(slices.Clone(vs.list), i, i+1)}
+	next := vs
+	next.pages = slices.Clone(vs.pages)
+	if p := vs.pages[at].without(n); len(p.list) > 0 {
+		next.pages[at] = p
+	} else {
+		next.pages = slices.Delete(next.pages, at, at+1)
+	}
+	return next.summed()
+}
+
+// summed adds up what the pages say. Call it before the value is shared.
+func (vs Versions) summed() Versions {
+	vs.sums = sums{}
+	for _, p := range vs.pages {
+		vs.sums.add(p.sums)
+	}
+	return vs
 }
 
 // MarshalJSON writes a list.
-func (vs Versions) MarshalJSON() ([]byte, error) { return json.Marshal(vs.list) }
+func (vs Versions) MarshalJSON() ([]byte, error) {
+	var list []*Version
+	for _, p := range vs.pages {
+		list = append(list, p.list...)
+	}
+	return json.Marshal(list)
+}
 
 // UnmarshalJSON reads a list whose numbers go up.
 func (vs *Versions) UnmarshalJSON(b []byte) error {
-	var list []Version
-	if err := json.Unmarshal(b, &list); err != nil {
+	pages, err := readPages(b, false)
+	if err != nil {
 		return err
 	}
-	for i := 1; i < len(list); i++ {
-		if list[i].Number <= list[i-1].Number {
-			return fmt.Errorf("version %d comes after version %d", list[i].Number, list[i-1].Number)
-		}
-	}
-	*vs = Versions{list}
+	*vs = Versions{pages: pages, handles: handlesOf(pages)}.summed()
 	return nil
 }
 
 // All goes through the versions of the key in the order of their numbers.
-func (k Key) All() iter.Seq[Version] {
+func (k Key) All() iter.Seq[Version] { return k.those(func(*page) bool { return true }) }
+
+// those goes through the versions, as they stand, of the pages that have something to look for.
+func (k Key) those(has func(*page) bool) iter.Seq[Version] {
+	all := k.Versions.those(has)
 	if !k.Deleted() {
-		return k.Versions.All()
+		return all
 	}
 	return func(yield func(Version) bool) {
-		for v := range k.Versions.All() {
+		for v := range all {
 			if !yield(k.standing(v)) {
 				return
 			}
@@ -92,31 +142,114 @@ func (k Key) All() iter.Seq[Version] {
 // Len is how many versions the key has.
 func (k Key) Len() int { return k.Versions.Len() }
 
+// Live is how many of its versions are neither retired nor destroyed.
+func (k Key) Live() int {
+	if k.Deleted() {
+		return 0
+	}
+	return k.Versions.sums.live
+}
+
+// ChangedSince goes through the versions that are not in another state of the key as they are in this one, in the order of their numbers. It looks only
+// at the pages that the two do not share.
+func (k Key) ChangedSince(was Key) iter.Seq[Version] {
+	if k.Deleted() != was.Deleted() {
+		return k.All()
+	}
+	return func(yield func(Version) bool) {
+		old := was.Versions.pages
+		for _, p := range k.Versions.pages {
+			for len(old) > 0 && old[0].index < p.index {
+				old = old[1:]
+			}
+			var o *page
+			if len(old) > 0 && old[0].index == p.index {
+				o = old[0]
+			}
+			if o == p {
+				continue
+			}
+			for _, v := range p.list {
+				if o != nil && slices.Contains(o.list, v) {
+					continue
+				}
+				if !yield(k.standing(*v)) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// From goes through the versions with a number of at least n.
+func (k Key) From(n uint32) iter.Seq[Version] {
+	return func(yield func(Version) bool) {
+		_, at, _ := k.Versions.find(n)
+		for _, p := range k.Versions.pages[at:] {
+			for _, v := range p.list {
+				if v.Number >= n && !yield(k.standing(*v)) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// Unsettled goes through the versions that were demoted and are still active. It looks only where there are some.
+func (k Key) Unsettled() iter.Seq[Version] {
+	return filtered(k.those(func(p *page) bool { return p.sums.open > 0 }), unsettled)
+}
+
+// Retired goes through the versions that are retired. It looks only where there are some.
+func (k Key) Retired() iter.Seq[Version] {
+	has := func(p *page) bool { return p.sums.retired > 0 || k.Deleted() && p.sums.live > 0 }
+	return filtered(k.those(has), func(v *Version) bool { return v.Phase == PhaseRetired })
+}
+
+func filtered(all iter.Seq[Version], is func(*Version) bool) iter.Seq[Version] {
+	return func(yield func(Version) bool) {
+		for v := range all {
+			if is(&v) && !yield(v) {
+				return
+			}
+		}
+	}
+}
+
 // At is the version at a place, counted from 0, in the order of the numbers.
-func (k Key) At(i int) Version { return k.standing(k.Versions.list[i]) }
+func (k Key) At(i int) Version {
+	for _, p := range k.Versions.pages {
+		if i < len(p.list) {
+			return k.standing(*p.list[i])
+		}
+		i -= len(p.list)
+	}
+	panic(fmt.Sprintf("keyring: no version at %d", i))
+}
 
 // Last is the version with the highest number; false when there is none.
 func (k Key) Last() (Version, bool) {
 	if k.Len() == 0 {
 		return Version{}, false
 	}
-	return k.At(k.Len() - 1), true
+	p := k.Versions.pages[len(k.Versions.pages)-1]
+	return k.standing(*p.list[len(p.list)-1]), true
 }
 
 // Version finds a version by number. fault.UnknownVersion.
 func (k Key) Version(n uint32) (Version, error) {
-	i, ok := k.Versions.find(n)
-	if !ok {
+	v, _, _ := k.Versions.find(n)
+	if v == nil {
 		return Version{}, fault.New(fault.UnknownVersion, k.versionName(n)).WithHint("rotor key show %s lists its versions", k.Name)
 	}
-	return k.standing(k.Versions.list[i]), nil
+	return k.standing(*v), nil
 }
 
 // ByHandle finds a version by its handle. fault.UnknownVersion.
 func (k Key) ByHandle(h uint32) (Version, error) {
-	for _, v := range k.Versions.list {
-		if v.Handle == h {
-			return k.standing(v), nil
+	for n := range k.Versions.handles.numbers(h) {
+		if v, _, _ := k.Versions.find(n); v != nil && v.Handle == h {
+			return k.standing(*v), nil
 		}
 	}
 	return Version{}, fault.New(fault.UnknownVersion, "key "+k.Name)
@@ -130,7 +263,7 @@ func (k Key) NextNumber() uint32 {
 
 // Put is the key with v in place of the version of its number, if there is one.
 func (k Key) Put(v Version) Key {
-	if _, ok := k.Versions.find(v.Number); ok {
+	if old, _, _ := k.Versions.find(v.Number); old != nil {
 		k.Versions = k.Versions.put(v)
 	}
 	return k

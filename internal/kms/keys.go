@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"encoding/hex"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"time"
@@ -77,15 +76,16 @@ func (s *Service) make(ctx context.Context, c policy.Caller, spec keyring.Key, f
 		made.takeBack()
 		return k, err
 	}
-	value, err := json.Marshal(k)
+	records, err := s.records(k)
 	if err != nil {
 		made.takeBack()
-		return k, fmt.Errorf("encode key %s: %w", k.ID, err)
+		return k, err
 	}
 	name := namePath(k.Namespace, k.Name)
 	conds := append(made.conds, guard.Cond{Path: name}, guard.Cond{Path: keyPath(k)})
-	writes := append(made.writes, guard.Write{Path: name, Value: []byte(k.ID)}, guard.Write{Path: keyPath(k), Value: value})
-	rev, err := s.settle(ctx, keyPath(k), value)(p.Commit(ctx, conds, writes, detail))
+	writes := append(made.writes, guard.Write{Path: name, Value: []byte(k.ID)})
+	writes = append(writes, records...)
+	rev, err := s.settle(ctx, records)(p.Commit(ctx, conds, writes, detail))
 	if fault.CodeOf(err) == fault.Conflict {
 		made.takeBack()
 		return k, fault.New(fault.Exists, "key "+k.Name)

@@ -3,12 +3,11 @@
 package kms
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
+	"iter"
 	"log/slog"
-	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -73,13 +72,6 @@ type Service struct {
 	changed func(keyring.Key)
 }
 
-// ring is every key as of one revision of the store.
-type ring struct {
-	rev    store.Rev
-	byID   map[keyring.KeyID]keyring.Key
-	byName map[string]keyring.KeyID // namespace + "/" + name
-}
-
 // New reads all keys. Run must follow to see changes.
 func New(ctx context.Context, c Config) (*Service, error) {
 	s := &Service{guard: c.Guard, now: c.Now, fresh: c.Fresh, room: c.Quotas, least: c.Floors, agree: c.Agreed, swap: make(chan struct{})}
@@ -92,15 +84,20 @@ func New(ctx context.Context, c Config) (*Service, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read keys: %w", err)
 	}
-	r := &ring{rev: rev, byID: map[keyring.KeyID]keyring.Key{}, byName: map[string]keyring.KeyID{}}
-	for _, rec := range records {
-		var k keyring.Key
-		if err := json.Unmarshal(rec.Value, &k); err != nil {
-			return nil, fault.Wrap(fault.RecordTampered, rec.Path, err)
-		}
-		r.byID[k.ID], r.byName[nameOf(k.Namespace, k.Name)] = k, k.ID
+	r := (&ring{}).edit()
+	r.rev = rev
+	all, err := sorted(changesOf(records))
+	if err != nil {
+		return nil, err
 	}
-	s.ring.Store(r)
+	for _, p := range all {
+		st, err := p.key(nil)
+		if err != nil {
+			return nil, fault.Wrap(fault.RecordTampered, p.path, err)
+		}
+		r.put(st)
+	}
+	s.ring.Store(&r.ring)
 	return s, nil
 }
 
@@ -118,51 +115,15 @@ func (s *Service) OnChange(f func(keyring.Key)) { s.changed = f }
 
 // Run follows the store until ctx ends.
 func (s *Service) Run(ctx context.Context) error {
-	for changes, err := range s.guard.Watch(ctx, keyPrefix, s.ring.Load().rev) {
+	for changes, err := range s.guard.WatchAll(ctx, keyPrefix, s.ring.Load().rev) {
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil
 			}
 			return fmt.Errorf("watch keys: %w", err)
 		}
-		if err := s.apply(changes); err != nil {
+		if err := s.apply(ctx, changes); err != nil {
 			return err
-		}
-	}
-	return nil
-}
-
-func (s *Service) apply(changes []guard.Change) error {
-	old := s.ring.Load()
-	r := &ring{rev: old.rev, byID: maps.Clone(old.byID), byName: maps.Clone(old.byName)}
-	var news []keyring.Key
-	for _, c := range changes {
-		r.rev = max(r.rev, c.Rev)
-		if c.Deleted {
-			continue // a key's record is never deleted: its versions are tombstones
-		}
-		var k keyring.Key
-		if err := json.Unmarshal(c.Value, &k); err != nil {
-			return fault.Wrap(fault.RecordTampered, c.Path, err)
-		}
-		if was, ok := r.byID[k.ID]; ok && was.Name != k.Name && r.byName[nameOf(was.Namespace, was.Name)] == k.ID {
-			delete(r.byName, nameOf(was.Namespace, was.Name)) // it was renamed; in a later commit its name may be another key's
-		}
-		r.byID[k.ID], r.byName[nameOf(k.Namespace, k.Name)] = k, k.ID
-		s.vault.forget(k)
-		news = append(news, k)
-	}
-	s.ring.Store(r)
-	s.mu.Lock()
-	close(s.swap)
-	s.swap = make(chan struct{})
-	s.mu.Unlock()
-	for _, k := range news {
-		if k.Custody == keyring.CustodyHSM { // now that the ring has it
-			s.wantSweep()
-		}
-		if s.changed != nil {
-			s.changed(k)
 		}
 	}
 	return nil
@@ -215,25 +176,39 @@ func (s *Service) Seen() store.Rev {
 
 // Lookup finds a key by name without asking whether anybody may; for the server's own loops.
 func (s *Service) Lookup(ns keyring.Namespace, name string) (keyring.Key, bool) {
-	r := s.ring.Load()
-	k, ok := r.byID[r.byName[nameOf(ns, name)]]
-	return k, ok
+	st := s.ring.Load().find(ns, name)
+	if st == nil {
+		return keyring.Key{}, false
+	}
+	return st.key, true
 }
 
 // Key finds a key by ID without asking whether anybody may; for the server's own loops.
 func (s *Service) Key(id keyring.KeyID) (keyring.Key, bool) {
-	k, ok := s.ring.Load().byID[id]
-	return k, ok
+	st := s.ring.Load().get(id)
+	if st == nil {
+		return keyring.Key{}, false
+	}
+	return st.key, true
 }
 
-// Keys returns every key, in no particular order, without asking whether anybody may; for the server's own loops.
-func (s *Service) Keys() []keyring.Key {
-	r := s.ring.Load()
-	all := make([]keyring.Key, 0, len(r.byID))
-	for _, k := range r.byID {
-		all = append(all, k)
+// All goes through every key, in no particular order, without asking whether anybody may; for the server's own loops.
+func (s *Service) All() iter.Seq[keyring.Key] {
+	return func(yield func(keyring.Key) bool) {
+		for st := range s.ring.Load().all() {
+			if !yield(st.key) {
+				return
+			}
+		}
 	}
-	return all
+}
+
+// Count is how many keys there are.
+func (s *Service) Count() int { return s.ring.Load().count }
+
+// Keys returns what All goes through.
+func (s *Service) Keys() []keyring.Key {
+	return slices.AppendSeq(make([]keyring.Key, 0, s.Count()), s.All())
 }
 
 // Ref names a key as callers do.
@@ -290,57 +265,6 @@ func Resource(k keyring.Key) policy.Resource {
 	return policy.Resource{Namespace: string(k.Namespace), Key: k.Name, Labels: k.Labels}
 }
 
-// update changes one key's record under the condition that nobody else did, and the extra conditions and writes; it reads
-// again and repeats when only the key's own record was in the way. An edit that changes nothing writes nothing.
-func (s *Service) update(ctx context.Context, p *guard.Permit, id keyring.KeyID, detail map[string]string, edit func(keyring.Key) (keyring.Key, change, error)) (keyring.Key, error) {
-	for {
-		k, rev, err := s.read(ctx, id)
-		if err != nil {
-			return k, err
-		}
-		next, with, err := edit(k)
-		if err != nil {
-			with.takeBack()
-			return k, err
-		}
-		value, err := json.Marshal(next)
-		if err != nil {
-			with.takeBack()
-			return k, fmt.Errorf("encode key %s: %w", id, err)
-		}
-		if was, err := json.Marshal(k); err == nil && bytes.Equal(was, value) && len(with.writes) == 0 {
-			return k, nil
-		}
-		conds := append([]guard.Cond{{Path: keyPath(k), Rev: rev}}, with.conds...)
-		writes := append([]guard.Write{{Path: keyPath(k), Value: value}}, with.writes...)
-		at, err := s.settle(ctx, keyPath(k), value)(p.Commit(ctx, conds, writes, detail))
-		if fault.CodeOf(err) == fault.Conflict {
-			with.takeBack()
-			if _, now, rerr := s.read(ctx, id); rerr == nil && now != rev {
-				continue
-			}
-		}
-		if err != nil {
-			return k, err
-		}
-		return next, s.await(ctx, at)
-	}
-}
-
-// settle answers a commit of unknown outcome by reading again: a record that holds what was to be written has been written. Otherwise
-// the outcome stays unknown, as it may come yet; nothing is tried again blindly.
-func (s *Service) settle(ctx context.Context, path string, value []byte) func(store.Rev, error) (store.Rev, error) {
-	return func(rev store.Rev, err error) (store.Rev, error) {
-		if fault.CodeOf(err) != fault.OutcomeUnknown {
-			return rev, err
-		}
-		if r, rerr := s.guard.Get(ctx, path); rerr == nil && bytes.Equal(r.Value, value) {
-			return r.Rev, nil
-		}
-		return rev, err
-	}
-}
-
 // change is what goes into the same commit as a key's record.
 type change struct {
 	conds  []guard.Cond
@@ -363,36 +287,6 @@ func (c change) and(o change) change {
 	}
 	return change{append(c.conds, o.conds...), append(c.writes, o.writes...), undo}
 }
-
-// read gets a key's record from the store, not from the ring.
-func (s *Service) read(ctx context.Context, id keyring.KeyID) (keyring.Key, store.Rev, error) {
-	k, ok := s.Key(id)
-	if !ok {
-		if err := s.CatchUp(ctx); err != nil {
-			return k, 0, err
-		}
-		if k, ok = s.Key(id); !ok {
-			return k, 0, fault.New(fault.NotFound, "key "+string(id))
-		}
-	}
-	rec, err := s.guard.Get(ctx, keyPath(k))
-	if err != nil {
-		return k, 0, err
-	}
-	var fresh keyring.Key
-	if err := json.Unmarshal(rec.Value, &fresh); err != nil {
-		return k, 0, fault.Wrap(fault.RecordTampered, rec.Path, err)
-	}
-	return fresh, rec.Rev, nil
-}
-
-// Record reads a key linearizably, with the condition that it did not change since; for joins and gates.
-func (s *Service) Record(ctx context.Context, id keyring.KeyID) (keyring.Key, guard.Cond, error) {
-	k, rev, err := s.read(ctx, id)
-	return k, guard.Cond{Path: keyPath(k), Rev: rev}, err
-}
-
-func keyPath(k keyring.Key) string { return keyPrefix + string(k.Namespace) + "/" + string(k.ID) }
 
 func nameOf(ns keyring.Namespace, name string) string {
 	return strings.Join([]string{string(ns), name}, "/")

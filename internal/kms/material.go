@@ -77,11 +77,11 @@ func (m *materials) get(id materialID) (opened, bool) {
 	return o, ok
 }
 
-// forget drops and overwrites what is no longer live.
-func (m *materials) forget(k keyring.Key) {
+// forget drops what is no longer live, as far as the key has changed since an earlier state.
+func (m *materials) forget(k, was keyring.Key) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for v := range k.All() {
+	for v := range k.ChangedSince(was) {
 		if k.KeepsMaterial(v) && v.Phase != keyring.PhaseRetired {
 			continue
 		}

@@ -19,7 +19,7 @@ func (s *Service) roomForKey(ns keyring.Namespace) error {
 		return nil
 	}
 	n := 0
-	for _, k := range s.ring.Load().byID {
+	for k := range s.All() {
 		if k.Namespace == ns {
 			n++
 		}

@@ -2,9 +2,8 @@ package kms
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-
+	"math"
 	"strings"
 	"time"
 
@@ -32,12 +31,17 @@ func Recover(ctx context.Context, g *guard.Guard, p *guard.Permit, incarnation u
 	for _, m := range materials {
 		there[m.Path] = true
 	}
+	all, err := sorted(changesOf(records))
+	if err != nil {
+		return 0, err
+	}
 	changed := 0
-	for _, r := range records {
-		var k keyring.Key
-		if err := json.Unmarshal(r.Value, &k); err != nil {
-			return changed, fault.Wrap(fault.RecordTampered, r.Path, err)
+	for _, r := range all {
+		was, err := r.key(nil)
+		if err != nil {
+			return changed, fault.Wrap(fault.RecordTampered, r.path, err)
 		}
+		k := was.key
 		if k.Epoch.Incarnation >= incarnation {
 			continue
 		}
@@ -46,17 +50,41 @@ func Recover(ctx context.Context, g *guard.Guard, p *guard.Permit, incarnation u
 			above = uint32(past.Highest[strings.TrimPrefix(keyPath(k), keyPrefix)])
 		}
 		k = k.Recovered(incarnation, above, func(n uint32) bool { return there[materialPath(k, n)] }, now.UTC())
-		value, err := json.Marshal(k)
-		if err != nil {
-			return changed, fmt.Errorf("encode key %s: %w", k.ID, err)
-		}
 		detail := map[string]string{"step": "key", "key": k.Name, "above": fmt.Sprint(k.Above)}
-		if _, err := p.Commit(ctx, []guard.Cond{{Path: r.Path, Rev: r.Rev}}, []guard.Write{{Path: r.Path, Value: value}}, detail); err != nil {
+		if err := commitRecovered(ctx, p, was, r.head, k, detail); err != nil {
 			return changed, err
 		}
 		changed++
 	}
 	return changed, nil
+}
+
+// pagesAtOnce bounds how many pages one commit of a recovery writes. Each takes a condition, a write, and where there was none one more condition.
+const pagesAtOnce = 16
+
+// commitRecovered writes a key whose recovery may have changed any number of pages. Pages that do not fit into a commit with the head go first: what
+// a recovery changes in them is that versions are destroyed, which it finds done when it is called again.
+func commitRecovered(ctx context.Context, p *guard.Permit, was *state, before []byte, k keyring.Key, detail map[string]string) error {
+	writes, err := recordsOf(k, was.key.InPages(), math.MaxInt)
+	if err != nil {
+		return err
+	}
+	head, pages, rev := writes[0], writes[1:], was.rev
+	for more := true; more; {
+		batch := pages[:min(len(pages), pagesAtOnce)]
+		pages = pages[len(batch):]
+		more = len(pages) > 0
+		value := head.Value
+		if more {
+			value = before
+		}
+		at, err := p.Commit(ctx, []guard.Cond{{Path: head.Path, Rev: rev}}, append([]guard.Write{{Path: head.Path, Value: value}}, batch...), detail)
+		if err != nil {
+			return err
+		}
+		rev = at
+	}
+	return nil
 }
 
 // Erased says since when the material of a version is erased; false while it is there or withdrawn only.

@@ -35,8 +35,8 @@ type Restored struct {
 }
 
 // versionsAtOnce bounds what one commit of a restore adds, in conditions and writes: a commit of the store takes store.MaxItems of both, and
-// the key, its name, the wrapping key and the entry take some.
-const versionsAtOnce = store.MaxItems - 24
+// the key, its pages, its name, the wrapping key and the entry take some.
+const versionsAtOnce = store.MaxItems - 24 - 3*keyring.PagesAtOnce
 
 // restoring is a restore on its way.
 type restoring struct {
@@ -215,15 +215,15 @@ func (r *restoring) step(ctx context.Context, out *Restored) (more bool, err err
 	} else if r.path != "" {
 		w = w.and(change{conds: []guard.Cond{{Path: r.path, Rev: r.rev}}, writes: []guard.Write{{Path: r.path, Delete: true}}})
 	}
-	value, err := json.Marshal(next)
+	records, err := s.records(next)
 	if err != nil {
-		return false, fmt.Errorf("encode key %s: %w", next.ID, err)
+		return false, err
 	}
-	if len(value) > maxRecord {
+	if len(records[0].Value) > maxRecord {
 		return false, fault.New(fault.TooLarge, "key "+next.Name)
 	}
-	w = w.and(change{conds: []guard.Cond{{Path: key, Rev: rev}}, writes: []guard.Write{{Path: key, Value: value}}})
-	at, err := s.settle(ctx, key, value)(r.permit.Commit(ctx, w.conds, w.writes, r.detail(next, added)))
+	w = w.and(change{conds: []guard.Cond{{Path: key, Rev: rev}}, writes: records})
+	at, err := s.settle(ctx, records)(r.permit.Commit(ctx, w.conds, w.writes, r.detail(next, added)))
 	if fault.CodeOf(err) == fault.Conflict {
 		return r.retry(ctx, key, rev, err)
 	}
@@ -256,10 +256,11 @@ func (r *restoring) present(ctx context.Context) (k keyring.Key, path string, re
 	if err != nil {
 		return k, path, 0, err
 	}
-	if err := json.Unmarshal(rec.Value, &k); err != nil {
-		return k, path, 0, fault.Wrap(fault.RecordTampered, path, err)
+	if err := r.service.await(ctx, rec.Rev); err != nil {
+		return k, path, 0, err
 	}
-	return k, path, rec.Rev, nil
+	st := r.service.ring.Load().get(r.content.Key.ID)
+	return st.key, path, st.rev, nil
 }
 
 // mayAdd refuses when nothing is missing, and what somebody else's backup would add to a key that is there.

@@ -81,8 +81,8 @@ func (s *Service) stage(ctx context.Context, c policy.Caller, ref Ref, expected 
 			return k, change{}, err
 		}
 		n := k.NextNumber()
-		if record, err := json.Marshal(k); err != nil || len(record) > maxRecord {
-			return k, change{}, fault.New(fault.TooLarge, "key "+k.Name).WithHint("it has %d versions, which is all that its record takes; make a new key", k.Len())
+		if err := s.roomInRecord(k); err != nil {
+			return k, change{}, err
 		}
 		k, err := turned(k, a)
 		if err != nil {
@@ -135,9 +135,31 @@ func (s *Service) Replace(ctx context.Context, id keyring.KeyID, conds ...guard.
 	})
 }
 
-// maxRecord bounds a key's record before a rotation, in bytes. A commit takes 1 MiB (store.MaxBytes); the rest is kept free, so that a
-// version can always be suspended, compromised and destroyed.
-const maxRecord = 512 << 10
+// Bounds of a key before a rotation.
+const (
+	// maxRecord is of its head, in bytes, and of all of it while there are servers that know no pages. A commit takes 1 MiB (store.MaxBytes); the rest
+	// is kept free, so that a version can always be suspended, compromised and destroyed.
+	maxRecord = 512 << 10
+	// maxVersions is of all its versions, destroyed ones too.
+	maxVersions = 100_000
+)
+
+// roomInRecord says whether there can be another version of a key. fault.TooLarge.
+func (s *Service) roomInRecord(k keyring.Key) error {
+	tooLarge := fault.New(fault.TooLarge, "key "+k.Name)
+	switch {
+	case k.Holdable() && k.Len() >= keyring.MaxHeld:
+		return tooLarge.WithHint("it has %d versions, which is all that an instance takes of a key; make a new key", k.Len())
+	case k.Len() >= maxVersions:
+		return tooLarge.WithHint("it has %d versions, and no key has more; make a new key", k.Len())
+	case s.paged(k):
+		return nil
+	}
+	if record, err := json.Marshal(k); err != nil || len(record) > maxRecord {
+		return tooLarge.WithHint("it has %d versions, which is all that its record takes while a server of an older build works on the store", k.Len())
+	}
+	return nil
+}
 
 // Back aims a key at an earlier version, or gives up the rotation in flight (rotation.Back).
 func (s *Service) Back(ctx context.Context, c policy.Caller, ref Ref, n uint32, expected uint64) (keyring.Key, error) {
@@ -165,8 +187,8 @@ func planned(k keyring.Key, expected uint64) error {
 // version that it deactivates or compromises.
 func (s *Service) withdraw(was, next keyring.Key) change {
 	var w change
-	for v := range was.All() {
-		if now, err := next.Version(v.Number); err == nil && was.KeepsMaterial(v) && !next.KeepsMaterial(now) {
+	for v := range next.ChangedSince(was) {
+		if old, err := was.Version(v.Number); err == nil && was.KeepsMaterial(old) && !next.KeepsMaterial(v) {
 			w.writes = append(w.writes, guard.Write{Path: materialPath(was, v.Number), Delete: true})
 		}
 	}

@@ -144,7 +144,7 @@ func (s *Service) TransitList(ctx context.Context, c policy.Caller, ns keyring.N
 
 // mounted are the keys of a mount that clients see.
 func (s *Service) mounted(ns keyring.Namespace, mount string) (out []keyring.Key) {
-	for _, k := range s.ring.Load().byID {
+	for k := range s.All() {
 		if k.Namespace != ns || k.Purpose != suite.Transit || k.Deleted() || !strings.HasPrefix(k.Name, mount+"/") {
 			continue
 		}

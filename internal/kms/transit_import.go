@@ -60,7 +60,8 @@ func (s *Service) TransitWrappingKey(ctx context.Context, c policy.Caller, ns ke
 	if err != nil {
 		return nil, fmt.Errorf("encode wrapping key: %w", err)
 	}
-	_, err = s.settle(ctx, path, value)(p.Commit(ctx, []guard.Cond{{Path: path}}, []guard.Write{{Path: path, Value: value}}, map[string]string{"wrapping_key": "made"}))
+	writes := []guard.Write{{Path: path, Value: value}}
+	_, err = s.settle(ctx, writes)(p.Commit(ctx, []guard.Cond{{Path: path}}, writes, map[string]string{"wrapping_key": "made"}))
 	if fault.CodeOf(err) == fault.Conflict { // somebody else made one
 		w, err = s.lasting(ctx, ns)
 		return w.Public, err

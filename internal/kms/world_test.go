@@ -197,7 +197,7 @@ const (
 
 func (s *shaky) Commit(ctx context.Context, conds []store.Cond, ops []store.Op) (store.Rev, error) {
 	for _, o := range ops {
-		if !strings.HasPrefix(o.Key, "key/") {
+		if !strings.HasPrefix(o.Key, "key/") || strings.Count(o.Key, "/") != 2 { // its pages come with its head
 			continue
 		}
 		if s.after.Load() > 0 && s.after.Add(-1) == 0 {

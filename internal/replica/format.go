@@ -19,7 +19,8 @@ import (
 //
 //	1: the first
 //	2: join tokens name several servers; keys in a token; backups of keys are on record, and a key says what is missing of its restore
-const Format = 2
+//	3: the versions of a key are in pages beside its head; a key may be of purpose transit, and have a schedule
+const Format = 3
 
 // FormatManyAddresses is the first in which servers read join tokens that name several servers.
 const FormatManyAddresses = 2
@@ -37,8 +38,25 @@ func CheckFormat(ctx context.Context, s store.Store) error {
 	return err
 }
 
-// MarkFormat notes the format in a store that has no note of it. fault.StoreNewer.
-func MarkFormat(ctx context.Context, s store.Store) error { return markFormat(ctx, s, Format) }
+// MarkFormat notes the format in a store that no other server has open: it writes what this build writes from now on, so an older one must not open
+// it again. fault.StoreNewer.
+func MarkFormat(ctx context.Context, s store.Store) error {
+	if err := markFormat(ctx, s, Format); err != nil {
+		return err
+	}
+	r, err := s.Get(ctx, formatPath)
+	if err != nil {
+		return fmt.Errorf("read format of the store: %w", err)
+	}
+	if n, err := parseFormat(r.Value, Format); err != nil || n == Format {
+		return err
+	}
+	value, _ := json.Marshal(Format) // a number always encodes
+	if _, err := s.Commit(ctx, []store.Cond{{Key: formatPath, Rev: r.Rev}}, []store.Op{{Key: formatPath, Value: value}}); err != nil {
+		return fmt.Errorf("note format of the store: %w", err)
+	}
+	return nil
+}
 
 func markFormat(ctx context.Context, s store.Store, newest int) error {
 	value, _ := json.Marshal(newest) // a number always encodes

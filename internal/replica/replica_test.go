@@ -3,6 +3,7 @@ package replica_test
 import (
 	"context"
 	"errors"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -353,6 +354,15 @@ func TestFormat(t *testing.T) {
 		}
 		if err := replica.MarkFormat(t.Context(), s); fault.CodeOf(err) != fault.RecordTampered {
 			t.Errorf("garbage: %v", err)
+		}
+		if _, err := s.Commit(t.Context(), nil, []store.Op{{Key: "replica/format", Value: []byte(`1`)}}); err != nil {
+			t.Fatal(err)
+		}
+		if err := replica.MarkFormat(t.Context(), s); err != nil { // by the only server on the store
+			t.Error(err)
+		}
+		if r, err := s.Get(t.Context(), "replica/format"); err != nil || string(r.Value) != strconv.Itoa(replica.Format) {
+			t.Errorf("the only server left format %s, %v", r.Value, err)
 		}
 	})
 }

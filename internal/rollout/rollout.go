@@ -47,11 +47,13 @@ type Loop struct {
 
 	mu    sync.Mutex // guards dirty
 	dirty map[keyring.KeyID]bool
+
+	due due // Run's
 }
 
 // New makes a loop; Run starts it.
 func New(c Config) *Loop {
-	return &Loop{Config: c, wake: make(chan struct{}, 1), dirty: map[keyring.KeyID]bool{}}
+	return &Loop{Config: c, wake: make(chan struct{}, 1), dirty: map[keyring.KeyID]bool{}, due: due{at: map[keyring.KeyID]time.Time{}}}
 }
 
 // Look asks for a key to be looked at.
@@ -67,6 +69,9 @@ func (l *Loop) Look(id keyring.KeyID) {
 
 // Run takes steps until ctx ends.
 func (l *Loop) Run(ctx context.Context) error {
+	for k := range l.KMS.All() {
+		l.due.note(k)
+	}
 	clock := time.NewTicker(tick)
 	defer clock.Stop()
 	for {
@@ -82,10 +87,8 @@ func (l *Loop) Run(ctx context.Context) error {
 				l.look(ctx, id)
 			}
 		case <-clock.C:
-			for _, k := range l.KMS.Keys() {
-				if step, _ := rotation.Next(k, nil, l.Now()); step != rotation.StepNone {
-					l.look(ctx, k.ID)
-				}
+			for _, id := range l.due.pop(l.Now()) {
+				l.look(ctx, id)
 			}
 		}
 	}
@@ -93,6 +96,11 @@ func (l *Loop) Run(ctx context.Context) error {
 
 // look takes the steps of one key until it has to wait.
 func (l *Loop) look(ctx context.Context, id keyring.KeyID) {
+	defer func() {
+		if k, ok := l.KMS.Key(id); ok {
+			l.due.note(k)
+		}
+	}()
 	for conflicts := 0; ctx.Err() == nil; {
 		again, err := l.step(ctx, id)
 		switch {

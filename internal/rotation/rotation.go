@@ -175,8 +175,8 @@ func Back(k keyring.Key, n uint32, now time.Time) (keyring.Key, error) {
 // withdrawnAbove returns a version after n that was used and is retired or destroyed; 0: none. Going back to n would lower the floors
 // of the data sets below it, and a write under it, frozen since before its retirement, would be accepted again.
 func withdrawnAbove(k keyring.Key, n uint32) uint32 {
-	for v := range k.All() {
-		if v.Number > n && v.Promoted != (keyring.Epoch{}) && (v.Phase == keyring.PhaseRetired || v.Phase == keyring.PhaseDestroyed) {
+	for v := range k.From(n + 1) {
+		if v.Promoted != (keyring.Epoch{}) && (v.Phase == keyring.PhaseRetired || v.Phase == keyring.PhaseDestroyed) {
 			return v.Number
 		}
 	}
@@ -212,22 +212,48 @@ func WindowOpen(k keyring.Key, v keyring.Version, now time.Time) bool {
 	return v.Phase == keyring.PhaseDecryptOnly && v.State == keyring.Active && now.Before(v.Demoted.Add(k.Rotation.Defaults().Window))
 }
 
-// Settle deactivates the demoted versions whose rollback window is over; for good, as SP 800-57 has no way back. It returns
-// false when there is none. A version that is the target of a rollback in flight keeps its state.
+// settleAtOnce bounds how many versions one step settles: each may take its material with it, and a commit has its bounds.
+const settleAtOnce = 16
+
+// Settle deactivates the demoted versions whose rollback window is over, so many of them at a time; for good, as SP 800-57 has no way back. It
+// returns false when there is none. A version that is the target of a rollback in flight keeps its state.
 func Settle(k keyring.Key, now time.Time) (keyring.Key, bool) {
-	changed := false
-	for v := range k.All() {
-		if v.Phase != keyring.PhaseDecryptOnly || v.State != keyring.Active || v.Number == k.Target || WindowOpen(k, v, now) {
+	if at, ok := settles(k); !ok || now.Before(at) {
+		return k, false
+	}
+	changed := 0
+	for v := range k.Unsettled() {
+		if v.Number == k.Target || WindowOpen(k, v, now) {
 			continue
 		}
 		if next, err := k.Apply(v.Number, keyring.Deactivate, "", now); err == nil {
-			k, changed = next, true
+			k, changed = next, changed+1
+		}
+		if changed == settleAtOnce {
+			break
 		}
 	}
-	if changed {
+	if changed > 0 {
 		k = raise(k)
 	}
-	return k, changed
+	return k, changed > 0
+}
+
+// settles is when the first rollback window ends.
+func settles(k keyring.Key) (time.Time, bool) {
+	demoted, ok := k.FirstDemoted()
+	return demoted.Add(k.Rotation.Defaults().Window), ok
+}
+
+// Due says when Next may have something to do with a key that does not change; false: never. It costs the same however many versions there are.
+func Due(k keyring.Key) (at time.Time, ok bool) {
+	if k.Deleted() {
+		return time.Time{}, false
+	}
+	if k.Target != 0 || Emergency(k) {
+		return time.Time{}, true
+	}
+	return settles(k)
 }
 
 // Counting says since when a census of a version may start: every member has acknowledged the promotion of the primary that

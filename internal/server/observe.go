@@ -211,11 +211,7 @@ func awaited(k keyring.Key) keyring.Epoch {
 
 func keyView(k keyring.Key, now time.Time) telemetry.Key {
 	out := telemetry.Key{Namespace: string(k.Namespace), Name: k.Name, Primary: k.Primary, InFlight: k.Target != 0}
-	for v := range k.All() {
-		if v.Phase != keyring.PhaseRetired && v.Phase != keyring.PhaseDestroyed {
-			out.Live++
-		}
-	}
+	out.Live = k.Live()
 	if v, err := k.Version(k.Primary); err == nil {
 		out.AgeSeconds = now.Sub(v.Activated).Seconds()
 		if k.Periods.Originator > 0 {

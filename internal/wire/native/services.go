@@ -78,7 +78,7 @@ func (s status) Status(ctx context.Context, _ *connect.Request[rotorv1.StatusReq
 	members, connected := s.Fleet.Count()
 	about := s.About(ctx)
 	m := &rotorv1.StatusResponse{
-		Version: about.Version, Cluster: s.Guard.ClusterID(), Engine: about.Engine, Seal: about.Seal, Keys: uint32(len(s.KMS.Keys())),
+		Version: about.Version, Cluster: s.Guard.ClusterID(), Engine: about.Engine, Seal: about.Seal, Keys: uint32(s.KMS.Count()),
 		Instances: uint32(members), Connected: uint32(connected), Started: timestamppb.New(about.Started), Profile: about.Profile, Sandbox: about.Sandbox,
 		Incarnation: s.Guard.Incarnation(), Format: uint32(about.Format), Ready: about.Ready, SealWarning: s.Seals.Warning(),
 	}
