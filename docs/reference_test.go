@@ -304,7 +304,7 @@ var bound = regexp.MustCompile(`^[mM]ax[A-Z0-9]`)
 
 // inner are bounds that no user meets: of what rotor's own parts say to each other, of memory, and of what another bound holds already.
 var inner = []string{
-	"internal/transit/entry.go maxDigits",
+	"internal/transit/entry.go maxDigits", "internal/movein/server.go maxReply", "internal/movein/plan.go maxKeys", "internal/cli/importvault.go maxVaultToken", "internal/cli/importvault.go maxAuthority",
 	"internal/kms/rotate.go maxAttempts", "internal/wire/native/members.go maxAttempts", "stream.go maxAttempts",
 	"internal/wire/native/recovery.go maxPath",
 	"envelope/header.go maxBlob", "envelope/header.go maxTime",

@@ -77,7 +77,7 @@ authenticated or authorised, 5 integrity failure.`,
 	root.AddCommand(
 		newDev(a), newServer(a), newStatus(a), newKey(a), newEncrypt(a), newDecrypt(a), newFile(a), newRotate(a), newCensus(a), newCampaign(a),
 		newDataset(a), newInstance(a), newToken(a), newSign(a), newVerify(a), newInventory(a), newLogin(a), newLogout(a), newWhoami(a), newSession(a), newCredential(a), newGrant(a), newAdmin(a),
-		newAudit(a), newBackup(a), newExplain(a), newVersion(a),
+		newAudit(a), newBackup(a), newImport(a), newExplain(a), newVersion(a),
 	)
 	root.AddCommand(newDoctor(a))
 	return root

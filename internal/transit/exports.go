@@ -1,6 +1,7 @@
 package transit
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/rsa"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/secret"
@@ -152,4 +154,65 @@ func ChainText(chain [][]byte) (string, error) {
 		parts = append(parts, strings.TrimSpace(string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))))
 	}
 	return strings.Join(parts, "\n"), nil
+}
+
+// ParseExport reads the text of an export of a key back: raw, or PKCS #8. fault.Invalid with a Refusal.
+func ParseExport(a suite.Algorithm, text secret.Bytes) (secret.Bytes, error) {
+	if text.Len() > maxText {
+		return secret.Bytes{}, fault.New(fault.TooLarge, "exported key").WithHint("at most %d bytes", maxText)
+	}
+	bad := refused(Refusal("export is not of a key of type " + TypeName(a)))
+	if rsaKey(a) || ecKey(a) {
+		block, _ := pem.Decode(text.Reveal())
+		if block == nil {
+			return secret.Bytes{}, bad
+		}
+		key, err := parseDER(block)
+		if err != nil {
+			return secret.Bytes{}, bad
+		}
+		return suite.EncodePrivate(a, key)
+	}
+	raw := make([]byte, base64.StdEncoding.DecodedLen(text.Len()))
+	n, err := base64.StdEncoding.Decode(raw, text.Reveal())
+	if err != nil || n == 0 {
+		return secret.Bytes{}, bad
+	}
+	if a != suite.Ed25519 {
+		return secret.Take(raw[:n]), nil
+	}
+	defer clear(raw)
+	key, _, err := (&wireEntry{Key: raw[:n]}).ed25519(bad)
+	return key, err
+}
+
+func parseDER(block *pem.Block) (crypto.Signer, error) {
+	if block.Type == "RSA PRIVATE KEY" {
+		return x509.ParsePKCS1PrivateKey(block.Bytes)
+	}
+	return x509.ParseECPrivateKey(block.Bytes)
+}
+
+// Add puts a version into a backup that is put together from exports: its key and its HMAC key, in the texts of Export. fault.Invalid with a
+// Refusal.
+func (b *Backup) Add(number uint32, created time.Time, key, mac secret.Bytes) error {
+	v := BackupVersion{Number: number, Created: created, Convergent: b.Settings.Convergent}
+	raw, err := ParseExport(b.Algorithm, key)
+	if err != nil {
+		return err
+	}
+	defer raw.Destroy()
+	sum, err := ParseExport(suite.HMAC, mac)
+	if err != nil {
+		return err
+	}
+	if b.Algorithm == suite.HMAC { // it has no other, and the bundle needs one
+		sum, b.KeyBytes = secret.Random(suite.HMACKeySize), raw.Len()
+	}
+	defer sum.Destroy()
+	if v.Bundle, v.Public, err = bundleOf(b.Algorithm, raw, sum); err != nil {
+		return err
+	}
+	b.Versions = append(b.Versions, v)
+	return nil
 }

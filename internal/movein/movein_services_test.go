@@ -1,0 +1,134 @@
+//go:build services
+
+package movein_test
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/movein"
+	"github.com/rotorkms/rotor/internal/testenv"
+)
+
+func end(t *testing.T, s *testenv.VaultServer, what string) *movein.Server {
+	t.Helper()
+	pem, err := os.ReadFile(s.CAFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(pem)
+	return &movein.Server{
+		HTTP: &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}}, URL: s.Address, Mount: "transit", What: what,
+		Token: func() (string, error) { return s.Root, nil },
+	}
+}
+
+// TestMove: every type moves by backup and by exports, between two real Vaults, so that what is right does not depend on rotor; a key that no version
+// of may leave gets steps; what is there is proved, and another key of the name is found.
+func TestMove(t *testing.T) {
+	from, to := testenv.Vault(t), testenv.Vault(t)
+	m := movein.Move{From: end(t, from, "source"), To: end(t, to, "target")}
+	create := func(name string, settings map[string]any) {
+		if settings["type"] == "hmac" {
+			settings["key_size"] = 48
+		}
+		from.Do(from.Root, "POST", "transit/keys/"+name, settings)
+		for range 2 {
+			from.Do(from.Root, "POST", "transit/keys/"+name+"/rotate", nil)
+		}
+	}
+	want := map[string]movein.Way{}
+	for _, kind := range []string{"aes128-gcm96", "aes256-gcm96", "chacha20-poly1305", "ecdsa-p256", "ecdsa-p384", "ecdsa-p521", "ed25519", "rsa-2048", "hmac"} {
+		create(kind+"-backup", map[string]any{"type": kind, "exportable": true, "allow_plaintext_backup": true})
+		create(kind+"-export", map[string]any{"type": kind, "exportable": true})
+		create(kind+"-kept", map[string]any{"type": kind})
+		want[kind+"-backup"], want[kind+"-export"], want[kind+"-kept"] = movein.Backup, movein.Export, movein.Reencrypt
+	}
+	for name, settings := range map[string]map[string]any{"derived": {"derived": true}, "convergent": {"derived": true, "convergent_encryption": true}, "ed-derived": {"derived": true, "type": "ed25519"}} {
+		settings["exportable"] = true
+		create(name, settings)
+		want[name] = movein.Export
+	}
+	from.Do(from.Root, "POST", "transit/keys/derived/config", map[string]any{"min_decryption_version": 2})
+	plan, err := m.Plan(t.Context(), nil)
+	if err != nil || len(plan) != len(want) {
+		t.Fatalf("%d items, %v", len(plan), err)
+	}
+	old := from.Do(from.Root, "POST", "transit/encrypt/convergent", map[string]any{"plaintext": b64("old"), "context": b64("c"), "key_version": 1})["data"].(map[string]any)["ciphertext"]
+	for _, i := range plan {
+		versions := 3
+		if i.Key == "derived" {
+			versions = 2
+		}
+		if i.Way != want[i.Key] || i.Versions != versions || (i.Way == movein.Reencrypt) != (len(i.Steps) > 1) || (i.Why == "") != (i.Way == movein.Backup || i.Way == movein.Export && versions == 3) {
+			t.Errorf("%+v", i)
+		}
+		err := m.Copy(t.Context(), i, time.Now())
+		if i.Way == movein.Reencrypt {
+			if fault.CodeOf(err) != fault.WrongState {
+				t.Errorf("%s: %v", i.Key, err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Errorf("%s: %v", i.Key, err)
+		}
+	}
+	got := to.Do(to.Root, "POST", "transit/decrypt/convergent", map[string]any{"ciphertext": old, "context": b64("c")})["data"].(map[string]any)["plaintext"]
+	if got != b64("old") {
+		t.Errorf("%v", got)
+	}
+	again(t, m, from, to)
+}
+
+// again: a second run finds what is there, and a key of the name that is another.
+func again(t *testing.T, m movein.Move, from, to *testenv.VaultServer) {
+	t.Helper()
+	names := []string{"aes256-gcm96-backup", "hmac-export", "rsa-2048-export"}
+	plan, err := m.Plan(t.Context(), names)
+	if err != nil || !strings.HasPrefix(movein.Summary(plan), "0 keys to copy, 3 here already") {
+		t.Fatalf("%+v, %v", plan, err)
+	}
+	for _, i := range plan {
+		if err := m.Copy(t.Context(), i, time.Now()); err != nil {
+			t.Errorf("%s: %v", i.Key, err)
+		}
+	}
+	for _, kind := range []string{"aes256-gcm96", "ed25519", "hmac"} {
+		settings := map[string]any{"type": kind}
+		if kind == "hmac" {
+			settings["key_size"] = 32
+		}
+		from.Do(from.Root, "POST", "transit/keys/other-"+kind, settings)
+		to.Do(to.Root, "POST", "transit/keys/other-"+kind, settings)
+		plan, err := m.Plan(t.Context(), []string{"other-" + kind})
+		if err != nil || plan[0].Way != movein.There {
+			t.Fatalf("%+v, %v", plan, err)
+		}
+		if err := m.Copy(t.Context(), plan[0], time.Now()); fault.CodeOf(err) != fault.RecordTampered {
+			t.Errorf("%s: %v", kind, err)
+		}
+	}
+	if _, err := m.Plan(t.Context(), []string{"missing"}); fault.CodeOf(err) != fault.NotFound {
+		t.Error(err)
+	}
+	denied := from.Token(`path "transit/keys/*" { capabilities = ["read"] }`)
+	m.From.Token = func() (string, error) { return denied, nil }
+	plan, err = m.Plan(t.Context(), []string{"other-hmac"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Copy(t.Context(), plan[0], time.Now()); fault.CodeOf(err) != fault.Denied {
+		t.Error(err)
+	}
+}
+
+func b64(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }
