@@ -133,21 +133,37 @@ func (b bearer) CloseIdleConnections() {
 }
 
 func newLogin(a *app) *cobra.Command {
-	var f rotor.Login
+	var (
+		f     rotor.Login
+		vault bool
+	)
 	c := &cobra.Command{
 		Use:   "login --address HOST:PORT --ca-file FILE",
 		Short: "Exchange a credential, a token or a client certificate for a session",
 		Long: `Exchange a credential, a JSON Web Token of a configured issuer, or a client certificate of a configured authority for a session, and keep it
 in a file that only you can read. Later commands use it where there is no identity, or where --session or ` + envSession + ` names it. Without any of
-the three flags the credential is read from standard input.`,
+the three flags the credential is read from standard input.
+
+With --vault the session is not kept but printed, as the variables that HashiCorp Vault's clients read: eval "$(rotor login --vault)". An identity
+(--identity or ` + envIdentity + `) is then exchanged as well.`,
 		Example: "  rotor login --address kms.example:7420 --ca-file ca.pem --jwt-file /var/run/secrets/tokens/rotor",
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			f.Address = cmp.Or(a.address, os.Getenv(envAddress))
+			if vault && f.CredentialFile == "" && f.TokenFile == "" && f.Certificate == "" {
+				return a.loginIdentity(c.Context())
+			}
 			if f.Address == "" {
 				return usage("--address", "host:port of the server")
 			}
-			return a.login(c.Context(), f)
+			s, err := a.login(c.Context(), f)
+			if err != nil {
+				return err
+			}
+			if vault {
+				return a.showVault(vaultView{f.Address, f.CAFile, s.Token(), s.Namespace()})
+			}
+			return a.keepSession(f, s)
 		},
 	}
 	flags := c.Flags()
@@ -157,28 +173,30 @@ the three flags the credential is read from standard input.`,
 	flags.StringVar(&f.Issuer, "issuer", "", "configured name of the token's issuer (default: the one that it names)")
 	flags.StringVar(&f.Certificate, "cert-file", "", "PEM file of a client certificate")
 	flags.StringVar(&f.Key, "key-file", "", "PEM file of its private key")
+	flags.BoolVar(&vault, "vault", false, "print the session as the variables of Vault's clients")
 	return c
 }
 
-func (a *app) login(ctx context.Context, f rotor.Login) error {
+func (a *app) login(ctx context.Context, f rotor.Login) (*rotor.Session, error) {
+	if f.CredentialFile == "" && f.TokenFile == "" && f.Certificate == "" {
+		text, err := a.secretText("", "credential")
+		if err != nil {
+			return nil, err
+		}
+		f.Credential = text
+	}
+	f.Log = quiet()
+	return rotor.NewSession(ctx, f)
+}
+
+// keepSession writes the file that later commands work with.
+func (a *app) keepSession(f rotor.Login, s *rotor.Session) error {
 	path := cmp.Or(a.session, os.Getenv(envSession))
 	if path == "" {
 		var err error
 		if path, err = defaultSession(); err != nil {
 			return err
 		}
-	}
-	if f.CredentialFile == "" && f.TokenFile == "" && f.Certificate == "" {
-		text, err := a.secretText("", "credential")
-		if err != nil {
-			return err
-		}
-		f.Credential = text
-	}
-	f.Log = quiet()
-	s, err := rotor.NewSession(ctx, f)
-	if err != nil {
-		return err
 	}
 	keep := sessionFile{Address: f.Address, Token: s.Token(), Caller: s.Caller()}
 	if f.CAFile != "" {
