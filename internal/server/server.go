@@ -270,8 +270,12 @@ func (s *Server) serve(ctx, run context.Context, group *errgroup.Group, sealer s
 	s.http = wire.NewServer(wire.Config{
 		TLS: tlsConfig, Identifier: r.authority, Limits: s.config.Limits.wire(), Handler: mux, Now: s.config.Now, Log: s.config.Log,
 		Fronts: []wire.Front{native.Front(), vault.Front(s.vault(r)), jwks.Front(), healthFront()},
-		Observe: func(r *http.Request, code string, took time.Duration, stream bool) {
-			s.metrics.Request(method(r), code, took, stream)
+		Observe: func(r *http.Request, route wire.Route, code string, took time.Duration) {
+			name := route.Name
+			if name == "" {
+				name = method(r)
+			}
+			s.metrics.Request(name, code, took, route.Stream)
 		},
 	})
 	s.metrics.Show(func() telemetry.View { return s.view(r, tlsConfig) })

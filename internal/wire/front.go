@@ -32,7 +32,13 @@ type Route struct {
 	Stream    bool  // it has no time limit, and ends with the caller's certificate, with its removal and with the server
 	Unbounded bool  // its messages have a limit, their sum has none that the listener knows of
 	MaxBody   int64 // bytes of the body; 0: MaxMessage. That of strangers is smaller
+
+	Name string // what its requests are counted as, of a bounded set; empty: whoever counts finds one
+	Of   any    // what the protocol has found out about the request, for its handler
 }
+
+// RouteOf is the route that a protocol gave a request.
+func RouteOf(ctx context.Context) Route { return peerOf(ctx).route }
 
 // Paths is the Route of a protocol of a few paths.
 func Paths(routes map[string]Route) func(*http.Request) (Route, bool) {

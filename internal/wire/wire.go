@@ -48,7 +48,7 @@ type Config struct {
 	Now        func() time.Time
 	Log        *slog.Logger
 	// Observe is told of each answer: ok, or the code of the fault; nil: nobody is.
-	Observe func(r *http.Request, code string, took time.Duration, stream bool)
+	Observe func(r *http.Request, route Route, code string, took time.Duration)
 	Limits  Limits
 	// Fronts are the protocols of the listener. The first whose path a request has speaks to it; a path of none is for known callers alone, and is
 	// refused in plain text.
@@ -146,6 +146,7 @@ type peer struct {
 	outcome     *atomic.Pointer[fault.Code]     // nil inside: ok
 	load        *load                           // of its caller
 	body        atomic.Int64                    // bytes of its own in it
+	route       Route
 }
 
 type (
@@ -168,10 +169,10 @@ func (s *Server) authenticate(c Config) http.Handler {
 		} else {
 			p, err = identify(c, front, route, w, r)
 		}
-		p.changes, p.seen = &s.changes, seen
+		p.changes, p.seen, p.route = &s.changes, seen, route
 		ctx := context.WithValue(r.Context(), outcomeKey{}, p.outcome)
 		if c.Observe != nil {
-			defer func() { c.Observe(r, p.code(), time.Since(began), stream) }()
+			defer func() { c.Observe(r, route, p.code(), time.Since(began)) }()
 		}
 		deny := func(err error) {
 			Failed(ctx, err)

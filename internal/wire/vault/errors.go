@@ -8,6 +8,7 @@ import (
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/rpc"
+	"github.com/rotorkms/rotor/internal/transit"
 )
 
 // refusal is an answer that is an error, in Vault's words. The cause is what rotor counts and logs it as.
@@ -46,6 +47,9 @@ func refused(err error) *refusal {
 	}
 	out := func(status int, text string) *refusal { return &refusal{status, []string{text}, nil, err} }
 	f := rpc.Public(err)
+	if words := transit.Text(err); words != "" && f.Code != fault.Internal {
+		return out(http.StatusBadRequest, words)
+	}
 	switch f.Code {
 	case fault.Denied:
 		return out(http.StatusForbidden, permissionDenied)
@@ -59,6 +63,8 @@ func refused(err error) *refusal {
 		return out(http.StatusTooManyRequests, "request path rate limit quota exceeded: "+sentence(f))
 	case fault.TooLarge:
 		return out(http.StatusRequestEntityTooLarge, bodyTooLarge)
+	case fault.Invalid:
+		return out(http.StatusBadRequest, f.HintText()) // which is the whole sentence, where clients compare it
 	case fault.QuotaReached, fault.DiskFull:
 		return out(http.StatusInsufficientStorage, sentence(f))
 	case fault.Internal, fault.RecordTampered, fault.RecordReplayed, fault.StoreCorrupt, fault.AuditBroken:

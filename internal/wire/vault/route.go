@@ -1,6 +1,7 @@
 package vault
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"strings"
@@ -42,6 +43,8 @@ type route struct {
 	sudo     bool // needs the capability sudo
 	raw      bool // data is the whole answer, without the envelope
 	direct   bool // the handler decodes the whole body, and no member is asked for by its name
+
+	name string // that its requests are counted as
 }
 
 // field is one parameter of a route, in the body, the query or the path.
@@ -70,6 +73,7 @@ func newTable(all []route) *table {
 	t := &table{map[string]map[string][]compiled{}}
 	for i := range all {
 		r := &all[i]
+		r.name = prefix + cmp.Or(r.engine, "root") + "/" + r.pattern
 		if t.byEngine[r.engine] == nil {
 			t.byEngine[r.engine] = map[string][]compiled{}
 		}

@@ -27,7 +27,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, h *http.Request) {
 			s.fail(w, h, fault.New(fault.Internal, ""))
 		}
 	}()
-	to, err := s.resolve(h)
+	to, err := s.target(h)
 	if err != nil {
 		s.fail(w, h, s.nowhere(h, to, err))
 		return
@@ -53,6 +53,20 @@ func (s *server) ServeHTTP(w http.ResponseWriter, h *http.Request) {
 	default:
 		write(w, to.route, out)
 	}
+}
+
+// resolved is what the front has found out about a request.
+type resolved struct {
+	to  target
+	err error
+}
+
+// target is where a request leads.
+func (s *server) target(h *http.Request) (target, error) {
+	if r, ok := wire.RouteOf(h.Context()).Of.(resolved); ok {
+		return r.to, r.err
+	}
+	return s.resolve(h)
 }
 
 // answer calls the handler of a route.

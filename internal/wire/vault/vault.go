@@ -66,10 +66,12 @@ func Front(c Config) wire.Front {
 			if !hasPrefix(r) {
 				return wire.Route{}, false
 			}
-			out := wire.Route{MaxBody: MaxBody}
-			if to, err := s.resolve(r); err == nil {
-				out.Stranger, out.Login = to.route.stranger, to.route.login
+			out := wire.Route{MaxBody: MaxBody, Name: prefix}
+			to, err := s.resolve(r)
+			if err == nil {
+				out.Stranger, out.Login, out.Name = to.stranger, to.login, to.name
 			}
+			out.Of = resolved{to, err}
 			return out, true
 		},
 		Token: token,
