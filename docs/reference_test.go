@@ -146,6 +146,7 @@ func TestLimits(t *testing.T) {
 		{"description of a mount, or one of its lists; elements of one: 4 KiB; 64", "internal/mounts/mounts.go", "maxText = 4 << 10;maxElements = 64"},
 		{"life of what a mount gives, that it can be tuned to: 10 years", "internal/mounts/mounts.go", "maxLease = 10 * 366 * 24 * time.Hour"},
 		{"random bytes in one answer: 128 KiB", "internal/wire/vault/tools.go", "maxRandom = 128 << 10"},
+		{"path of the local socket; request there: 107 bytes; 64 KiB", "internal/server/local.go", "maxSocketPath = 107;maxLocal = 64 << 10"},
 		{"namespaces: 1,000", "internal/mounts/namespaces.go", "MaxNamespaces = 1000"},
 		{"keys of a namespace; instances: 100,000; 20,000, unless configured", "internal/server/limits.go", "defaultKeys = 100_000;defaultInstances = 20_000"},
 		{"life of an enrolment token: 1 hour", "internal/identity/token.go", "MaxEnrolTTL = time.Hour"},

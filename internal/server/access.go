@@ -47,7 +47,7 @@ type CAAuth struct {
 
 // paths are the files that a configuration file may name relative to itself, and that a server which has shut itself in may still read.
 func (c *Config) paths() []*string {
-	out := []*string{&c.Dir, &c.Rules, &c.SealKey, &c.Anchor, &c.Public.Certificate, &c.Public.Key, &c.HSM.Module, &c.HSM.PINFile}
+	out := []*string{&c.Dir, &c.Rules, &c.SealKey, &c.Anchor, &c.Public.Certificate, &c.Public.Key, &c.HSM.Module, &c.HSM.PINFile, &c.Socket}
 	for i := range c.Seals {
 		out = append(out, c.Seals[i].files()...)
 	}

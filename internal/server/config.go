@@ -62,6 +62,7 @@ type Config struct {
 	Suites      Suites           `yaml:"suites"`         // which algorithms new key versions may have
 	Auth        Auth             `yaml:"auth"`           // who may come in besides instances and administrators
 	Limits      Limits           `yaml:"limits"`         // what callers may do and keep
+	Socket      string           `yaml:"socket"`         // path of a local socket, for processes of the server's user and of root: init, status and shares; default: there is none
 	Public      Public           `yaml:"public"`         // a second listener with a certificate of the operator's
 	Enrol       bool             `yaml:"-"`              // of Init: make an enrolment token for the first administrator, and no directory
 	Log         *slog.Logger     `yaml:"-"`              // default: slog.Default
@@ -73,6 +74,7 @@ type Config struct {
 	User         string   `yaml:"user"`          // that a server started as root goes on as; default: it stays who it is
 
 	Before *guard.Guard `yaml:"-"` // of Restart alone: the guard of the same store that the process had open
+	Local  *LocalSocket `yaml:"-"` // of Restart alone: the local socket that the process has open
 
 	// Source reads the configuration again for a reload; nil: it stays, and a reload reads the rules alone.
 	Source   func() (Config, error) `yaml:"-"`
@@ -120,6 +122,8 @@ func (c Config) validate() error {
 		return bad("max_skew", "not negative, at most the lease's time")
 	case c.SessionTTL < 500*time.Millisecond || c.SessionTTL > time.Minute:
 		return bad("session_ttl", "500 ms to 1 m")
+	case len(c.Socket) > maxSocketPath:
+		return bad("socket", "a path of at most 107 bytes (unix(7))")
 	case c.Metrics.MaxKeys < 0 || c.Metrics.MaxKeys > maxMetricKeys:
 		return bad("metrics.max_keys", "at most 100,000")
 	}

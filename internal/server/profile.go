@@ -165,7 +165,7 @@ func (c Config) validateProfile() error {
 // it is required and the kernel cannot do all of it.
 func (s *Server) ShutIn() error {
 	c := s.config
-	if c.Sandbox == SandboxOff {
+	if c.Sandbox == SandboxOff || s.waits { // an init writes what the configuration names
 		return nil
 	}
 	box := sandbox.Config{Write: append([]string{c.Dir, filepath.Dir(c.Anchor)}, c.SandboxPaths...), Require: c.Sandbox == SandboxRequire}

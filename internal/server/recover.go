@@ -44,7 +44,9 @@ func (s *Server) serveRecovery(ctx context.Context, group *errgroup.Group, run c
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
 		http.Error(w, "recovery mode", http.StatusServiceUnavailable)
 	})
-	vault.MountSealed(mux, fault.New(fault.Recovery, found[0].String()), s.node(func(context.Context) bool { return false }))
+	why, n := fault.New(fault.Recovery, found[0].String()), s.node(func(context.Context) bool { return false })
+	vault.MountSealed(mux, why, n)
+	s.local.answer(vault.Status(why, n))
 	native.MountRecovery(mux, native.Config{
 		Guard: s.guard, Authority: a, Seals: s.seals, Dir: c.Dir, Now: c.Now, Log: c.Log,
 		Recovery: recovery.New(recovery.Config{Guard: s.guard, Seals: s.seals, Delay: c.RecoverWait, Now: c.Now, Log: c.Log}),

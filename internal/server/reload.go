@@ -30,6 +30,9 @@ type settings struct {
 // Reload reads configuration, rules and certificate settings again, checks all of it, notes it in the audit log, and swaps it in. When
 // anything is wrong everything stays as it was. fault.Invalid names the key that is wrong, or that cannot change while the server runs.
 func (s *Server) Reload() error {
+	if s.waits {
+		return fault.New(fault.NotFound, s.config.storeName()).WithHint("the server waits for its init")
+	}
 	select {
 	case <-s.opened:
 	default:

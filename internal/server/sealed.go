@@ -93,7 +93,7 @@ func (s *Server) startSealed(ctx context.Context, why error) error {
 			}
 		}
 		s.err = errors.Join(err, s.unbind(), s.store.Close(), s.tracing.Stop(drain))
-		close(s.ended)
+		s.end()
 	}()
 	return nil
 }
@@ -158,7 +158,7 @@ func (s *Server) sealedMux() *http.ServeMux {
 	})
 	mux.Handle("GET /metrics", telemetry.Sealed(string(s.seals.Why())))
 	native.MountSeal(mux, s.seals, s.config.Log)
-	vault.MountSealed(mux, why, s.node(func(ctx context.Context) bool {
+	n := s.node(func(ctx context.Context) bool {
 		select {
 		case <-s.unsealed:
 			return true
@@ -166,7 +166,10 @@ func (s *Server) sealedMux() *http.ServeMux {
 		case <-s.quit:
 		}
 		return false
-	}))
+	})
+	vault.MountSealed(mux, why, n)
+	n.Trusted = true
+	s.local.answer(vault.Status(why, n))
 	writer := connect.NewErrorWriter()
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		wire.Failed(r.Context(), why)
@@ -273,18 +276,21 @@ func (s *Server) endFor(reason error, sealed sealing.Reason) {
 	})
 }
 
-// StartsAgain says whether Restart is what follows, of an error of Wait: the server has sealed itself, goes to recovery mode or comes from it, or was
+// StartsAgain says whether Restart is what follows, of an error of Wait: the cluster that it waited for was made, the server has sealed itself, goes to recovery mode or comes from it, or was
 // away for so long, frozen or cut off from the store, that what others committed meanwhile has gone from the store's history.
 func StartsAgain(err error) bool {
 	code := fault.CodeOf(err)
-	return code == fault.Sealed || code == fault.Recovery || errors.Is(err, store.ErrCompacted)
+	return code == fault.Sealed || code == fault.Recovery || errors.Is(err, store.ErrCompacted) || errors.Is(err, errMade)
 }
 
 // Restart starts a server again, at the same address and with the configuration that it had last, for a reason of StartsAgain. Call it after Wait. One that
 // has lost the thread of the store reads all of it anew and verifies it like any start, with the root key that it has open.
 func (s *Server) Restart(ctx context.Context) (*Server, error) {
 	c := s.live.Load().config
-	c.Listen, c.SealedFor, c.Before = s.address, s.sealed, nil
+	if !s.waits {
+		c.Listen = s.address
+	}
+	c.SealedFor, c.Before, c.Local = s.sealed, nil, s.local
 	if errors.Is(s.err, store.ErrCompacted) {
 		c.Before = s.guard
 	}

@@ -43,6 +43,8 @@ type Server struct {
 	guard     *guard.Guard
 	rules     guard.Decider // at the start
 	seals     *sealing.Keeper
+	local     *LocalSocket  // nil: there is none
+	waits     bool          // for its init
 	socket    *wire.Socket  // stays when a sealed server becomes one that serves
 	public    *wire.Socket  // nil: there is none
 	pair      *wire.KeyPair // of public
@@ -99,13 +101,23 @@ func Start(ctx context.Context, c Config) (*Server, error) {
 	if len(named) == 0 && problem != nil && len(c.Seals) == 0 && fault.CodeOf(problem) != fault.NotFound {
 		return nil, problem
 	}
-	db, err := openExisting(ctx, c)
+	if c.Socket != "" && c.Local == nil {
+		var err error
+		if c.Local, err = openLocal(ctx, c.Socket, c.Log); err != nil {
+			return nil, err
+		}
+	}
+	db, err := openMade(ctx, c)
+	if waitsForInit(c, err) {
+		s, err := startWaiting(ctx, c)
+		return s, errors.Join(err, c.closeLocal(err))
+	}
 	if err != nil {
-		return nil, errors.Join(err, problem)
+		return nil, errors.Join(err, problem, c.Local.Close())
 	}
 	s, err := start(ctx, c, db, named, problem)
 	if err != nil {
-		return nil, errors.Join(err, db.Close())
+		return nil, errors.Join(err, db.Close(), c.Local.Close())
 	}
 	return s, nil
 }
@@ -135,7 +147,7 @@ func startAs(ctx context.Context, c Config, db store.Store, named map[string]sea
 		return nil, err
 	}
 	s := &Server{
-		config: c, store: db, metrics: metrics, tracing: tracing, ended: make(chan struct{}), quit: make(chan struct{}), now: make(chan struct{}), opened: make(chan struct{}), unsealed: make(chan struct{}),
+		config: c, local: c.Local, store: db, metrics: metrics, tracing: tracing, ended: make(chan struct{}), quit: make(chan struct{}), now: make(chan struct{}), opened: make(chan struct{}), unsealed: make(chan struct{}),
 	}
 	s.seals = sealing.NewKeeper(sealing.Config{Named: named, Wraps: wrapped.Wraps, Hold: c.SealHold, Seal: s.seal, Address: s.Advertised, Now: c.Now, Log: c.Log})
 	if shared {
@@ -278,6 +290,7 @@ func (s *Server) serve(ctx, run context.Context, group *errgroup.Group, sealer s
 			s.metrics.Request(name, code, took, route.Stream)
 		},
 	})
+	s.local.answer(vault.Status(vault.Elsewhere(), s.vault(r).Node()))
 	s.metrics.Show(func() telemetry.View { return s.view(r, tlsConfig) })
 	r.authority.OnEnded = func(e authn.Ended) {
 		s.http.End(e.Of)
@@ -417,6 +430,14 @@ func (s *Server) supervise(run context.Context, group *errgroup.Group) {
 	if s.err == nil && s.over != nil {
 		s.guard.Destroy()
 		s.err = s.over
+	}
+	s.end()
+}
+
+// end tells of the end. The local socket stays for the server that comes after this one in the process, if there is one.
+func (s *Server) end() {
+	if !StartsAgain(s.err) {
+		s.err = errors.Join(s.err, s.local.Close())
 	}
 	close(s.ended)
 }

@@ -110,7 +110,7 @@ func (w *world) start() {
 	}
 	w.Server = s
 	w.t.Cleanup(func() {
-		if err := s.Close(); err != nil && fault.CodeOf(err) != fault.Sealed && fault.CodeOf(err) != fault.Recovery { // a test sealed it, or set its store back
+		if err := s.Close(); err != nil && !s.Waiting() && fault.CodeOf(err) != fault.Sealed && fault.CodeOf(err) != fault.Recovery { // a test sealed it, or set its store back
 			w.t.Error(err)
 		}
 	})

@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"strings"
 
+	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/wire"
 )
 
@@ -21,6 +22,11 @@ func MountSealed(mux *http.ServeMux, why error, n Node) {
 // Status answers what everybody may know of a server, and nothing else; for the local socket.
 func Status(why error, n Node) http.Handler {
 	return sealed{&server{table: newTable(statusRoutes(n))}, why}
+}
+
+// Elsewhere is why a local socket answers nothing but the status of an open server.
+func Elsewhere() error {
+	return &refusal{http.StatusNotFound, []string{"the local socket has sys/health, sys/seal-status, sys/leader, sys/init and sys/unseal alone"}, nil, fault.New(fault.NotFound, "path")}
 }
 
 // ServeHTTP implements http.Handler.

@@ -32,7 +32,8 @@ type Node struct {
 	Trusted bool                                                   // the request came over the local socket
 }
 
-func (c Config) node() Node { return Node{About: c.About, Seals: c.Seals, Now: c.Now} }
+// Node is an open server.
+func (c Config) Node() Node { return Node{About: c.About, Seals: c.Seals, Now: c.Now} }
 
 // statusRoutes are what a server answers to everybody, sealed or not.
 func statusRoutes(n Node) []route {
@@ -239,8 +240,10 @@ type InitRequest struct {
 
 // InitAnswer is what it made, and what exists nowhere else.
 type InitAnswer struct {
-	Shares []string
-	Token  string // of the first administrator; it makes others
+	Shares        []string
+	Token         string // of the first administrator; it makes others
+	Enrolment     string // makes an administrator of rotor's own, once, within an hour
+	CheckpointKey string // pins the audit log; no secret
 }
 
 func (n Node) initialized(context.Context, *request) (*response, error) {
@@ -255,8 +258,8 @@ func (n Node) init(ctx context.Context, r *request) (*response, error) {
 	case n.Init == nil:
 		return nil, bad("an init is made over the local socket of the server (configuration: socket), or with rotor server init")
 	}
-	for _, name := range []string{"pgp_keys", "root_token_pgp_key", "recovery_shares", "recovery_threshold", "recovery_pgp_keys", "stored_shares"} {
-		if r.has(name) && r.str(name) != "" && r.str(name) != "0" {
+	for _, name := range []string{"pgp_keys", "root_token_pgp_key", "recovery_pgp_keys"} {
+		if l, err := r.list(name); err != nil || len(l) > 0 {
 			return nil, bad("parameter %s is not supported", name)
 		}
 	}
@@ -272,7 +275,10 @@ func (n Node) init(ctx context.Context, r *request) (*response, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &response{data: map[string]any{"keys": orNone(made.Shares), "keys_base64": orNone(made.Shares), "root_token": made.Token}}, nil
+	return &response{data: map[string]any{
+		"keys": orNone(made.Shares), "keys_base64": orNone(made.Shares), "recovery_keys": []string{}, "recovery_keys_base64": []string{}, "root_token": made.Token,
+		"enrolment_token": made.Enrolment, "checkpoint_key": made.CheckpointKey,
+	}}, nil
 }
 
 // orNone is a list as JSON has it: empty, and not null.
