@@ -13,6 +13,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/keyring"
 )
 
 // maxSecret bounds tokens that are read from a file or standard input, in bytes.
@@ -223,18 +224,4 @@ func parseDuration(s string) (time.Duration, error) {
 }
 
 // days is a duration as people write it: whole days as 7d, hours as 25h.
-func days(d time.Duration) string {
-	switch {
-	case d == 0:
-		return "0s"
-	case d%(24*time.Hour) == 0:
-		return fmt.Sprintf("%dd", d/(24*time.Hour))
-	}
-	s := d.String()
-	for _, zero := range []string{"m0s", "h0m"} {
-		if strings.HasSuffix(s, zero) {
-			s = s[:len(s)-2]
-		}
-	}
-	return s
-}
+func days(d time.Duration) string { return keyring.Days(d) }

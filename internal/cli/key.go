@@ -13,7 +13,7 @@ import (
 
 func newKey(a *app) *cobra.Command {
 	return newNoun("key", "Make keys, see them, and change the state of their versions",
-		newKeyCreate(a), newKeyList(a), newKeyShow(a), newKeySuspend(a), newKeyResume(a), newKeyCompromise(a), newKeyRetire(a), newKeyDestroy(a), newKeyCertificate(a),
+		newKeyCreate(a), newKeyList(a), newKeyShow(a), newKeySuspend(a), newKeyResume(a), newKeyCompromise(a), newKeyRetire(a), newKeyDestroy(a), newKeySchedule(a), newKeyCertificate(a),
 		newKeyAlgorithms(a), newKeyPublic(a), newKeyImportParams(a), newKeyImport(a), newKeyExport(a), newKeyBackup(a), newKeyRestore(a))
 }
 
@@ -25,6 +25,7 @@ type keySpec struct {
 	maxStale, maxWait, window, destroyWait, margin time.Duration
 	approvals                                      uint32
 	exportable                                     bool
+	schedule                                       scheduleFlags
 }
 
 func newKeyCreate(a *app) *cobra.Command {
@@ -56,6 +57,7 @@ without the network; with "hsm" it is made in a PKCS #11 token and never leaves 
 	f.Var(duration{&s.destroyWait}, "destroy-wait", "time between retirement and destruction (default 7d)")
 	f.Var(duration{&s.margin}, "margin", "signing keys: how long strangers may cache the JWKS (default 0s)")
 	f.Uint32Var(&s.approvals, "destroy-approvals", 0, "distinct callers that must ask for a destruction (default 2)")
+	s.schedule.add(f)
 	return a.changes(c)
 }
 
@@ -64,6 +66,10 @@ func (s keySpec) message(ns, name string) (*rotorv1.Key, error) {
 		return nil, usage("--purpose", "one of encrypt, wrap, sign, mac, decrypt, decapsulate")
 	}
 	labels, err := parsePairs("label", s.labels)
+	if err != nil {
+		return nil, err
+	}
+	schedule, err := s.schedule.message()
 	return &rotorv1.Key{
 		Namespace: ns, Name: name, Purpose: s.purpose, Custody: s.custody, Algorithm: s.algorithm, Owner: s.owner, Labels: labels, Exportable: s.exportable,
 		OriginatorNs: int64(s.originator), RecipientNs: int64(s.recipient),
@@ -71,6 +77,7 @@ func (s keySpec) message(ns, name string) (*rotorv1.Key, error) {
 			Silence: s.silence, MaxStaleNs: int64(s.maxStale), MaxWaitNs: int64(s.maxWait), WindowNs: int64(s.window),
 			DestroyWaitNs: int64(s.destroyWait), MarginNs: int64(s.margin), DestroyApprovals: s.approvals,
 		},
+		Schedule: schedule,
 	}, err
 }
 
@@ -308,6 +315,8 @@ type keyView struct {
 	ProtectFor string            `json:"protect_for,omitempty"`
 	ProcessFor string            `json:"process_for,omitempty"`
 	Rotation   rotationView      `json:"rotation"`
+	Schedule   *scheduleView     `json:"schedule,omitempty"`          // when it rotates by itself
+	Required   []string          `json:"rotation_required,omitempty"` // why its primary version should be rotated away from
 	Created    string            `json:"created"`
 	BackedUp   string            `json:"backed_up,omitempty"` // the last backup of this key alone
 	Next       uint32            `json:"next"`                // number of the next version
@@ -340,7 +349,15 @@ type versionView struct {
 	Public    []byte `json:"public,omitempty"`
 	Attempts  uint64 `json:"attempts,omitempty"` // to use it while it was retired: at least so many
 	Material  string `json:"material,omitempty"` // of a destroyed version: withdrawn, or erased and since when
+
+	Protected     uint64 `json:"protected"` // uses at servers
+	Processed     uint64 `json:"processed"`
+	LastProtected string `json:"last_protected,omitempty"`
+	LastProcessed string `json:"last_processed,omitempty"`
 }
+
+// lastUse is when a version was last used at a server.
+func (v versionView) lastUse() string { return max(v.LastProtected, v.LastProcessed) }
 
 // materialOf says what became of a destroyed version's material.
 func materialOf(v *rotorv1.Version) string {
@@ -359,6 +376,7 @@ func viewKey(k *rotorv1.Key) keyView {
 		ID: k.GetId(), Namespace: k.GetNamespace(), Name: k.GetName(), Purpose: k.GetPurpose(), Custody: k.GetCustody(), Algorithm: k.GetAlgorithm(),
 		Owner: k.GetOwner(), Exportable: k.GetExportable(), Labels: k.GetLabels(), Epoch: fmt.Sprintf("%d.%d", k.GetIncarnation(), k.GetEpoch()), Primary: k.GetPrimary(),
 		Target: k.GetTarget(), Versions: []versionView{}, ProtectFor: limited(k.GetOriginatorNs()), ProcessFor: limited(k.GetRecipientNs()), Created: moment(k.GetCreated()), BackedUp: moment(k.GetBackedUp()), Next: k.GetNext(),
+		Schedule: viewSchedule(k), Required: k.GetRotationRequired(),
 		Rotation: rotationView{
 			r.GetSilence(), nanos(r.GetMaxStaleNs()), nanos(r.GetMaxWaitNs()), nanos(r.GetWindowNs()), nanos(r.GetDestroyWaitNs()),
 			nanos(r.GetMarginNs()), r.GetDestroyApprovals(),
@@ -368,7 +386,7 @@ func viewKey(k *rotorv1.Key) keyView {
 		v.Versions = append(v.Versions, versionView{
 			n.GetNumber(), fmt.Sprintf("%08x", n.GetHandle()), n.GetAlgorithm(), n.GetState(), n.GetPhase(), moment(n.GetCreated()),
 			moment(n.GetActivated()), moment(n.GetRetired()), n.GetOrigin(), moment(n.GetOriginated()), n.GetReason(), n.GetApprovals(), n.GetPublic(),
-			n.GetAttempts(), materialOf(n),
+			n.GetAttempts(), materialOf(n), n.GetProtected(), n.GetProcessed(), moment(n.GetLastProtected()), moment(n.GetLastProcessed()),
 		})
 	}
 	return v
@@ -389,9 +407,15 @@ func (a *app) showKey(k *rotorv1.Key) error {
 		{"name", v.Name}, {"namespace", v.Namespace}, {"id", v.ID}, {"purpose", v.Purpose}, {"custody", v.Custody}, {"algorithm", v.Algorithm},
 		{"owner", v.Owner}, {"labels", labelText(k.GetLabels())}, {"primary", number(v.Primary)}, {"epoch", v.Epoch},
 		{"protects for", or(v.ProtectFor, "ever")}, {"processes for", or(v.ProcessFor, "ever")}, {"silence", v.Rotation.Silence}, {"rollback window", v.Rotation.Window},
-		{"may be exported", yesNo(v.Exportable)}, {"backed up", or(v.BackedUp, "never")},
+		{"may be exported", yesNo(v.Exportable)}, {"backed up", or(v.BackedUp, "never")}, {"rotates by itself", scheduleText(k.GetSchedule())},
 	}}
-	versions := table{header: []string{"version", "phase", "state", "handle", "algorithm", "activated", "reason"}}
+	if k.GetDue() != nil {
+		facts.add("next rotation", moment(k.GetDue()))
+	}
+	for _, why := range v.Required {
+		facts.add("rotation required", why)
+	}
+	versions := table{header: []string{"version", "phase", "state", "handle", "algorithm", "activated", "protected", "processed", "last use", "reason"}}
 	for _, n := range v.Versions {
 		state := n.State
 		if n.Material != "" {
@@ -400,7 +424,7 @@ func (a *app) showKey(k *rotorv1.Key) error {
 		if n.Attempts > 0 {
 			state += fmt.Sprintf(", %d attempts", n.Attempts)
 		}
-		versions.add(number(n.Number), n.Phase, state, n.Handle, n.Algorithm, n.Activated, n.Reason)
+		versions.add(number(n.Number), n.Phase, state, n.Handle, n.Algorithm, n.Activated, fmt.Sprint(n.Protected), fmt.Sprint(n.Processed), n.lastUse(), n.Reason)
 	}
 	return a.show(v, facts, versions)
 }

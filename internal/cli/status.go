@@ -56,13 +56,16 @@ type progressView struct {
 	Waiting []string `json:"waiting,omitempty"` // that have not acknowledged the target
 	Behind  []string `json:"behind,omitempty"`  // that have not acknowledged the primary
 	Paused  bool     `json:"paused"`            // waited for longer than the key's max_wait
+	Next    string   `json:"next,omitempty"`    // when the key's schedule begins its next rotation by time
+	Refused string   `json:"refused,omitempty"` // why a rotation that is due by it has not begun
+	Retry   string   `json:"retry,omitempty"`   // when it is tried again
 }
 
 func viewProgress(p *rotorv1.ProgressResponse) progressView {
 	k := p.GetKey()
 	return progressView{
 		k.GetName(), fmt.Sprintf("%d.%d", k.GetIncarnation(), k.GetEpoch()), k.GetPrimary(), k.GetTarget(), p.GetStep(), p.GetMembers(),
-		p.GetWaiting(), p.GetBehind(), p.GetPaused(),
+		p.GetWaiting(), p.GetBehind(), p.GetPaused(), moment(p.GetDue()), p.GetRefused(), moment(p.GetRetry()),
 	}
 }
 
@@ -79,7 +82,16 @@ func stateOf(p *rotorv1.ProgressResponse) string {
 	case len(v.Behind) > 0:
 		return fmt.Sprintf("%s: version %d is primary, not yet at %s", v.Key, v.Primary, names(v.Behind))
 	}
-	return fmt.Sprintf("%s: version %d is primary everywhere (%d holders)", v.Key, v.Primary, v.Holders)
+	everywhere := fmt.Sprintf("%s: version %d is primary everywhere (%d holders)", v.Key, v.Primary, v.Holders)
+	switch {
+	case v.Refused != "" && v.Retry != "":
+		return fmt.Sprintf("%s; a rotation is due and refused, to be tried again at %s: %s", everywhere, v.Retry, v.Refused)
+	case v.Refused != "":
+		return fmt.Sprintf("%s; a rotation is due and refused: %s", everywhere, v.Refused)
+	case v.Next != "":
+		return fmt.Sprintf("%s; the next rotation begins at %s", everywhere, v.Next)
+	}
+	return everywhere
 }
 
 // names lists instances, at most maxNames of them.
@@ -103,8 +115,13 @@ func progressTable(all []progressView) table {
 			target = number(v.Target)
 		}
 		step := v.Step
-		if v.Paused {
+		switch {
+		case v.Paused:
 			step = "paused"
+		case v.Refused != "":
+			step = "refused: " + v.Refused
+		case step == "" && v.Next != "":
+			step = "next " + v.Next
 		}
 		t.add(v.Key, number(v.Primary), target, step, number(v.Holders), names(v.Waiting), names(v.Behind))
 	}

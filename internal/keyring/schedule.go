@@ -3,6 +3,8 @@ package keyring
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"fmt"
+	"strings"
 	"time"
 )
 
@@ -17,7 +19,7 @@ const (
 
 // Schedule says when a key rotates by itself. The zero value: never.
 type Schedule struct {
-	Every   time.Duration `json:"every,omitempty"`    // since the newest version was made; whole seconds, 0: not by time
+	Every   time.Duration `json:"every,omitempty"`    // since the primary version was made; whole seconds, 0: not by time
 	Jitter  int           `json:"jitter,omitempty"`   // percent of Every by which a rotation is due earlier at most, so that keys of one age do not rotate together
 	MaxUses uint64        `json:"max_uses,omitempty"` // as soon as the primary version has protected so often; 0: not by uses
 	Windows []Window      `json:"windows,omitempty"`  // in which a rotation may begin; none: always
@@ -60,7 +62,7 @@ func (s Schedule) validate() error {
 	return nil
 }
 
-// period is how long after the key's newest version, n, the next is due: Every, less a part that is the same at each server.
+// period is how long after version n was made the next is due: Every, less a part that is the same at each server.
 func (s Schedule) period(id KeyID, n uint32) time.Duration {
 	most := s.Every / 100 * time.Duration(s.Jitter)
 	if most <= 0 {
@@ -73,21 +75,18 @@ func (s Schedule) period(id KeyID, n uint32) time.Duration {
 	return s.Every - time.Duration(part)*time.Millisecond
 }
 
-// PeriodEnds is when the next rotation is due by time, whatever the windows say; zero: never. It counts from when the newest version was
-// made, whatever has become of that one. A version that was made in a future farther off than Every was made under a wrong clock, and has
-// the next due at once: it must not put it off for years.
+// PeriodEnds is when the next rotation is due by time, whatever the windows say; zero: never. It counts from when the primary version was
+// made. A primary that was made in a future farther off than Every was made under a wrong clock, and has the next due at once: it must not
+// put it off for years.
 func (k Key) PeriodEnds(now time.Time) time.Time {
-	if k.Schedule.Every == 0 {
+	v, err := k.Version(k.Primary)
+	if err != nil || k.Schedule.Every == 0 {
 		return time.Time{}
 	}
-	newest, ok := k.Last()
-	if !ok {
-		return time.Time{}
-	}
-	if newest.Created.Sub(now) > k.Schedule.Every {
+	if v.Created.Sub(now) > k.Schedule.Every {
 		return now
 	}
-	return newest.Created.Add(k.Schedule.period(k.ID, newest.Number))
+	return v.Created.Add(k.Schedule.period(k.ID, v.Number))
 }
 
 // Open says whether a rotation may begin now.
@@ -112,4 +111,42 @@ func (s Schedule) Opens(from time.Time) time.Time {
 		}
 	}
 	return first
+}
+
+// String says what a schedule asks for, as people write it.
+func (s Schedule) String() string {
+	if s.IsZero() {
+		return "never"
+	}
+	var parts []string
+	if s.Every > 0 {
+		parts = append(parts, "every "+Days(s.Every))
+	}
+	if s.Jitter > 0 {
+		parts = append(parts, fmt.Sprintf("up to %d%% earlier", s.Jitter))
+	}
+	if s.MaxUses > 0 {
+		parts = append(parts, fmt.Sprintf("after %d uses", s.MaxUses))
+	}
+	for _, w := range s.Windows {
+		parts = append(parts, "in "+w.String())
+	}
+	return strings.Join(parts, ", ")
+}
+
+// Days is a duration as people write it: whole days as 7d, hours as 25h.
+func Days(d time.Duration) string {
+	switch {
+	case d == 0:
+		return "0s"
+	case d%(24*time.Hour) == 0:
+		return fmt.Sprintf("%dd", d/(24*time.Hour))
+	}
+	s := d.String()
+	for _, zero := range []string{"m0s", "h0m"} {
+		if strings.HasSuffix(s, zero) {
+			s = s[:len(s)-2]
+		}
+	}
+	return s
 }

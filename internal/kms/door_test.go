@@ -56,6 +56,12 @@ func doors() map[string]call {
 		"RotateTo": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
 			return s.RotateTo(ctx, c, k.Ref, 99, "none")
 		},
+		"SetSchedule": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			return s.SetSchedule(ctx, c, k.Ref, keyring.Schedule{Every: 1})
+		},
+		"Usage": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			return s.Usage(ctx, c, k.Ref)
+		},
 		"Back": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
 			return s.Back(ctx, c, k.Ref, 9, 99)
 		},

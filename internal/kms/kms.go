@@ -4,6 +4,7 @@ package kms
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"log/slog"
@@ -59,6 +60,7 @@ type Service struct {
 	vault materials
 
 	volumes volumes
+	usage   usage
 	suites  suite.Policy
 
 	hsm   HSM
@@ -98,7 +100,7 @@ func New(ctx context.Context, c Config) (*Service, error) {
 		r.put(st)
 	}
 	s.ring.Store(&r.ring)
-	return s, nil
+	return s, s.loadUses(ctx)
 }
 
 // agreed refuses what servers of an older build, which would drop it or take it for something else, may still meet. fault.Unavailable.
@@ -115,6 +117,19 @@ func (s *Service) OnChange(f func(keyring.Key)) { s.changed = f }
 
 // Run follows the store until ctx ends.
 func (s *Service) Run(ctx context.Context) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	uses := make(chan error, 1)
+	go func() {
+		defer stop() // the one does not go on without the other
+		uses <- s.followUses(ctx)
+	}()
+	err := s.followKeys(ctx)
+	stop()
+	return errors.Join(err, <-uses)
+}
+
+func (s *Service) followKeys(ctx context.Context) error {
 	for changes, err := range s.guard.WatchAll(ctx, keyPrefix, s.ring.Load().rev) {
 		if err != nil {
 			if ctx.Err() != nil {

@@ -71,31 +71,45 @@ func (s *Service) stage(ctx context.Context, c policy.Caller, ref Ref, expected 
 		if err := planned(k, expected); err != nil {
 			return k, change{}, err
 		}
-		if k.Target != 0 {
-			return k, change{}, fault.New(fault.RotationInFlight, "key "+k.Name)
-		}
-		if err := notAside(k); err != nil {
-			return k, change{}, err
-		}
-		if err := s.roomForVersion(k); err != nil {
-			return k, change{}, err
-		}
-		n := k.NextNumber()
-		if err := s.roomInRecord(k); err != nil {
-			return k, change{}, err
-		}
 		k, err := turned(k, a)
 		if err != nil {
 			return k, change{}, err
 		}
-		v, made, err := make(ctx, k, n, now)
-		if err != nil {
-			return k, change{}, err
-		}
-		describe(detail, v)
-		next, err := rotation.Turn(k, v, now)
-		return next, made, err
+		return s.further(ctx, k, detail, now, make)
 	})
+}
+
+// further makes the next version of a key by make, and stages it or makes it primary. It notes the version in detail.
+func (s *Service) further(
+	ctx context.Context, k keyring.Key, detail map[string]string, now time.Time, make func(context.Context, keyring.Key, uint32, time.Time) (keyring.Version, change, error),
+) (keyring.Key, change, error) {
+	if err := s.MayTurn(k); err != nil {
+		return k, change{}, err
+	}
+	v, made, err := make(ctx, k, k.NextNumber(), now)
+	if err != nil {
+		return k, change{}, err
+	}
+	describe(detail, v)
+	next, err := rotation.Turn(k, v, now)
+	return next, made, err
+}
+
+// MayTurn says what stands against another version of a key. fault.RotationInFlight, WrongState, QuotaReached, TooLarge, AlgorithmForbidden.
+func (s *Service) MayTurn(k keyring.Key) error {
+	if k.Target != 0 {
+		return fault.New(fault.RotationInFlight, "key "+k.Name)
+	}
+	if err := notAside(k); err != nil {
+		return err
+	}
+	if err := s.roomForVersion(k); err != nil {
+		return err
+	}
+	if err := s.roomInRecord(k); err != nil {
+		return err
+	}
+	return s.suites.Allows(k.Algorithm, k.Purpose)
 }
 
 // describe notes a new version for its audit entry.

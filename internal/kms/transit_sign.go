@@ -46,7 +46,7 @@ func (s *Service) sign(
 	for _, it := range items {
 		n[it.Version]++
 	}
-	keys, err := b.ready(ctx, n, words, b.authenticating)
+	keys, err := b.ready(ctx, n, words, protects, b.authenticating)
 	if err != nil {
 		return nil, err
 	}
@@ -97,7 +97,7 @@ func (s *Service) verify(
 			n[out[i].Version]++
 		}
 	}
-	keys, err := b.ready(ctx, n, words, b.processing)
+	keys, err := b.ready(ctx, n, words, processes, b.processing)
 	if err != nil {
 		return nil, err
 	}
@@ -157,7 +157,7 @@ func (s *Service) TransitCSR(ctx context.Context, c policy.Caller, ref Ref, n ui
 	if err != nil {
 		return "", err
 	}
-	if err := b.permit.Use(ctx, v.Number); err != nil {
+	if err := s.counted(ctx, b.permit, b.key, v.Number, protects, 1); err != nil {
 		return "", err
 	}
 	return key.Request(template)
@@ -202,7 +202,7 @@ func (s *Service) TransitDeriveKey(ctx context.Context, c policy.Caller, a Agree
 	if err != nil || !transit.Associates(spec.Algorithm) {
 		return keyring.Key{}, invalid("derived_key_type", "unknown key type %s", transit.TypeName(spec.Algorithm))
 	}
-	keys, err := b.ready(ctx, counts{a.Version: 1}, signing, b.authenticating)
+	keys, err := b.ready(ctx, counts{a.Version: 1}, signing, protects, b.authenticating)
 	if err == nil {
 		err = keys[a.Version].err
 	}

@@ -114,10 +114,10 @@ func (s *Service) begin(ctx context.Context, c policy.Caller, a policy.Action, r
 type counts map[uint32]uint64
 
 // ready prepares each version by get, as often as it is counted. An error that is not of one version ends the request.
-func (b *batch) ready(ctx context.Context, n counts, words wording, get func(context.Context, uint32, uint64) (keyring.Version, error)) (map[uint32]readied, error) {
+func (b *batch) ready(ctx context.Context, n counts, words wording, what kind, get func(context.Context, uint32, uint64) (keyring.Version, error)) (map[uint32]readied, error) {
 	out := make(map[uint32]readied, len(n))
 	for number, uses := range n {
-		key, err := b.open(ctx, number, uses, get)
+		key, err := b.open(ctx, number, uses, what, get)
 		if err != nil && !ofItem(err) {
 			return nil, err
 		}
@@ -126,7 +126,7 @@ func (b *batch) ready(ctx context.Context, n counts, words wording, get func(con
 	return out, nil
 }
 
-func (b *batch) open(ctx context.Context, number uint32, uses uint64, get func(context.Context, uint32, uint64) (keyring.Version, error)) (*transit.Key, error) {
+func (b *batch) open(ctx context.Context, number uint32, uses uint64, what kind, get func(context.Context, uint32, uint64) (keyring.Version, error)) (*transit.Key, error) {
 	v, err := get(ctx, number, uses)
 	if err != nil {
 		return nil, err
@@ -135,7 +135,7 @@ func (b *batch) open(ctx context.Context, number uint32, uses uint64, get func(c
 	if err != nil {
 		return nil, err
 	}
-	return o.transit, b.permit.UseN(ctx, v.Number, uses)
+	return o.transit, b.s.counted(ctx, b.permit, b.key, v.Number, what, uses)
 }
 
 // protecting finds a version that may protect, 0 for the primary, and takes its uses from the volume that its algorithm allows. fault.Unavailable
@@ -193,7 +193,7 @@ func (b *batch) encrypt(ctx context.Context, items []TransitItem) ([]TransitResu
 	for _, it := range items {
 		n[it.Version]++
 	}
-	keys, err := b.ready(ctx, n, encrypting, b.protecting)
+	keys, err := b.ready(ctx, n, encrypting, protects, b.protecting)
 	if err != nil {
 		return nil, err
 	}
@@ -235,7 +235,7 @@ func (b *batch) decrypt(ctx context.Context, items []TransitItem) ([]TransitResu
 			n[out[i].Version]++
 		}
 	}
-	keys, err := b.ready(ctx, n, decrypting, b.processing)
+	keys, err := b.ready(ctx, n, decrypting, processes, b.processing)
 	if err != nil {
 		return nil, err
 	}

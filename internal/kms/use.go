@@ -97,7 +97,7 @@ func (s *Service) protecting(ctx context.Context, k keyring.Key, p *guard.Permit
 	if err := s.spend(ctx, k, v, 1); err != nil {
 		return use{}, err
 	}
-	return s.using(ctx, k, v, p)
+	return s.using(ctx, k, v, p, protects)
 }
 
 // process admits an operation that processes and opens the version.
@@ -111,7 +111,7 @@ func (s *Service) processAlso(ctx context.Context, k keyring.Key, p *guard.Permi
 	if err != nil {
 		return use{version: v}, err
 	}
-	return s.using(ctx, k, v, p)
+	return s.using(ctx, k, v, p, processes)
 }
 
 // mayProcess asks the version's state, and notes an attempt on one that is retired.
@@ -125,15 +125,24 @@ func (s *Service) mayProcess(ctx context.Context, k keyring.Key, p *guard.Permit
 	return k, v, err
 }
 
-func (s *Service) using(ctx context.Context, k keyring.Key, v keyring.Version, p *guard.Permit) (use, error) {
+func (s *Service) using(ctx context.Context, k keyring.Key, v keyring.Version, p *guard.Permit, what kind) (use, error) {
 	o, err := s.open(ctx, k, v.Number)
 	if err != nil {
 		return use{version: v}, err
 	}
-	if err := p.Use(ctx, v.Number); err != nil {
+	if err := s.counted(ctx, p, k, v.Number, what, 1); err != nil {
 		return use{version: v}, err
 	}
 	return use{key: k, version: v, opened: o, permit: p}, nil
+}
+
+// counted notes n uses of a version, in the log first.
+func (s *Service) counted(ctx context.Context, p *guard.Permit, k keyring.Key, version uint32, what kind, n uint64) error {
+	if err := p.UseN(ctx, version, n); err != nil {
+		return err
+	}
+	s.usage.count(materialID{k.ID, version}, what, n, s.now())
+	return nil
 }
 
 // Encrypt makes a message (spec/message.md) under the primary version.
@@ -249,7 +258,7 @@ func (s *Service) Verify(ctx context.Context, c policy.Caller, ref Ref, n uint32
 	if err != nil {
 		return err
 	}
-	if err := p.Use(ctx, n); err != nil {
+	if err := s.counted(ctx, p, k, n, processes, 1); err != nil {
 		return err
 	}
 	return suite.Verify(v.Algorithm, v.Public, msg, sig) // the private half may be gone

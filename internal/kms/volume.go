@@ -106,3 +106,26 @@ func (s *Service) take(ctx context.Context, k keyring.Key, v keyring.Version, li
 		return n, nil
 	}
 }
+
+// volumeOver says whether the primary version of a key has no more uses to take by the volume limit of its algorithm.
+func (s *Service) volumeOver(ctx context.Context, k keyring.Key) (bool, error) {
+	v, err := k.Version(k.Primary)
+	if err != nil {
+		return false, nil //nolint:nilerr // nothing was used
+	}
+	spec, err := suite.Lookup(v.Algorithm)
+	if err != nil || spec.MaxUses == 0 {
+		return false, err
+	}
+	var t taken
+	rec, err := s.guard.Get(ctx, volumePath(k, v.Number))
+	switch {
+	case fault.CodeOf(err) == fault.NotFound:
+		return false, nil
+	case err != nil:
+		return false, err
+	case json.Unmarshal(rec.Value, &t) != nil:
+		return false, fault.New(fault.RecordTampered, rec.Path)
+	}
+	return t.Uses >= spec.MaxUses, nil
+}

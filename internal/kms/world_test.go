@@ -187,6 +187,7 @@ func wantCode(t *testing.T, err error, code fault.Code) {
 type shaky struct {
 	store.Store
 	lose  atomic.Int32
+	room  atomic.Value // prefix of the records that it is about; default keys
 	after atomic.Int32 // the commit of a key's record, counted from 1, that is lost before it is written; 0: none
 }
 
@@ -196,8 +197,12 @@ const (
 )
 
 func (s *shaky) Commit(ctx context.Context, conds []store.Cond, ops []store.Op) (store.Rev, error) {
+	room, ok := s.room.Load().(string)
+	if !ok {
+		room = "key/"
+	}
 	for _, o := range ops {
-		if !strings.HasPrefix(o.Key, "key/") || strings.Count(o.Key, "/") != 2 { // its pages come with its head
+		if !strings.HasPrefix(o.Key, room) || room == "key/" && strings.Count(o.Key, "/") != 2 { // its pages come with its head
 			continue
 		}
 		if s.after.Load() > 0 && s.after.Add(-1) == 0 {

@@ -38,22 +38,34 @@ type Config struct {
 	Lead func() (guard.Cond, bool)
 	Now  func() time.Time
 	Log  *slog.Logger
+	// Elapsed is a clock that only goes forward, whatever is done to Now's. nil: since New.
+	Elapsed func() time.Duration
 }
 
 // Loop is the loop.
 type Loop struct {
 	Config
-	wake chan struct{}
+	wake     chan struct{}
+	nextLook time.Duration // of schedules, by Elapsed; of Run's goroutine
 
-	mu    sync.Mutex // guards dirty
-	dirty map[keyring.KeyID]bool
+	mu       sync.Mutex // guards dirty and attempts
+	dirty    map[keyring.KeyID]bool
+	attempts map[keyring.KeyID]attempt // to begin scheduled rotations; of keys with a schedule
 
-	due due // Run's
+	due       due                        // Run's
+	scheduled map[keyring.KeyID]struct{} // Run's: the keys that have a schedule
 }
 
 // New makes a loop; Run starts it.
 func New(c Config) *Loop {
-	return &Loop{Config: c, wake: make(chan struct{}, 1), dirty: map[keyring.KeyID]bool{}, due: due{at: map[keyring.KeyID]time.Time{}}}
+	if c.Elapsed == nil {
+		start := time.Now()
+		c.Elapsed = func() time.Duration { return time.Since(start) }
+	}
+	return &Loop{
+		Config: c, wake: make(chan struct{}, 1), dirty: map[keyring.KeyID]bool{}, due: due{at: map[keyring.KeyID]time.Time{}},
+		attempts: map[keyring.KeyID]attempt{}, scheduled: map[keyring.KeyID]struct{}{},
+	}
 }
 
 // Look asks for a key to be looked at.
@@ -70,7 +82,7 @@ func (l *Loop) Look(id keyring.KeyID) {
 // Run takes steps until ctx ends.
 func (l *Loop) Run(ctx context.Context) error {
 	for k := range l.KMS.All() {
-		l.due.note(k)
+		l.note(k)
 	}
 	clock := time.NewTicker(tick)
 	defer clock.Stop()
@@ -87,6 +99,7 @@ func (l *Loop) Run(ctx context.Context) error {
 				l.look(ctx, id)
 			}
 		case <-clock.C:
+			l.schedules(ctx)
 			for _, id := range l.due.pop(l.Now()) {
 				l.look(ctx, id)
 			}
@@ -94,11 +107,21 @@ func (l *Loop) Run(ctx context.Context) error {
 	}
 }
 
+// note takes over when the clock may open a gate of a key, and whether it has a schedule.
+func (l *Loop) note(k keyring.Key) {
+	l.due.note(k)
+	if k.Schedule.IsZero() {
+		delete(l.scheduled, k.ID)
+	} else {
+		l.scheduled[k.ID] = struct{}{}
+	}
+}
+
 // look takes the steps of one key until it has to wait.
 func (l *Loop) look(ctx context.Context, id keyring.KeyID) {
 	defer func() {
 		if k, ok := l.KMS.Key(id); ok {
-			l.due.note(k)
+			l.note(k)
 		}
 	}()
 	for conflicts := 0; ctx.Err() == nil; {
@@ -214,13 +237,15 @@ type Progress struct {
 	Members int
 	Behind  []string // members that have not acknowledged the last promotion
 	Paused  bool     // waited longer than MaxWait
+
+	Schedule Schedule
 }
 
 // Progress looks at a key without changing anything.
 func (l *Loop) Progress(ctx context.Context, k keyring.Key) Progress {
 	members, _ := l.Fleet.Members(k.ID)
 	now := l.Now()
-	p := Progress{Key: k, Members: len(members)}
+	p := Progress{Key: k, Members: len(members), Schedule: l.schedule(k, now)}
 	p.Step, p.Waiting = rotation.Next(k, members, now)
 	if p.Step == rotation.StepPromote && l.Floors != nil {
 		if sets := l.Floors.NotReady(ctx, k); len(sets) > 0 {

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -51,6 +52,9 @@ type world struct {
 	loops []*rollout.Loop
 	stop  context.CancelFunc
 
+	quotas kms.Quotas
+	offset atomic.Int64 // nanoseconds that the clocks of the server are wrong by
+
 	mu       sync.Mutex // guards promoted
 	promoted []uint32   // primaries in the order of their promotions
 }
@@ -80,8 +84,10 @@ func bubble(t *testing.T, loops int, f func(*testing.T, *world)) {
 }
 
 func (w *world) config() guard.Config {
-	return guard.Config{Store: w.store, Sealers: []seal.Sealer{w.seal}, Rules: all{}, Now: time.Now, Log: quiet}
+	return guard.Config{Store: w.store, Sealers: []seal.Sealer{w.seal}, Rules: all{}, Now: w.now, Log: quiet}
 }
+
+func (w *world) now() time.Time { return time.Now().Add(time.Duration(w.offset.Load())) }
 
 // start builds the rooms on what the store has, with so many loops; again: a restart after a crash.
 func (w *world) start(loops int) {
@@ -97,15 +103,15 @@ func (w *world) start(loops int) {
 		w.t.Fatal(err)
 	}
 	go func() { _ = w.guard.Run(ctx) }()
-	if w.kms, err = kms.New(ctx, kms.Config{Guard: w.guard, Now: time.Now}); err != nil {
+	if w.kms, err = kms.New(ctx, kms.Config{Guard: w.guard, Now: w.now, Quotas: func() kms.Quotas { return w.quotas }}); err != nil {
 		w.t.Fatal(err)
 	}
-	c := fleet.Config{Guard: w.guard, Keys: w.kms, Leases: rotation.Leases{TTL: ttl, MaxSkew: skew}, Now: time.Now, Log: quiet}
+	c := fleet.Config{Guard: w.guard, Keys: w.kms, Leases: rotation.Leases{TTL: ttl, MaxSkew: skew}, Now: w.now, Log: quiet}
 	if w.fleet, err = fleet.New(ctx, c); err != nil {
 		w.t.Fatal(err)
 	}
 	for range loops {
-		w.loops = append(w.loops, rollout.New(rollout.Config{KMS: w.kms, Fleet: w.fleet, Now: time.Now, Log: quiet}))
+		w.loops = append(w.loops, rollout.New(rollout.Config{KMS: w.kms, Fleet: w.fleet, Now: w.now, Log: quiet}))
 	}
 	look := func(id keyring.KeyID) {
 		for _, l := range w.loops {
@@ -122,7 +128,7 @@ func (w *world) start(loops int) {
 		w.fleet.Publish(ctx, k)
 		look(k.ID)
 	})
-	for _, loop := range []func(context.Context) error{w.kms.Run, w.fleet.Run} {
+	for _, loop := range []func(context.Context) error{w.kms.Run, w.kms.CountUses, w.fleet.Run} {
 		go func() { _ = loop(ctx) }()
 	}
 	for _, l := range w.loops {

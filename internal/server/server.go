@@ -301,7 +301,7 @@ func (s *Server) serve(ctx, run context.Context, group *errgroup.Group, sealer s
 		r.rollout.Look(k.ID)
 	})
 	r.fleet.OnChange = r.rollout.Look
-	for _, loop := range []func(context.Context) error{r.authority.Run, s.seals.Run, r.kms.Run, r.kms.Sweep, r.fleet.Run, r.campaigns.Run, r.rollout.Run, r.mounts.Run} {
+	for _, loop := range []func(context.Context) error{r.authority.Run, s.seals.Run, r.kms.Run, r.kms.Sweep, r.kms.CountUses, r.fleet.Run, r.campaigns.Run, r.rollout.Run, r.mounts.Run} {
 		group.Go(func() error { return loop(run) })
 	}
 	if s.keeper != nil {
@@ -416,9 +416,7 @@ func (s *Server) supervise(run context.Context, group *errgroup.Group) {
 	front.OnClosed(func() { _ = s.unbind() }) // who comes now goes to another server at once, and does not wait for this one
 	front.Shutdown(drain)
 	if run.Err() == nil {
-		if err := s.guard.CloseWindows(drain, true); err != nil {
-			s.config.Log.Warn("use windows left open", "error", err)
-		}
+		s.writeCounts(drain)
 		s.resign(drain)
 	}
 	s.stop()
@@ -440,6 +438,18 @@ func (s *Server) end() {
 		s.err = errors.Join(s.err, s.local.Close())
 	}
 	close(s.ended)
+}
+
+// writeCounts writes what was counted and is not in the store yet.
+func (s *Server) writeCounts(ctx context.Context) {
+	if r := s.rooms.Load(); r != nil { // else it is in recovery mode
+		if err := r.kms.FlushUses(ctx); err != nil {
+			s.config.Log.Warn("counts of uses not added", "error", err)
+		}
+	}
+	if err := s.guard.CloseWindows(ctx, true); err != nil {
+		s.config.Log.Warn("use windows left open", "error", err)
+	}
 }
 
 // Address is the host:port that the server listens on.

@@ -18,6 +18,7 @@ func keyMessage(k keyring.Key) *rotorv1.Key {
 		Algorithm: string(k.Algorithm), Labels: k.Labels, Owner: k.Owner, OriginatorNs: int64(k.Periods.Originator),
 		RecipientNs: int64(k.Periods.Recipient), Epoch: k.Epoch.Counter, Incarnation: k.Epoch.Incarnation, Primary: k.Primary,
 		Target: k.Target, Created: stamp(k.Created), Exportable: k.Exportable, Next: k.NextNumber(), BackedUp: stamp(k.BackedUp),
+		Schedule: scheduleMessage(k.Schedule),
 		Rotation: &rotorv1.Rotation{
 			Silence: string(r.Silence), MaxStaleNs: int64(r.MaxStale), MaxWaitNs: int64(r.MaxWait), WindowNs: int64(r.Window),
 			DestroyWaitNs: int64(r.Wait), MarginNs: int64(r.Margin), DestroyApprovals: uint32(r.Approvals),
@@ -29,6 +30,30 @@ func keyMessage(k keyring.Key) *rotorv1.Key {
 			Public: v.Public, Created: stamp(v.Created), Activated: stamp(v.Activated), Retired: stamp(v.Retired), Reason: v.Reason,
 			Approvals: uint32(len(v.Approved)), Origin: v.Origin, Originated: stamp(v.Originated), Attempts: v.Attempts,
 		})
+	}
+	return m
+}
+
+// schedule reads when a key rotates by itself. What is out of bounds is left to its validation. fault.Invalid for a window that cannot be read.
+func schedule(m *rotorv1.Schedule) (keyring.Schedule, error) {
+	s := keyring.Schedule{Every: time.Duration(m.GetEveryNs()), Jitter: int(min(m.GetJitterPercent(), 100)), MaxUses: m.GetMaxUses()}
+	for _, text := range m.GetWindows()[:min(len(m.GetWindows()), keyring.MaxWindows+1)] {
+		w, err := keyring.ParseWindow(text)
+		if err != nil {
+			return s, err
+		}
+		s.Windows = append(s.Windows, w)
+	}
+	return s, nil
+}
+
+func scheduleMessage(s keyring.Schedule) *rotorv1.Schedule {
+	if s.IsZero() {
+		return nil
+	}
+	m := &rotorv1.Schedule{EveryNs: int64(s.Every), JitterPercent: uint32(s.Jitter), MaxUses: s.MaxUses}
+	for _, w := range s.Windows {
+		m.Windows = append(m.Windows, w.String())
 	}
 	return m
 }

@@ -20,6 +20,10 @@ type keys struct{ Config }
 // Create makes a key.
 func (s keys) Create(ctx context.Context, r *connect.Request[rotorv1.CreateRequest]) (*connect.Response[rotorv1.Key], error) {
 	spec := keySpec(r.Msg.GetKey())
+	var err error
+	if spec.Schedule, err = schedule(r.Msg.GetKey().GetSchedule()); err != nil {
+		return nil, err
+	}
 	spec.Namespace = s.namespace(r.Msg.GetKey().GetNamespace())
 	k, err := s.KMS.Create(ctx, wire.Caller(ctx), spec)
 	return answer(keyMessage(k), err)
@@ -27,12 +31,15 @@ func (s keys) Create(ctx context.Context, r *connect.Request[rotorv1.CreateReque
 
 // Get shows a key.
 func (s keys) Get(ctx context.Context, r *connect.Request[rotorv1.KeyRef]) (*connect.Response[rotorv1.Key], error) {
-	k, err := s.KMS.Get(ctx, wire.Caller(ctx), s.ref(r.Msg))
-	m := keyMessage(k)
+	u, err := s.KMS.Usage(ctx, wire.Caller(ctx), s.ref(r.Msg))
+	m := keyMessage(u.Key)
+	m.Due, m.RotationRequired = stamp(u.Next), u.Required
 	for _, v := range m.GetVersions() {
-		if at, ok := s.KMS.Erased(k, v.GetNumber()); ok {
+		if at, ok := s.KMS.Erased(u.Key, v.GetNumber()); ok {
 			v.Erased = stamp(at)
 		}
+		n := u.Versions[v.GetNumber()]
+		v.Protected, v.Processed, v.LastProtected, v.LastProcessed = n.Protected, n.Processed, stamp(n.LastProtected), stamp(n.LastProcessed)
 	}
 	return answer(m, err)
 }
@@ -65,6 +72,16 @@ func (s keys) Rotate(ctx context.Context, r *connect.Request[rotorv1.RotateReque
 	return answer(keyMessage(k), err)
 }
 
+// SetSchedule says when a key rotates by itself.
+func (s keys) SetSchedule(ctx context.Context, r *connect.Request[rotorv1.SetScheduleRequest]) (*connect.Response[rotorv1.Key], error) {
+	to, err := schedule(r.Msg.GetSchedule())
+	if err != nil {
+		return nil, err
+	}
+	k, err := s.KMS.SetSchedule(ctx, wire.Caller(ctx), s.ref(r.Msg.GetKey()), to)
+	return answer(keyMessage(k), err)
+}
+
 // Progress says how far a rotation is.
 func (s keys) Progress(ctx context.Context, r *connect.Request[rotorv1.KeyRef]) (*connect.Response[rotorv1.ProgressResponse], error) {
 	k, err := s.KMS.MayAsk(ctx, wire.Caller(ctx), policy.ActShow, s.ref(r.Msg))
@@ -72,9 +89,14 @@ func (s keys) Progress(ctx context.Context, r *connect.Request[rotorv1.KeyRef]) 
 		return nil, err
 	}
 	p := s.Rollout.Progress(ctx, k)
-	return answer(&rotorv1.ProgressResponse{
+	m := &rotorv1.ProgressResponse{
 		Key: keyMessage(p.Key), Step: string(p.Step), Waiting: p.Waiting, Members: uint32(p.Members), Behind: p.Behind, Paused: p.Paused,
-	}, nil)
+		Due: stamp(p.Schedule.Next), Retry: stamp(p.Schedule.Retry),
+	}
+	if err := p.Schedule.Refused; err != nil {
+		m.Refused = err.Error()
+	}
+	return answer(m, nil)
 }
 
 // Encrypt makes a message.

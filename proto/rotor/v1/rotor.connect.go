@@ -60,6 +60,8 @@ const (
 	KeyServiceChangeProcedure = "/rotor.v1.KeyService/Change"
 	// KeyServiceRotateProcedure is the fully-qualified name of the KeyService's Rotate RPC.
 	KeyServiceRotateProcedure = "/rotor.v1.KeyService/Rotate"
+	// KeyServiceSetScheduleProcedure is the fully-qualified name of the KeyService's SetSchedule RPC.
+	KeyServiceSetScheduleProcedure = "/rotor.v1.KeyService/SetSchedule"
 	// KeyServiceProgressProcedure is the fully-qualified name of the KeyService's Progress RPC.
 	KeyServiceProgressProcedure = "/rotor.v1.KeyService/Progress"
 	// KeyServiceRetireProcedure is the fully-qualified name of the KeyService's Retire RPC.
@@ -185,6 +187,7 @@ type KeyServiceClient interface {
 	List(context.Context, *connect.Request[ListRequest]) (*connect.Response[ListResponse], error)
 	Change(context.Context, *connect.Request[ChangeRequest]) (*connect.Response[Key], error)
 	Rotate(context.Context, *connect.Request[RotateRequest]) (*connect.Response[Key], error)
+	SetSchedule(context.Context, *connect.Request[SetScheduleRequest]) (*connect.Response[Key], error)
 	Progress(context.Context, *connect.Request[KeyRef]) (*connect.Response[ProgressResponse], error)
 	Retire(context.Context, *connect.Request[RetireRequest]) (*connect.Response[Key], error)
 	Destroy(context.Context, *connect.Request[DestroyRequest]) (*connect.Response[DestroyResponse], error)
@@ -243,6 +246,12 @@ func NewKeyServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...
 			httpClient,
 			baseURL+KeyServiceRotateProcedure,
 			connect.WithSchema(keyServiceMethods.ByName("Rotate")),
+			connect.WithClientOptions(opts...),
+		),
+		setSchedule: connect.NewClient[SetScheduleRequest, Key](
+			httpClient,
+			baseURL+KeyServiceSetScheduleProcedure,
+			connect.WithSchema(keyServiceMethods.ByName("SetSchedule")),
 			connect.WithClientOptions(opts...),
 		),
 		progress: connect.NewClient[KeyRef, ProgressResponse](
@@ -357,6 +366,7 @@ type keyServiceClient struct {
 	list          *connect.Client[ListRequest, ListResponse]
 	change        *connect.Client[ChangeRequest, Key]
 	rotate        *connect.Client[RotateRequest, Key]
+	setSchedule   *connect.Client[SetScheduleRequest, Key]
 	progress      *connect.Client[KeyRef, ProgressResponse]
 	retire        *connect.Client[RetireRequest, Key]
 	destroy       *connect.Client[DestroyRequest, DestroyResponse]
@@ -399,6 +409,11 @@ func (c *keyServiceClient) Change(ctx context.Context, req *connect.Request[Chan
 // Rotate calls rotor.v1.KeyService.Rotate.
 func (c *keyServiceClient) Rotate(ctx context.Context, req *connect.Request[RotateRequest]) (*connect.Response[Key], error) {
 	return c.rotate.CallUnary(ctx, req)
+}
+
+// SetSchedule calls rotor.v1.KeyService.SetSchedule.
+func (c *keyServiceClient) SetSchedule(ctx context.Context, req *connect.Request[SetScheduleRequest]) (*connect.Response[Key], error) {
+	return c.setSchedule.CallUnary(ctx, req)
 }
 
 // Progress calls rotor.v1.KeyService.Progress.
@@ -493,6 +508,7 @@ type KeyServiceHandler interface {
 	List(context.Context, *connect.Request[ListRequest]) (*connect.Response[ListResponse], error)
 	Change(context.Context, *connect.Request[ChangeRequest]) (*connect.Response[Key], error)
 	Rotate(context.Context, *connect.Request[RotateRequest]) (*connect.Response[Key], error)
+	SetSchedule(context.Context, *connect.Request[SetScheduleRequest]) (*connect.Response[Key], error)
 	Progress(context.Context, *connect.Request[KeyRef]) (*connect.Response[ProgressResponse], error)
 	Retire(context.Context, *connect.Request[RetireRequest]) (*connect.Response[Key], error)
 	Destroy(context.Context, *connect.Request[DestroyRequest]) (*connect.Response[DestroyResponse], error)
@@ -547,6 +563,12 @@ func NewKeyServiceHandler(svc KeyServiceHandler, opts ...connect.HandlerOption) 
 		KeyServiceRotateProcedure,
 		svc.Rotate,
 		connect.WithSchema(keyServiceMethods.ByName("Rotate")),
+		connect.WithHandlerOptions(opts...),
+	)
+	keyServiceSetScheduleHandler := connect.NewUnaryHandler(
+		KeyServiceSetScheduleProcedure,
+		svc.SetSchedule,
+		connect.WithSchema(keyServiceMethods.ByName("SetSchedule")),
 		connect.WithHandlerOptions(opts...),
 	)
 	keyServiceProgressHandler := connect.NewUnaryHandler(
@@ -663,6 +685,8 @@ func NewKeyServiceHandler(svc KeyServiceHandler, opts ...connect.HandlerOption) 
 			keyServiceChangeHandler.ServeHTTP(w, r)
 		case KeyServiceRotateProcedure:
 			keyServiceRotateHandler.ServeHTTP(w, r)
+		case KeyServiceSetScheduleProcedure:
+			keyServiceSetScheduleHandler.ServeHTTP(w, r)
 		case KeyServiceProgressProcedure:
 			keyServiceProgressHandler.ServeHTTP(w, r)
 		case KeyServiceRetireProcedure:
@@ -724,6 +748,10 @@ func (UnimplementedKeyServiceHandler) Change(context.Context, *connect.Request[C
 
 func (UnimplementedKeyServiceHandler) Rotate(context.Context, *connect.Request[RotateRequest]) (*connect.Response[Key], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.KeyService.Rotate is not implemented"))
+}
+
+func (UnimplementedKeyServiceHandler) SetSchedule(context.Context, *connect.Request[SetScheduleRequest]) (*connect.Response[Key], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.KeyService.SetSchedule is not implemented"))
 }
 
 func (UnimplementedKeyServiceHandler) Progress(context.Context, *connect.Request[KeyRef]) (*connect.Response[ProgressResponse], error) {

@@ -139,22 +139,27 @@ func (x *Part) GetValue() []byte {
 }
 
 type Version struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Number        uint32                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
-	Handle        uint32                 `protobuf:"varint,2,opt,name=handle,proto3" json:"handle,omitempty"`
-	Algorithm     string                 `protobuf:"bytes,3,opt,name=algorithm,proto3" json:"algorithm,omitempty"`
-	State         string                 `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`
-	Phase         string                 `protobuf:"bytes,5,opt,name=phase,proto3" json:"phase,omitempty"`
-	Public        []byte                 `protobuf:"bytes,6,opt,name=public,proto3" json:"public,omitempty"`
-	Created       *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=created,proto3" json:"created,omitempty"`
-	Activated     *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=activated,proto3" json:"activated,omitempty"`
-	Retired       *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=retired,proto3" json:"retired,omitempty"`
-	Reason        string                 `protobuf:"bytes,10,opt,name=reason,proto3" json:"reason,omitempty"`
-	Approvals     uint32                 `protobuf:"varint,11,opt,name=approvals,proto3" json:"approvals,omitempty"`
-	Origin        string                 `protobuf:"bytes,12,opt,name=origin,proto3" json:"origin,omitempty"`         // empty: made here; imported
-	Originated    *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=originated,proto3" json:"originated,omitempty"` // imported: since when its originator has used it
-	Erased        *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=erased,proto3" json:"erased,omitempty"`         // destroyed: since when no copy of the store opens with any sealer; not set: withdrawn only
-	Attempts      uint64                 `protobuf:"varint,15,opt,name=attempts,proto3" json:"attempts,omitempty"`    // to use it while it was retired, as far as they were written down: at least so many
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Number     uint32                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	Handle     uint32                 `protobuf:"varint,2,opt,name=handle,proto3" json:"handle,omitempty"`
+	Algorithm  string                 `protobuf:"bytes,3,opt,name=algorithm,proto3" json:"algorithm,omitempty"`
+	State      string                 `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`
+	Phase      string                 `protobuf:"bytes,5,opt,name=phase,proto3" json:"phase,omitempty"`
+	Public     []byte                 `protobuf:"bytes,6,opt,name=public,proto3" json:"public,omitempty"`
+	Created    *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=created,proto3" json:"created,omitempty"`
+	Activated  *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=activated,proto3" json:"activated,omitempty"`
+	Retired    *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=retired,proto3" json:"retired,omitempty"`
+	Reason     string                 `protobuf:"bytes,10,opt,name=reason,proto3" json:"reason,omitempty"`
+	Approvals  uint32                 `protobuf:"varint,11,opt,name=approvals,proto3" json:"approvals,omitempty"`
+	Origin     string                 `protobuf:"bytes,12,opt,name=origin,proto3" json:"origin,omitempty"`         // empty: made here; imported
+	Originated *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=originated,proto3" json:"originated,omitempty"` // imported: since when its originator has used it
+	Erased     *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=erased,proto3" json:"erased,omitempty"`         // destroyed: since when no copy of the store opens with any sealer; not set: withdrawn only
+	Attempts   uint64                 `protobuf:"varint,15,opt,name=attempts,proto3" json:"attempts,omitempty"`    // to use it while it was retired, as far as they were written down: at least so many
+	// Uses, of Get alone: those of other servers are up to a minute old, and what a crash lost of its last minute is not in them.
+	Protected     uint64                 `protobuf:"varint,16,opt,name=protected,proto3" json:"protected,omitempty"` // how often it encrypted, wrapped, signed or made a MAC at a server
+	Processed     uint64                 `protobuf:"varint,17,opt,name=processed,proto3" json:"processed,omitempty"` // how often it decrypted, unwrapped or verified at a server
+	LastProtected *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=last_protected,json=lastProtected,proto3" json:"last_protected,omitempty"`
+	LastProcessed *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=last_processed,json=lastProcessed,proto3" json:"last_processed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -294,6 +299,103 @@ func (x *Version) GetAttempts() uint64 {
 	return 0
 }
 
+func (x *Version) GetProtected() uint64 {
+	if x != nil {
+		return x.Protected
+	}
+	return 0
+}
+
+func (x *Version) GetProcessed() uint64 {
+	if x != nil {
+		return x.Processed
+	}
+	return 0
+}
+
+func (x *Version) GetLastProtected() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastProtected
+	}
+	return nil
+}
+
+func (x *Version) GetLastProcessed() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastProcessed
+	}
+	return nil
+}
+
+// Schedule says when a key rotates by itself; without every_ns and max_uses: never.
+type Schedule struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	EveryNs       int64                  `protobuf:"varint,1,opt,name=every_ns,json=everyNs,proto3" json:"every_ns,omitempty"`                   // since the primary version was made; whole seconds
+	JitterPercent uint32                 `protobuf:"varint,2,opt,name=jitter_percent,json=jitterPercent,proto3" json:"jitter_percent,omitempty"` // of every_ns, by which a rotation is due earlier at most
+	MaxUses       uint64                 `protobuf:"varint,3,opt,name=max_uses,json=maxUses,proto3" json:"max_uses,omitempty"`                   // as soon as the primary version has protected so often
+	Windows       []string               `protobuf:"bytes,4,rep,name=windows,proto3" json:"windows,omitempty"`                                   // in which a rotation may begin: "Sat,Sun 02:00-05:00 Europe/Berlin"; none: always
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Schedule) Reset() {
+	*x = Schedule{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Schedule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Schedule) ProtoMessage() {}
+
+func (x *Schedule) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Schedule.ProtoReflect.Descriptor instead.
+func (*Schedule) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Schedule) GetEveryNs() int64 {
+	if x != nil {
+		return x.EveryNs
+	}
+	return 0
+}
+
+func (x *Schedule) GetJitterPercent() uint32 {
+	if x != nil {
+		return x.JitterPercent
+	}
+	return 0
+}
+
+func (x *Schedule) GetMaxUses() uint64 {
+	if x != nil {
+		return x.MaxUses
+	}
+	return 0
+}
+
+func (x *Schedule) GetWindows() []string {
+	if x != nil {
+		return x.Windows
+	}
+	return nil
+}
+
 type Rotation struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
 	Silence          string                 `protobuf:"bytes,1,opt,name=silence,proto3" json:"silence,omitempty"`
@@ -309,7 +411,7 @@ type Rotation struct {
 
 func (x *Rotation) Reset() {
 	*x = Rotation{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[3]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -321,7 +423,7 @@ func (x *Rotation) String() string {
 func (*Rotation) ProtoMessage() {}
 
 func (x *Rotation) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[3]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -334,7 +436,7 @@ func (x *Rotation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rotation.ProtoReflect.Descriptor instead.
 func (*Rotation) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{3}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Rotation) GetSilence() string {
@@ -387,34 +489,37 @@ func (x *Rotation) GetDestroyApprovals() uint32 {
 }
 
 type Key struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Namespace     string                 `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
-	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
-	Purpose       string                 `protobuf:"bytes,4,opt,name=purpose,proto3" json:"purpose,omitempty"`
-	Custody       string                 `protobuf:"bytes,5,opt,name=custody,proto3" json:"custody,omitempty"`
-	Algorithm     string                 `protobuf:"bytes,6,opt,name=algorithm,proto3" json:"algorithm,omitempty"`
-	Labels        map[string]string      `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Owner         string                 `protobuf:"bytes,8,opt,name=owner,proto3" json:"owner,omitempty"`
-	Rotation      *Rotation              `protobuf:"bytes,9,opt,name=rotation,proto3" json:"rotation,omitempty"`
-	OriginatorNs  int64                  `protobuf:"varint,10,opt,name=originator_ns,json=originatorNs,proto3" json:"originator_ns,omitempty"`
-	RecipientNs   int64                  `protobuf:"varint,11,opt,name=recipient_ns,json=recipientNs,proto3" json:"recipient_ns,omitempty"`
-	Epoch         uint64                 `protobuf:"varint,12,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Incarnation   uint32                 `protobuf:"varint,13,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
-	Primary       uint32                 `protobuf:"varint,14,opt,name=primary,proto3" json:"primary,omitempty"`
-	Target        uint32                 `protobuf:"varint,15,opt,name=target,proto3" json:"target,omitempty"`
-	Versions      []*Version             `protobuf:"bytes,16,rep,name=versions,proto3" json:"versions,omitempty"`
-	Created       *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=created,proto3" json:"created,omitempty"`
-	Exportable    bool                   `protobuf:"varint,18,opt,name=exportable,proto3" json:"exportable,omitempty"`
-	Next          uint32                 `protobuf:"varint,19,opt,name=next,proto3" json:"next,omitempty"`                        // number of the next version: numbers have gaps where a recovery lost some
-	BackedUp      *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=backed_up,json=backedUp,proto3" json:"backed_up,omitempty"` // the last backup of this key alone; not set: none was made
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Id               string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Namespace        string                 `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name             string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Purpose          string                 `protobuf:"bytes,4,opt,name=purpose,proto3" json:"purpose,omitempty"`
+	Custody          string                 `protobuf:"bytes,5,opt,name=custody,proto3" json:"custody,omitempty"`
+	Algorithm        string                 `protobuf:"bytes,6,opt,name=algorithm,proto3" json:"algorithm,omitempty"`
+	Labels           map[string]string      `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Owner            string                 `protobuf:"bytes,8,opt,name=owner,proto3" json:"owner,omitempty"`
+	Rotation         *Rotation              `protobuf:"bytes,9,opt,name=rotation,proto3" json:"rotation,omitempty"`
+	OriginatorNs     int64                  `protobuf:"varint,10,opt,name=originator_ns,json=originatorNs,proto3" json:"originator_ns,omitempty"`
+	RecipientNs      int64                  `protobuf:"varint,11,opt,name=recipient_ns,json=recipientNs,proto3" json:"recipient_ns,omitempty"`
+	Epoch            uint64                 `protobuf:"varint,12,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Incarnation      uint32                 `protobuf:"varint,13,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	Primary          uint32                 `protobuf:"varint,14,opt,name=primary,proto3" json:"primary,omitempty"`
+	Target           uint32                 `protobuf:"varint,15,opt,name=target,proto3" json:"target,omitempty"`
+	Versions         []*Version             `protobuf:"bytes,16,rep,name=versions,proto3" json:"versions,omitempty"`
+	Created          *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=created,proto3" json:"created,omitempty"`
+	Exportable       bool                   `protobuf:"varint,18,opt,name=exportable,proto3" json:"exportable,omitempty"`
+	Next             uint32                 `protobuf:"varint,19,opt,name=next,proto3" json:"next,omitempty"`                                                // number of the next version: numbers have gaps where a recovery lost some
+	BackedUp         *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=backed_up,json=backedUp,proto3" json:"backed_up,omitempty"`                         // the last backup of this key alone; not set: none was made
+	Schedule         *Schedule              `protobuf:"bytes,21,opt,name=schedule,proto3" json:"schedule,omitempty"`                                         // not set: none
+	Due              *timestamppb.Timestamp `protobuf:"bytes,22,opt,name=due,proto3" json:"due,omitempty"`                                                   // when the schedule begins the next rotation by time, of Get alone; not set: it does not
+	RotationRequired []string               `protobuf:"bytes,23,rep,name=rotation_required,json=rotationRequired,proto3" json:"rotation_required,omitempty"` // why the primary version should be rotated away from, of Get alone; none: it need not be
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Key) Reset() {
 	*x = Key{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[4]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -426,7 +531,7 @@ func (x *Key) String() string {
 func (*Key) ProtoMessage() {}
 
 func (x *Key) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[4]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -439,7 +544,7 @@ func (x *Key) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Key.ProtoReflect.Descriptor instead.
 func (*Key) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{4}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Key) GetId() string {
@@ -582,6 +687,27 @@ func (x *Key) GetBackedUp() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Key) GetSchedule() *Schedule {
+	if x != nil {
+		return x.Schedule
+	}
+	return nil
+}
+
+func (x *Key) GetDue() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Due
+	}
+	return nil
+}
+
+func (x *Key) GetRotationRequired() []string {
+	if x != nil {
+		return x.RotationRequired
+	}
+	return nil
+}
+
 type KeyRef struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
@@ -592,7 +718,7 @@ type KeyRef struct {
 
 func (x *KeyRef) Reset() {
 	*x = KeyRef{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[5]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -604,7 +730,7 @@ func (x *KeyRef) String() string {
 func (*KeyRef) ProtoMessage() {}
 
 func (x *KeyRef) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[5]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -617,7 +743,7 @@ func (x *KeyRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyRef.ProtoReflect.Descriptor instead.
 func (*KeyRef) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{5}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *KeyRef) GetNamespace() string {
@@ -636,14 +762,14 @@ func (x *KeyRef) GetName() string {
 
 type CreateRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Key           *Key                   `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"` // name, purpose, custody, algorithm, labels, owner, rotation, periods
+	Key           *Key                   `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"` // name, purpose, custody, algorithm, labels, owner, rotation, periods, schedule
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateRequest) Reset() {
 	*x = CreateRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[6]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -655,7 +781,7 @@ func (x *CreateRequest) String() string {
 func (*CreateRequest) ProtoMessage() {}
 
 func (x *CreateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[6]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -668,7 +794,7 @@ func (x *CreateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRequest.ProtoReflect.Descriptor instead.
 func (*CreateRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{6}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *CreateRequest) GetKey() *Key {
@@ -687,7 +813,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[7]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -699,7 +825,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[7]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -712,7 +838,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{7}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListRequest) GetNamespace() string {
@@ -731,7 +857,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[8]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -743,7 +869,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[8]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -756,7 +882,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{8}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListResponse) GetKeys() []*Key {
@@ -778,7 +904,7 @@ type ChangeRequest struct {
 
 func (x *ChangeRequest) Reset() {
 	*x = ChangeRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[9]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -790,7 +916,7 @@ func (x *ChangeRequest) String() string {
 func (*ChangeRequest) ProtoMessage() {}
 
 func (x *ChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[9]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -803,7 +929,7 @@ func (x *ChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeRequest.ProtoReflect.Descriptor instead.
 func (*ChangeRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{9}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ChangeRequest) GetKey() *KeyRef {
@@ -846,7 +972,7 @@ type RotateRequest struct {
 
 func (x *RotateRequest) Reset() {
 	*x = RotateRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[10]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -858,7 +984,7 @@ func (x *RotateRequest) String() string {
 func (*RotateRequest) ProtoMessage() {}
 
 func (x *RotateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[10]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -871,7 +997,7 @@ func (x *RotateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateRequest.ProtoReflect.Descriptor instead.
 func (*RotateRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{10}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RotateRequest) GetKey() *KeyRef {
@@ -902,6 +1028,58 @@ func (x *RotateRequest) GetAlgorithm() string {
 	return ""
 }
 
+type SetScheduleRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           *KeyRef                `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Schedule      *Schedule              `protobuf:"bytes,2,opt,name=schedule,proto3" json:"schedule,omitempty"` // in place of what was said before
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetScheduleRequest) Reset() {
+	*x = SetScheduleRequest{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetScheduleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetScheduleRequest) ProtoMessage() {}
+
+func (x *SetScheduleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetScheduleRequest.ProtoReflect.Descriptor instead.
+func (*SetScheduleRequest) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *SetScheduleRequest) GetKey() *KeyRef {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *SetScheduleRequest) GetSchedule() *Schedule {
+	if x != nil {
+		return x.Schedule
+	}
+	return nil
+}
+
 type ProgressResponse struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Key     *Key                   `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
@@ -909,15 +1087,18 @@ type ProgressResponse struct {
 	Waiting []string               `protobuf:"bytes,3,rep,name=waiting,proto3" json:"waiting,omitempty"`
 	Members uint32                 `protobuf:"varint,4,opt,name=members,proto3" json:"members,omitempty"`
 	// Members that have not acknowledged the last promotion; empty: primary everywhere.
-	Behind        []string `protobuf:"bytes,5,rep,name=behind,proto3" json:"behind,omitempty"`
-	Paused        bool     `protobuf:"varint,6,opt,name=paused,proto3" json:"paused,omitempty"`
+	Behind        []string               `protobuf:"bytes,5,rep,name=behind,proto3" json:"behind,omitempty"`
+	Paused        bool                   `protobuf:"varint,6,opt,name=paused,proto3" json:"paused,omitempty"`
+	Due           *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=due,proto3" json:"due,omitempty"`         // when the schedule begins the next rotation by time; not set: it does not, or one is in flight
+	Refused       string                 `protobuf:"bytes,8,opt,name=refused,proto3" json:"refused,omitempty"` // why a rotation that is due has not begun; empty: it was not refused
+	Retry         *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=retry,proto3" json:"retry,omitempty"`     // when it is tried again, of the server that leads
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ProgressResponse) Reset() {
 	*x = ProgressResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[11]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -929,7 +1110,7 @@ func (x *ProgressResponse) String() string {
 func (*ProgressResponse) ProtoMessage() {}
 
 func (x *ProgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[11]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -942,7 +1123,7 @@ func (x *ProgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProgressResponse.ProtoReflect.Descriptor instead.
 func (*ProgressResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{11}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ProgressResponse) GetKey() *Key {
@@ -987,6 +1168,27 @@ func (x *ProgressResponse) GetPaused() bool {
 	return false
 }
 
+func (x *ProgressResponse) GetDue() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Due
+	}
+	return nil
+}
+
+func (x *ProgressResponse) GetRefused() string {
+	if x != nil {
+		return x.Refused
+	}
+	return ""
+}
+
+func (x *ProgressResponse) GetRetry() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Retry
+	}
+	return nil
+}
+
 type RetireRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Key           *KeyRef                `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
@@ -998,7 +1200,7 @@ type RetireRequest struct {
 
 func (x *RetireRequest) Reset() {
 	*x = RetireRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[12]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1010,7 +1212,7 @@ func (x *RetireRequest) String() string {
 func (*RetireRequest) ProtoMessage() {}
 
 func (x *RetireRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[12]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1023,7 +1225,7 @@ func (x *RetireRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireRequest.ProtoReflect.Descriptor instead.
 func (*RetireRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{12}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RetireRequest) GetKey() *KeyRef {
@@ -1057,7 +1259,7 @@ type DestroyRequest struct {
 
 func (x *DestroyRequest) Reset() {
 	*x = DestroyRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[13]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1069,7 +1271,7 @@ func (x *DestroyRequest) String() string {
 func (*DestroyRequest) ProtoMessage() {}
 
 func (x *DestroyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[13]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1082,7 +1284,7 @@ func (x *DestroyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyRequest.ProtoReflect.Descriptor instead.
 func (*DestroyRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{13}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DestroyRequest) GetKey() *KeyRef {
@@ -1110,7 +1312,7 @@ type DestroyResponse struct {
 
 func (x *DestroyResponse) Reset() {
 	*x = DestroyResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[14]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1122,7 +1324,7 @@ func (x *DestroyResponse) String() string {
 func (*DestroyResponse) ProtoMessage() {}
 
 func (x *DestroyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[14]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1135,7 +1337,7 @@ func (x *DestroyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyResponse.ProtoReflect.Descriptor instead.
 func (*DestroyResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{14}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *DestroyResponse) GetKey() *Key {
@@ -1170,7 +1372,7 @@ type EncryptRequest struct {
 
 func (x *EncryptRequest) Reset() {
 	*x = EncryptRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[15]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1182,7 +1384,7 @@ func (x *EncryptRequest) String() string {
 func (*EncryptRequest) ProtoMessage() {}
 
 func (x *EncryptRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[15]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1195,7 +1397,7 @@ func (x *EncryptRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EncryptRequest.ProtoReflect.Descriptor instead.
 func (*EncryptRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{15}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *EncryptRequest) GetKey() *KeyRef {
@@ -1229,7 +1431,7 @@ type EncryptResponse struct {
 
 func (x *EncryptResponse) Reset() {
 	*x = EncryptResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[16]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1241,7 +1443,7 @@ func (x *EncryptResponse) String() string {
 func (*EncryptResponse) ProtoMessage() {}
 
 func (x *EncryptResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[16]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1254,7 +1456,7 @@ func (x *EncryptResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EncryptResponse.ProtoReflect.Descriptor instead.
 func (*EncryptResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{16}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *EncryptResponse) GetCiphertext() []byte {
@@ -1285,7 +1487,7 @@ type DecryptRequest struct {
 
 func (x *DecryptRequest) Reset() {
 	*x = DecryptRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[17]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1297,7 +1499,7 @@ func (x *DecryptRequest) String() string {
 func (*DecryptRequest) ProtoMessage() {}
 
 func (x *DecryptRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[17]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1310,7 +1512,7 @@ func (x *DecryptRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecryptRequest.ProtoReflect.Descriptor instead.
 func (*DecryptRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{17}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *DecryptRequest) GetKey() *KeyRef {
@@ -1359,7 +1561,7 @@ type DecryptResponse struct {
 
 func (x *DecryptResponse) Reset() {
 	*x = DecryptResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[18]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1371,7 +1573,7 @@ func (x *DecryptResponse) String() string {
 func (*DecryptResponse) ProtoMessage() {}
 
 func (x *DecryptResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[18]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1384,7 +1586,7 @@ func (x *DecryptResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecryptResponse.ProtoReflect.Descriptor instead.
 func (*DecryptResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{18}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *DecryptResponse) GetPlaintext() []byte {
@@ -1423,7 +1625,7 @@ type FileWrap struct {
 
 func (x *FileWrap) Reset() {
 	*x = FileWrap{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[19]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1435,7 +1637,7 @@ func (x *FileWrap) String() string {
 func (*FileWrap) ProtoMessage() {}
 
 func (x *FileWrap) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[19]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1448,7 +1650,7 @@ func (x *FileWrap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileWrap.ProtoReflect.Descriptor instead.
 func (*FileWrap) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{19}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *FileWrap) GetType() uint32 {
@@ -1504,7 +1706,7 @@ type WrapRequest struct {
 
 func (x *WrapRequest) Reset() {
 	*x = WrapRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[20]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1516,7 +1718,7 @@ func (x *WrapRequest) String() string {
 func (*WrapRequest) ProtoMessage() {}
 
 func (x *WrapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[20]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1529,7 +1731,7 @@ func (x *WrapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WrapRequest.ProtoReflect.Descriptor instead.
 func (*WrapRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{20}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *WrapRequest) GetKey() *KeyRef {
@@ -1562,7 +1764,7 @@ type WrapResponse struct {
 
 func (x *WrapResponse) Reset() {
 	*x = WrapResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[21]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1574,7 +1776,7 @@ func (x *WrapResponse) String() string {
 func (*WrapResponse) ProtoMessage() {}
 
 func (x *WrapResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[21]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1587,7 +1789,7 @@ func (x *WrapResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WrapResponse.ProtoReflect.Descriptor instead.
 func (*WrapResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{21}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *WrapResponse) GetWrap() *FileWrap {
@@ -1608,7 +1810,7 @@ type UnwrapRequest struct {
 
 func (x *UnwrapRequest) Reset() {
 	*x = UnwrapRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[22]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1620,7 +1822,7 @@ func (x *UnwrapRequest) String() string {
 func (*UnwrapRequest) ProtoMessage() {}
 
 func (x *UnwrapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[22]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1633,7 +1835,7 @@ func (x *UnwrapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnwrapRequest.ProtoReflect.Descriptor instead.
 func (*UnwrapRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{22}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *UnwrapRequest) GetWrap() *FileWrap {
@@ -1667,7 +1869,7 @@ type UnwrapResponse struct {
 
 func (x *UnwrapResponse) Reset() {
 	*x = UnwrapResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[23]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1679,7 +1881,7 @@ func (x *UnwrapResponse) String() string {
 func (*UnwrapResponse) ProtoMessage() {}
 
 func (x *UnwrapResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[23]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1692,7 +1894,7 @@ func (x *UnwrapResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnwrapResponse.ProtoReflect.Descriptor instead.
 func (*UnwrapResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{23}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *UnwrapResponse) GetDek() []byte {
@@ -1719,7 +1921,7 @@ type RewrapRequest struct {
 
 func (x *RewrapRequest) Reset() {
 	*x = RewrapRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[24]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1731,7 +1933,7 @@ func (x *RewrapRequest) String() string {
 func (*RewrapRequest) ProtoMessage() {}
 
 func (x *RewrapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[24]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1744,7 +1946,7 @@ func (x *RewrapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RewrapRequest.ProtoReflect.Descriptor instead.
 func (*RewrapRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{24}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RewrapRequest) GetWrap() *FileWrap {
@@ -1771,7 +1973,7 @@ type RewrapResponse struct {
 
 func (x *RewrapResponse) Reset() {
 	*x = RewrapResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[25]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1783,7 +1985,7 @@ func (x *RewrapResponse) String() string {
 func (*RewrapResponse) ProtoMessage() {}
 
 func (x *RewrapResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[25]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1796,7 +1998,7 @@ func (x *RewrapResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RewrapResponse.ProtoReflect.Descriptor instead.
 func (*RewrapResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{25}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RewrapResponse) GetWrap() *FileWrap {
@@ -1823,7 +2025,7 @@ type SignRequest struct {
 
 func (x *SignRequest) Reset() {
 	*x = SignRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[26]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1835,7 +2037,7 @@ func (x *SignRequest) String() string {
 func (*SignRequest) ProtoMessage() {}
 
 func (x *SignRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[26]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1848,7 +2050,7 @@ func (x *SignRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignRequest.ProtoReflect.Descriptor instead.
 func (*SignRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{26}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *SignRequest) GetKey() *KeyRef {
@@ -1875,7 +2077,7 @@ type SignResponse struct {
 
 func (x *SignResponse) Reset() {
 	*x = SignResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[27]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1887,7 +2089,7 @@ func (x *SignResponse) String() string {
 func (*SignResponse) ProtoMessage() {}
 
 func (x *SignResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[27]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1900,7 +2102,7 @@ func (x *SignResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignResponse.ProtoReflect.Descriptor instead.
 func (*SignResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{27}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SignResponse) GetSignature() []byte {
@@ -1929,7 +2131,7 @@ type VerifyRequest struct {
 
 func (x *VerifyRequest) Reset() {
 	*x = VerifyRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[28]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1941,7 +2143,7 @@ func (x *VerifyRequest) String() string {
 func (*VerifyRequest) ProtoMessage() {}
 
 func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[28]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1954,7 +2156,7 @@ func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyRequest.ProtoReflect.Descriptor instead.
 func (*VerifyRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{28}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *VerifyRequest) GetKey() *KeyRef {
@@ -1993,7 +2195,7 @@ type VerifyResponse struct {
 
 func (x *VerifyResponse) Reset() {
 	*x = VerifyResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[29]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2005,7 +2207,7 @@ func (x *VerifyResponse) String() string {
 func (*VerifyResponse) ProtoMessage() {}
 
 func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[29]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2018,7 +2220,7 @@ func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyResponse.ProtoReflect.Descriptor instead.
 func (*VerifyResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{29}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{31}
 }
 
 type EncapsulateRequest struct {
@@ -2030,7 +2232,7 @@ type EncapsulateRequest struct {
 
 func (x *EncapsulateRequest) Reset() {
 	*x = EncapsulateRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[30]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2042,7 +2244,7 @@ func (x *EncapsulateRequest) String() string {
 func (*EncapsulateRequest) ProtoMessage() {}
 
 func (x *EncapsulateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[30]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2055,7 +2257,7 @@ func (x *EncapsulateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EncapsulateRequest.ProtoReflect.Descriptor instead.
 func (*EncapsulateRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{30}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *EncapsulateRequest) GetKey() *KeyRef {
@@ -2076,7 +2278,7 @@ type EncapsulateResponse struct {
 
 func (x *EncapsulateResponse) Reset() {
 	*x = EncapsulateResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[31]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2088,7 +2290,7 @@ func (x *EncapsulateResponse) String() string {
 func (*EncapsulateResponse) ProtoMessage() {}
 
 func (x *EncapsulateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[31]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2101,7 +2303,7 @@ func (x *EncapsulateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EncapsulateResponse.ProtoReflect.Descriptor instead.
 func (*EncapsulateResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{31}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *EncapsulateResponse) GetSharedSecret() []byte {
@@ -2136,7 +2338,7 @@ type DecapsulateRequest struct {
 
 func (x *DecapsulateRequest) Reset() {
 	*x = DecapsulateRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[32]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2148,7 +2350,7 @@ func (x *DecapsulateRequest) String() string {
 func (*DecapsulateRequest) ProtoMessage() {}
 
 func (x *DecapsulateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[32]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2161,7 +2363,7 @@ func (x *DecapsulateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecapsulateRequest.ProtoReflect.Descriptor instead.
 func (*DecapsulateRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{32}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *DecapsulateRequest) GetKey() *KeyRef {
@@ -2194,7 +2396,7 @@ type DecapsulateResponse struct {
 
 func (x *DecapsulateResponse) Reset() {
 	*x = DecapsulateResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[33]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2206,7 +2408,7 @@ func (x *DecapsulateResponse) String() string {
 func (*DecapsulateResponse) ProtoMessage() {}
 
 func (x *DecapsulateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[33]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2219,7 +2421,7 @@ func (x *DecapsulateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecapsulateResponse.ProtoReflect.Descriptor instead.
 func (*DecapsulateResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{33}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *DecapsulateResponse) GetSharedSecret() []byte {
@@ -2239,7 +2441,7 @@ type PrepareImportRequest struct {
 
 func (x *PrepareImportRequest) Reset() {
 	*x = PrepareImportRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[34]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2251,7 +2453,7 @@ func (x *PrepareImportRequest) String() string {
 func (*PrepareImportRequest) ProtoMessage() {}
 
 func (x *PrepareImportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[34]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2264,7 +2466,7 @@ func (x *PrepareImportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareImportRequest.ProtoReflect.Descriptor instead.
 func (*PrepareImportRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{34}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *PrepareImportRequest) GetKey() *KeyRef {
@@ -2293,7 +2495,7 @@ type PrepareImportResponse struct {
 
 func (x *PrepareImportResponse) Reset() {
 	*x = PrepareImportResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[35]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2305,7 +2507,7 @@ func (x *PrepareImportResponse) String() string {
 func (*PrepareImportResponse) ProtoMessage() {}
 
 func (x *PrepareImportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[35]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2318,7 +2520,7 @@ func (x *PrepareImportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareImportResponse.ProtoReflect.Descriptor instead.
 func (*PrepareImportResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{35}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *PrepareImportResponse) GetId() string {
@@ -2362,7 +2564,7 @@ type ImportRequest struct {
 
 func (x *ImportRequest) Reset() {
 	*x = ImportRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[36]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2374,7 +2576,7 @@ func (x *ImportRequest) String() string {
 func (*ImportRequest) ProtoMessage() {}
 
 func (x *ImportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[36]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2387,7 +2589,7 @@ func (x *ImportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportRequest.ProtoReflect.Descriptor instead.
 func (*ImportRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{36}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ImportRequest) GetKey() *Key {
@@ -2437,7 +2639,7 @@ type ExportKeyRequest struct {
 
 func (x *ExportKeyRequest) Reset() {
 	*x = ExportKeyRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[37]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2449,7 +2651,7 @@ func (x *ExportKeyRequest) String() string {
 func (*ExportKeyRequest) ProtoMessage() {}
 
 func (x *ExportKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[37]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2462,7 +2664,7 @@ func (x *ExportKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportKeyRequest.ProtoReflect.Descriptor instead.
 func (*ExportKeyRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{37}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ExportKeyRequest) GetKey() *KeyRef {
@@ -2502,7 +2704,7 @@ type ExportKeyResponse struct {
 
 func (x *ExportKeyResponse) Reset() {
 	*x = ExportKeyResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[38]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2514,7 +2716,7 @@ func (x *ExportKeyResponse) String() string {
 func (*ExportKeyResponse) ProtoMessage() {}
 
 func (x *ExportKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[38]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2527,7 +2729,7 @@ func (x *ExportKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportKeyResponse.ProtoReflect.Descriptor instead.
 func (*ExportKeyResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{38}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ExportKeyResponse) GetSealed() []byte {
@@ -2551,7 +2753,7 @@ type BackupKeyRequest struct {
 
 func (x *BackupKeyRequest) Reset() {
 	*x = BackupKeyRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[39]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2563,7 +2765,7 @@ func (x *BackupKeyRequest) String() string {
 func (*BackupKeyRequest) ProtoMessage() {}
 
 func (x *BackupKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[39]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2576,7 +2778,7 @@ func (x *BackupKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupKeyRequest.ProtoReflect.Descriptor instead.
 func (*BackupKeyRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{39}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *BackupKeyRequest) GetKey() *KeyRef {
@@ -2626,7 +2828,7 @@ type BackupKeyResponse struct {
 
 func (x *BackupKeyResponse) Reset() {
 	*x = BackupKeyResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[40]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2638,7 +2840,7 @@ func (x *BackupKeyResponse) String() string {
 func (*BackupKeyResponse) ProtoMessage() {}
 
 func (x *BackupKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[40]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2651,7 +2853,7 @@ func (x *BackupKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupKeyResponse.ProtoReflect.Descriptor instead.
 func (*BackupKeyResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{40}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *BackupKeyResponse) GetBackup() []byte {
@@ -2694,7 +2896,7 @@ type RestoreKeyRequest struct {
 
 func (x *RestoreKeyRequest) Reset() {
 	*x = RestoreKeyRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[41]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2706,7 +2908,7 @@ func (x *RestoreKeyRequest) String() string {
 func (*RestoreKeyRequest) ProtoMessage() {}
 
 func (x *RestoreKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[41]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2719,7 +2921,7 @@ func (x *RestoreKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreKeyRequest.ProtoReflect.Descriptor instead.
 func (*RestoreKeyRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{41}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *RestoreKeyRequest) GetNamespace() string {
@@ -2761,7 +2963,7 @@ type RestoreKeyResponse struct {
 
 func (x *RestoreKeyResponse) Reset() {
 	*x = RestoreKeyResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[42]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2773,7 +2975,7 @@ func (x *RestoreKeyResponse) String() string {
 func (*RestoreKeyResponse) ProtoMessage() {}
 
 func (x *RestoreKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[42]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2786,7 +2988,7 @@ func (x *RestoreKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreKeyResponse.ProtoReflect.Descriptor instead.
 func (*RestoreKeyResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{42}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *RestoreKeyResponse) GetKey() *Key {
@@ -2820,7 +3022,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[43]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2832,7 +3034,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[43]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2845,7 +3047,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{43}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *JoinRequest) GetToken() string {
@@ -2871,7 +3073,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[44]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2883,7 +3085,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[44]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2896,7 +3098,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{44}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *RenewRequest) GetCsr() []byte {
@@ -2919,7 +3121,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[45]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2931,7 +3133,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[45]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2944,7 +3146,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{45}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *JoinResponse) GetChain() [][]byte {
@@ -2997,7 +3199,7 @@ type HoldUp struct {
 
 func (x *HoldUp) Reset() {
 	*x = HoldUp{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[46]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3009,7 +3211,7 @@ func (x *HoldUp) String() string {
 func (*HoldUp) ProtoMessage() {}
 
 func (x *HoldUp) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[46]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3022,7 +3224,7 @@ func (x *HoldUp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldUp.ProtoReflect.Descriptor instead.
 func (*HoldUp) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{46}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *HoldUp) GetHello() *Hello {
@@ -3086,7 +3288,7 @@ type Attempt struct {
 
 func (x *Attempt) Reset() {
 	*x = Attempt{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[47]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3098,7 +3300,7 @@ func (x *Attempt) String() string {
 func (*Attempt) ProtoMessage() {}
 
 func (x *Attempt) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[47]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3111,7 +3313,7 @@ func (x *Attempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attempt.ProtoReflect.Descriptor instead.
 func (*Attempt) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{47}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Attempt) GetKeyId() string {
@@ -3149,7 +3351,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[48]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3161,7 +3363,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[48]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3174,7 +3376,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{48}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Hello) GetIncarnation() []byte {
@@ -3231,7 +3433,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[49]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3243,7 +3445,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[49]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3256,7 +3458,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{49}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Ack) GetKeyId() string {
@@ -3298,7 +3500,7 @@ type HoldDown struct {
 
 func (x *HoldDown) Reset() {
 	*x = HoldDown{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[50]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3310,7 +3512,7 @@ func (x *HoldDown) String() string {
 func (*HoldDown) ProtoMessage() {}
 
 func (x *HoldDown) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[50]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3323,7 +3525,7 @@ func (x *HoldDown) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldDown.ProtoReflect.Descriptor instead.
 func (*HoldDown) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{50}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *HoldDown) GetLease() *Lease {
@@ -3359,7 +3561,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[51]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3371,7 +3573,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[51]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3384,7 +3586,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{51}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Lease) GetBeat() uint64 {
@@ -3431,7 +3633,7 @@ type Parcel struct {
 
 func (x *Parcel) Reset() {
 	*x = Parcel{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[52]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3443,7 +3645,7 @@ func (x *Parcel) String() string {
 func (*Parcel) ProtoMessage() {}
 
 func (x *Parcel) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[52]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3456,7 +3658,7 @@ func (x *Parcel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Parcel.ProtoReflect.Descriptor instead.
 func (*Parcel) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{52}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Parcel) GetBody() []byte {
@@ -3518,7 +3720,7 @@ type KeyRefusal struct {
 
 func (x *KeyRefusal) Reset() {
 	*x = KeyRefusal{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[53]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3530,7 +3732,7 @@ func (x *KeyRefusal) String() string {
 func (*KeyRefusal) ProtoMessage() {}
 
 func (x *KeyRefusal) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[53]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3543,7 +3745,7 @@ func (x *KeyRefusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyRefusal.ProtoReflect.Descriptor instead.
 func (*KeyRefusal) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{53}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *KeyRefusal) GetName() string {
@@ -3570,7 +3772,7 @@ type InviteRequest struct {
 
 func (x *InviteRequest) Reset() {
 	*x = InviteRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[54]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3582,7 +3784,7 @@ func (x *InviteRequest) String() string {
 func (*InviteRequest) ProtoMessage() {}
 
 func (x *InviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[54]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3595,7 +3797,7 @@ func (x *InviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteRequest.ProtoReflect.Descriptor instead.
 func (*InviteRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{54}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *InviteRequest) GetName() string {
@@ -3621,7 +3823,7 @@ type InviteResponse struct {
 
 func (x *InviteResponse) Reset() {
 	*x = InviteResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[55]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3633,7 +3835,7 @@ func (x *InviteResponse) String() string {
 func (*InviteResponse) ProtoMessage() {}
 
 func (x *InviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[55]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3646,7 +3848,7 @@ func (x *InviteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteResponse.ProtoReflect.Descriptor instead.
 func (*InviteResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{55}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *InviteResponse) GetToken() string {
@@ -3664,7 +3866,7 @@ type InstancesRequest struct {
 
 func (x *InstancesRequest) Reset() {
 	*x = InstancesRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[56]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3676,7 +3878,7 @@ func (x *InstancesRequest) String() string {
 func (*InstancesRequest) ProtoMessage() {}
 
 func (x *InstancesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[56]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3689,7 +3891,7 @@ func (x *InstancesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstancesRequest.ProtoReflect.Descriptor instead.
 func (*InstancesRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{56}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{58}
 }
 
 type Instance struct {
@@ -3705,7 +3907,7 @@ type Instance struct {
 
 func (x *Instance) Reset() {
 	*x = Instance{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[57]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3717,7 +3919,7 @@ func (x *Instance) String() string {
 func (*Instance) ProtoMessage() {}
 
 func (x *Instance) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[57]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3730,7 +3932,7 @@ func (x *Instance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Instance.ProtoReflect.Descriptor instead.
 func (*Instance) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{57}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *Instance) GetName() string {
@@ -3777,7 +3979,7 @@ type InstancesResponse struct {
 
 func (x *InstancesResponse) Reset() {
 	*x = InstancesResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[58]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3789,7 +3991,7 @@ func (x *InstancesResponse) String() string {
 func (*InstancesResponse) ProtoMessage() {}
 
 func (x *InstancesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[58]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3802,7 +4004,7 @@ func (x *InstancesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstancesResponse.ProtoReflect.Descriptor instead.
 func (*InstancesResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{58}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *InstancesResponse) GetInstances() []*Instance {
@@ -3821,7 +4023,7 @@ type RemoveRequest struct {
 
 func (x *RemoveRequest) Reset() {
 	*x = RemoveRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[59]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3833,7 +4035,7 @@ func (x *RemoveRequest) String() string {
 func (*RemoveRequest) ProtoMessage() {}
 
 func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[59]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3846,7 +4048,7 @@ func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{59}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *RemoveRequest) GetName() string {
@@ -3864,7 +4066,7 @@ type RemoveResponse struct {
 
 func (x *RemoveResponse) Reset() {
 	*x = RemoveResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[60]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3876,7 +4078,7 @@ func (x *RemoveResponse) String() string {
 func (*RemoveResponse) ProtoMessage() {}
 
 func (x *RemoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[60]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3889,7 +4091,7 @@ func (x *RemoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveResponse.ProtoReflect.Descriptor instead.
 func (*RemoveResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{60}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{62}
 }
 
 type IssueRequest struct {
@@ -3904,7 +4106,7 @@ type IssueRequest struct {
 
 func (x *IssueRequest) Reset() {
 	*x = IssueRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[61]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3916,7 +4118,7 @@ func (x *IssueRequest) String() string {
 func (*IssueRequest) ProtoMessage() {}
 
 func (x *IssueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[61]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3929,7 +4131,7 @@ func (x *IssueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueRequest.ProtoReflect.Descriptor instead.
 func (*IssueRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{61}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *IssueRequest) GetKey() *KeyRef {
@@ -3969,7 +4171,7 @@ type IssueResponse struct {
 
 func (x *IssueResponse) Reset() {
 	*x = IssueResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[62]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3981,7 +4183,7 @@ func (x *IssueResponse) String() string {
 func (*IssueResponse) ProtoMessage() {}
 
 func (x *IssueResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[62]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3994,7 +4196,7 @@ func (x *IssueResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueResponse.ProtoReflect.Descriptor instead.
 func (*IssueResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{62}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *IssueResponse) GetToken() string {
@@ -4013,7 +4215,7 @@ type RegisterRequest struct {
 
 func (x *RegisterRequest) Reset() {
 	*x = RegisterRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[63]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4025,7 +4227,7 @@ func (x *RegisterRequest) String() string {
 func (*RegisterRequest) ProtoMessage() {}
 
 func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[63]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4038,7 +4240,7 @@ func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterRequest.ProtoReflect.Descriptor instead.
 func (*RegisterRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{63}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *RegisterRequest) GetDataSet() *DataSet {
@@ -4060,7 +4262,7 @@ type DataSet struct {
 
 func (x *DataSet) Reset() {
 	*x = DataSet{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[64]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4072,7 +4274,7 @@ func (x *DataSet) String() string {
 func (*DataSet) ProtoMessage() {}
 
 func (x *DataSet) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[64]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4085,7 +4287,7 @@ func (x *DataSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataSet.ProtoReflect.Descriptor instead.
 func (*DataSet) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{64}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *DataSet) GetName() string {
@@ -4124,7 +4326,7 @@ type DataSetsRequest struct {
 
 func (x *DataSetsRequest) Reset() {
 	*x = DataSetsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[65]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4136,7 +4338,7 @@ func (x *DataSetsRequest) String() string {
 func (*DataSetsRequest) ProtoMessage() {}
 
 func (x *DataSetsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[65]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4149,7 +4351,7 @@ func (x *DataSetsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataSetsRequest.ProtoReflect.Descriptor instead.
 func (*DataSetsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{65}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{67}
 }
 
 type DataSetsResponse struct {
@@ -4161,7 +4363,7 @@ type DataSetsResponse struct {
 
 func (x *DataSetsResponse) Reset() {
 	*x = DataSetsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[66]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4173,7 +4375,7 @@ func (x *DataSetsResponse) String() string {
 func (*DataSetsResponse) ProtoMessage() {}
 
 func (x *DataSetsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[66]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4186,7 +4388,7 @@ func (x *DataSetsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataSetsResponse.ProtoReflect.Descriptor instead.
 func (*DataSetsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{66}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *DataSetsResponse) GetDataSets() []*DataSet {
@@ -4205,7 +4407,7 @@ type CensusRequest struct {
 
 func (x *CensusRequest) Reset() {
 	*x = CensusRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[67]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4217,7 +4419,7 @@ func (x *CensusRequest) String() string {
 func (*CensusRequest) ProtoMessage() {}
 
 func (x *CensusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[67]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4230,7 +4432,7 @@ func (x *CensusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CensusRequest.ProtoReflect.Descriptor instead.
 func (*CensusRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{67}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *CensusRequest) GetKey() *KeyRef {
@@ -4250,7 +4452,7 @@ type CensusCount struct {
 
 func (x *CensusCount) Reset() {
 	*x = CensusCount{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[68]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4262,7 +4464,7 @@ func (x *CensusCount) String() string {
 func (*CensusCount) ProtoMessage() {}
 
 func (x *CensusCount) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[68]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4275,7 +4477,7 @@ func (x *CensusCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CensusCount.ProtoReflect.Descriptor instead.
 func (*CensusCount) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{68}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *CensusCount) GetVersion() uint32 {
@@ -4304,7 +4506,7 @@ type CensusResponse struct {
 
 func (x *CensusResponse) Reset() {
 	*x = CensusResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[69]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4316,7 +4518,7 @@ func (x *CensusResponse) String() string {
 func (*CensusResponse) ProtoMessage() {}
 
 func (x *CensusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[69]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4329,7 +4531,7 @@ func (x *CensusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CensusResponse.ProtoReflect.Descriptor instead.
 func (*CensusResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{69}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *CensusResponse) GetCounts() []*CensusCount {
@@ -4371,7 +4573,7 @@ type CampaignRequest struct {
 
 func (x *CampaignRequest) Reset() {
 	*x = CampaignRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[70]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4383,7 +4585,7 @@ func (x *CampaignRequest) String() string {
 func (*CampaignRequest) ProtoMessage() {}
 
 func (x *CampaignRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[70]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4396,7 +4598,7 @@ func (x *CampaignRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CampaignRequest.ProtoReflect.Descriptor instead.
 func (*CampaignRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{70}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *CampaignRequest) GetKey() *KeyRef {
@@ -4429,7 +4631,7 @@ type CampaignRef struct {
 
 func (x *CampaignRef) Reset() {
 	*x = CampaignRef{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[71]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4441,7 +4643,7 @@ func (x *CampaignRef) String() string {
 func (*CampaignRef) ProtoMessage() {}
 
 func (x *CampaignRef) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[71]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4454,7 +4656,7 @@ func (x *CampaignRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CampaignRef.ProtoReflect.Descriptor instead.
 func (*CampaignRef) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{71}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *CampaignRef) GetId() string {
@@ -4482,7 +4684,7 @@ type Campaign struct {
 
 func (x *Campaign) Reset() {
 	*x = Campaign{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[72]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4494,7 +4696,7 @@ func (x *Campaign) String() string {
 func (*Campaign) ProtoMessage() {}
 
 func (x *Campaign) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[72]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4507,7 +4709,7 @@ func (x *Campaign) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Campaign.ProtoReflect.Descriptor instead.
 func (*Campaign) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{72}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *Campaign) GetId() string {
@@ -4590,7 +4792,7 @@ type TailRequest struct {
 
 func (x *TailRequest) Reset() {
 	*x = TailRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[73]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4602,7 +4804,7 @@ func (x *TailRequest) String() string {
 func (*TailRequest) ProtoMessage() {}
 
 func (x *TailRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[73]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4615,7 +4817,7 @@ func (x *TailRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailRequest.ProtoReflect.Descriptor instead.
 func (*TailRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{73}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *TailRequest) GetFrom() uint64 {
@@ -4642,7 +4844,7 @@ type TailEntry struct {
 
 func (x *TailEntry) Reset() {
 	*x = TailEntry{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[74]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4654,7 +4856,7 @@ func (x *TailEntry) String() string {
 func (*TailEntry) ProtoMessage() {}
 
 func (x *TailEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[74]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4667,7 +4869,7 @@ func (x *TailEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailEntry.ProtoReflect.Descriptor instead.
 func (*TailEntry) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{74}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *TailEntry) GetIndex() uint64 {
@@ -4694,7 +4896,7 @@ type DestroyCertificateRequest struct {
 
 func (x *DestroyCertificateRequest) Reset() {
 	*x = DestroyCertificateRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[75]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4706,7 +4908,7 @@ func (x *DestroyCertificateRequest) String() string {
 func (*DestroyCertificateRequest) ProtoMessage() {}
 
 func (x *DestroyCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[75]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4719,7 +4921,7 @@ func (x *DestroyCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyCertificateRequest.ProtoReflect.Descriptor instead.
 func (*DestroyCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{75}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *DestroyCertificateRequest) GetKey() *KeyRef {
@@ -4745,7 +4947,7 @@ type DestroyCertificateResponse struct {
 
 func (x *DestroyCertificateResponse) Reset() {
 	*x = DestroyCertificateResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[76]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4757,7 +4959,7 @@ func (x *DestroyCertificateResponse) String() string {
 func (*DestroyCertificateResponse) ProtoMessage() {}
 
 func (x *DestroyCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[76]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4770,7 +4972,7 @@ func (x *DestroyCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyCertificateResponse.ProtoReflect.Descriptor instead.
 func (*DestroyCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{76}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *DestroyCertificateResponse) GetCertificate() []byte {
@@ -4788,7 +4990,7 @@ type ExportRequest struct {
 
 func (x *ExportRequest) Reset() {
 	*x = ExportRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[77]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4800,7 +5002,7 @@ func (x *ExportRequest) String() string {
 func (*ExportRequest) ProtoMessage() {}
 
 func (x *ExportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[77]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4813,7 +5015,7 @@ func (x *ExportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRequest.ProtoReflect.Descriptor instead.
 func (*ExportRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{77}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{79}
 }
 
 type ExportFile struct {
@@ -4826,7 +5028,7 @@ type ExportFile struct {
 
 func (x *ExportFile) Reset() {
 	*x = ExportFile{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[78]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4838,7 +5040,7 @@ func (x *ExportFile) String() string {
 func (*ExportFile) ProtoMessage() {}
 
 func (x *ExportFile) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[78]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4851,7 +5053,7 @@ func (x *ExportFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportFile.ProtoReflect.Descriptor instead.
 func (*ExportFile) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{78}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *ExportFile) GetPath() string {
@@ -4876,7 +5078,7 @@ type SealStatusRequest struct {
 
 func (x *SealStatusRequest) Reset() {
 	*x = SealStatusRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[79]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4888,7 +5090,7 @@ func (x *SealStatusRequest) String() string {
 func (*SealStatusRequest) ProtoMessage() {}
 
 func (x *SealStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[79]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4901,7 +5103,7 @@ func (x *SealStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealStatusRequest.ProtoReflect.Descriptor instead.
 func (*SealStatusRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{79}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{81}
 }
 
 type SealStatus struct {
@@ -4919,7 +5121,7 @@ type SealStatus struct {
 
 func (x *SealStatus) Reset() {
 	*x = SealStatus{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[80]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4931,7 +5133,7 @@ func (x *SealStatus) String() string {
 func (*SealStatus) ProtoMessage() {}
 
 func (x *SealStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[80]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4944,7 +5146,7 @@ func (x *SealStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealStatus.ProtoReflect.Descriptor instead.
 func (*SealStatus) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{80}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *SealStatus) GetSealed() bool {
@@ -5010,7 +5212,7 @@ type SealMember struct {
 
 func (x *SealMember) Reset() {
 	*x = SealMember{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[81]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5022,7 +5224,7 @@ func (x *SealMember) String() string {
 func (*SealMember) ProtoMessage() {}
 
 func (x *SealMember) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[81]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5035,7 +5237,7 @@ func (x *SealMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealMember.ProtoReflect.Descriptor instead.
 func (*SealMember) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{81}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *SealMember) GetId() string {
@@ -5095,7 +5297,7 @@ type SealProgress struct {
 
 func (x *SealProgress) Reset() {
 	*x = SealProgress{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[82]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5107,7 +5309,7 @@ func (x *SealProgress) String() string {
 func (*SealProgress) ProtoMessage() {}
 
 func (x *SealProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[82]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5120,7 +5322,7 @@ func (x *SealProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealProgress.ProtoReflect.Descriptor instead.
 func (*SealProgress) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{82}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *SealProgress) GetSet() string {
@@ -5182,7 +5384,7 @@ type UnsealRequest struct {
 
 func (x *UnsealRequest) Reset() {
 	*x = UnsealRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[83]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5194,7 +5396,7 @@ func (x *UnsealRequest) String() string {
 func (*UnsealRequest) ProtoMessage() {}
 
 func (x *UnsealRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[83]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5207,7 +5409,7 @@ func (x *UnsealRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsealRequest.ProtoReflect.Descriptor instead.
 func (*UnsealRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{83}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *UnsealRequest) GetShare() string {
@@ -5233,7 +5435,7 @@ type UnsealResetRequest struct {
 
 func (x *UnsealResetRequest) Reset() {
 	*x = UnsealResetRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[84]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5245,7 +5447,7 @@ func (x *UnsealResetRequest) String() string {
 func (*UnsealResetRequest) ProtoMessage() {}
 
 func (x *UnsealResetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[84]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5258,7 +5460,7 @@ func (x *UnsealResetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsealResetRequest.ProtoReflect.Descriptor instead.
 func (*UnsealResetRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{84}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *UnsealResetRequest) GetAttempt() string {
@@ -5276,7 +5478,7 @@ type SealRequest struct {
 
 func (x *SealRequest) Reset() {
 	*x = SealRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[85]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5288,7 +5490,7 @@ func (x *SealRequest) String() string {
 func (*SealRequest) ProtoMessage() {}
 
 func (x *SealRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[85]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5301,7 +5503,7 @@ func (x *SealRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealRequest.ProtoReflect.Descriptor instead.
 func (*SealRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{85}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{87}
 }
 
 type SealChangeRequest struct {
@@ -5314,7 +5516,7 @@ type SealChangeRequest struct {
 
 func (x *SealChangeRequest) Reset() {
 	*x = SealChangeRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[86]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5326,7 +5528,7 @@ func (x *SealChangeRequest) String() string {
 func (*SealChangeRequest) ProtoMessage() {}
 
 func (x *SealChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[86]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5339,7 +5541,7 @@ func (x *SealChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealChangeRequest.ProtoReflect.Descriptor instead.
 func (*SealChangeRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{86}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *SealChangeRequest) GetChange() string {
@@ -5366,7 +5568,7 @@ type StartRekeyRequest struct {
 
 func (x *StartRekeyRequest) Reset() {
 	*x = StartRekeyRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[87]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5378,7 +5580,7 @@ func (x *StartRekeyRequest) String() string {
 func (*StartRekeyRequest) ProtoMessage() {}
 
 func (x *StartRekeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[87]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5391,7 +5593,7 @@ func (x *StartRekeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartRekeyRequest.ProtoReflect.Descriptor instead.
 func (*StartRekeyRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{87}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *StartRekeyRequest) GetShares() string {
@@ -5418,7 +5620,7 @@ type RekeyRequest struct {
 
 func (x *RekeyRequest) Reset() {
 	*x = RekeyRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[88]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5430,7 +5632,7 @@ func (x *RekeyRequest) String() string {
 func (*RekeyRequest) ProtoMessage() {}
 
 func (x *RekeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[88]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5443,7 +5645,7 @@ func (x *RekeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RekeyRequest.ProtoReflect.Descriptor instead.
 func (*RekeyRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{88}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *RekeyRequest) GetShare() string {
@@ -5469,7 +5671,7 @@ type AbortRekeyRequest struct {
 
 func (x *AbortRekeyRequest) Reset() {
 	*x = AbortRekeyRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[89]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5481,7 +5683,7 @@ func (x *AbortRekeyRequest) String() string {
 func (*AbortRekeyRequest) ProtoMessage() {}
 
 func (x *AbortRekeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[89]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5494,7 +5696,7 @@ func (x *AbortRekeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbortRekeyRequest.ProtoReflect.Descriptor instead.
 func (*AbortRekeyRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{89}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *AbortRekeyRequest) GetAttempt() string {
@@ -5518,7 +5720,7 @@ type RekeyProgress struct {
 
 func (x *RekeyProgress) Reset() {
 	*x = RekeyProgress{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[90]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5530,7 +5732,7 @@ func (x *RekeyProgress) String() string {
 func (*RekeyProgress) ProtoMessage() {}
 
 func (x *RekeyProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[90]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5543,7 +5745,7 @@ func (x *RekeyProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RekeyProgress.ProtoReflect.Descriptor instead.
 func (*RekeyProgress) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{90}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *RekeyProgress) GetPhase() string {
@@ -5596,7 +5798,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[91]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5608,7 +5810,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[91]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5621,7 +5823,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{91}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{93}
 }
 
 type StatusResponse struct {
@@ -5648,7 +5850,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[92]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5660,7 +5862,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[92]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5673,7 +5875,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{92}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -5799,7 +6001,7 @@ type Check struct {
 
 func (x *Check) Reset() {
 	*x = Check{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[93]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5811,7 +6013,7 @@ func (x *Check) String() string {
 func (*Check) ProtoMessage() {}
 
 func (x *Check) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[93]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5824,7 +6026,7 @@ func (x *Check) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Check.ProtoReflect.Descriptor instead.
 func (*Check) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{93}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *Check) GetName() string {
@@ -5864,7 +6066,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[94]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5876,7 +6078,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[94]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5889,7 +6091,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{94}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *Replica) GetAddress() string {
@@ -5960,7 +6162,7 @@ type LoginRequest struct {
 
 func (x *LoginRequest) Reset() {
 	*x = LoginRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[95]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5972,7 +6174,7 @@ func (x *LoginRequest) String() string {
 func (*LoginRequest) ProtoMessage() {}
 
 func (x *LoginRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[95]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5985,7 +6187,7 @@ func (x *LoginRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoginRequest.ProtoReflect.Descriptor instead.
 func (*LoginRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{95}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *LoginRequest) GetJwt() string {
@@ -6023,7 +6225,7 @@ type LoginResponse struct {
 
 func (x *LoginResponse) Reset() {
 	*x = LoginResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[96]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6035,7 +6237,7 @@ func (x *LoginResponse) String() string {
 func (*LoginResponse) ProtoMessage() {}
 
 func (x *LoginResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[96]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6048,7 +6250,7 @@ func (x *LoginResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoginResponse.ProtoReflect.Descriptor instead.
 func (*LoginResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{96}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *LoginResponse) GetToken() string {
@@ -6101,7 +6303,7 @@ type LogoutRequest struct {
 
 func (x *LogoutRequest) Reset() {
 	*x = LogoutRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[97]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6113,7 +6315,7 @@ func (x *LogoutRequest) String() string {
 func (*LogoutRequest) ProtoMessage() {}
 
 func (x *LogoutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[97]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6126,7 +6328,7 @@ func (x *LogoutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogoutRequest.ProtoReflect.Descriptor instead.
 func (*LogoutRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{97}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{99}
 }
 
 type LogoutResponse struct {
@@ -6137,7 +6339,7 @@ type LogoutResponse struct {
 
 func (x *LogoutResponse) Reset() {
 	*x = LogoutResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[98]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6149,7 +6351,7 @@ func (x *LogoutResponse) String() string {
 func (*LogoutResponse) ProtoMessage() {}
 
 func (x *LogoutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[98]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6162,7 +6364,7 @@ func (x *LogoutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogoutResponse.ProtoReflect.Descriptor instead.
 func (*LogoutResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{98}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{100}
 }
 
 type WhoamiRequest struct {
@@ -6173,7 +6375,7 @@ type WhoamiRequest struct {
 
 func (x *WhoamiRequest) Reset() {
 	*x = WhoamiRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[99]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6185,7 +6387,7 @@ func (x *WhoamiRequest) String() string {
 func (*WhoamiRequest) ProtoMessage() {}
 
 func (x *WhoamiRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[99]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6198,7 +6400,7 @@ func (x *WhoamiRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoamiRequest.ProtoReflect.Descriptor instead.
 func (*WhoamiRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{99}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{101}
 }
 
 type WhoamiResponse struct {
@@ -6214,7 +6416,7 @@ type WhoamiResponse struct {
 
 func (x *WhoamiResponse) Reset() {
 	*x = WhoamiResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[100]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6226,7 +6428,7 @@ func (x *WhoamiResponse) String() string {
 func (*WhoamiResponse) ProtoMessage() {}
 
 func (x *WhoamiResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[100]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6239,7 +6441,7 @@ func (x *WhoamiResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoamiResponse.ProtoReflect.Descriptor instead.
 func (*WhoamiResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{100}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *WhoamiResponse) GetCaller() string {
@@ -6287,7 +6489,7 @@ type SessionsRequest struct {
 
 func (x *SessionsRequest) Reset() {
 	*x = SessionsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[101]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6299,7 +6501,7 @@ func (x *SessionsRequest) String() string {
 func (*SessionsRequest) ProtoMessage() {}
 
 func (x *SessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[101]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6312,7 +6514,7 @@ func (x *SessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionsRequest.ProtoReflect.Descriptor instead.
 func (*SessionsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{101}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *SessionsRequest) GetCaller() string {
@@ -6344,7 +6546,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[102]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6356,7 +6558,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[102]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6369,7 +6571,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{102}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *Session) GetId() string {
@@ -6430,7 +6632,7 @@ type SessionsResponse struct {
 
 func (x *SessionsResponse) Reset() {
 	*x = SessionsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[103]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6442,7 +6644,7 @@ func (x *SessionsResponse) String() string {
 func (*SessionsResponse) ProtoMessage() {}
 
 func (x *SessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[103]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6455,7 +6657,7 @@ func (x *SessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionsResponse.ProtoReflect.Descriptor instead.
 func (*SessionsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{103}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *SessionsResponse) GetSessions() []*Session {
@@ -6476,7 +6678,7 @@ type RevokeSessionsRequest struct {
 
 func (x *RevokeSessionsRequest) Reset() {
 	*x = RevokeSessionsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[104]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6488,7 +6690,7 @@ func (x *RevokeSessionsRequest) String() string {
 func (*RevokeSessionsRequest) ProtoMessage() {}
 
 func (x *RevokeSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[104]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6501,7 +6703,7 @@ func (x *RevokeSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeSessionsRequest.ProtoReflect.Descriptor instead.
 func (*RevokeSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{104}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *RevokeSessionsRequest) GetId() string {
@@ -6527,7 +6729,7 @@ type RevokeSessionsResponse struct {
 
 func (x *RevokeSessionsResponse) Reset() {
 	*x = RevokeSessionsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[105]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6539,7 +6741,7 @@ func (x *RevokeSessionsResponse) String() string {
 func (*RevokeSessionsResponse) ProtoMessage() {}
 
 func (x *RevokeSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[105]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6552,7 +6754,7 @@ func (x *RevokeSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeSessionsResponse.ProtoReflect.Descriptor instead.
 func (*RevokeSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{105}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *RevokeSessionsResponse) GetRevoked() uint32 {
@@ -6582,7 +6784,7 @@ type Credential struct {
 
 func (x *Credential) Reset() {
 	*x = Credential{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[106]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6594,7 +6796,7 @@ func (x *Credential) String() string {
 func (*Credential) ProtoMessage() {}
 
 func (x *Credential) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[106]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6607,7 +6809,7 @@ func (x *Credential) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Credential.ProtoReflect.Descriptor instead.
 func (*Credential) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{106}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *Credential) GetId() string {
@@ -6707,7 +6909,7 @@ type CreateCredentialRequest struct {
 
 func (x *CreateCredentialRequest) Reset() {
 	*x = CreateCredentialRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[107]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6719,7 +6921,7 @@ func (x *CreateCredentialRequest) String() string {
 func (*CreateCredentialRequest) ProtoMessage() {}
 
 func (x *CreateCredentialRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[107]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6732,7 +6934,7 @@ func (x *CreateCredentialRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateCredentialRequest.ProtoReflect.Descriptor instead.
 func (*CreateCredentialRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{107}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *CreateCredentialRequest) GetName() string {
@@ -6780,7 +6982,7 @@ type CreateCredentialResponse struct {
 
 func (x *CreateCredentialResponse) Reset() {
 	*x = CreateCredentialResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[108]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6792,7 +6994,7 @@ func (x *CreateCredentialResponse) String() string {
 func (*CreateCredentialResponse) ProtoMessage() {}
 
 func (x *CreateCredentialResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[108]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6805,7 +7007,7 @@ func (x *CreateCredentialResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateCredentialResponse.ProtoReflect.Descriptor instead.
 func (*CreateCredentialResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{108}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *CreateCredentialResponse) GetCredential() *Credential {
@@ -6830,7 +7032,7 @@ type CredentialsRequest struct {
 
 func (x *CredentialsRequest) Reset() {
 	*x = CredentialsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[109]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6842,7 +7044,7 @@ func (x *CredentialsRequest) String() string {
 func (*CredentialsRequest) ProtoMessage() {}
 
 func (x *CredentialsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[109]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6855,7 +7057,7 @@ func (x *CredentialsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CredentialsRequest.ProtoReflect.Descriptor instead.
 func (*CredentialsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{109}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{111}
 }
 
 type CredentialsResponse struct {
@@ -6867,7 +7069,7 @@ type CredentialsResponse struct {
 
 func (x *CredentialsResponse) Reset() {
 	*x = CredentialsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[110]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6879,7 +7081,7 @@ func (x *CredentialsResponse) String() string {
 func (*CredentialsResponse) ProtoMessage() {}
 
 func (x *CredentialsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[110]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6892,7 +7094,7 @@ func (x *CredentialsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CredentialsResponse.ProtoReflect.Descriptor instead.
 func (*CredentialsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{110}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *CredentialsResponse) GetCredentials() []*Credential {
@@ -6912,7 +7114,7 @@ type ChangeCredentialRequest struct {
 
 func (x *ChangeCredentialRequest) Reset() {
 	*x = ChangeCredentialRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[111]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6924,7 +7126,7 @@ func (x *ChangeCredentialRequest) String() string {
 func (*ChangeCredentialRequest) ProtoMessage() {}
 
 func (x *ChangeCredentialRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[111]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6937,7 +7139,7 @@ func (x *ChangeCredentialRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeCredentialRequest.ProtoReflect.Descriptor instead.
 func (*ChangeCredentialRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{111}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *ChangeCredentialRequest) GetId() string {
@@ -6972,7 +7174,7 @@ type Grant struct {
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[112]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6984,7 +7186,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[112]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6997,7 +7199,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{112}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *Grant) GetId() string {
@@ -7084,7 +7286,7 @@ type CreateGrantRequest struct {
 
 func (x *CreateGrantRequest) Reset() {
 	*x = CreateGrantRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[113]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7096,7 +7298,7 @@ func (x *CreateGrantRequest) String() string {
 func (*CreateGrantRequest) ProtoMessage() {}
 
 func (x *CreateGrantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[113]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7109,7 +7311,7 @@ func (x *CreateGrantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateGrantRequest.ProtoReflect.Descriptor instead.
 func (*CreateGrantRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{113}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *CreateGrantRequest) GetGrantee() string {
@@ -7162,7 +7364,7 @@ type GrantsRequest struct {
 
 func (x *GrantsRequest) Reset() {
 	*x = GrantsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[114]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7174,7 +7376,7 @@ func (x *GrantsRequest) String() string {
 func (*GrantsRequest) ProtoMessage() {}
 
 func (x *GrantsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[114]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7187,7 +7389,7 @@ func (x *GrantsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantsRequest.ProtoReflect.Descriptor instead.
 func (*GrantsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{114}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{116}
 }
 
 type GrantsResponse struct {
@@ -7199,7 +7401,7 @@ type GrantsResponse struct {
 
 func (x *GrantsResponse) Reset() {
 	*x = GrantsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[115]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7211,7 +7413,7 @@ func (x *GrantsResponse) String() string {
 func (*GrantsResponse) ProtoMessage() {}
 
 func (x *GrantsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[115]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7224,7 +7426,7 @@ func (x *GrantsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantsResponse.ProtoReflect.Descriptor instead.
 func (*GrantsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{115}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *GrantsResponse) GetGrants() []*Grant {
@@ -7243,7 +7445,7 @@ type RevokeGrantRequest struct {
 
 func (x *RevokeGrantRequest) Reset() {
 	*x = RevokeGrantRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[116]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7255,7 +7457,7 @@ func (x *RevokeGrantRequest) String() string {
 func (*RevokeGrantRequest) ProtoMessage() {}
 
 func (x *RevokeGrantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[116]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7268,7 +7470,7 @@ func (x *RevokeGrantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeGrantRequest.ProtoReflect.Descriptor instead.
 func (*RevokeGrantRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{116}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *RevokeGrantRequest) GetId() string {
@@ -7286,7 +7488,7 @@ type RevokeGrantResponse struct {
 
 func (x *RevokeGrantResponse) Reset() {
 	*x = RevokeGrantResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[117]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7298,7 +7500,7 @@ func (x *RevokeGrantResponse) String() string {
 func (*RevokeGrantResponse) ProtoMessage() {}
 
 func (x *RevokeGrantResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[117]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7311,7 +7513,7 @@ func (x *RevokeGrantResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeGrantResponse.ProtoReflect.Descriptor instead.
 func (*RevokeGrantResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{117}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{119}
 }
 
 type InviteAdminRequest struct {
@@ -7324,7 +7526,7 @@ type InviteAdminRequest struct {
 
 func (x *InviteAdminRequest) Reset() {
 	*x = InviteAdminRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[118]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7336,7 +7538,7 @@ func (x *InviteAdminRequest) String() string {
 func (*InviteAdminRequest) ProtoMessage() {}
 
 func (x *InviteAdminRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[118]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7349,7 +7551,7 @@ func (x *InviteAdminRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteAdminRequest.ProtoReflect.Descriptor instead.
 func (*InviteAdminRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{118}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *InviteAdminRequest) GetName() string {
@@ -7375,7 +7577,7 @@ type InviteAdminResponse struct {
 
 func (x *InviteAdminResponse) Reset() {
 	*x = InviteAdminResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[119]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7387,7 +7589,7 @@ func (x *InviteAdminResponse) String() string {
 func (*InviteAdminResponse) ProtoMessage() {}
 
 func (x *InviteAdminResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[119]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7400,7 +7602,7 @@ func (x *InviteAdminResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteAdminResponse.ProtoReflect.Descriptor instead.
 func (*InviteAdminResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{119}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *InviteAdminResponse) GetToken() string {
@@ -7418,7 +7620,7 @@ type AdminsRequest struct {
 
 func (x *AdminsRequest) Reset() {
 	*x = AdminsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[120]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7430,7 +7632,7 @@ func (x *AdminsRequest) String() string {
 func (*AdminsRequest) ProtoMessage() {}
 
 func (x *AdminsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[120]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7443,7 +7645,7 @@ func (x *AdminsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminsRequest.ProtoReflect.Descriptor instead.
 func (*AdminsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{120}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{122}
 }
 
 type Administrator struct {
@@ -7457,7 +7659,7 @@ type Administrator struct {
 
 func (x *Administrator) Reset() {
 	*x = Administrator{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[121]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7469,7 +7671,7 @@ func (x *Administrator) String() string {
 func (*Administrator) ProtoMessage() {}
 
 func (x *Administrator) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[121]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7482,7 +7684,7 @@ func (x *Administrator) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Administrator.ProtoReflect.Descriptor instead.
 func (*Administrator) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{121}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *Administrator) GetName() string {
@@ -7515,7 +7717,7 @@ type AdminsResponse struct {
 
 func (x *AdminsResponse) Reset() {
 	*x = AdminsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[122]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7527,7 +7729,7 @@ func (x *AdminsResponse) String() string {
 func (*AdminsResponse) ProtoMessage() {}
 
 func (x *AdminsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[122]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7540,7 +7742,7 @@ func (x *AdminsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminsResponse.ProtoReflect.Descriptor instead.
 func (*AdminsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{122}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *AdminsResponse) GetAdmins() []*Administrator {
@@ -7559,7 +7761,7 @@ type RemoveAdminRequest struct {
 
 func (x *RemoveAdminRequest) Reset() {
 	*x = RemoveAdminRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[123]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7571,7 +7773,7 @@ func (x *RemoveAdminRequest) String() string {
 func (*RemoveAdminRequest) ProtoMessage() {}
 
 func (x *RemoveAdminRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[123]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7584,7 +7786,7 @@ func (x *RemoveAdminRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveAdminRequest.ProtoReflect.Descriptor instead.
 func (*RemoveAdminRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{123}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *RemoveAdminRequest) GetName() string {
@@ -7602,7 +7804,7 @@ type RemoveAdminResponse struct {
 
 func (x *RemoveAdminResponse) Reset() {
 	*x = RemoveAdminResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[124]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7614,7 +7816,7 @@ func (x *RemoveAdminResponse) String() string {
 func (*RemoveAdminResponse) ProtoMessage() {}
 
 func (x *RemoveAdminResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[124]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7627,7 +7829,7 @@ func (x *RemoveAdminResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveAdminResponse.ProtoReflect.Descriptor instead.
 func (*RemoveAdminResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{124}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{126}
 }
 
 var File_rotor_v1_rotor_proto protoreflect.FileDescriptor
@@ -7641,7 +7843,7 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\x04hint\x18\x03 \x01(\tR\x04hint\"2\n" +
 	"\x04Part\x12\x14\n" +
 	"\x05label\x18\x01 \x01(\tR\x05label\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value\"\x9b\x04\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value\"\xdd\x05\n" +
 	"\aVersion\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12\x16\n" +
 	"\x06handle\x18\x02 \x01(\rR\x06handle\x12\x1c\n" +
@@ -7660,7 +7862,16 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"originated\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"originated\x122\n" +
 	"\x06erased\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\x06erased\x12\x1a\n" +
-	"\battempts\x18\x0f \x01(\x04R\battempts\"\xf5\x01\n" +
+	"\battempts\x18\x0f \x01(\x04R\battempts\x12\x1c\n" +
+	"\tprotected\x18\x10 \x01(\x04R\tprotected\x12\x1c\n" +
+	"\tprocessed\x18\x11 \x01(\x04R\tprocessed\x12A\n" +
+	"\x0elast_protected\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\rlastProtected\x12A\n" +
+	"\x0elast_processed\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\rlastProcessed\"\x81\x01\n" +
+	"\bSchedule\x12\x19\n" +
+	"\bevery_ns\x18\x01 \x01(\x03R\aeveryNs\x12%\n" +
+	"\x0ejitter_percent\x18\x02 \x01(\rR\rjitterPercent\x12\x19\n" +
+	"\bmax_uses\x18\x03 \x01(\x04R\amaxUses\x12\x18\n" +
+	"\awindows\x18\x04 \x03(\tR\awindows\"\xf5\x01\n" +
 	"\bRotation\x12\x18\n" +
 	"\asilence\x18\x01 \x01(\tR\asilence\x12 \n" +
 	"\fmax_stale_ns\x18\x02 \x01(\x03R\n" +
@@ -7669,7 +7880,7 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\twindow_ns\x18\x04 \x01(\x03R\bwindowNs\x12&\n" +
 	"\x0fdestroy_wait_ns\x18\x05 \x01(\x03R\rdestroyWaitNs\x12\x1b\n" +
 	"\tmargin_ns\x18\x06 \x01(\x03R\bmarginNs\x12+\n" +
-	"\x11destroy_approvals\x18\a \x01(\rR\x10destroyApprovals\"\xd1\x05\n" +
+	"\x11destroy_approvals\x18\a \x01(\rR\x10destroyApprovals\"\xdc\x06\n" +
 	"\x03Key\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
@@ -7693,7 +7904,10 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"exportable\x18\x12 \x01(\bR\n" +
 	"exportable\x12\x12\n" +
 	"\x04next\x18\x13 \x01(\rR\x04next\x127\n" +
-	"\tbacked_up\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\bbackedUp\x1a9\n" +
+	"\tbacked_up\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\bbackedUp\x12.\n" +
+	"\bschedule\x18\x15 \x01(\v2\x12.rotor.v1.ScheduleR\bschedule\x12,\n" +
+	"\x03due\x18\x16 \x01(\v2\x1a.google.protobuf.TimestampR\x03due\x12+\n" +
+	"\x11rotation_required\x18\x17 \x03(\tR\x10rotationRequired\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\":\n" +
@@ -7715,14 +7929,20 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\v2\x10.rotor.v1.KeyRefR\x03key\x12\x17\n" +
 	"\aback_to\x18\x02 \x01(\rR\x06backTo\x12%\n" +
 	"\x0eexpected_epoch\x18\x03 \x01(\x04R\rexpectedEpoch\x12\x1c\n" +
-	"\talgorithm\x18\x04 \x01(\tR\talgorithm\"\xab\x01\n" +
+	"\talgorithm\x18\x04 \x01(\tR\talgorithm\"h\n" +
+	"\x12SetScheduleRequest\x12\"\n" +
+	"\x03key\x18\x01 \x01(\v2\x10.rotor.v1.KeyRefR\x03key\x12.\n" +
+	"\bschedule\x18\x02 \x01(\v2\x12.rotor.v1.ScheduleR\bschedule\"\xa5\x02\n" +
 	"\x10ProgressResponse\x12\x1f\n" +
 	"\x03key\x18\x01 \x01(\v2\r.rotor.v1.KeyR\x03key\x12\x12\n" +
 	"\x04step\x18\x02 \x01(\tR\x04step\x12\x18\n" +
 	"\awaiting\x18\x03 \x03(\tR\awaiting\x12\x18\n" +
 	"\amembers\x18\x04 \x01(\rR\amembers\x12\x16\n" +
 	"\x06behind\x18\x05 \x03(\tR\x06behind\x12\x16\n" +
-	"\x06paused\x18\x06 \x01(\bR\x06paused\"a\n" +
+	"\x06paused\x18\x06 \x01(\bR\x06paused\x12,\n" +
+	"\x03due\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x03due\x12\x18\n" +
+	"\arefused\x18\b \x01(\tR\arefused\x120\n" +
+	"\x05retry\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x05retry\"a\n" +
 	"\rRetireRequest\x12\"\n" +
 	"\x03key\x18\x01 \x01(\v2\x10.rotor.v1.KeyRefR\x03key\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\rR\aversion\x12\x12\n" +
@@ -8203,7 +8423,7 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\x06admins\x18\x01 \x03(\v2\x17.rotor.v1.AdministratorR\x06admins\"(\n" +
 	"\x12RemoveAdminRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x15\n" +
-	"\x13RemoveAdminResponse2\xba\n" +
+	"\x13RemoveAdminResponse2\xf6\n" +
 	"\n" +
 	"\n" +
 	"KeyService\x120\n" +
@@ -8211,7 +8431,8 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\x03Get\x12\x10.rotor.v1.KeyRef\x1a\r.rotor.v1.Key\x125\n" +
 	"\x04List\x12\x15.rotor.v1.ListRequest\x1a\x16.rotor.v1.ListResponse\x120\n" +
 	"\x06Change\x12\x17.rotor.v1.ChangeRequest\x1a\r.rotor.v1.Key\x120\n" +
-	"\x06Rotate\x12\x17.rotor.v1.RotateRequest\x1a\r.rotor.v1.Key\x128\n" +
+	"\x06Rotate\x12\x17.rotor.v1.RotateRequest\x1a\r.rotor.v1.Key\x12:\n" +
+	"\vSetSchedule\x12\x1c.rotor.v1.SetScheduleRequest\x1a\r.rotor.v1.Key\x128\n" +
 	"\bProgress\x12\x10.rotor.v1.KeyRef\x1a\x1a.rotor.v1.ProgressResponse\x120\n" +
 	"\x06Retire\x12\x17.rotor.v1.RetireRequest\x1a\r.rotor.v1.Key\x12>\n" +
 	"\aDestroy\x12\x18.rotor.v1.DestroyRequest\x1a\x19.rotor.v1.DestroyResponse\x12>\n" +
@@ -8290,355 +8511,367 @@ func file_rotor_v1_rotor_proto_rawDescGZIP() []byte {
 	return file_rotor_v1_rotor_proto_rawDescData
 }
 
-var file_rotor_v1_rotor_proto_msgTypes = make([]protoimpl.MessageInfo, 131)
+var file_rotor_v1_rotor_proto_msgTypes = make([]protoimpl.MessageInfo, 133)
 var file_rotor_v1_rotor_proto_goTypes = []any{
 	(*Fault)(nil),                      // 0: rotor.v1.Fault
 	(*Part)(nil),                       // 1: rotor.v1.Part
 	(*Version)(nil),                    // 2: rotor.v1.Version
-	(*Rotation)(nil),                   // 3: rotor.v1.Rotation
-	(*Key)(nil),                        // 4: rotor.v1.Key
-	(*KeyRef)(nil),                     // 5: rotor.v1.KeyRef
-	(*CreateRequest)(nil),              // 6: rotor.v1.CreateRequest
-	(*ListRequest)(nil),                // 7: rotor.v1.ListRequest
-	(*ListResponse)(nil),               // 8: rotor.v1.ListResponse
-	(*ChangeRequest)(nil),              // 9: rotor.v1.ChangeRequest
-	(*RotateRequest)(nil),              // 10: rotor.v1.RotateRequest
-	(*ProgressResponse)(nil),           // 11: rotor.v1.ProgressResponse
-	(*RetireRequest)(nil),              // 12: rotor.v1.RetireRequest
-	(*DestroyRequest)(nil),             // 13: rotor.v1.DestroyRequest
-	(*DestroyResponse)(nil),            // 14: rotor.v1.DestroyResponse
-	(*EncryptRequest)(nil),             // 15: rotor.v1.EncryptRequest
-	(*EncryptResponse)(nil),            // 16: rotor.v1.EncryptResponse
-	(*DecryptRequest)(nil),             // 17: rotor.v1.DecryptRequest
-	(*DecryptResponse)(nil),            // 18: rotor.v1.DecryptResponse
-	(*FileWrap)(nil),                   // 19: rotor.v1.FileWrap
-	(*WrapRequest)(nil),                // 20: rotor.v1.WrapRequest
-	(*WrapResponse)(nil),               // 21: rotor.v1.WrapResponse
-	(*UnwrapRequest)(nil),              // 22: rotor.v1.UnwrapRequest
-	(*UnwrapResponse)(nil),             // 23: rotor.v1.UnwrapResponse
-	(*RewrapRequest)(nil),              // 24: rotor.v1.RewrapRequest
-	(*RewrapResponse)(nil),             // 25: rotor.v1.RewrapResponse
-	(*SignRequest)(nil),                // 26: rotor.v1.SignRequest
-	(*SignResponse)(nil),               // 27: rotor.v1.SignResponse
-	(*VerifyRequest)(nil),              // 28: rotor.v1.VerifyRequest
-	(*VerifyResponse)(nil),             // 29: rotor.v1.VerifyResponse
-	(*EncapsulateRequest)(nil),         // 30: rotor.v1.EncapsulateRequest
-	(*EncapsulateResponse)(nil),        // 31: rotor.v1.EncapsulateResponse
-	(*DecapsulateRequest)(nil),         // 32: rotor.v1.DecapsulateRequest
-	(*DecapsulateResponse)(nil),        // 33: rotor.v1.DecapsulateResponse
-	(*PrepareImportRequest)(nil),       // 34: rotor.v1.PrepareImportRequest
-	(*PrepareImportResponse)(nil),      // 35: rotor.v1.PrepareImportResponse
-	(*ImportRequest)(nil),              // 36: rotor.v1.ImportRequest
-	(*ExportKeyRequest)(nil),           // 37: rotor.v1.ExportKeyRequest
-	(*ExportKeyResponse)(nil),          // 38: rotor.v1.ExportKeyResponse
-	(*BackupKeyRequest)(nil),           // 39: rotor.v1.BackupKeyRequest
-	(*BackupKeyResponse)(nil),          // 40: rotor.v1.BackupKeyResponse
-	(*RestoreKeyRequest)(nil),          // 41: rotor.v1.RestoreKeyRequest
-	(*RestoreKeyResponse)(nil),         // 42: rotor.v1.RestoreKeyResponse
-	(*JoinRequest)(nil),                // 43: rotor.v1.JoinRequest
-	(*RenewRequest)(nil),               // 44: rotor.v1.RenewRequest
-	(*JoinResponse)(nil),               // 45: rotor.v1.JoinResponse
-	(*HoldUp)(nil),                     // 46: rotor.v1.HoldUp
-	(*Attempt)(nil),                    // 47: rotor.v1.Attempt
-	(*Hello)(nil),                      // 48: rotor.v1.Hello
-	(*Ack)(nil),                        // 49: rotor.v1.Ack
-	(*HoldDown)(nil),                   // 50: rotor.v1.HoldDown
-	(*Lease)(nil),                      // 51: rotor.v1.Lease
-	(*Parcel)(nil),                     // 52: rotor.v1.Parcel
-	(*KeyRefusal)(nil),                 // 53: rotor.v1.KeyRefusal
-	(*InviteRequest)(nil),              // 54: rotor.v1.InviteRequest
-	(*InviteResponse)(nil),             // 55: rotor.v1.InviteResponse
-	(*InstancesRequest)(nil),           // 56: rotor.v1.InstancesRequest
-	(*Instance)(nil),                   // 57: rotor.v1.Instance
-	(*InstancesResponse)(nil),          // 58: rotor.v1.InstancesResponse
-	(*RemoveRequest)(nil),              // 59: rotor.v1.RemoveRequest
-	(*RemoveResponse)(nil),             // 60: rotor.v1.RemoveResponse
-	(*IssueRequest)(nil),               // 61: rotor.v1.IssueRequest
-	(*IssueResponse)(nil),              // 62: rotor.v1.IssueResponse
-	(*RegisterRequest)(nil),            // 63: rotor.v1.RegisterRequest
-	(*DataSet)(nil),                    // 64: rotor.v1.DataSet
-	(*DataSetsRequest)(nil),            // 65: rotor.v1.DataSetsRequest
-	(*DataSetsResponse)(nil),           // 66: rotor.v1.DataSetsResponse
-	(*CensusRequest)(nil),              // 67: rotor.v1.CensusRequest
-	(*CensusCount)(nil),                // 68: rotor.v1.CensusCount
-	(*CensusResponse)(nil),             // 69: rotor.v1.CensusResponse
-	(*CampaignRequest)(nil),            // 70: rotor.v1.CampaignRequest
-	(*CampaignRef)(nil),                // 71: rotor.v1.CampaignRef
-	(*Campaign)(nil),                   // 72: rotor.v1.Campaign
-	(*TailRequest)(nil),                // 73: rotor.v1.TailRequest
-	(*TailEntry)(nil),                  // 74: rotor.v1.TailEntry
-	(*DestroyCertificateRequest)(nil),  // 75: rotor.v1.DestroyCertificateRequest
-	(*DestroyCertificateResponse)(nil), // 76: rotor.v1.DestroyCertificateResponse
-	(*ExportRequest)(nil),              // 77: rotor.v1.ExportRequest
-	(*ExportFile)(nil),                 // 78: rotor.v1.ExportFile
-	(*SealStatusRequest)(nil),          // 79: rotor.v1.SealStatusRequest
-	(*SealStatus)(nil),                 // 80: rotor.v1.SealStatus
-	(*SealMember)(nil),                 // 81: rotor.v1.SealMember
-	(*SealProgress)(nil),               // 82: rotor.v1.SealProgress
-	(*UnsealRequest)(nil),              // 83: rotor.v1.UnsealRequest
-	(*UnsealResetRequest)(nil),         // 84: rotor.v1.UnsealResetRequest
-	(*SealRequest)(nil),                // 85: rotor.v1.SealRequest
-	(*SealChangeRequest)(nil),          // 86: rotor.v1.SealChangeRequest
-	(*StartRekeyRequest)(nil),          // 87: rotor.v1.StartRekeyRequest
-	(*RekeyRequest)(nil),               // 88: rotor.v1.RekeyRequest
-	(*AbortRekeyRequest)(nil),          // 89: rotor.v1.AbortRekeyRequest
-	(*RekeyProgress)(nil),              // 90: rotor.v1.RekeyProgress
-	(*StatusRequest)(nil),              // 91: rotor.v1.StatusRequest
-	(*StatusResponse)(nil),             // 92: rotor.v1.StatusResponse
-	(*Check)(nil),                      // 93: rotor.v1.Check
-	(*Replica)(nil),                    // 94: rotor.v1.Replica
-	(*LoginRequest)(nil),               // 95: rotor.v1.LoginRequest
-	(*LoginResponse)(nil),              // 96: rotor.v1.LoginResponse
-	(*LogoutRequest)(nil),              // 97: rotor.v1.LogoutRequest
-	(*LogoutResponse)(nil),             // 98: rotor.v1.LogoutResponse
-	(*WhoamiRequest)(nil),              // 99: rotor.v1.WhoamiRequest
-	(*WhoamiResponse)(nil),             // 100: rotor.v1.WhoamiResponse
-	(*SessionsRequest)(nil),            // 101: rotor.v1.SessionsRequest
-	(*Session)(nil),                    // 102: rotor.v1.Session
-	(*SessionsResponse)(nil),           // 103: rotor.v1.SessionsResponse
-	(*RevokeSessionsRequest)(nil),      // 104: rotor.v1.RevokeSessionsRequest
-	(*RevokeSessionsResponse)(nil),     // 105: rotor.v1.RevokeSessionsResponse
-	(*Credential)(nil),                 // 106: rotor.v1.Credential
-	(*CreateCredentialRequest)(nil),    // 107: rotor.v1.CreateCredentialRequest
-	(*CreateCredentialResponse)(nil),   // 108: rotor.v1.CreateCredentialResponse
-	(*CredentialsRequest)(nil),         // 109: rotor.v1.CredentialsRequest
-	(*CredentialsResponse)(nil),        // 110: rotor.v1.CredentialsResponse
-	(*ChangeCredentialRequest)(nil),    // 111: rotor.v1.ChangeCredentialRequest
-	(*Grant)(nil),                      // 112: rotor.v1.Grant
-	(*CreateGrantRequest)(nil),         // 113: rotor.v1.CreateGrantRequest
-	(*GrantsRequest)(nil),              // 114: rotor.v1.GrantsRequest
-	(*GrantsResponse)(nil),             // 115: rotor.v1.GrantsResponse
-	(*RevokeGrantRequest)(nil),         // 116: rotor.v1.RevokeGrantRequest
-	(*RevokeGrantResponse)(nil),        // 117: rotor.v1.RevokeGrantResponse
-	(*InviteAdminRequest)(nil),         // 118: rotor.v1.InviteAdminRequest
-	(*InviteAdminResponse)(nil),        // 119: rotor.v1.InviteAdminResponse
-	(*AdminsRequest)(nil),              // 120: rotor.v1.AdminsRequest
-	(*Administrator)(nil),              // 121: rotor.v1.Administrator
-	(*AdminsResponse)(nil),             // 122: rotor.v1.AdminsResponse
-	(*RemoveAdminRequest)(nil),         // 123: rotor.v1.RemoveAdminRequest
-	(*RemoveAdminResponse)(nil),        // 124: rotor.v1.RemoveAdminResponse
-	nil,                                // 125: rotor.v1.Key.LabelsEntry
-	nil,                                // 126: rotor.v1.WhoamiResponse.AttributesEntry
-	nil,                                // 127: rotor.v1.Credential.AttributesEntry
-	nil,                                // 128: rotor.v1.CreateCredentialRequest.AttributesEntry
-	nil,                                // 129: rotor.v1.Grant.ContextEntry
-	nil,                                // 130: rotor.v1.CreateGrantRequest.ContextEntry
-	(*timestamppb.Timestamp)(nil),      // 131: google.protobuf.Timestamp
+	(*Schedule)(nil),                   // 3: rotor.v1.Schedule
+	(*Rotation)(nil),                   // 4: rotor.v1.Rotation
+	(*Key)(nil),                        // 5: rotor.v1.Key
+	(*KeyRef)(nil),                     // 6: rotor.v1.KeyRef
+	(*CreateRequest)(nil),              // 7: rotor.v1.CreateRequest
+	(*ListRequest)(nil),                // 8: rotor.v1.ListRequest
+	(*ListResponse)(nil),               // 9: rotor.v1.ListResponse
+	(*ChangeRequest)(nil),              // 10: rotor.v1.ChangeRequest
+	(*RotateRequest)(nil),              // 11: rotor.v1.RotateRequest
+	(*SetScheduleRequest)(nil),         // 12: rotor.v1.SetScheduleRequest
+	(*ProgressResponse)(nil),           // 13: rotor.v1.ProgressResponse
+	(*RetireRequest)(nil),              // 14: rotor.v1.RetireRequest
+	(*DestroyRequest)(nil),             // 15: rotor.v1.DestroyRequest
+	(*DestroyResponse)(nil),            // 16: rotor.v1.DestroyResponse
+	(*EncryptRequest)(nil),             // 17: rotor.v1.EncryptRequest
+	(*EncryptResponse)(nil),            // 18: rotor.v1.EncryptResponse
+	(*DecryptRequest)(nil),             // 19: rotor.v1.DecryptRequest
+	(*DecryptResponse)(nil),            // 20: rotor.v1.DecryptResponse
+	(*FileWrap)(nil),                   // 21: rotor.v1.FileWrap
+	(*WrapRequest)(nil),                // 22: rotor.v1.WrapRequest
+	(*WrapResponse)(nil),               // 23: rotor.v1.WrapResponse
+	(*UnwrapRequest)(nil),              // 24: rotor.v1.UnwrapRequest
+	(*UnwrapResponse)(nil),             // 25: rotor.v1.UnwrapResponse
+	(*RewrapRequest)(nil),              // 26: rotor.v1.RewrapRequest
+	(*RewrapResponse)(nil),             // 27: rotor.v1.RewrapResponse
+	(*SignRequest)(nil),                // 28: rotor.v1.SignRequest
+	(*SignResponse)(nil),               // 29: rotor.v1.SignResponse
+	(*VerifyRequest)(nil),              // 30: rotor.v1.VerifyRequest
+	(*VerifyResponse)(nil),             // 31: rotor.v1.VerifyResponse
+	(*EncapsulateRequest)(nil),         // 32: rotor.v1.EncapsulateRequest
+	(*EncapsulateResponse)(nil),        // 33: rotor.v1.EncapsulateResponse
+	(*DecapsulateRequest)(nil),         // 34: rotor.v1.DecapsulateRequest
+	(*DecapsulateResponse)(nil),        // 35: rotor.v1.DecapsulateResponse
+	(*PrepareImportRequest)(nil),       // 36: rotor.v1.PrepareImportRequest
+	(*PrepareImportResponse)(nil),      // 37: rotor.v1.PrepareImportResponse
+	(*ImportRequest)(nil),              // 38: rotor.v1.ImportRequest
+	(*ExportKeyRequest)(nil),           // 39: rotor.v1.ExportKeyRequest
+	(*ExportKeyResponse)(nil),          // 40: rotor.v1.ExportKeyResponse
+	(*BackupKeyRequest)(nil),           // 41: rotor.v1.BackupKeyRequest
+	(*BackupKeyResponse)(nil),          // 42: rotor.v1.BackupKeyResponse
+	(*RestoreKeyRequest)(nil),          // 43: rotor.v1.RestoreKeyRequest
+	(*RestoreKeyResponse)(nil),         // 44: rotor.v1.RestoreKeyResponse
+	(*JoinRequest)(nil),                // 45: rotor.v1.JoinRequest
+	(*RenewRequest)(nil),               // 46: rotor.v1.RenewRequest
+	(*JoinResponse)(nil),               // 47: rotor.v1.JoinResponse
+	(*HoldUp)(nil),                     // 48: rotor.v1.HoldUp
+	(*Attempt)(nil),                    // 49: rotor.v1.Attempt
+	(*Hello)(nil),                      // 50: rotor.v1.Hello
+	(*Ack)(nil),                        // 51: rotor.v1.Ack
+	(*HoldDown)(nil),                   // 52: rotor.v1.HoldDown
+	(*Lease)(nil),                      // 53: rotor.v1.Lease
+	(*Parcel)(nil),                     // 54: rotor.v1.Parcel
+	(*KeyRefusal)(nil),                 // 55: rotor.v1.KeyRefusal
+	(*InviteRequest)(nil),              // 56: rotor.v1.InviteRequest
+	(*InviteResponse)(nil),             // 57: rotor.v1.InviteResponse
+	(*InstancesRequest)(nil),           // 58: rotor.v1.InstancesRequest
+	(*Instance)(nil),                   // 59: rotor.v1.Instance
+	(*InstancesResponse)(nil),          // 60: rotor.v1.InstancesResponse
+	(*RemoveRequest)(nil),              // 61: rotor.v1.RemoveRequest
+	(*RemoveResponse)(nil),             // 62: rotor.v1.RemoveResponse
+	(*IssueRequest)(nil),               // 63: rotor.v1.IssueRequest
+	(*IssueResponse)(nil),              // 64: rotor.v1.IssueResponse
+	(*RegisterRequest)(nil),            // 65: rotor.v1.RegisterRequest
+	(*DataSet)(nil),                    // 66: rotor.v1.DataSet
+	(*DataSetsRequest)(nil),            // 67: rotor.v1.DataSetsRequest
+	(*DataSetsResponse)(nil),           // 68: rotor.v1.DataSetsResponse
+	(*CensusRequest)(nil),              // 69: rotor.v1.CensusRequest
+	(*CensusCount)(nil),                // 70: rotor.v1.CensusCount
+	(*CensusResponse)(nil),             // 71: rotor.v1.CensusResponse
+	(*CampaignRequest)(nil),            // 72: rotor.v1.CampaignRequest
+	(*CampaignRef)(nil),                // 73: rotor.v1.CampaignRef
+	(*Campaign)(nil),                   // 74: rotor.v1.Campaign
+	(*TailRequest)(nil),                // 75: rotor.v1.TailRequest
+	(*TailEntry)(nil),                  // 76: rotor.v1.TailEntry
+	(*DestroyCertificateRequest)(nil),  // 77: rotor.v1.DestroyCertificateRequest
+	(*DestroyCertificateResponse)(nil), // 78: rotor.v1.DestroyCertificateResponse
+	(*ExportRequest)(nil),              // 79: rotor.v1.ExportRequest
+	(*ExportFile)(nil),                 // 80: rotor.v1.ExportFile
+	(*SealStatusRequest)(nil),          // 81: rotor.v1.SealStatusRequest
+	(*SealStatus)(nil),                 // 82: rotor.v1.SealStatus
+	(*SealMember)(nil),                 // 83: rotor.v1.SealMember
+	(*SealProgress)(nil),               // 84: rotor.v1.SealProgress
+	(*UnsealRequest)(nil),              // 85: rotor.v1.UnsealRequest
+	(*UnsealResetRequest)(nil),         // 86: rotor.v1.UnsealResetRequest
+	(*SealRequest)(nil),                // 87: rotor.v1.SealRequest
+	(*SealChangeRequest)(nil),          // 88: rotor.v1.SealChangeRequest
+	(*StartRekeyRequest)(nil),          // 89: rotor.v1.StartRekeyRequest
+	(*RekeyRequest)(nil),               // 90: rotor.v1.RekeyRequest
+	(*AbortRekeyRequest)(nil),          // 91: rotor.v1.AbortRekeyRequest
+	(*RekeyProgress)(nil),              // 92: rotor.v1.RekeyProgress
+	(*StatusRequest)(nil),              // 93: rotor.v1.StatusRequest
+	(*StatusResponse)(nil),             // 94: rotor.v1.StatusResponse
+	(*Check)(nil),                      // 95: rotor.v1.Check
+	(*Replica)(nil),                    // 96: rotor.v1.Replica
+	(*LoginRequest)(nil),               // 97: rotor.v1.LoginRequest
+	(*LoginResponse)(nil),              // 98: rotor.v1.LoginResponse
+	(*LogoutRequest)(nil),              // 99: rotor.v1.LogoutRequest
+	(*LogoutResponse)(nil),             // 100: rotor.v1.LogoutResponse
+	(*WhoamiRequest)(nil),              // 101: rotor.v1.WhoamiRequest
+	(*WhoamiResponse)(nil),             // 102: rotor.v1.WhoamiResponse
+	(*SessionsRequest)(nil),            // 103: rotor.v1.SessionsRequest
+	(*Session)(nil),                    // 104: rotor.v1.Session
+	(*SessionsResponse)(nil),           // 105: rotor.v1.SessionsResponse
+	(*RevokeSessionsRequest)(nil),      // 106: rotor.v1.RevokeSessionsRequest
+	(*RevokeSessionsResponse)(nil),     // 107: rotor.v1.RevokeSessionsResponse
+	(*Credential)(nil),                 // 108: rotor.v1.Credential
+	(*CreateCredentialRequest)(nil),    // 109: rotor.v1.CreateCredentialRequest
+	(*CreateCredentialResponse)(nil),   // 110: rotor.v1.CreateCredentialResponse
+	(*CredentialsRequest)(nil),         // 111: rotor.v1.CredentialsRequest
+	(*CredentialsResponse)(nil),        // 112: rotor.v1.CredentialsResponse
+	(*ChangeCredentialRequest)(nil),    // 113: rotor.v1.ChangeCredentialRequest
+	(*Grant)(nil),                      // 114: rotor.v1.Grant
+	(*CreateGrantRequest)(nil),         // 115: rotor.v1.CreateGrantRequest
+	(*GrantsRequest)(nil),              // 116: rotor.v1.GrantsRequest
+	(*GrantsResponse)(nil),             // 117: rotor.v1.GrantsResponse
+	(*RevokeGrantRequest)(nil),         // 118: rotor.v1.RevokeGrantRequest
+	(*RevokeGrantResponse)(nil),        // 119: rotor.v1.RevokeGrantResponse
+	(*InviteAdminRequest)(nil),         // 120: rotor.v1.InviteAdminRequest
+	(*InviteAdminResponse)(nil),        // 121: rotor.v1.InviteAdminResponse
+	(*AdminsRequest)(nil),              // 122: rotor.v1.AdminsRequest
+	(*Administrator)(nil),              // 123: rotor.v1.Administrator
+	(*AdminsResponse)(nil),             // 124: rotor.v1.AdminsResponse
+	(*RemoveAdminRequest)(nil),         // 125: rotor.v1.RemoveAdminRequest
+	(*RemoveAdminResponse)(nil),        // 126: rotor.v1.RemoveAdminResponse
+	nil,                                // 127: rotor.v1.Key.LabelsEntry
+	nil,                                // 128: rotor.v1.WhoamiResponse.AttributesEntry
+	nil,                                // 129: rotor.v1.Credential.AttributesEntry
+	nil,                                // 130: rotor.v1.CreateCredentialRequest.AttributesEntry
+	nil,                                // 131: rotor.v1.Grant.ContextEntry
+	nil,                                // 132: rotor.v1.CreateGrantRequest.ContextEntry
+	(*timestamppb.Timestamp)(nil),      // 133: google.protobuf.Timestamp
 }
 var file_rotor_v1_rotor_proto_depIdxs = []int32{
-	131, // 0: rotor.v1.Version.created:type_name -> google.protobuf.Timestamp
-	131, // 1: rotor.v1.Version.activated:type_name -> google.protobuf.Timestamp
-	131, // 2: rotor.v1.Version.retired:type_name -> google.protobuf.Timestamp
-	131, // 3: rotor.v1.Version.originated:type_name -> google.protobuf.Timestamp
-	131, // 4: rotor.v1.Version.erased:type_name -> google.protobuf.Timestamp
-	125, // 5: rotor.v1.Key.labels:type_name -> rotor.v1.Key.LabelsEntry
-	3,   // 6: rotor.v1.Key.rotation:type_name -> rotor.v1.Rotation
-	2,   // 7: rotor.v1.Key.versions:type_name -> rotor.v1.Version
-	131, // 8: rotor.v1.Key.created:type_name -> google.protobuf.Timestamp
-	131, // 9: rotor.v1.Key.backed_up:type_name -> google.protobuf.Timestamp
-	4,   // 10: rotor.v1.CreateRequest.key:type_name -> rotor.v1.Key
-	4,   // 11: rotor.v1.ListResponse.keys:type_name -> rotor.v1.Key
-	5,   // 12: rotor.v1.ChangeRequest.key:type_name -> rotor.v1.KeyRef
-	5,   // 13: rotor.v1.RotateRequest.key:type_name -> rotor.v1.KeyRef
-	4,   // 14: rotor.v1.ProgressResponse.key:type_name -> rotor.v1.Key
-	5,   // 15: rotor.v1.RetireRequest.key:type_name -> rotor.v1.KeyRef
-	5,   // 16: rotor.v1.DestroyRequest.key:type_name -> rotor.v1.KeyRef
-	4,   // 17: rotor.v1.DestroyResponse.key:type_name -> rotor.v1.Key
-	5,   // 18: rotor.v1.EncryptRequest.key:type_name -> rotor.v1.KeyRef
-	1,   // 19: rotor.v1.EncryptRequest.parts:type_name -> rotor.v1.Part
-	5,   // 20: rotor.v1.DecryptRequest.key:type_name -> rotor.v1.KeyRef
-	1,   // 21: rotor.v1.DecryptRequest.parts:type_name -> rotor.v1.Part
-	5,   // 22: rotor.v1.WrapRequest.key:type_name -> rotor.v1.KeyRef
-	19,  // 23: rotor.v1.WrapResponse.wrap:type_name -> rotor.v1.FileWrap
-	19,  // 24: rotor.v1.UnwrapRequest.wrap:type_name -> rotor.v1.FileWrap
-	19,  // 25: rotor.v1.RewrapRequest.wrap:type_name -> rotor.v1.FileWrap
-	19,  // 26: rotor.v1.RewrapResponse.wrap:type_name -> rotor.v1.FileWrap
-	5,   // 27: rotor.v1.SignRequest.key:type_name -> rotor.v1.KeyRef
-	5,   // 28: rotor.v1.VerifyRequest.key:type_name -> rotor.v1.KeyRef
-	5,   // 29: rotor.v1.EncapsulateRequest.key:type_name -> rotor.v1.KeyRef
-	5,   // 30: rotor.v1.DecapsulateRequest.key:type_name -> rotor.v1.KeyRef
-	5,   // 31: rotor.v1.PrepareImportRequest.key:type_name -> rotor.v1.KeyRef
-	131, // 32: rotor.v1.PrepareImportResponse.expires:type_name -> google.protobuf.Timestamp
-	4,   // 33: rotor.v1.ImportRequest.key:type_name -> rotor.v1.Key
-	131, // 34: rotor.v1.ImportRequest.originated:type_name -> google.protobuf.Timestamp
-	5,   // 35: rotor.v1.ExportKeyRequest.key:type_name -> rotor.v1.KeyRef
-	5,   // 36: rotor.v1.BackupKeyRequest.key:type_name -> rotor.v1.KeyRef
-	131, // 37: rotor.v1.BackupKeyResponse.expires:type_name -> google.protobuf.Timestamp
-	4,   // 38: rotor.v1.RestoreKeyResponse.key:type_name -> rotor.v1.Key
-	48,  // 39: rotor.v1.HoldUp.hello:type_name -> rotor.v1.Hello
-	49,  // 40: rotor.v1.HoldUp.acks:type_name -> rotor.v1.Ack
-	47,  // 41: rotor.v1.HoldUp.attempts:type_name -> rotor.v1.Attempt
-	51,  // 42: rotor.v1.HoldDown.lease:type_name -> rotor.v1.Lease
-	52,  // 43: rotor.v1.HoldDown.parcel:type_name -> rotor.v1.Parcel
-	53,  // 44: rotor.v1.HoldDown.refusal:type_name -> rotor.v1.KeyRefusal
-	0,   // 45: rotor.v1.KeyRefusal.fault:type_name -> rotor.v1.Fault
-	131, // 46: rotor.v1.Instance.heard:type_name -> google.protobuf.Timestamp
-	57,  // 47: rotor.v1.InstancesResponse.instances:type_name -> rotor.v1.Instance
-	5,   // 48: rotor.v1.IssueRequest.key:type_name -> rotor.v1.KeyRef
-	64,  // 49: rotor.v1.RegisterRequest.data_set:type_name -> rotor.v1.DataSet
-	5,   // 50: rotor.v1.DataSet.key:type_name -> rotor.v1.KeyRef
-	64,  // 51: rotor.v1.DataSetsResponse.data_sets:type_name -> rotor.v1.DataSet
-	5,   // 52: rotor.v1.CensusRequest.key:type_name -> rotor.v1.KeyRef
-	68,  // 53: rotor.v1.CensusResponse.counts:type_name -> rotor.v1.CensusCount
-	5,   // 54: rotor.v1.CampaignRequest.key:type_name -> rotor.v1.KeyRef
-	5,   // 55: rotor.v1.DestroyCertificateRequest.key:type_name -> rotor.v1.KeyRef
-	82,  // 56: rotor.v1.SealStatus.shares:type_name -> rotor.v1.SealProgress
-	81,  // 57: rotor.v1.SealStatus.members:type_name -> rotor.v1.SealMember
-	90,  // 58: rotor.v1.SealStatus.rekey:type_name -> rotor.v1.RekeyProgress
-	131, // 59: rotor.v1.SealMember.opened:type_name -> google.protobuf.Timestamp
-	82,  // 60: rotor.v1.RekeyProgress.progress:type_name -> rotor.v1.SealProgress
-	131, // 61: rotor.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
-	93,  // 62: rotor.v1.StatusResponse.checks:type_name -> rotor.v1.Check
-	94,  // 63: rotor.v1.StatusResponse.replicas:type_name -> rotor.v1.Replica
-	131, // 64: rotor.v1.Replica.started:type_name -> google.protobuf.Timestamp
-	131, // 65: rotor.v1.LoginResponse.expires:type_name -> google.protobuf.Timestamp
-	126, // 66: rotor.v1.WhoamiResponse.attributes:type_name -> rotor.v1.WhoamiResponse.AttributesEntry
-	131, // 67: rotor.v1.WhoamiResponse.expires:type_name -> google.protobuf.Timestamp
-	131, // 68: rotor.v1.Session.created:type_name -> google.protobuf.Timestamp
-	131, // 69: rotor.v1.Session.used:type_name -> google.protobuf.Timestamp
-	131, // 70: rotor.v1.Session.expires:type_name -> google.protobuf.Timestamp
-	102, // 71: rotor.v1.SessionsResponse.sessions:type_name -> rotor.v1.Session
-	131, // 72: rotor.v1.Credential.expires:type_name -> google.protobuf.Timestamp
-	131, // 73: rotor.v1.Credential.created:type_name -> google.protobuf.Timestamp
-	127, // 74: rotor.v1.Credential.attributes:type_name -> rotor.v1.Credential.AttributesEntry
-	128, // 75: rotor.v1.CreateCredentialRequest.attributes:type_name -> rotor.v1.CreateCredentialRequest.AttributesEntry
-	106, // 76: rotor.v1.CreateCredentialResponse.credential:type_name -> rotor.v1.Credential
-	106, // 77: rotor.v1.CredentialsResponse.credentials:type_name -> rotor.v1.Credential
-	5,   // 78: rotor.v1.Grant.key:type_name -> rotor.v1.KeyRef
-	129, // 79: rotor.v1.Grant.context:type_name -> rotor.v1.Grant.ContextEntry
-	131, // 80: rotor.v1.Grant.expires:type_name -> google.protobuf.Timestamp
-	131, // 81: rotor.v1.Grant.created:type_name -> google.protobuf.Timestamp
-	5,   // 82: rotor.v1.CreateGrantRequest.key:type_name -> rotor.v1.KeyRef
-	130, // 83: rotor.v1.CreateGrantRequest.context:type_name -> rotor.v1.CreateGrantRequest.ContextEntry
-	112, // 84: rotor.v1.GrantsResponse.grants:type_name -> rotor.v1.Grant
-	131, // 85: rotor.v1.Administrator.created:type_name -> google.protobuf.Timestamp
-	131, // 86: rotor.v1.Administrator.removed:type_name -> google.protobuf.Timestamp
-	121, // 87: rotor.v1.AdminsResponse.admins:type_name -> rotor.v1.Administrator
-	6,   // 88: rotor.v1.KeyService.Create:input_type -> rotor.v1.CreateRequest
-	5,   // 89: rotor.v1.KeyService.Get:input_type -> rotor.v1.KeyRef
-	7,   // 90: rotor.v1.KeyService.List:input_type -> rotor.v1.ListRequest
-	9,   // 91: rotor.v1.KeyService.Change:input_type -> rotor.v1.ChangeRequest
-	10,  // 92: rotor.v1.KeyService.Rotate:input_type -> rotor.v1.RotateRequest
-	5,   // 93: rotor.v1.KeyService.Progress:input_type -> rotor.v1.KeyRef
-	12,  // 94: rotor.v1.KeyService.Retire:input_type -> rotor.v1.RetireRequest
-	13,  // 95: rotor.v1.KeyService.Destroy:input_type -> rotor.v1.DestroyRequest
-	15,  // 96: rotor.v1.KeyService.Encrypt:input_type -> rotor.v1.EncryptRequest
-	17,  // 97: rotor.v1.KeyService.Decrypt:input_type -> rotor.v1.DecryptRequest
-	20,  // 98: rotor.v1.KeyService.Wrap:input_type -> rotor.v1.WrapRequest
-	22,  // 99: rotor.v1.KeyService.Unwrap:input_type -> rotor.v1.UnwrapRequest
-	24,  // 100: rotor.v1.KeyService.Rewrap:input_type -> rotor.v1.RewrapRequest
-	26,  // 101: rotor.v1.KeyService.Sign:input_type -> rotor.v1.SignRequest
-	28,  // 102: rotor.v1.KeyService.Verify:input_type -> rotor.v1.VerifyRequest
-	30,  // 103: rotor.v1.KeyService.Encapsulate:input_type -> rotor.v1.EncapsulateRequest
-	32,  // 104: rotor.v1.KeyService.Decapsulate:input_type -> rotor.v1.DecapsulateRequest
-	34,  // 105: rotor.v1.KeyService.PrepareImport:input_type -> rotor.v1.PrepareImportRequest
-	36,  // 106: rotor.v1.KeyService.Import:input_type -> rotor.v1.ImportRequest
-	37,  // 107: rotor.v1.KeyService.Export:input_type -> rotor.v1.ExportKeyRequest
-	39,  // 108: rotor.v1.KeyService.Backup:input_type -> rotor.v1.BackupKeyRequest
-	41,  // 109: rotor.v1.KeyService.Restore:input_type -> rotor.v1.RestoreKeyRequest
-	43,  // 110: rotor.v1.JoinService.Join:input_type -> rotor.v1.JoinRequest
-	44,  // 111: rotor.v1.JoinService.Renew:input_type -> rotor.v1.RenewRequest
-	46,  // 112: rotor.v1.FleetService.Hold:input_type -> rotor.v1.HoldUp
-	54,  // 113: rotor.v1.FleetService.Invite:input_type -> rotor.v1.InviteRequest
-	56,  // 114: rotor.v1.FleetService.Instances:input_type -> rotor.v1.InstancesRequest
-	59,  // 115: rotor.v1.FleetService.Remove:input_type -> rotor.v1.RemoveRequest
-	61,  // 116: rotor.v1.TokenService.Issue:input_type -> rotor.v1.IssueRequest
-	63,  // 117: rotor.v1.DataService.Register:input_type -> rotor.v1.RegisterRequest
-	65,  // 118: rotor.v1.DataService.DataSets:input_type -> rotor.v1.DataSetsRequest
-	67,  // 119: rotor.v1.DataService.Census:input_type -> rotor.v1.CensusRequest
-	70,  // 120: rotor.v1.DataService.StartCampaign:input_type -> rotor.v1.CampaignRequest
-	71,  // 121: rotor.v1.DataService.GetCampaign:input_type -> rotor.v1.CampaignRef
-	73,  // 122: rotor.v1.AuditService.Tail:input_type -> rotor.v1.TailRequest
-	77,  // 123: rotor.v1.AuditService.Export:input_type -> rotor.v1.ExportRequest
-	75,  // 124: rotor.v1.AuditService.DestroyCertificate:input_type -> rotor.v1.DestroyCertificateRequest
-	79,  // 125: rotor.v1.SealService.Status:input_type -> rotor.v1.SealStatusRequest
-	83,  // 126: rotor.v1.SealService.Unseal:input_type -> rotor.v1.UnsealRequest
-	84,  // 127: rotor.v1.SealService.Reset:input_type -> rotor.v1.UnsealResetRequest
-	85,  // 128: rotor.v1.SealService.Seal:input_type -> rotor.v1.SealRequest
-	86,  // 129: rotor.v1.SealService.Change:input_type -> rotor.v1.SealChangeRequest
-	87,  // 130: rotor.v1.SealService.StartRekey:input_type -> rotor.v1.StartRekeyRequest
-	88,  // 131: rotor.v1.SealService.Rekey:input_type -> rotor.v1.RekeyRequest
-	89,  // 132: rotor.v1.SealService.AbortRekey:input_type -> rotor.v1.AbortRekeyRequest
-	91,  // 133: rotor.v1.ServerService.Status:input_type -> rotor.v1.StatusRequest
-	95,  // 134: rotor.v1.AuthService.Login:input_type -> rotor.v1.LoginRequest
-	97,  // 135: rotor.v1.AuthService.Logout:input_type -> rotor.v1.LogoutRequest
-	99,  // 136: rotor.v1.AuthService.Whoami:input_type -> rotor.v1.WhoamiRequest
-	101, // 137: rotor.v1.AuthService.Sessions:input_type -> rotor.v1.SessionsRequest
-	104, // 138: rotor.v1.AuthService.RevokeSessions:input_type -> rotor.v1.RevokeSessionsRequest
-	107, // 139: rotor.v1.AuthService.CreateCredential:input_type -> rotor.v1.CreateCredentialRequest
-	109, // 140: rotor.v1.AuthService.Credentials:input_type -> rotor.v1.CredentialsRequest
-	111, // 141: rotor.v1.AuthService.ChangeCredential:input_type -> rotor.v1.ChangeCredentialRequest
-	113, // 142: rotor.v1.AuthService.CreateGrant:input_type -> rotor.v1.CreateGrantRequest
-	114, // 143: rotor.v1.AuthService.Grants:input_type -> rotor.v1.GrantsRequest
-	116, // 144: rotor.v1.AuthService.RevokeGrant:input_type -> rotor.v1.RevokeGrantRequest
-	118, // 145: rotor.v1.AuthService.InviteAdmin:input_type -> rotor.v1.InviteAdminRequest
-	120, // 146: rotor.v1.AuthService.Admins:input_type -> rotor.v1.AdminsRequest
-	123, // 147: rotor.v1.AuthService.RemoveAdmin:input_type -> rotor.v1.RemoveAdminRequest
-	4,   // 148: rotor.v1.KeyService.Create:output_type -> rotor.v1.Key
-	4,   // 149: rotor.v1.KeyService.Get:output_type -> rotor.v1.Key
-	8,   // 150: rotor.v1.KeyService.List:output_type -> rotor.v1.ListResponse
-	4,   // 151: rotor.v1.KeyService.Change:output_type -> rotor.v1.Key
-	4,   // 152: rotor.v1.KeyService.Rotate:output_type -> rotor.v1.Key
-	11,  // 153: rotor.v1.KeyService.Progress:output_type -> rotor.v1.ProgressResponse
-	4,   // 154: rotor.v1.KeyService.Retire:output_type -> rotor.v1.Key
-	14,  // 155: rotor.v1.KeyService.Destroy:output_type -> rotor.v1.DestroyResponse
-	16,  // 156: rotor.v1.KeyService.Encrypt:output_type -> rotor.v1.EncryptResponse
-	18,  // 157: rotor.v1.KeyService.Decrypt:output_type -> rotor.v1.DecryptResponse
-	21,  // 158: rotor.v1.KeyService.Wrap:output_type -> rotor.v1.WrapResponse
-	23,  // 159: rotor.v1.KeyService.Unwrap:output_type -> rotor.v1.UnwrapResponse
-	25,  // 160: rotor.v1.KeyService.Rewrap:output_type -> rotor.v1.RewrapResponse
-	27,  // 161: rotor.v1.KeyService.Sign:output_type -> rotor.v1.SignResponse
-	29,  // 162: rotor.v1.KeyService.Verify:output_type -> rotor.v1.VerifyResponse
-	31,  // 163: rotor.v1.KeyService.Encapsulate:output_type -> rotor.v1.EncapsulateResponse
-	33,  // 164: rotor.v1.KeyService.Decapsulate:output_type -> rotor.v1.DecapsulateResponse
-	35,  // 165: rotor.v1.KeyService.PrepareImport:output_type -> rotor.v1.PrepareImportResponse
-	4,   // 166: rotor.v1.KeyService.Import:output_type -> rotor.v1.Key
-	38,  // 167: rotor.v1.KeyService.Export:output_type -> rotor.v1.ExportKeyResponse
-	40,  // 168: rotor.v1.KeyService.Backup:output_type -> rotor.v1.BackupKeyResponse
-	42,  // 169: rotor.v1.KeyService.Restore:output_type -> rotor.v1.RestoreKeyResponse
-	45,  // 170: rotor.v1.JoinService.Join:output_type -> rotor.v1.JoinResponse
-	45,  // 171: rotor.v1.JoinService.Renew:output_type -> rotor.v1.JoinResponse
-	50,  // 172: rotor.v1.FleetService.Hold:output_type -> rotor.v1.HoldDown
-	55,  // 173: rotor.v1.FleetService.Invite:output_type -> rotor.v1.InviteResponse
-	58,  // 174: rotor.v1.FleetService.Instances:output_type -> rotor.v1.InstancesResponse
-	60,  // 175: rotor.v1.FleetService.Remove:output_type -> rotor.v1.RemoveResponse
-	62,  // 176: rotor.v1.TokenService.Issue:output_type -> rotor.v1.IssueResponse
-	64,  // 177: rotor.v1.DataService.Register:output_type -> rotor.v1.DataSet
-	66,  // 178: rotor.v1.DataService.DataSets:output_type -> rotor.v1.DataSetsResponse
-	69,  // 179: rotor.v1.DataService.Census:output_type -> rotor.v1.CensusResponse
-	72,  // 180: rotor.v1.DataService.StartCampaign:output_type -> rotor.v1.Campaign
-	72,  // 181: rotor.v1.DataService.GetCampaign:output_type -> rotor.v1.Campaign
-	74,  // 182: rotor.v1.AuditService.Tail:output_type -> rotor.v1.TailEntry
-	78,  // 183: rotor.v1.AuditService.Export:output_type -> rotor.v1.ExportFile
-	76,  // 184: rotor.v1.AuditService.DestroyCertificate:output_type -> rotor.v1.DestroyCertificateResponse
-	80,  // 185: rotor.v1.SealService.Status:output_type -> rotor.v1.SealStatus
-	82,  // 186: rotor.v1.SealService.Unseal:output_type -> rotor.v1.SealProgress
-	82,  // 187: rotor.v1.SealService.Reset:output_type -> rotor.v1.SealProgress
-	80,  // 188: rotor.v1.SealService.Seal:output_type -> rotor.v1.SealStatus
-	80,  // 189: rotor.v1.SealService.Change:output_type -> rotor.v1.SealStatus
-	90,  // 190: rotor.v1.SealService.StartRekey:output_type -> rotor.v1.RekeyProgress
-	90,  // 191: rotor.v1.SealService.Rekey:output_type -> rotor.v1.RekeyProgress
-	90,  // 192: rotor.v1.SealService.AbortRekey:output_type -> rotor.v1.RekeyProgress
-	92,  // 193: rotor.v1.ServerService.Status:output_type -> rotor.v1.StatusResponse
-	96,  // 194: rotor.v1.AuthService.Login:output_type -> rotor.v1.LoginResponse
-	98,  // 195: rotor.v1.AuthService.Logout:output_type -> rotor.v1.LogoutResponse
-	100, // 196: rotor.v1.AuthService.Whoami:output_type -> rotor.v1.WhoamiResponse
-	103, // 197: rotor.v1.AuthService.Sessions:output_type -> rotor.v1.SessionsResponse
-	105, // 198: rotor.v1.AuthService.RevokeSessions:output_type -> rotor.v1.RevokeSessionsResponse
-	108, // 199: rotor.v1.AuthService.CreateCredential:output_type -> rotor.v1.CreateCredentialResponse
-	110, // 200: rotor.v1.AuthService.Credentials:output_type -> rotor.v1.CredentialsResponse
-	106, // 201: rotor.v1.AuthService.ChangeCredential:output_type -> rotor.v1.Credential
-	112, // 202: rotor.v1.AuthService.CreateGrant:output_type -> rotor.v1.Grant
-	115, // 203: rotor.v1.AuthService.Grants:output_type -> rotor.v1.GrantsResponse
-	117, // 204: rotor.v1.AuthService.RevokeGrant:output_type -> rotor.v1.RevokeGrantResponse
-	119, // 205: rotor.v1.AuthService.InviteAdmin:output_type -> rotor.v1.InviteAdminResponse
-	122, // 206: rotor.v1.AuthService.Admins:output_type -> rotor.v1.AdminsResponse
-	124, // 207: rotor.v1.AuthService.RemoveAdmin:output_type -> rotor.v1.RemoveAdminResponse
-	148, // [148:208] is the sub-list for method output_type
-	88,  // [88:148] is the sub-list for method input_type
-	88,  // [88:88] is the sub-list for extension type_name
-	88,  // [88:88] is the sub-list for extension extendee
-	0,   // [0:88] is the sub-list for field type_name
+	133, // 0: rotor.v1.Version.created:type_name -> google.protobuf.Timestamp
+	133, // 1: rotor.v1.Version.activated:type_name -> google.protobuf.Timestamp
+	133, // 2: rotor.v1.Version.retired:type_name -> google.protobuf.Timestamp
+	133, // 3: rotor.v1.Version.originated:type_name -> google.protobuf.Timestamp
+	133, // 4: rotor.v1.Version.erased:type_name -> google.protobuf.Timestamp
+	133, // 5: rotor.v1.Version.last_protected:type_name -> google.protobuf.Timestamp
+	133, // 6: rotor.v1.Version.last_processed:type_name -> google.protobuf.Timestamp
+	127, // 7: rotor.v1.Key.labels:type_name -> rotor.v1.Key.LabelsEntry
+	4,   // 8: rotor.v1.Key.rotation:type_name -> rotor.v1.Rotation
+	2,   // 9: rotor.v1.Key.versions:type_name -> rotor.v1.Version
+	133, // 10: rotor.v1.Key.created:type_name -> google.protobuf.Timestamp
+	133, // 11: rotor.v1.Key.backed_up:type_name -> google.protobuf.Timestamp
+	3,   // 12: rotor.v1.Key.schedule:type_name -> rotor.v1.Schedule
+	133, // 13: rotor.v1.Key.due:type_name -> google.protobuf.Timestamp
+	5,   // 14: rotor.v1.CreateRequest.key:type_name -> rotor.v1.Key
+	5,   // 15: rotor.v1.ListResponse.keys:type_name -> rotor.v1.Key
+	6,   // 16: rotor.v1.ChangeRequest.key:type_name -> rotor.v1.KeyRef
+	6,   // 17: rotor.v1.RotateRequest.key:type_name -> rotor.v1.KeyRef
+	6,   // 18: rotor.v1.SetScheduleRequest.key:type_name -> rotor.v1.KeyRef
+	3,   // 19: rotor.v1.SetScheduleRequest.schedule:type_name -> rotor.v1.Schedule
+	5,   // 20: rotor.v1.ProgressResponse.key:type_name -> rotor.v1.Key
+	133, // 21: rotor.v1.ProgressResponse.due:type_name -> google.protobuf.Timestamp
+	133, // 22: rotor.v1.ProgressResponse.retry:type_name -> google.protobuf.Timestamp
+	6,   // 23: rotor.v1.RetireRequest.key:type_name -> rotor.v1.KeyRef
+	6,   // 24: rotor.v1.DestroyRequest.key:type_name -> rotor.v1.KeyRef
+	5,   // 25: rotor.v1.DestroyResponse.key:type_name -> rotor.v1.Key
+	6,   // 26: rotor.v1.EncryptRequest.key:type_name -> rotor.v1.KeyRef
+	1,   // 27: rotor.v1.EncryptRequest.parts:type_name -> rotor.v1.Part
+	6,   // 28: rotor.v1.DecryptRequest.key:type_name -> rotor.v1.KeyRef
+	1,   // 29: rotor.v1.DecryptRequest.parts:type_name -> rotor.v1.Part
+	6,   // 30: rotor.v1.WrapRequest.key:type_name -> rotor.v1.KeyRef
+	21,  // 31: rotor.v1.WrapResponse.wrap:type_name -> rotor.v1.FileWrap
+	21,  // 32: rotor.v1.UnwrapRequest.wrap:type_name -> rotor.v1.FileWrap
+	21,  // 33: rotor.v1.RewrapRequest.wrap:type_name -> rotor.v1.FileWrap
+	21,  // 34: rotor.v1.RewrapResponse.wrap:type_name -> rotor.v1.FileWrap
+	6,   // 35: rotor.v1.SignRequest.key:type_name -> rotor.v1.KeyRef
+	6,   // 36: rotor.v1.VerifyRequest.key:type_name -> rotor.v1.KeyRef
+	6,   // 37: rotor.v1.EncapsulateRequest.key:type_name -> rotor.v1.KeyRef
+	6,   // 38: rotor.v1.DecapsulateRequest.key:type_name -> rotor.v1.KeyRef
+	6,   // 39: rotor.v1.PrepareImportRequest.key:type_name -> rotor.v1.KeyRef
+	133, // 40: rotor.v1.PrepareImportResponse.expires:type_name -> google.protobuf.Timestamp
+	5,   // 41: rotor.v1.ImportRequest.key:type_name -> rotor.v1.Key
+	133, // 42: rotor.v1.ImportRequest.originated:type_name -> google.protobuf.Timestamp
+	6,   // 43: rotor.v1.ExportKeyRequest.key:type_name -> rotor.v1.KeyRef
+	6,   // 44: rotor.v1.BackupKeyRequest.key:type_name -> rotor.v1.KeyRef
+	133, // 45: rotor.v1.BackupKeyResponse.expires:type_name -> google.protobuf.Timestamp
+	5,   // 46: rotor.v1.RestoreKeyResponse.key:type_name -> rotor.v1.Key
+	50,  // 47: rotor.v1.HoldUp.hello:type_name -> rotor.v1.Hello
+	51,  // 48: rotor.v1.HoldUp.acks:type_name -> rotor.v1.Ack
+	49,  // 49: rotor.v1.HoldUp.attempts:type_name -> rotor.v1.Attempt
+	53,  // 50: rotor.v1.HoldDown.lease:type_name -> rotor.v1.Lease
+	54,  // 51: rotor.v1.HoldDown.parcel:type_name -> rotor.v1.Parcel
+	55,  // 52: rotor.v1.HoldDown.refusal:type_name -> rotor.v1.KeyRefusal
+	0,   // 53: rotor.v1.KeyRefusal.fault:type_name -> rotor.v1.Fault
+	133, // 54: rotor.v1.Instance.heard:type_name -> google.protobuf.Timestamp
+	59,  // 55: rotor.v1.InstancesResponse.instances:type_name -> rotor.v1.Instance
+	6,   // 56: rotor.v1.IssueRequest.key:type_name -> rotor.v1.KeyRef
+	66,  // 57: rotor.v1.RegisterRequest.data_set:type_name -> rotor.v1.DataSet
+	6,   // 58: rotor.v1.DataSet.key:type_name -> rotor.v1.KeyRef
+	66,  // 59: rotor.v1.DataSetsResponse.data_sets:type_name -> rotor.v1.DataSet
+	6,   // 60: rotor.v1.CensusRequest.key:type_name -> rotor.v1.KeyRef
+	70,  // 61: rotor.v1.CensusResponse.counts:type_name -> rotor.v1.CensusCount
+	6,   // 62: rotor.v1.CampaignRequest.key:type_name -> rotor.v1.KeyRef
+	6,   // 63: rotor.v1.DestroyCertificateRequest.key:type_name -> rotor.v1.KeyRef
+	84,  // 64: rotor.v1.SealStatus.shares:type_name -> rotor.v1.SealProgress
+	83,  // 65: rotor.v1.SealStatus.members:type_name -> rotor.v1.SealMember
+	92,  // 66: rotor.v1.SealStatus.rekey:type_name -> rotor.v1.RekeyProgress
+	133, // 67: rotor.v1.SealMember.opened:type_name -> google.protobuf.Timestamp
+	84,  // 68: rotor.v1.RekeyProgress.progress:type_name -> rotor.v1.SealProgress
+	133, // 69: rotor.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	95,  // 70: rotor.v1.StatusResponse.checks:type_name -> rotor.v1.Check
+	96,  // 71: rotor.v1.StatusResponse.replicas:type_name -> rotor.v1.Replica
+	133, // 72: rotor.v1.Replica.started:type_name -> google.protobuf.Timestamp
+	133, // 73: rotor.v1.LoginResponse.expires:type_name -> google.protobuf.Timestamp
+	128, // 74: rotor.v1.WhoamiResponse.attributes:type_name -> rotor.v1.WhoamiResponse.AttributesEntry
+	133, // 75: rotor.v1.WhoamiResponse.expires:type_name -> google.protobuf.Timestamp
+	133, // 76: rotor.v1.Session.created:type_name -> google.protobuf.Timestamp
+	133, // 77: rotor.v1.Session.used:type_name -> google.protobuf.Timestamp
+	133, // 78: rotor.v1.Session.expires:type_name -> google.protobuf.Timestamp
+	104, // 79: rotor.v1.SessionsResponse.sessions:type_name -> rotor.v1.Session
+	133, // 80: rotor.v1.Credential.expires:type_name -> google.protobuf.Timestamp
+	133, // 81: rotor.v1.Credential.created:type_name -> google.protobuf.Timestamp
+	129, // 82: rotor.v1.Credential.attributes:type_name -> rotor.v1.Credential.AttributesEntry
+	130, // 83: rotor.v1.CreateCredentialRequest.attributes:type_name -> rotor.v1.CreateCredentialRequest.AttributesEntry
+	108, // 84: rotor.v1.CreateCredentialResponse.credential:type_name -> rotor.v1.Credential
+	108, // 85: rotor.v1.CredentialsResponse.credentials:type_name -> rotor.v1.Credential
+	6,   // 86: rotor.v1.Grant.key:type_name -> rotor.v1.KeyRef
+	131, // 87: rotor.v1.Grant.context:type_name -> rotor.v1.Grant.ContextEntry
+	133, // 88: rotor.v1.Grant.expires:type_name -> google.protobuf.Timestamp
+	133, // 89: rotor.v1.Grant.created:type_name -> google.protobuf.Timestamp
+	6,   // 90: rotor.v1.CreateGrantRequest.key:type_name -> rotor.v1.KeyRef
+	132, // 91: rotor.v1.CreateGrantRequest.context:type_name -> rotor.v1.CreateGrantRequest.ContextEntry
+	114, // 92: rotor.v1.GrantsResponse.grants:type_name -> rotor.v1.Grant
+	133, // 93: rotor.v1.Administrator.created:type_name -> google.protobuf.Timestamp
+	133, // 94: rotor.v1.Administrator.removed:type_name -> google.protobuf.Timestamp
+	123, // 95: rotor.v1.AdminsResponse.admins:type_name -> rotor.v1.Administrator
+	7,   // 96: rotor.v1.KeyService.Create:input_type -> rotor.v1.CreateRequest
+	6,   // 97: rotor.v1.KeyService.Get:input_type -> rotor.v1.KeyRef
+	8,   // 98: rotor.v1.KeyService.List:input_type -> rotor.v1.ListRequest
+	10,  // 99: rotor.v1.KeyService.Change:input_type -> rotor.v1.ChangeRequest
+	11,  // 100: rotor.v1.KeyService.Rotate:input_type -> rotor.v1.RotateRequest
+	12,  // 101: rotor.v1.KeyService.SetSchedule:input_type -> rotor.v1.SetScheduleRequest
+	6,   // 102: rotor.v1.KeyService.Progress:input_type -> rotor.v1.KeyRef
+	14,  // 103: rotor.v1.KeyService.Retire:input_type -> rotor.v1.RetireRequest
+	15,  // 104: rotor.v1.KeyService.Destroy:input_type -> rotor.v1.DestroyRequest
+	17,  // 105: rotor.v1.KeyService.Encrypt:input_type -> rotor.v1.EncryptRequest
+	19,  // 106: rotor.v1.KeyService.Decrypt:input_type -> rotor.v1.DecryptRequest
+	22,  // 107: rotor.v1.KeyService.Wrap:input_type -> rotor.v1.WrapRequest
+	24,  // 108: rotor.v1.KeyService.Unwrap:input_type -> rotor.v1.UnwrapRequest
+	26,  // 109: rotor.v1.KeyService.Rewrap:input_type -> rotor.v1.RewrapRequest
+	28,  // 110: rotor.v1.KeyService.Sign:input_type -> rotor.v1.SignRequest
+	30,  // 111: rotor.v1.KeyService.Verify:input_type -> rotor.v1.VerifyRequest
+	32,  // 112: rotor.v1.KeyService.Encapsulate:input_type -> rotor.v1.EncapsulateRequest
+	34,  // 113: rotor.v1.KeyService.Decapsulate:input_type -> rotor.v1.DecapsulateRequest
+	36,  // 114: rotor.v1.KeyService.PrepareImport:input_type -> rotor.v1.PrepareImportRequest
+	38,  // 115: rotor.v1.KeyService.Import:input_type -> rotor.v1.ImportRequest
+	39,  // 116: rotor.v1.KeyService.Export:input_type -> rotor.v1.ExportKeyRequest
+	41,  // 117: rotor.v1.KeyService.Backup:input_type -> rotor.v1.BackupKeyRequest
+	43,  // 118: rotor.v1.KeyService.Restore:input_type -> rotor.v1.RestoreKeyRequest
+	45,  // 119: rotor.v1.JoinService.Join:input_type -> rotor.v1.JoinRequest
+	46,  // 120: rotor.v1.JoinService.Renew:input_type -> rotor.v1.RenewRequest
+	48,  // 121: rotor.v1.FleetService.Hold:input_type -> rotor.v1.HoldUp
+	56,  // 122: rotor.v1.FleetService.Invite:input_type -> rotor.v1.InviteRequest
+	58,  // 123: rotor.v1.FleetService.Instances:input_type -> rotor.v1.InstancesRequest
+	61,  // 124: rotor.v1.FleetService.Remove:input_type -> rotor.v1.RemoveRequest
+	63,  // 125: rotor.v1.TokenService.Issue:input_type -> rotor.v1.IssueRequest
+	65,  // 126: rotor.v1.DataService.Register:input_type -> rotor.v1.RegisterRequest
+	67,  // 127: rotor.v1.DataService.DataSets:input_type -> rotor.v1.DataSetsRequest
+	69,  // 128: rotor.v1.DataService.Census:input_type -> rotor.v1.CensusRequest
+	72,  // 129: rotor.v1.DataService.StartCampaign:input_type -> rotor.v1.CampaignRequest
+	73,  // 130: rotor.v1.DataService.GetCampaign:input_type -> rotor.v1.CampaignRef
+	75,  // 131: rotor.v1.AuditService.Tail:input_type -> rotor.v1.TailRequest
+	79,  // 132: rotor.v1.AuditService.Export:input_type -> rotor.v1.ExportRequest
+	77,  // 133: rotor.v1.AuditService.DestroyCertificate:input_type -> rotor.v1.DestroyCertificateRequest
+	81,  // 134: rotor.v1.SealService.Status:input_type -> rotor.v1.SealStatusRequest
+	85,  // 135: rotor.v1.SealService.Unseal:input_type -> rotor.v1.UnsealRequest
+	86,  // 136: rotor.v1.SealService.Reset:input_type -> rotor.v1.UnsealResetRequest
+	87,  // 137: rotor.v1.SealService.Seal:input_type -> rotor.v1.SealRequest
+	88,  // 138: rotor.v1.SealService.Change:input_type -> rotor.v1.SealChangeRequest
+	89,  // 139: rotor.v1.SealService.StartRekey:input_type -> rotor.v1.StartRekeyRequest
+	90,  // 140: rotor.v1.SealService.Rekey:input_type -> rotor.v1.RekeyRequest
+	91,  // 141: rotor.v1.SealService.AbortRekey:input_type -> rotor.v1.AbortRekeyRequest
+	93,  // 142: rotor.v1.ServerService.Status:input_type -> rotor.v1.StatusRequest
+	97,  // 143: rotor.v1.AuthService.Login:input_type -> rotor.v1.LoginRequest
+	99,  // 144: rotor.v1.AuthService.Logout:input_type -> rotor.v1.LogoutRequest
+	101, // 145: rotor.v1.AuthService.Whoami:input_type -> rotor.v1.WhoamiRequest
+	103, // 146: rotor.v1.AuthService.Sessions:input_type -> rotor.v1.SessionsRequest
+	106, // 147: rotor.v1.AuthService.RevokeSessions:input_type -> rotor.v1.RevokeSessionsRequest
+	109, // 148: rotor.v1.AuthService.CreateCredential:input_type -> rotor.v1.CreateCredentialRequest
+	111, // 149: rotor.v1.AuthService.Credentials:input_type -> rotor.v1.CredentialsRequest
+	113, // 150: rotor.v1.AuthService.ChangeCredential:input_type -> rotor.v1.ChangeCredentialRequest
+	115, // 151: rotor.v1.AuthService.CreateGrant:input_type -> rotor.v1.CreateGrantRequest
+	116, // 152: rotor.v1.AuthService.Grants:input_type -> rotor.v1.GrantsRequest
+	118, // 153: rotor.v1.AuthService.RevokeGrant:input_type -> rotor.v1.RevokeGrantRequest
+	120, // 154: rotor.v1.AuthService.InviteAdmin:input_type -> rotor.v1.InviteAdminRequest
+	122, // 155: rotor.v1.AuthService.Admins:input_type -> rotor.v1.AdminsRequest
+	125, // 156: rotor.v1.AuthService.RemoveAdmin:input_type -> rotor.v1.RemoveAdminRequest
+	5,   // 157: rotor.v1.KeyService.Create:output_type -> rotor.v1.Key
+	5,   // 158: rotor.v1.KeyService.Get:output_type -> rotor.v1.Key
+	9,   // 159: rotor.v1.KeyService.List:output_type -> rotor.v1.ListResponse
+	5,   // 160: rotor.v1.KeyService.Change:output_type -> rotor.v1.Key
+	5,   // 161: rotor.v1.KeyService.Rotate:output_type -> rotor.v1.Key
+	5,   // 162: rotor.v1.KeyService.SetSchedule:output_type -> rotor.v1.Key
+	13,  // 163: rotor.v1.KeyService.Progress:output_type -> rotor.v1.ProgressResponse
+	5,   // 164: rotor.v1.KeyService.Retire:output_type -> rotor.v1.Key
+	16,  // 165: rotor.v1.KeyService.Destroy:output_type -> rotor.v1.DestroyResponse
+	18,  // 166: rotor.v1.KeyService.Encrypt:output_type -> rotor.v1.EncryptResponse
+	20,  // 167: rotor.v1.KeyService.Decrypt:output_type -> rotor.v1.DecryptResponse
+	23,  // 168: rotor.v1.KeyService.Wrap:output_type -> rotor.v1.WrapResponse
+	25,  // 169: rotor.v1.KeyService.Unwrap:output_type -> rotor.v1.UnwrapResponse
+	27,  // 170: rotor.v1.KeyService.Rewrap:output_type -> rotor.v1.RewrapResponse
+	29,  // 171: rotor.v1.KeyService.Sign:output_type -> rotor.v1.SignResponse
+	31,  // 172: rotor.v1.KeyService.Verify:output_type -> rotor.v1.VerifyResponse
+	33,  // 173: rotor.v1.KeyService.Encapsulate:output_type -> rotor.v1.EncapsulateResponse
+	35,  // 174: rotor.v1.KeyService.Decapsulate:output_type -> rotor.v1.DecapsulateResponse
+	37,  // 175: rotor.v1.KeyService.PrepareImport:output_type -> rotor.v1.PrepareImportResponse
+	5,   // 176: rotor.v1.KeyService.Import:output_type -> rotor.v1.Key
+	40,  // 177: rotor.v1.KeyService.Export:output_type -> rotor.v1.ExportKeyResponse
+	42,  // 178: rotor.v1.KeyService.Backup:output_type -> rotor.v1.BackupKeyResponse
+	44,  // 179: rotor.v1.KeyService.Restore:output_type -> rotor.v1.RestoreKeyResponse
+	47,  // 180: rotor.v1.JoinService.Join:output_type -> rotor.v1.JoinResponse
+	47,  // 181: rotor.v1.JoinService.Renew:output_type -> rotor.v1.JoinResponse
+	52,  // 182: rotor.v1.FleetService.Hold:output_type -> rotor.v1.HoldDown
+	57,  // 183: rotor.v1.FleetService.Invite:output_type -> rotor.v1.InviteResponse
+	60,  // 184: rotor.v1.FleetService.Instances:output_type -> rotor.v1.InstancesResponse
+	62,  // 185: rotor.v1.FleetService.Remove:output_type -> rotor.v1.RemoveResponse
+	64,  // 186: rotor.v1.TokenService.Issue:output_type -> rotor.v1.IssueResponse
+	66,  // 187: rotor.v1.DataService.Register:output_type -> rotor.v1.DataSet
+	68,  // 188: rotor.v1.DataService.DataSets:output_type -> rotor.v1.DataSetsResponse
+	71,  // 189: rotor.v1.DataService.Census:output_type -> rotor.v1.CensusResponse
+	74,  // 190: rotor.v1.DataService.StartCampaign:output_type -> rotor.v1.Campaign
+	74,  // 191: rotor.v1.DataService.GetCampaign:output_type -> rotor.v1.Campaign
+	76,  // 192: rotor.v1.AuditService.Tail:output_type -> rotor.v1.TailEntry
+	80,  // 193: rotor.v1.AuditService.Export:output_type -> rotor.v1.ExportFile
+	78,  // 194: rotor.v1.AuditService.DestroyCertificate:output_type -> rotor.v1.DestroyCertificateResponse
+	82,  // 195: rotor.v1.SealService.Status:output_type -> rotor.v1.SealStatus
+	84,  // 196: rotor.v1.SealService.Unseal:output_type -> rotor.v1.SealProgress
+	84,  // 197: rotor.v1.SealService.Reset:output_type -> rotor.v1.SealProgress
+	82,  // 198: rotor.v1.SealService.Seal:output_type -> rotor.v1.SealStatus
+	82,  // 199: rotor.v1.SealService.Change:output_type -> rotor.v1.SealStatus
+	92,  // 200: rotor.v1.SealService.StartRekey:output_type -> rotor.v1.RekeyProgress
+	92,  // 201: rotor.v1.SealService.Rekey:output_type -> rotor.v1.RekeyProgress
+	92,  // 202: rotor.v1.SealService.AbortRekey:output_type -> rotor.v1.RekeyProgress
+	94,  // 203: rotor.v1.ServerService.Status:output_type -> rotor.v1.StatusResponse
+	98,  // 204: rotor.v1.AuthService.Login:output_type -> rotor.v1.LoginResponse
+	100, // 205: rotor.v1.AuthService.Logout:output_type -> rotor.v1.LogoutResponse
+	102, // 206: rotor.v1.AuthService.Whoami:output_type -> rotor.v1.WhoamiResponse
+	105, // 207: rotor.v1.AuthService.Sessions:output_type -> rotor.v1.SessionsResponse
+	107, // 208: rotor.v1.AuthService.RevokeSessions:output_type -> rotor.v1.RevokeSessionsResponse
+	110, // 209: rotor.v1.AuthService.CreateCredential:output_type -> rotor.v1.CreateCredentialResponse
+	112, // 210: rotor.v1.AuthService.Credentials:output_type -> rotor.v1.CredentialsResponse
+	108, // 211: rotor.v1.AuthService.ChangeCredential:output_type -> rotor.v1.Credential
+	114, // 212: rotor.v1.AuthService.CreateGrant:output_type -> rotor.v1.Grant
+	117, // 213: rotor.v1.AuthService.Grants:output_type -> rotor.v1.GrantsResponse
+	119, // 214: rotor.v1.AuthService.RevokeGrant:output_type -> rotor.v1.RevokeGrantResponse
+	121, // 215: rotor.v1.AuthService.InviteAdmin:output_type -> rotor.v1.InviteAdminResponse
+	124, // 216: rotor.v1.AuthService.Admins:output_type -> rotor.v1.AdminsResponse
+	126, // 217: rotor.v1.AuthService.RemoveAdmin:output_type -> rotor.v1.RemoveAdminResponse
+	157, // [157:218] is the sub-list for method output_type
+	96,  // [96:157] is the sub-list for method input_type
+	96,  // [96:96] is the sub-list for extension type_name
+	96,  // [96:96] is the sub-list for extension extendee
+	0,   // [0:96] is the sub-list for field type_name
 }
 
 func init() { file_rotor_v1_rotor_proto_init() }
@@ -8652,7 +8885,7 @@ func file_rotor_v1_rotor_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_rotor_v1_rotor_proto_rawDesc), len(file_rotor_v1_rotor_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   131,
+			NumMessages:   133,
 			NumExtensions: 0,
 			NumServices:   9,
 		},
