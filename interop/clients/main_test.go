@@ -152,7 +152,7 @@ func all(t *testing.T, s *server) {
 	for name, do := range map[string]func(*testing.T, job){
 		"vault-api": vaultAPI, "openbao-api": openBao, "tink": tinkHCVault, "gocloud": gocloud, "go-kms-wrapping": kmsWrapping,
 		"hvac": hvac, "node-vault": nodeVault, "sops": sops,
-		"auto-unseal": autoUnseal, "terraform": terraform, "hvac-pollers": pollers,
+		"auto-unseal": autoUnseal, "terraform": terraform, "hvac-pollers": pollers, "howto": howto,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
