@@ -110,7 +110,7 @@ func TestVaultKeys(t *testing.T) {
 	if a = c.must("POST", "transit/keys/orders", nil); a.str("latest_version") != "1" {
 		t.Errorf("its name is free: %s", a.text)
 	}
-	c.refuses(400, "error deleting policy orders: deletion is not allowed for this policy", "DELETE", "transit/keys/orders", nil)
+	c.refuses(400, "error deleting policy orders: deletion is not allowed for this key", "DELETE", "transit/keys/orders", nil)
 	c.refuses(400, "not found", "DELETE", "transit/keys/nothere", nil)
 }
 

@@ -183,7 +183,7 @@ func (c Config) deleteKey(ctx context.Context, r *request) (*response, error) {
 	_, err := c.KMS.TransitDelete(stays(ctx), r.caller, r.named())
 	switch {
 	case errors.Is(err, kms.ErrDeletionNotAllowed):
-		return nil, bad("error deleting policy %s: deletion is not allowed for this policy", r.vars["name"])
+		return nil, bad("error deleting policy %s: deletion is not allowed for this key", r.vars["name"])
 	case fault.CodeOf(err) == fault.NotFound:
 		return nil, bad("error deleting policy %s: could not delete key; not found", r.vars["name"])
 	}
@@ -281,7 +281,7 @@ func (c Config) trimKey(ctx context.Context, r *request) (*response, error) {
 func (c Config) softDelete(ctx context.Context, r *request) (*response, error) {
 	_, err := c.KMS.TransitSoftDelete(stays(ctx), r.caller, r.named())
 	if errors.Is(err, kms.ErrDeletionNotAllowed) {
-		return nil, bad("error soft-deleting policy %s: deletion is not allowed for this policy", r.vars["name"])
+		return nil, bad("error soft-deleting policy %s: deletion is not allowed for this key", r.vars["name"])
 	}
 	return nil, noKey(err)
 }
