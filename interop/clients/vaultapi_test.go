@@ -107,6 +107,7 @@ func vaultAPI(t *testing.T, j job) {
 	j.step(t, "renew", func(c check) { goRenew(c, j, token) })
 	j.step(t, "denied", func(c check) { goDenied(c, j, mount) })
 	j.step(t, "more", func(c check) { goSystem(c, j, mount) })
+	j.step(t, "newer", func(c check) { goNewer(engine(c)) })
 }
 
 // goKeys makes keys of every type, lists and deletes them.
@@ -341,4 +342,37 @@ func goImport(e transit) {
 	e.write("keys/brought/import_version", values{"ciphertext": blob, "hash_function": "SHA256"})
 	e.same(e.read("keys/brought")["latest_version"], 2, "the version")
 	e.refused("keys/bad/import", values{"ciphertext": blob[:40], "type": "aes256-gcm96"}, "Errors:")
+}
+
+// goNewer uses what servers have that are newer than Vault 1.14.
+func goNewer(e transit) {
+	e.write("keys/mac", values{"type": "hmac", "key_size": 32})
+	mac := e.write("hmac/mac", values{"input": b64("m")})["hmac"]
+	e.same(e.write("verify/mac", values{"input": b64("m"), "hmac": mac})["valid"], true, "the MAC's validity")
+	for _, in := range []values{{"type": "ml-dsa", "parameter_set": "65"}, {"type": "mldsa-87"}} {
+		name := in["type"].(string)
+		e.write("keys/"+name, in)
+		sig := e.write("sign/"+name, values{"input": b64("m")})["signature"]
+		e.same(e.write("verify/"+name, values{"input": b64("m"), "signature": sig})["valid"], true, "the validity of a signature by "+name)
+	}
+	e.write("keys/x", values{"type": "xchacha20-poly1305"})
+	e.decrypts("x", e.encrypt("x", "long nonces"), "long nonces")
+	e.write("keys/soft", nil)
+	text := e.encrypt("soft", "kept")
+	e.write("keys/soft/config", values{"deletion_allowed": true})
+	_, err := e.client.Logical().Delete(e.mount + "/keys/soft/soft-delete")
+	e.ok(err, "soft-delete")
+	e.refused("decrypt/soft", values{"ciphertext": text}, "Errors:")
+	e.write("keys/soft/soft-delete-restore", nil)
+	e.decrypts("soft", text, "kept")
+	in := values{"ciphertext": e.write("encrypt/orders", values{"plaintext": b64("x"), "associated_data": b64("row 1")})["ciphertext"], "associated_data": b64("row 1")}
+	same := e.write("rewrap/orders", in)
+	if same["ciphertext"] != in["ciphertext"] || same["changed"] != false {
+		e.fail("rewrap of the newest version is %v", same)
+	}
+	e.write("keys/orders/rotate", nil)
+	again := e.write("rewrap/orders", in)
+	in["ciphertext"] = again["ciphertext"]
+	e.same(again["changed"], true, "whether the text changed")
+	e.same(e.write("decrypt/orders", in)["plaintext"], b64("x"), "the plaintext")
 }
