@@ -2,6 +2,7 @@ package kms
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/rotorkms/rotor/internal/keyring"
@@ -41,6 +42,11 @@ func (s *Service) sign(
 	b, err := s.begin(ctx, c, a, ref, len(items))
 	if err != nil {
 		return nil, err
+	}
+	if a == policy.ActMAC {
+		words.tooNew = transit.Refusal(fmt.Sprintf("key version does not exist; latest key version is %d", b.key.Primary))
+	} else if err := transit.CanSign(b.key.Algorithm); err != nil {
+		return refusing(len(items), err), nil
 	}
 	n := counts{}
 	for _, it := range items {
@@ -89,6 +95,11 @@ func (s *Service) verify(
 	b, err := s.begin(ctx, c, policy.ActVerify, ref, len(items))
 	if err != nil {
 		return nil, err
+	}
+	if words == verifying {
+		if err := transit.CanSign(b.key.Algorithm); err != nil {
+			return refusing(len(items), err), nil
+		}
 	}
 	out, bodies := make([]TransitResult, len(items)), make([][]byte, len(items))
 	n := counts{}

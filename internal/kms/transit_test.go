@@ -420,7 +420,7 @@ func TestTransitVersions(t *testing.T) {
 		"another version":  {decrypt("vault:v3:" + body), fault.DecryptFailed, string(transit.WrongCipher)},
 		"no prefix":        {decrypt(body), fault.Invalid, "invalid ciphertext: no prefix"},
 		"wrong base64":     {decrypt("vault:v3:???"), fault.Invalid, "invalid ciphertext: could not decode base64"},
-		"of nothing":       {decrypt("vault:v3:"), fault.DecryptFailed, string(transit.WrongCipher)},
+		"of nothing":       {decrypt("vault:v3:"), fault.DecryptFailed, string(transit.TooShort)},
 		"a number too big": {decrypt("vault:v99999999999:" + body), fault.UnknownVersion, string(transit.TooNew)},
 	} {
 		if fault.CodeOf(c.err) != c.code || transit.Text(c.err) != c.text {

@@ -189,6 +189,9 @@ func (s *Service) TransitEncrypt(ctx context.Context, c policy.Caller, ref Ref, 
 }
 
 func (b *batch) encrypt(ctx context.Context, items []TransitItem) ([]TransitResult, error) {
+	if err := transit.CanEncrypt(b.key.Algorithm); err != nil {
+		return refusing(len(items), err), nil
+	}
 	n := counts{}
 	for _, it := range items {
 		n[it.Version]++
@@ -206,6 +209,15 @@ func (b *batch) encrypt(ctx context.Context, items []TransitItem) ([]TransitResu
 		}
 	}
 	return out, failed(out)
+}
+
+// refusing is what becomes of items that none of a key's type can do.
+func refusing(n int, err error) []TransitResult {
+	out := make([]TransitResult, n)
+	for i := range out {
+		out[i].Err = err
+	}
+	return out
 }
 
 // failed is an error of an item that is none of its own making.
@@ -228,6 +240,9 @@ func (s *Service) TransitDecrypt(ctx context.Context, c policy.Caller, ref Ref, 
 }
 
 func (b *batch) decrypt(ctx context.Context, items []TransitItem) ([]TransitResult, error) {
+	if err := transit.CanDecrypt(b.key.Algorithm); err != nil {
+		return refusing(len(items), err), nil
+	}
 	out, bodies := make([]TransitResult, len(items)), make([][]byte, len(items))
 	n := counts{}
 	for i, it := range items {

@@ -219,7 +219,7 @@ func TestVaultTools(t *testing.T) {
 	}{
 		{"random", nil, 32, ""}, {"random/16", nil, 16, ""}, {"random", map[string]any{"bytes": "8"}, 8, ""}, {"random/platform", map[string]any{"bytes": 9}, 9, ""}, {"random/all/10", nil, 10, ""},
 		{"random/seal/11", nil, 11, ""}, {"random/0", nil, 0, `\"bytes\" cannot be less than 1`}, {"random/131073", nil, 0, "should be less than 131072"}, {"random/131072", nil, 131072, ""},
-		{"random/x", nil, 0, "error parsing url-set byte count"}, {"random/nowhere/8", nil, 0, "unsupported entropy source"}, {"random", map[string]any{"format": "x"}, 0, "unsupported encoding format x"},
+		{"random/x", nil, 0, "error parsing url-set byte count"}, {"random/nowhere/8", nil, 0, "unsupported entropy source"}, {"random", map[string]any{"format": "x"}, 0, "unsupported encoding format"},
 	} {
 		a := op.do("POST", "sys/tools/"+c.path, c.body)
 		b, _ := a.data("random_bytes").(string)

@@ -37,7 +37,7 @@ func (k *Key) Encrypt(plaintext []byte, p Params) (string, error) {
 	case symmetric(k.spec.ID):
 		body, err = k.seal(plaintext, p)
 	default:
-		err = refused(Refusal("message encryption not supported for key type " + TypeName(k.spec.ID)))
+		err = CanEncrypt(k.spec.ID)
 	}
 	if err != nil {
 		return "", err
@@ -114,7 +114,7 @@ func (k *Key) Decrypt(body []byte, p Params) ([]byte, error) {
 	case symmetric(k.spec.ID):
 		return k.open(body, p)
 	}
-	return nil, refused(Refusal("message decryption not supported for key type " + TypeName(k.spec.ID)))
+	return nil, CanDecrypt(k.spec.ID)
 }
 
 func (k *Key) open(body []byte, p Params) ([]byte, error) {
@@ -129,10 +129,17 @@ func (k *Key) open(body []byte, p Params) ([]byte, error) {
 		return nil, err
 	}
 	out, err := suite.Open(aead, nil, body, p.Associated)
-	if err != nil {
-		return nil, fault.Wrap(fault.DecryptFailed, "ciphertext", WrongCipher)
+	if err == nil {
+		return out, nil
 	}
-	return out, nil
+	words := WrongCipher
+	switch { // what everybody sees of key and text, and no more
+	case len(body) < k.spec.Nonce:
+		words = TooShort
+	case k.spec.ID == suite.ChaCha20Poly1305 || k.spec.ID == suite.XChaCha20Poly1305:
+		words = WrongChaCha
+	}
+	return nil, fault.Wrap(fault.DecryptFailed, "ciphertext", words)
 }
 
 // cipher is the AEAD of a context, and the key of its nonces where it has one.

@@ -23,6 +23,8 @@ const (
 	WithNonce   Refusal = "nonce provided when not allowed"
 	NoPrivate   Refusal = "requested version for signing does not contain a private part"
 	WrongCipher Refusal = "cipher: message authentication failed"
+	WrongChaCha Refusal = "chacha20poly1305: message authentication failed"
+	TooShort    Refusal = "invalid ciphertext length"
 	WrongRSA    Refusal = "failed to RSA decrypt the ciphertext: crypto/rsa: decryption error"
 	NoHashRSA   Refusal = "hash_algorithm=none requires both prehashed=true and signature_algorithm=pkcs1v15"
 )

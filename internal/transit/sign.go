@@ -57,9 +57,10 @@ func ParseSalt(s string) (int, error) {
 
 // check refuses options that fit no key of an algorithm. fault.Invalid.
 func (o SignOptions) check(a suite.Algorithm) error {
+	if err := CanSign(a); err != nil {
+		return err
+	}
 	switch {
-	case !Signs(a):
-		return refused(Refusal("key type " + TypeName(a) + " does not support signing"))
 	case o.Padding != "" && o.Padding != "pss" && o.Padding != "pkcs1v15":
 		return refused(Refusal("unsupported rsa signature algorithm " + o.Padding))
 	case Hashes(a) && o.Hash == 0 && (!o.Prehashed || o.Padding != "pkcs1v15"):

@@ -105,6 +105,9 @@ func parse(text string, e *base64.Encoding, t texts) (uint32, []byte, error) {
 		return 0, nil, fault.Wrap(fault.UnknownVersion, "version "+version, t.tooNew)
 	}
 	body, err := e.DecodeString(coded)
+	if err != nil && t == hmacs {
+		return 0, nil, refused(t.base64 + Refusal(": "+err.Error()))
+	}
 	if err != nil {
 		return 0, nil, refused(t.base64)
 	}

@@ -102,6 +102,28 @@ func Types() (names []string) {
 // Encrypts says whether keys of an algorithm encrypt and decrypt.
 func Encrypts(a suite.Algorithm) bool { return symmetric(a) || rsaKey(a) }
 
+// CanEncrypt refuses what keys of an algorithm cannot do, in the words of that. fault.Invalid with a Refusal.
+func CanEncrypt(a suite.Algorithm) error {
+	return can(Encrypts(a), "message encryption not supported for key type ", a, "")
+}
+
+// CanDecrypt is CanEncrypt of decryption.
+func CanDecrypt(a suite.Algorithm) error {
+	return can(Encrypts(a), "message decryption not supported for key type ", a, "")
+}
+
+// CanSign is CanEncrypt of signatures, made and verified.
+func CanSign(a suite.Algorithm) error {
+	return can(Signs(a), "key type ", a, " does not support signing")
+}
+
+func can(does bool, before string, a suite.Algorithm, after string) error {
+	if does {
+		return nil
+	}
+	return refused(Refusal(before + TypeName(a) + after))
+}
+
 // Signs says whether keys of an algorithm sign and verify.
 func Signs(a suite.Algorithm) bool {
 	_, err := typeOf(a)

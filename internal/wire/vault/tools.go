@@ -90,7 +90,7 @@ func encoded(b []byte, format, otherwise string) (string, error) {
 	case "base64":
 		return base64.StdEncoding.EncodeToString(b), nil
 	}
-	return "", bad(`unsupported encoding format %s; must be "hex" or "base64"`, format)
+	return "", bad(`unsupported encoding format %q; must be "hex" or "base64"`, format)
 }
 
 // hash hashes an input, of sys/tools and of a mount.

@@ -346,6 +346,9 @@ func derivation(t *keyring.Transit) map[string]any {
 	}
 	if t.Convergent != 0 {
 		data["convergent_encryption_version"] = t.Convergent
+		if t.Convergent == transit.ConvergentVersion {
+			data["convergent_encryption_version"] = -1 // as Vault says that each version has its own
+		}
 	}
 	return data
 }

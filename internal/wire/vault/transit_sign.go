@@ -109,7 +109,7 @@ func readSigning(r *request, lack func(signItem) string) (*signing, error) {
 		}
 	}
 	if s.KeyVersion < 0 || s.KeyVersion > math.MaxInt32 {
-		return nil, bad("key_version is not a version of the key")
+		return nil, bad("key version does not exist (cannot be negative)")
 	}
 	s.errs = make([]error, len(s.items))
 	for i, it := range s.items {

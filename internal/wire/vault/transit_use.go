@@ -154,8 +154,11 @@ func (it cryptItem) input() (in kms.TransitItem, err error) {
 			return in, bad("padding_scheme %.40q is not supported: oaep is", p)
 		}
 	}
-	if it.KeyVersion < 0 || it.KeyVersion > math.MaxInt32 {
-		return in, bad("cannot encrypt: version is not a version of the key")
+	if it.KeyVersion < 0 {
+		return in, bad("requested version for encryption is negative")
+	}
+	if it.KeyVersion > math.MaxInt32 {
+		return in, bad("requested version for encryption is higher than the latest key version")
 	}
 	in.Ciphertext, in.Version = it.Ciphertext, uint32(it.KeyVersion)
 	return in, nil
@@ -322,6 +325,11 @@ func (c Config) decrypt(ctx context.Context, r *request) (*response, error) {
 		}
 		to.Plaintext = &plain
 	})
+	for i := range in.results { // items that failed have one, too
+		if in.results[i].Plaintext == nil {
+			in.results[i].Plaintext = &[]byte{}
+		}
+	}
 	return in.answer(false)
 }
 
