@@ -259,6 +259,7 @@ func TestVaultRoot(t *testing.T) {
 	op.do("PUT", "sys/leases/lookup", map[string]any{"lease_id": "x"}).want(t, "lease", 400, "invalid lease")
 	op.do("PUT", "sys/leases/renew", map[string]any{"lease_id": "x"}).want(t, "lease", 400, "lease not found")
 	op.do("PUT", "sys/leases/revoke", map[string]any{"lease_id": "x"}).want(t, "lease", 204, "")
+	op.do("GET", "transit?help=1", nil).want(t, "help of an engine", 200, "keys/:name/rotate")
 	a := op.do("GET", "sys/mounts?help=1", nil).want(t, "help", 200, "Lists the secret engines")
 	if _, ok := a.body["help"].(string); !ok {
 		t.Error(a.text)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"runtime/debug"
+	"strings"
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/policy"
@@ -28,11 +29,16 @@ func (s *server) ServeHTTP(w http.ResponseWriter, h *http.Request) {
 		}
 	}()
 	to, err := s.target(h)
+	asksHelp := h.Method == http.MethodGet && h.URL.Query().Has("help")
+	if asksHelp && err != nil && to.mount != "" && strings.TrimSuffix(to.path, "/") == to.mount {
+		write(w, &route{raw: true}, s.engineHelp(to))
+		return
+	}
 	if err != nil {
 		s.fail(w, h, s.nowhere(h, to, err))
 		return
 	}
-	if h.Method == http.MethodGet && h.URL.Query().Has("help") {
+	if asksHelp {
 		write(w, &route{raw: true}, help(to))
 		return
 	}
@@ -132,6 +138,17 @@ func help(to target) *response {
 	out := fmt.Sprintf("## DESCRIPTION\n\n%s\n\n## PARAMETERS\n", to.doc)
 	for _, f := range to.fields {
 		out += fmt.Sprintf("\n    %s (%s)\n\n        %s\n", f.name, f.kind, f.doc)
+	}
+	return &response{data: map[string]any{"help": out, "see_also": nil, "openapi": nil}}
+}
+
+// engineHelp tells what is below a mount.
+func (s *server) engineHelp(to target) *response {
+	out := fmt.Sprintf("## DESCRIPTION\n\nThe engine %s.\n\n## PATHS\n", to.engine)
+	for _, r := range s.config.routes() {
+		if r.engine == to.engine {
+			out += fmt.Sprintf("\n    %s\n\n        %s\n", r.pattern, r.doc)
+		}
 	}
 	return &response{data: map[string]any{"help": out, "see_also": nil, "openapi": nil}}
 }
