@@ -72,6 +72,9 @@ func (s *Service) make(ctx context.Context, c policy.Caller, spec keyring.Key, f
 	}
 	detail := map[string]string{}
 	describe(detail, v)
+	if !k.Schedule.IsZero() {
+		detail["schedule"] = k.Schedule.String()
+	}
 	if k, err = rotation.First(k, v, now); err != nil {
 		made.takeBack()
 		return k, err

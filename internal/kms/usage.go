@@ -155,6 +155,29 @@ func (u *usage) of(ns keyring.Namespace, id keyring.KeyID, n uint32) Uses {
 	return sum
 }
 
+// all is of for every version of a key that was used.
+func (u *usage) all(k keyring.Key) map[uint32]Uses {
+	out := map[uint32]Uses{}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.metersMu.RLock()
+	defer u.metersMu.RUnlock()
+	page := ""
+	for v := range k.All() {
+		if path := usagePath(k.Namespace, k.ID, v.Number); path != page {
+			page = path
+			maps.Copy(out, u.pages[path].Versions)
+			for n, uses := range u.flights[path].uses {
+				out[n] = out[n].plus(uses)
+			}
+		}
+		if m := u.meters[materialID{k.ID, v.Number}]; m != nil {
+			out[v.Number] = out[v.Number].plus(m.read())
+		}
+	}
+	return out
+}
+
 // take makes flights of what the meters have. Where one is still on its way, its meters wait for the next time.
 func (u *usage) take(namespaceOf func(keyring.KeyID) (keyring.Namespace, bool)) map[string]flight {
 	u.mu.Lock()
@@ -270,19 +293,18 @@ func (s *Service) Usage(ctx context.Context, c policy.Caller, ref Ref) (Usage, e
 	if err != nil {
 		return Usage{}, err
 	}
-	u, now := Usage{Key: k, Versions: map[uint32]Uses{}}, s.now()
-	for v := range k.All() {
-		if uses := s.UsesOf(k, v.Number); uses != (Uses{}) {
-			u.Versions[v.Number] = uses
-		}
-	}
+	return s.UsageOf(k), nil
+}
+
+// UsageOf is Usage without asking whether anybody may; for who has the key from a use case.
+func (s *Service) UsageOf(k keyring.Key) Usage {
+	u, now := Usage{Key: k, Versions: s.usage.all(k)}, s.now()
 	protected := u.Versions[k.Primary].Protected
 	u.Next, u.Required = rotation.NextDue(k, protected, now), rotation.Required(k, protected, now)
-	over, err := s.volumeOver(ctx, k)
-	if over {
-		u.Required = append(u.Required, "its algorithm protects no more often under one key")
+	if s.volumeLow(k, protected) {
+		u.Required = append(u.Required, "its algorithm protects hardly more often under one key")
 	}
-	return u, err
+	return u
 }
 
 // CountUses adds this server's counts to the records once a minute until ctx ends. What cannot be added waits for the next time.

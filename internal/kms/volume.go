@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strconv"
 	"sync"
+	"sync/atomic"
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/guard"
@@ -29,6 +30,7 @@ type volumes struct {
 type volume struct {
 	mu   sync.Mutex
 	left uint64
+	over atomic.Bool // it was refused another block
 }
 
 func (v *volumes) of(id materialID) *volume {
@@ -64,6 +66,7 @@ func (s *Service) spend(ctx context.Context, k keyring.Key, v keyring.Version, n
 	for u.left < n {
 		more, err := s.take(ctx, k, v, spec.MaxUses)
 		if err != nil {
+			u.over.Store(u.over.Load() || fault.CodeOf(err) == fault.VolumeOver)
 			return err // what is left stays for who asks for less
 		}
 		u.left += more
@@ -107,25 +110,16 @@ func (s *Service) take(ctx context.Context, k keyring.Key, v keyring.Version, li
 	}
 }
 
-// volumeOver says whether the primary version of a key has no more uses to take by the volume limit of its algorithm.
-func (s *Service) volumeOver(ctx context.Context, k keyring.Key) (bool, error) {
+// volumeLow says whether the primary version of a key has less than a sixteenth of the uses left that its algorithm allows, by what was counted, or
+// was refused another one by this server.
+func (s *Service) volumeLow(k keyring.Key, protected uint64) bool {
 	v, err := k.Version(k.Primary)
 	if err != nil {
-		return false, nil //nolint:nilerr // nothing was used
+		return false
 	}
 	spec, err := suite.Lookup(v.Algorithm)
 	if err != nil || spec.MaxUses == 0 {
-		return false, err
+		return false
 	}
-	var t taken
-	rec, err := s.guard.Get(ctx, volumePath(k, v.Number))
-	switch {
-	case fault.CodeOf(err) == fault.NotFound:
-		return false, nil
-	case err != nil:
-		return false, err
-	case json.Unmarshal(rec.Value, &t) != nil:
-		return false, fault.New(fault.RecordTampered, rec.Path)
-	}
-	return t.Uses >= spec.MaxUses, nil
+	return protected >= spec.MaxUses-spec.MaxUses/16 || s.volumes.of(materialID{k.ID, v.Number}).over.Load()
 }

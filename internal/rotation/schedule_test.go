@@ -1,6 +1,7 @@
 package rotation_test
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -101,6 +102,36 @@ func TestWhoTurnsBackHasTheWindow(t *testing.T) {
 		}
 		if rotation.Begins(c.k, 10, c.at.Add(-2*window)) == "" && c.name == "given up" {
 			t.Errorf("%s under a wrong clock puts the next off", c.name)
+		}
+	}
+}
+
+func TestRotationIsRequired(t *testing.T) {
+	late := start.Add(2 * every)
+	quiet := scheduled(t, keyring.Schedule{Every: every, Windows: []keyring.Window{{From: 60, To: 120}}})
+	over := scheduled(t, keyring.Schedule{})
+	over.Periods.Originator = every
+	aside := quiet
+	aside.Restoring = "a backup"
+	for _, c := range []struct {
+		name string
+		k    keyring.Key
+		at   time.Time
+		uses uint64
+		want string
+	}{
+		{"within its time", quiet, start, 0, ""},
+		{"past its time, outside of its windows", quiet, late, 0, "its schedule asks for a rotation every 90d"},
+		{"past its uses", scheduled(t, keyring.Schedule{MaxUses: 3}), start, 3, "its schedule asks for a rotation after 3 uses"},
+		{"within its period", over, start, 0, ""},
+		{"past its period", over, late, 0, "the originator-usage period is over"},
+		{"a newer version on its way", must(rotation.Stage(quiet, version(3), start))(t), start, 0, "version 3 is about to be primary"},
+		{"compromised", must(rotation.Change(quiet, 2, keyring.Compromise, "", start))(t), start, 0, "the primary version is compromised"},
+		{"on its way back", must(rotation.Back(promoted(t), 1, start))(t), start, 0, ""},
+		{"not in service", aside, late, 0, ""},
+	} {
+		if got := strings.Join(rotation.Required(c.k, c.uses, c.at), "; "); got != c.want {
+			t.Errorf("%s: %q, want %q", c.name, got, c.want)
 		}
 	}
 }

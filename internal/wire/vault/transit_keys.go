@@ -38,7 +38,9 @@ func keyRoutes(c Config) []route {
 				{"context", "base64", "When read: of a derived ed25519 key the context whose public key is shown.", false},
 			},
 			differs: "A deleted key is gone for clients and its name free at once; it is kept under another name until it is destroyed through rotor's gates, and can be restored. auto_rotate_period may be " +
-				"as short as a second. What is read also has primary_version, rotation_required and versions. managed_key, hybrid, slh-dsa, cmac and cbc types are not there.",
+				"as short as a second. What is read also has primary_version, next_rotation (of a key that rotates by itself), versions with what is known of each and how often it was used, and rotation_required with rotation_reasons: " +
+				"true while another version should protect than does, because the schedule asks for it by time or by uses, the cryptoperiod is over, 15/16 of the uses that the algorithm allows are spent, the primary is " +
+				"compromised, or a newer version is on its way. A client that polls moves what is older than latest_version; this says that it is about to change, or should. managed_key, hybrid, slh-dsa, cmac and cbc types are not there.",
 		},
 		{
 			pattern: "keys/:name/config", doc: "Changes settings of a key.", ops: map[operation]handler{opUpdate: c.configureKey},
@@ -363,20 +365,25 @@ type publicVersion struct {
 
 // state is what rotor tells of a version beyond what clients of Vault know.
 type state struct {
-	State   string     `json:"state"`
-	Phase   string     `json:"phase"`
-	Created time.Time  `json:"creation_time"`
-	Primary bool       `json:"primary,omitempty"`
-	Uses    *uint64    `json:"use_count,omitempty"`
-	LastUse *time.Time `json:"last_use,omitempty"`
+	State   string    `json:"state"`
+	Phase   string    `json:"phase"`
+	Created time.Time `json:"creation_time"`
+	Primary bool      `json:"primary,omitempty"`
+
+	Uses          uint64    `json:"use_count"`
+	Protected     uint64    `json:"protect_count"`
+	Processed     uint64    `json:"process_count"`
+	LastProtected time.Time `json:"last_protected,omitzero"`
+	LastProcessed time.Time `json:"last_processed,omitzero"`
 }
 
 // versionData adds what clients read of the versions: those that they may use, and of all what rotor knows.
 func (c Config) versionData(k keyring.Key, data map[string]any) {
 	times, pairs, states := map[string]int64{}, map[string]publicVersion{}, map[string]state{}
+	usage := c.KMS.UsageOf(k)
 	for v := range k.All() {
 		n := strconv.FormatUint(uint64(v.Number), 10)
-		states[n] = c.stateOf(k, v)
+		states[n] = stateOf(k, v, usage.Versions[v.Number])
 		if !k.Seen(v) || k.AboveFloor(v.Number) != nil {
 			continue
 		}
@@ -393,10 +400,17 @@ func (c Config) versionData(k keyring.Key, data map[string]any) {
 		data["keys"] = times
 	}
 	data["primary_version"], data["versions"] = k.Primary, states
+	data["rotation_required"], data["rotation_reasons"] = len(usage.Required) > 0, append([]string{}, usage.Required...)
+	if !usage.Next.IsZero() {
+		data["next_rotation"] = usage.Next.UTC()
+	}
 }
 
-func (c Config) stateOf(k keyring.Key, v keyring.Version) state {
-	return state{State: string(v.State), Phase: string(v.Phase), Created: v.Created, Primary: v.Number == k.Primary}
+func stateOf(k keyring.Key, v keyring.Version, u kms.Uses) state {
+	return state{
+		State: string(v.State), Phase: string(v.Phase), Created: v.Created, Primary: v.Number == k.Primary,
+		Uses: u.Protected + u.Processed, Protected: u.Protected, Processed: u.Processed, LastProtected: u.LastProtected, LastProcessed: u.LastProcessed,
+	}
 }
 
 // publicOf is a version as clients read it.
