@@ -51,14 +51,17 @@ func (s *slow) List(ctx context.Context, prefix string) (store.Rev, iter.Seq2[st
 func (s *slow) hold() (release func()) {
 	c := make(chan struct{})
 	s.held.Store(&c)
-	s.asked = make(chan struct{}, 1)
+	select {
+	case <-s.asked: // before
+	default:
+	}
 	return func() { s.held.Store(nil); close(c) }
 }
 
 // second is another server on the world's store.
 func (w *world) second(fresh func() bool) (*kms.Service, *slow) {
 	w.t.Helper()
-	s := &slow{Store: w.store}
+	s := &slow{Store: w.store, asked: make(chan struct{}, 1)}
 	g, err := guard.Open(w.t.Context(), guard.Config{Store: s, Sealers: []seal.Sealer{w.seal}, Rules: rules{}, Now: w.now})
 	if err != nil {
 		w.t.Fatal(err)
