@@ -14,7 +14,7 @@ var variables = regexp.MustCompile(`[:*][a-z_]+`)
 
 // paths are those that a route answers at, below a mount of its engine.
 func paths(l vault.Line) (out []string) {
-	known := map[string]string{":urlalgorithm": "sha2-256", ":plaintext": "wrapped", ":type": "public-key"}
+	known := map[string]string{":urlalgorithm": "sha2-256", ":plaintext": "wrapped", ":type": "public-key", ":version": "1"}
 	path := variables.ReplaceAllStringFunc(l.Pattern, func(name string) string { return cmp.Or(known[name], "x") })
 	if l.Engine == "transit" {
 		path = "transit/" + path

@@ -326,6 +326,10 @@ func TestVaultSign(t *testing.T) {
 		body["input"] = b64("another message, of 32 bytes ....")[:44]
 		valid(s.path, body, false)
 	}
+	shown := c.must("GET", "transit/keys/d?context="+b64("c"), nil).members()["keys"].(m)["1"].(m)["public_key"]
+	if signed := c.must("POST", "transit/sign/d", m{"input": "", "context": b64("c")}).str("public_key"); shown != signed {
+		t.Errorf("public key of a context: %v shown, signed with %v", shown, signed)
+	}
 	a := c.do("POST", "transit/sign/ed", m{"batch_input": []m{{"input": b64("a"), "reference": "r"}, {"input": "!"}, {}}})
 	got := a.batch()
 	if a.status != 200 || len(got) != 3 || got[0]["signature"] == nil || got[0]["reference"] != "r" || got[1]["error"] == nil || got[2]["error"] != "missing input" {

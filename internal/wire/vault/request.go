@@ -57,12 +57,25 @@ func (s *server) resolve(r *http.Request) (target, error) {
 	}
 	rest := ""
 	if to.engine, to.mount, rest, ok = s.config.mounted(ns, path); ok {
-		if to.route, to.vars, ok = s.table.find(to.engine, rest); ok {
+		if to.route, to.vars, ok = s.table.find(to.engine, rest); ok && named(to.engine, to.vars) {
 			return to, nil
 		}
 		return to, &refusal{http.StatusNotFound, []string{"1 error occurred:\n\t* unsupported path\n\n"}, nil, fault.New(fault.NotFound, "path")}
 	}
 	return to, &refusal{http.StatusNotFound, []string{"no handler for route \"" + path + "\". route entry not found."}, nil, fault.New(fault.NotFound, "path")}
+}
+
+// named says whether what a path of a transit mount names has the form of a name.
+func named(engine string, vars map[string]string) bool {
+	if engine != "transit" {
+		return true
+	}
+	for _, v := range vars {
+		if !keyring.ValidKeyName("m/" + v) {
+			return false
+		}
+	}
+	return true
 }
 
 // operationOf is what a method asks for.

@@ -104,6 +104,9 @@ func (s *server) answer(ctx context.Context, to target, r *request) (*response, 
 		}
 	}
 	out, err := handle(ctx, r)
+	if fault.CodeOf(err) == fault.Invalid && r.caller.ACL != nil && !r.caller.ACL.Decide(asked).Allowed {
+		return nil, fault.New(fault.Denied, "path") // what is wrong with a request is told to who has a right to its path
+	}
 	if err != nil || out == nil || r.wrapTTL == 0 {
 		return out, err
 	}

@@ -130,6 +130,5 @@ const referenceEnd = `
 | secret engines other than transit, and auth methods other than token, approle, userpass, jwt, kubernetes and cert | they cannot be mounted |
 | key types managed_key, hybrid, slh-dsa, and those for CMAC and CBC | ` + "`unknown key type`" + ` |
 | padding ` + "`pkcs1v15`" + ` of RSA ciphertexts (RSAES-PKCS1-v1_5) | refused: it has been broken for as long as it has been used without care |
-| restore with force | no key is overwritten |
 | leases, replication, plugins, quotas, identity entities and groups, raft, Vault Enterprise's features | not here; several servers share one store instead |
 `

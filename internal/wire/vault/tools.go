@@ -98,6 +98,9 @@ func (c Config) hash(ctx context.Context, r *request) (*response, error) {
 	if err := c.tools(ctx, r); err != nil {
 		return nil, err
 	}
+	if !r.has("input") {
+		return nil, bad("input missing")
+	}
 	input, err := base64.StdEncoding.DecodeString(r.str("input"))
 	if err != nil {
 		return nil, bad("unable to decode input as base64: %s", err)

@@ -2,6 +2,7 @@ package vault
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"maps"
@@ -102,10 +103,10 @@ func (c Config) showDerived(ctx context.Context, r *request, k keyring.Key, out 
 		return err
 	}
 	pairs := out.data.(map[string]any)["keys"].(map[string]publicVersion) //nolint:errcheck // versionData has made them
-	for n, der := range public {
+	for n, raw := range public {
 		name := strconv.FormatUint(uint64(n), 10)
 		if v, ok := pairs[name]; ok {
-			v.PublicKey, _ = transit.PublicText(k.Algorithm, der) // of a use case
+			v.PublicKey = base64.StdEncoding.EncodeToString(raw)
 			pairs[name] = v
 		}
 	}
@@ -173,12 +174,25 @@ func (c Config) createKey(ctx context.Context, r *request) (*response, error) {
 	spec.Transit.KeyBytes = int(size)
 	k, created, err := c.KMS.TransitCreate(stays(ctx), r.caller, spec)
 	if err != nil {
-		return nil, err
+		return nil, underived(spec, err)
 	}
 	if !created {
 		return c.shown(k, fmt.Sprintf("key %s already existed", r.vars["name"])), nil
 	}
 	return c.shown(k), nil
+}
+
+// underived says of a type that cannot be derived, or be convergent, that it cannot. A key that is there already is answered as it is, whatever is asked for.
+func underived(spec kms.TransitSpec, err error) error {
+	kind := typeOf(spec.Algorithm, spec.Transit.Spelling)
+	switch {
+	case fault.CodeOf(err) != fault.Invalid:
+	case spec.Transit.Derived && !transit.Derives(spec.Algorithm):
+		return bad("key derivation and convergent encryption not supported for keys of type %s", kind)
+	case spec.Transit.Convergent != 0 && !transit.Converges(spec.Algorithm):
+		return bad("convergent encryption not supported for keys of type %s", kind)
+	}
+	return err
 }
 
 func (c Config) deleteKey(ctx context.Context, r *request) (*response, error) {

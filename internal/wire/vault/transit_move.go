@@ -113,13 +113,13 @@ func (c Config) csr(ctx context.Context, r *request) (*response, error) {
 	if err != nil {
 		return nil, r.noNamed(err)
 	}
-	return c.named(r, "csr", text), nil
+	return c.about(r, r.vars["name"], "csr", text), nil
 }
 
-// named is an answer about the key of the path.
-func (c Config) named(r *request, what string, value any) *response {
-	data := map[string]any{"name": r.vars["name"], what: value}
-	if k, ok := c.KMS.Lookup(r.namespace, r.named().Name); ok && k.Transit != nil {
+// about is an answer about a key of the mount.
+func (c Config) about(r *request, name, what string, value any) *response {
+	data := map[string]any{"name": name, what: value}
+	if k, ok := c.KMS.Lookup(r.namespace, r.key(name).Name); ok && k.Transit != nil {
 		data["type"] = typeOf(k.Algorithm, k.Transit.Spelling)
 	}
 	return &response{data: data}
@@ -134,5 +134,5 @@ func (c Config) setCertificate(ctx context.Context, r *request) (*response, erro
 	if _, err := c.KMS.TransitSetCertificate(stays(ctx), r.caller, r.named(), n, chain); err != nil {
 		return nil, r.noNamed(err)
 	}
-	return c.named(r, "certificate-chain", chain), nil
+	return c.about(r, r.vars["name"], "certificate-chain", chain), nil
 }

@@ -68,12 +68,12 @@ type signBody struct {
 
 // signResult is what became of one item of sign and hmac.
 type signResult struct {
-	Signature  string `json:"signature,omitempty"`
-	HMAC       string `json:"hmac,omitempty"`
-	KeyVersion uint32 `json:"key_version,omitempty"`
-	PublicKey  []byte `json:"publickey,omitempty"`
-	Error      string `json:"error,omitempty"`
-	Reference  string `json:"reference"`
+	Signature  string  `json:"signature,omitempty"`
+	HMAC       string  `json:"hmac,omitempty"`
+	KeyVersion *uint32 `json:"key_version,omitempty"` // of sign, also where it failed
+	PublicKey  []byte  `json:"publickey,omitempty"`
+	Error      string  `json:"error,omitempty"`
+	Reference  string  `json:"reference"`
 
 	err error
 }
@@ -221,6 +221,11 @@ func (c Config) hmac(ctx context.Context, r *request) (*response, error) {
 	}
 	out := make([]signResult, len(s.items))
 	s.take(results, func(i int, res kms.TransitResult) { out[i].HMAC = res.Ciphertext })
+	for i, err := range s.errs {
+		if k, ok := c.KMS.Lookup(r.namespace, r.named().Name); ok && fault.CodeOf(err) == fault.UnknownVersion {
+			s.errs[i] = bad("key version does not exist; latest key version is %d", k.Primary)
+		}
+	}
 	return s.signed(out)
 }
 
@@ -239,9 +244,12 @@ func (c Config) sign(ctx context.Context, r *request) (*response, error) {
 	if err != nil {
 		return nil, noSuch("signing key not found", err)
 	}
-	out := make([]signResult, len(s.items))
+	out, versions := make([]signResult, len(s.items)), make([]uint32, len(s.items))
+	for i := range out {
+		out[i].KeyVersion = &versions[i]
+	}
 	s.take(results, func(i int, res kms.TransitResult) {
-		out[i].Signature, out[i].KeyVersion, out[i].PublicKey = res.Ciphertext, res.Version, res.Public
+		out[i].Signature, versions[i], out[i].PublicKey = res.Ciphertext, res.Version, res.Public
 	})
 	return s.signed(out)
 }

@@ -154,10 +154,10 @@ func (it cryptItem) input() (in kms.TransitItem, err error) {
 			return in, bad("padding_scheme %.40q is not supported: oaep is", p)
 		}
 	}
-	if it.KeyVersion < 0 {
+	switch {
+	case it.KeyVersion < 0:
 		return in, bad("requested version for encryption is negative")
-	}
-	if it.KeyVersion > math.MaxInt32 {
+	case it.KeyVersion > math.MaxInt32:
 		return in, bad("requested version for encryption is higher than the latest key version")
 	}
 	in.Ciphertext, in.Version = it.Ciphertext, uint32(it.KeyVersion)
