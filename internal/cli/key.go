@@ -14,7 +14,7 @@ import (
 func newKey(a *app) *cobra.Command {
 	return newNoun("key", "Make keys, see them, and change the state of their versions",
 		newKeyCreate(a), newKeyList(a), newKeyShow(a), newKeySuspend(a), newKeyResume(a), newKeyCompromise(a), newKeyRetire(a), newKeyDestroy(a), newKeySchedule(a), newKeyCertificate(a),
-		newKeyAlgorithms(a), newKeyPublic(a), newKeyImportParams(a), newKeyImport(a), newKeyExport(a), newKeyBackup(a), newKeyRestore(a))
+		newKeyAlgorithms(a), newKeyPublic(a), newKeyImportParams(a), newKeyImport(a), newKeyExport(a), newKeyBackup(a), newKeyRestore(a), newKeyUndelete(a))
 }
 
 // keySpec is what a caller chooses about a new key.
@@ -320,6 +320,7 @@ type keyView struct {
 	Created    string            `json:"created"`
 	BackedUp   string            `json:"backed_up,omitempty"` // the last backup of this key alone
 	Next       uint32            `json:"next"`                // number of the next version
+	Transit    *transitView      `json:"transit,omitempty"`   // of a key of purpose transit
 	Versions   []versionView     `json:"versions"`
 }
 
@@ -376,7 +377,7 @@ func viewKey(k *rotorv1.Key) keyView {
 		ID: k.GetId(), Namespace: k.GetNamespace(), Name: k.GetName(), Purpose: k.GetPurpose(), Custody: k.GetCustody(), Algorithm: k.GetAlgorithm(),
 		Owner: k.GetOwner(), Exportable: k.GetExportable(), Labels: k.GetLabels(), Epoch: fmt.Sprintf("%d.%d", k.GetIncarnation(), k.GetEpoch()), Primary: k.GetPrimary(),
 		Target: k.GetTarget(), Versions: []versionView{}, ProtectFor: limited(k.GetOriginatorNs()), ProcessFor: limited(k.GetRecipientNs()), Created: moment(k.GetCreated()), BackedUp: moment(k.GetBackedUp()), Next: k.GetNext(),
-		Schedule: viewSchedule(k), Required: k.GetRotationRequired(),
+		Schedule: viewSchedule(k), Required: k.GetRotationRequired(), Transit: viewTransit(k.GetTransit()),
 		Rotation: rotationView{
 			r.GetSilence(), nanos(r.GetMaxStaleNs()), nanos(r.GetMaxWaitNs()), nanos(r.GetWindowNs()), nanos(r.GetDestroyWaitNs()),
 			nanos(r.GetMarginNs()), r.GetDestroyApprovals(),
@@ -409,6 +410,7 @@ func (a *app) showKey(k *rotorv1.Key) error {
 		{"protects for", or(v.ProtectFor, "ever")}, {"processes for", or(v.ProcessFor, "ever")}, {"silence", v.Rotation.Silence}, {"rollback window", v.Rotation.Window},
 		{"may be exported", yesNo(v.Exportable)}, {"backed up", or(v.BackedUp, "never")}, {"rotates by itself", scheduleText(k.GetSchedule())},
 	}}
+	facts.rows = append(facts.rows, v.Transit.rows()...)
 	if k.GetDue() != nil {
 		facts.add("next rotation", moment(k.GetDue()))
 	}

@@ -236,6 +236,25 @@ func doors() map[string]call {
 		"TransitImportVersion": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
 			return s.TransitImportVersion(ctx, c, k.Ref, kms.TransitImported{}, 9)
 		},
+		"TransitExport": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			m, err := s.TransitExport(ctx, c, k.Ref, "none", 9)
+			return len(m), err
+		},
+		"TransitBYOK": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			m, err := s.TransitBYOK(ctx, c, k.Ref, k.Ref, 9, 0)
+			return len(m), err
+		},
+		"TransitBackup": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			b, err := s.TransitBackup(ctx, c, k.Ref)
+			return b.Len(), err
+		},
+		"TransitRestore": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			mount, name, ok := keyring.CutMount(k.Name)
+			if !ok {
+				mount, name = k.Name, "k" // the right is asked for by the whole name
+			}
+			return s.TransitRestore(ctx, c, kms.TransitRestoring{Namespace: k.Namespace, Mount: mount, Name: name, Force: true})
+		},
 		"TransitUndelete": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
 			return s.TransitUndelete(ctx, c, k.Ref, "")
 		},
@@ -314,7 +333,7 @@ func TestDoor(t *testing.T) {
 				if !maps.Equal(before, w.raw()) {
 					t.Error("a refused call changed the store")
 				}
-				if name != "List" && name != "TransitList" && name != "TransitWrappingKey" && name != "MayStatus" && !w.noted(refusals, forbidden.Name) {
+				if name != "List" && name != "TransitList" && name != "TransitWrappingKey" && name != "TransitRestore" && name != "MayStatus" && !w.noted(refusals, forbidden.Name) {
 					t.Error("no entry tells of the refusal")
 				}
 			})
@@ -350,6 +369,9 @@ func (w *world) noted(before map[[2]string]int, key string) bool {
 func (k about) asked(method string) string {
 	if method == "Unwrap" || method == "Rewrap" {
 		return string(k.id)
+	}
+	if _, _, mounted := keyring.CutMount(k.Name); method == "TransitRestore" && !mounted {
+		return k.Name + "/k"
 	}
 	return k.Name
 }

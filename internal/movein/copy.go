@@ -111,7 +111,7 @@ type sample struct{ plain, context string }
 
 func newSample() sample { return sample{b64([]byte(rand.Text())), b64([]byte(rand.Text()))} }
 
-// prove has each end read what the other made, under the oldest version that may protect and under the latest. fault.RecordTampered.
+// prove has each end read what the other made under the latest version, and the target what the source made under the oldest that may protect. fault.RecordTampered.
 func (m Move) prove(ctx context.Context, item Item) error {
 	a, err := item.known.algorithm()
 	if err != nil {
@@ -123,6 +123,9 @@ func (m Move) prove(ctx context.Context, item Item) error {
 	}
 	for _, v := range versions {
 		for _, ends := range [][2]*Server{{m.From, m.To}, {m.To, m.From}} {
+			if ends[0] == m.To && v != item.known.Latest {
+				continue // at rotor only the latest version of what came in protects
+			}
 			if err := proof(ctx, ends[0], ends[1], item, v, transit.Encrypts(a), transit.Signs(a)); err != nil {
 				return err
 			}

@@ -70,7 +70,7 @@ func (d *twins) step() {
 	}
 	steps := []func(){
 		d.create, d.read, d.rotate, d.configure, d.trim, d.delete, d.encrypt, d.encrypt, d.encryptBatch, d.decrypt, d.decrypt, d.decryptBatch, d.decryptBad, d.rewrap, d.dataKey,
-		d.hmac, d.verifyHMAC, d.sign, d.verify, d.tools,
+		d.hmac, d.verifyHMAC, d.sign, d.verify, d.export, d.backup, d.tools,
 	}
 	rapid.SampledFrom(steps).Draw(d.T, "step")()
 }
@@ -437,6 +437,15 @@ func (d *twins) verify() {
 		}
 		d.ask("POST", "transit/verify/"+k.name, with(x.with, "signature", x.rotor), with(x.with, "signature", x.real))
 	}
+}
+
+func (d *twins) export() {
+	kind := rapid.SampledFrom([]string{"encryption-key", "signing-key", "hmac-key", "nonsense"}).Draw(d.T, "export")
+	d.ask("GET", "transit/export/"+kind+"/"+d.key().name+rapid.SampledFrom([]string{"", "/latest", "/1", "/3"}).Draw(d.T, "version"), nil, nil)
+}
+
+func (d *twins) backup() {
+	d.ask("GET", "transit/backup/"+d.key().name, nil, nil)
 }
 
 func (d *twins) tools() {

@@ -17,7 +17,7 @@ func keyMessage(k keyring.Key) *rotorv1.Key {
 		Id: string(k.ID), Namespace: string(k.Namespace), Name: k.Name, Purpose: string(k.Purpose), Custody: string(k.Custody),
 		Algorithm: string(k.Algorithm), Labels: k.Labels, Owner: k.Owner, OriginatorNs: int64(k.Periods.Originator),
 		RecipientNs: int64(k.Periods.Recipient), Epoch: k.Epoch.Counter, Incarnation: k.Epoch.Incarnation, Primary: k.Primary,
-		Target: k.Target, Created: stamp(k.Created), Exportable: k.Exportable, Next: k.NextNumber(), BackedUp: stamp(k.BackedUp),
+		Target: k.Target, Created: stamp(k.Created), Exportable: k.Exportable, Next: k.NextNumber(), BackedUp: stamp(k.BackedUp), Transit: transitMessage(k),
 		Schedule: scheduleMessage(k.Schedule),
 		Rotation: &rotorv1.Rotation{
 			Silence: string(r.Silence), MaxStaleNs: int64(r.MaxStale), MaxWaitNs: int64(r.MaxWait), WindowNs: int64(r.Window),

@@ -28,6 +28,7 @@ func transitRoutes(c Config) []route {
 	all := append(keyRoutes(c), useRoutes(c)...)
 	all = append(all, signRoutes(c)...)
 	all = append(all, moveRoutes(c)...)
+	all = append(all, releaseRoutes(c)...)
 	all = append(all, aroundRoutes(c)...)
 	for i := range all {
 		all[i].engine = "transit"

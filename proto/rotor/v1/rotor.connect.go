@@ -97,6 +97,8 @@ const (
 	KeyServiceBackupProcedure = "/rotor.v1.KeyService/Backup"
 	// KeyServiceRestoreProcedure is the fully-qualified name of the KeyService's Restore RPC.
 	KeyServiceRestoreProcedure = "/rotor.v1.KeyService/Restore"
+	// KeyServiceUndeleteProcedure is the fully-qualified name of the KeyService's Undelete RPC.
+	KeyServiceUndeleteProcedure = "/rotor.v1.KeyService/Undelete"
 	// JoinServiceJoinProcedure is the fully-qualified name of the JoinService's Join RPC.
 	JoinServiceJoinProcedure = "/rotor.v1.JoinService/Join"
 	// JoinServiceRenewProcedure is the fully-qualified name of the JoinService's Renew RPC.
@@ -205,6 +207,7 @@ type KeyServiceClient interface {
 	Export(context.Context, *connect.Request[ExportKeyRequest]) (*connect.Response[ExportKeyResponse], error)
 	Backup(context.Context, *connect.Request[BackupKeyRequest]) (*connect.Response[BackupKeyResponse], error)
 	Restore(context.Context, *connect.Request[RestoreKeyRequest]) (*connect.Response[RestoreKeyResponse], error)
+	Undelete(context.Context, *connect.Request[UndeleteRequest]) (*connect.Response[Key], error)
 }
 
 // NewKeyServiceClient constructs a client for the rotor.v1.KeyService service. By default, it uses
@@ -356,6 +359,12 @@ func NewKeyServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...
 			connect.WithSchema(keyServiceMethods.ByName("Restore")),
 			connect.WithClientOptions(opts...),
 		),
+		undelete: connect.NewClient[UndeleteRequest, Key](
+			httpClient,
+			baseURL+KeyServiceUndeleteProcedure,
+			connect.WithSchema(keyServiceMethods.ByName("Undelete")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -384,6 +393,7 @@ type keyServiceClient struct {
 	export        *connect.Client[ExportKeyRequest, ExportKeyResponse]
 	backup        *connect.Client[BackupKeyRequest, BackupKeyResponse]
 	restore       *connect.Client[RestoreKeyRequest, RestoreKeyResponse]
+	undelete      *connect.Client[UndeleteRequest, Key]
 }
 
 // Create calls rotor.v1.KeyService.Create.
@@ -501,6 +511,11 @@ func (c *keyServiceClient) Restore(ctx context.Context, req *connect.Request[Res
 	return c.restore.CallUnary(ctx, req)
 }
 
+// Undelete calls rotor.v1.KeyService.Undelete.
+func (c *keyServiceClient) Undelete(ctx context.Context, req *connect.Request[UndeleteRequest]) (*connect.Response[Key], error) {
+	return c.undelete.CallUnary(ctx, req)
+}
+
 // KeyServiceHandler is an implementation of the rotor.v1.KeyService service.
 type KeyServiceHandler interface {
 	Create(context.Context, *connect.Request[CreateRequest]) (*connect.Response[Key], error)
@@ -526,6 +541,7 @@ type KeyServiceHandler interface {
 	Export(context.Context, *connect.Request[ExportKeyRequest]) (*connect.Response[ExportKeyResponse], error)
 	Backup(context.Context, *connect.Request[BackupKeyRequest]) (*connect.Response[BackupKeyResponse], error)
 	Restore(context.Context, *connect.Request[RestoreKeyRequest]) (*connect.Response[RestoreKeyResponse], error)
+	Undelete(context.Context, *connect.Request[UndeleteRequest]) (*connect.Response[Key], error)
 }
 
 // NewKeyServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -673,6 +689,12 @@ func NewKeyServiceHandler(svc KeyServiceHandler, opts ...connect.HandlerOption) 
 		connect.WithSchema(keyServiceMethods.ByName("Restore")),
 		connect.WithHandlerOptions(opts...),
 	)
+	keyServiceUndeleteHandler := connect.NewUnaryHandler(
+		KeyServiceUndeleteProcedure,
+		svc.Undelete,
+		connect.WithSchema(keyServiceMethods.ByName("Undelete")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/rotor.v1.KeyService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case KeyServiceCreateProcedure:
@@ -721,6 +743,8 @@ func NewKeyServiceHandler(svc KeyServiceHandler, opts ...connect.HandlerOption) 
 			keyServiceBackupHandler.ServeHTTP(w, r)
 		case KeyServiceRestoreProcedure:
 			keyServiceRestoreHandler.ServeHTTP(w, r)
+		case KeyServiceUndeleteProcedure:
+			keyServiceUndeleteHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -820,6 +844,10 @@ func (UnimplementedKeyServiceHandler) Backup(context.Context, *connect.Request[B
 
 func (UnimplementedKeyServiceHandler) Restore(context.Context, *connect.Request[RestoreKeyRequest]) (*connect.Response[RestoreKeyResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.KeyService.Restore is not implemented"))
+}
+
+func (UnimplementedKeyServiceHandler) Undelete(context.Context, *connect.Request[UndeleteRequest]) (*connect.Response[Key], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.KeyService.Undelete is not implemented"))
 }
 
 // JoinServiceClient is a client for the rotor.v1.JoinService service.
