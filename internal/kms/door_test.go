@@ -255,6 +255,9 @@ func doors() map[string]call {
 			}
 			return s.TransitRestore(ctx, c, kms.TransitRestoring{Namespace: k.Namespace, Mount: mount, Name: name, Force: true})
 		},
+		"TransitClear": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			return nil, s.TransitClear(ctx, c, k.Namespace, k.Name)
+		},
 		"TransitUndelete": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
 			return s.TransitUndelete(ctx, c, k.Ref, "")
 		},
@@ -333,7 +336,7 @@ func TestDoor(t *testing.T) {
 				if !maps.Equal(before, w.raw()) {
 					t.Error("a refused call changed the store")
 				}
-				if name != "List" && name != "TransitList" && name != "TransitWrappingKey" && name != "TransitRestore" && name != "MayStatus" && !w.noted(refusals, forbidden.Name) {
+				if name != "List" && name != "TransitList" && name != "TransitWrappingKey" && name != "TransitClear" && name != "TransitRestore" && name != "MayStatus" && !w.noted(refusals, forbidden.Name) {
 					t.Error("no entry tells of the refusal")
 				}
 			})

@@ -10,6 +10,7 @@ import (
 	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/rotation"
 	"github.com/rotorkms/rotor/internal/suite"
+	"github.com/rotorkms/rotor/internal/transit"
 )
 
 // TransitDelete takes a key away from clients: it is missing, and its name free, at once. It is kept under DeletedName with every version retired, until
@@ -101,4 +102,27 @@ func (s *Service) undelete(ctx context.Context, k keyring.Key, from, as string, 
 	describe(detail, v)
 	next, err = rotation.Turn(next, v, now)
 	return next, w.and(made), err
+}
+
+// TransitClear deletes every key of a mount, before the mount goes. While one of them does not allow deletion it deletes none. It may be called again after a
+// crash. fault.WrongState names the key.
+func (s *Service) TransitClear(ctx context.Context, c policy.Caller, ns keyring.Namespace, mount string) error {
+	if _, err := s.guard.Admit(ctx, c, policy.ActDelete, policy.Resource{Namespace: string(ns), Key: mount + "/"}); err != nil {
+		return err
+	}
+	keys, err := s.TransitMounted(ctx, ns, mount)
+	if err != nil {
+		return err
+	}
+	for _, k := range keys {
+		if !k.Transit.DeletionAllowed {
+			return fault.Wrap(fault.WrongState, "key "+k.Name, transit.Refusal("key "+k.Name+" is below the mount, and deletion is not allowed for it"))
+		}
+	}
+	for _, k := range keys {
+		if _, err := s.TransitDelete(ctx, c, Ref{ns, k.Name}); err != nil && fault.CodeOf(err) != fault.NotFound { // else somebody else has
+			return err
+		}
+	}
+	return nil
 }

@@ -716,3 +716,29 @@ func poll(ctx context.Context, write, read *kms.Service, ref kms.Ref, stop chan 
 		}
 	}
 }
+
+// TestTransitClear: all keys of a mount go, or none does; those of a mount below it and beside it stay.
+func TestTransitClear(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.transit("a", "", deletable), w.transit("b", "")
+	below, _, err := w.TransitCreate(t.Context(), alice, kms.TransitSpec{Ref: kms.Ref{Namespace: "default", Name: "transit/below/c"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.TransitClear(t.Context(), alice, "default", "transit"); fault.CodeOf(err) != fault.WrongState || !strings.Contains(transit.Text(err), b.Name) {
+		t.Error(err)
+	}
+	must(w.TransitGet(t.Context(), alice, w.ref(a)))(t)
+	must(w.TransitConfigure(t.Context(), alice, w.ref(b), kms.TransitChange{DeletionAllowed: new(true)}))(t)
+	for range 2 {
+		if err := w.TransitClear(t.Context(), alice, "default", "transit"); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, k := range []keyring.Key{a, b} {
+		_, err := w.TransitGet(t.Context(), alice, w.ref(k))
+		wantCode(t, err, fault.NotFound)
+		must(w.TransitUndelete(t.Context(), alice, kms.Ref{Namespace: "default", Name: k.DeletedName()}, ""))(t)
+	}
+	must(w.TransitGet(t.Context(), alice, w.ref(below)))(t)
+}

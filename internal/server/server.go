@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,6 +23,7 @@ import (
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/kms"
 	"github.com/rotorkms/rotor/internal/mounts"
+	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/replica"
 	"github.com/rotorkms/rotor/internal/rollout"
 	"github.com/rotorkms/rotor/internal/rotation"
@@ -353,11 +355,21 @@ func (s *Server) build(ctx context.Context) (r rooms, err error) {
 	if r.campaigns, err = campaign.New(ctx, work); err != nil {
 		return r, err
 	}
-	if r.mounts, err = mounts.New(ctx, mounts.Config{Guard: s.guard, Log: c.Log}); err != nil {
+	if r.mounts, err = mounts.New(ctx, mounts.Config{Guard: s.guard, Log: c.Log, Clear: unmounted(r.kms)}); err != nil {
 		return r, err
 	}
 	r.rollout = rollout.New(rollout.Config{KMS: r.kms, Fleet: r.fleet, Floors: r.campaigns, Lead: s.lead(), Now: c.Now, Log: c.Log})
 	return r, nil
+}
+
+// unmounted deletes the keys below an engine that is about to be unmounted.
+func unmounted(keys *kms.Service) func(context.Context, policy.Caller, keyring.Namespace, mounts.Mount) error {
+	return func(ctx context.Context, c policy.Caller, ns keyring.Namespace, m mounts.Mount) error {
+		if m.Type != mounts.Transit || m.Auth {
+			return nil
+		}
+		return keys.TransitClear(ctx, c, ns, strings.TrimSuffix(m.Path, "/"))
+	}
 }
 
 func (s *Server) mux(r rooms, sealer string) *http.ServeMux {

@@ -265,3 +265,18 @@ func TestVaultRoot(t *testing.T) {
 		t.Error(a.text)
 	}
 }
+
+// TestVaultUnmount: an engine goes with its keys, which are not lost, and not while one of them does not allow deletion.
+func TestVaultUnmount(t *testing.T) {
+	w := newWorld(t)
+	op := w.operator()
+	op.do("POST", "sys/mounts/team", map[string]any{"type": "transit"}).want(t, "enable", 204, "")
+	op.do("POST", "team/keys/k", nil).want(t, "create", 200, "")
+	op.do("DELETE", "sys/mounts/team", nil).want(t, "unmount", 400, "deletion is not allowed")
+	op.do("GET", "team/keys/k", nil).want(t, "show", 200, "")
+	op.do("POST", "team/keys/k/config", map[string]any{"deletion_allowed": true}).want(t, "config", 200, "")
+	op.do("DELETE", "sys/mounts/team", nil).want(t, "unmount", 204, "")
+	op.do("POST", "sys/mounts/team", map[string]any{"type": "transit"}).want(t, "enable again", 204, "")
+	op.do("GET", "team/keys/k", nil).want(t, "show", 404, "")
+	op.do("LIST", "team/keys", nil).want(t, "list", 404, "")
+}
