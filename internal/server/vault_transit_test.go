@@ -1,8 +1,10 @@
 package server_test
 
 import (
+	"crypto/tls"
 	"encoding/base64"
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -57,7 +59,7 @@ func TestVaultKeys(t *testing.T) {
 	c.refuses(404, "", "LIST", "transit/keys", nil)
 	c.refuses(404, "", "GET", "transit/keys?list=true", nil)
 	c.refuses(404, "", "GET", "transit/keys/orders", nil)
-	a := c.must("POST", "transit/keys/orders", m{"min_encrypdion_versoin": 7, "key_size": 0, "type": "aes256-gcm96"})
+	a := c.must("POST", "transit/keys/orders", m{"min_encryption_vrsn": 7, "key_size": 0, "type": "aes256-gcm96"})
 	if a.str("name") != "orders" || a.str("type") != "aes256-gcm96" || a.str("latest_version") != "1" || a.body["mount_type"] != "transit" {
 		t.Errorf("%s", a.text)
 	}
@@ -345,4 +347,51 @@ func TestVaultSign(t *testing.T) {
 	c.refuses(400, `unsupported algorithm "md5"`, "POST", "transit/hmac/h/md5", m{"input": ""})
 	c.refuses(400, "missing input for HMAC", "POST", "transit/hmac/h", m{})
 	c.refuses(400, "signing key not found", "POST", "transit/sign/nothere", m{"input": ""})
+}
+
+// TestVaultHangUps: whoever hangs up in the middle of a request or before its answer leaves nothing half done: what was sent whole is done or is not, and the rest
+// goes on.
+func TestVaultHangUps(t *testing.T) {
+	w := newWorld(t)
+	c := w.operator()
+	c.must("POST", "transit/keys/k", nil)
+	for i := range 30 {
+		conn, err := tls.Dial("tcp", w.Address(), &tls.Config{InsecureSkipVerify: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		path, body := fmt.Sprintf("transit/keys/h%d", i), `{"type":"ed25519"}`
+		if i%3 == 1 {
+			path, body = "transit/keys/k/rotate", "{}"
+		}
+		size := len(body)
+		if i%3 == 2 { // the rest never comes
+			size = 1000
+		}
+		if _, err := fmt.Fprintf(conn, "POST /v1/%s HTTP/1.1\r\nHost: x\r\nX-Vault-Token: %s\r\nContent-Length: %d\r\n\r\n%s", path, c.token, size, body); err != nil {
+			t.Fatal(err)
+		}
+		if err := conn.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.must("POST", "transit/keys/last", nil)
+	for _, name := range c.must("LIST", "transit/keys", nil).members()["keys"].([]any) {
+		a := c.must("GET", "transit/keys/"+name.(string), nil)
+		if a.str("type") == "ed25519" {
+			c.must("POST", "transit/sign/"+name.(string), m{"input": ""})
+		}
+	}
+	a := c.must("GET", "transit/keys/k", nil)
+	for n := range a.members()["keys"].(m) {
+		version, err := strconv.Atoi(n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := c.must("POST", "transit/encrypt/k", m{"plaintext": b64("x"), "key_version": version}).str("ciphertext")
+		c.must("POST", "transit/decrypt/k", m{"ciphertext": text})
+	}
+	for i := 2; i < 30; i += 3 {
+		c.refuses(404, "", "GET", fmt.Sprintf("transit/keys/h%d", i), nil)
+	}
 }

@@ -43,7 +43,8 @@ func bounded(b []byte) error {
 			if depth == 0 {
 				return nil
 			}
-			if count[depth-1]++; count[depth-1] > maxElements {
+			open := &count[depth-1] //nolint:gosec // depth is not 0
+			if *open++; *open > maxElements {
 				return fmt.Errorf("JSON array or object exceeds allowed element count: at most %d", maxElements)
 			}
 		}

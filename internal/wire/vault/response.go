@@ -92,7 +92,7 @@ func write(w http.ResponseWriter, to *route, out *response) {
 	if status == 0 {
 		status = http.StatusOK
 	}
-	var body any = out.data
+	body := out.data
 	if !to.raw {
 		e := newEnvelope(out, to.engine)
 		body = e

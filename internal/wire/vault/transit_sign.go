@@ -74,8 +74,6 @@ type signResult struct {
 	PublicKey  []byte  `json:"publickey,omitempty"`
 	Error      string  `json:"error,omitempty"`
 	Reference  string  `json:"reference"`
-
-	err error
 }
 
 // verifyResult is what became of one item of verify.
@@ -83,8 +81,6 @@ type verifyResult struct {
 	Valid     bool   `json:"valid"`
 	Error     string `json:"error,omitempty"`
 	Reference string `json:"reference"`
-
-	err error
 }
 
 // signing is a request of hmac, sign or verify.
@@ -108,12 +104,9 @@ func readSigning(r *request, lack func(signItem) string) (*signing, error) {
 			return nil, bad("missing batch input to process")
 		}
 	}
-	if s.KeyVersion < 0 || s.KeyVersion > math.MaxInt32 {
-		return nil, bad("key version does not exist (cannot be negative)")
-	}
 	s.errs = make([]error, len(s.items))
 	for i, it := range s.items {
-		in := kms.TransitMessage{Version: uint32(s.KeyVersion)}
+		in := kms.TransitMessage{Version: s.version()}
 		var err error
 		if l := lack(it); l != "" {
 			err = bad("%s", l)
@@ -125,6 +118,14 @@ func readSigning(r *request, lack func(signItem) string) (*signing, error) {
 		}
 	}
 	return s, nil
+}
+
+// version is the one that protects. What is no number of a version is one that no key has.
+func (s *signing) version() uint32 {
+	if s.KeyVersion < 0 || s.KeyVersion > math.MaxInt32 {
+		return math.MaxUint32
+	}
+	return uint32(s.KeyVersion)
 }
 
 // read decodes an item.
@@ -222,11 +223,23 @@ func (c Config) hmac(ctx context.Context, r *request) (*response, error) {
 	out := make([]signResult, len(s.items))
 	s.take(results, func(i int, res kms.TransitResult) { out[i].HMAC = res.Ciphertext })
 	for i, err := range s.errs {
-		if k, ok := c.KMS.Lookup(r.namespace, r.named().Name); ok && fault.CodeOf(err) == fault.UnknownVersion {
-			s.errs[i] = bad("key version does not exist; latest key version is %d", k.Primary)
+		if fault.CodeOf(err) == fault.UnknownVersion {
+			s.errs[i] = c.noVersion(r, s.KeyVersion)
 		}
 	}
 	return s.signed(out)
+}
+
+// noVersion says of a key that the caller may use that a version of it that an HMAC was asked for is not there.
+func (c Config) noVersion(r *request, n number) error {
+	k, _ := c.KMS.Lookup(r.namespace, r.named().Name)
+	switch {
+	case n >= 0:
+		return bad("key version does not exist; latest key version is %d", k.Primary)
+	case k.Transit != nil && k.Transit.MinEncryption > 0:
+		return bad("cannot generate HMAC: version is too old (disallowed by policy)")
+	}
+	return bad("key version does not exist (cannot be negative)")
 }
 
 func (c Config) sign(ctx context.Context, r *request) (*response, error) {
@@ -251,6 +264,11 @@ func (c Config) sign(ctx context.Context, r *request) (*response, error) {
 	s.take(results, func(i int, res kms.TransitResult) {
 		out[i].Signature, versions[i], out[i].PublicKey = res.Ciphertext, res.Version, res.Public
 	})
+	for i, err := range s.errs {
+		if s.KeyVersion < 0 && fault.CodeOf(err) == fault.UnknownVersion {
+			s.errs[i] = bad("requested version for signing is negative")
+		}
+	}
 	return s.signed(out)
 }
 
