@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"strings"
 	"time"
 
@@ -81,6 +82,9 @@ func (t mountTable) list(ctx context.Context, r *request) (*response, error) {
 func (c Config) info(ctx context.Context, m mounts.Mount) map[string]any {
 	config := map[string]any{"default_lease_ttl": m.Settings.DefaultLease, "max_lease_ttl": m.Settings.MaxLease, "force_no_cache": m.Settings.ForceNoCache}
 	settings(config, m)
+	if l := lockout(m.Settings); l != nil {
+		config["user_lockout_config"] = l
+	}
 	out := map[string]any{
 		"type": m.Type, "description": m.Description, "accessor": m.Accessor, "uuid": m.UUID, "local": m.Local, "seal_wrap": m.SealWrap, "external_entropy_access": false,
 		"options": m.Options, "config": config, "plugin_version": "", "running_plugin_version": "v" + c.About(ctx).Version + "+builtin.rotor", "running_sha256": "",
@@ -114,11 +118,16 @@ func settings(out map[string]any, m mounts.Mount) {
 			out["token_type"] = s.TokenType
 		}
 	}
-	if s.UserLockoutThreshold != 0 || s.UserLockoutDuration != 0 || s.UserLockoutCounterReset != 0 || s.UserLockoutDisable {
-		out["user_lockout_config"] = map[string]any{
-			"user_lockout_threshold": s.UserLockoutThreshold, "user_lockout_duration": s.UserLockoutDuration, "user_lockout_counter_reset_duration": s.UserLockoutCounterReset,
-			"user_lockout_disable": s.UserLockoutDisable,
-		}
+}
+
+// lockout is what is kept of logins that fail; nil: nothing is.
+func lockout(s mounts.Settings) map[string]any {
+	if s.UserLockoutThreshold == 0 && s.UserLockoutDuration == 0 && s.UserLockoutCounterReset == 0 && !s.UserLockoutDisable {
+		return nil
+	}
+	return map[string]any{
+		"user_lockout_threshold": s.UserLockoutThreshold, "user_lockout_duration": s.UserLockoutDuration, "user_lockout_counter_reset_duration": s.UserLockoutCounterReset,
+		"user_lockout_disable": s.UserLockoutDisable,
 	}
 }
 
@@ -163,6 +172,7 @@ func (t mountTable) tuned(ctx context.Context, r *request) (*response, error) {
 		"description": m.Description, "default_lease_ttl": int64(usual / time.Second), "max_lease_ttl": int64(most / time.Second), "force_no_cache": m.Settings.ForceNoCache,
 	}
 	settings(out, m)
+	maps.Copy(out, lockout(m.Settings))
 	if len(m.Options) > 0 {
 		out["options"] = m.Options
 	}

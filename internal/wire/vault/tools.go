@@ -1,6 +1,7 @@
 package vault
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -52,7 +53,7 @@ func (c Config) random(ctx context.Context, r *request) (*response, error) {
 		source, number = "", at
 	}
 	if number != "" {
-		if n, err = strconv.ParseInt(number, 10, 64); err != nil {
+		if n, err = atoi(number); err != nil {
 			return nil, bad("error parsing url-set byte count: %s", err)
 		}
 	}
@@ -66,9 +67,9 @@ func (c Config) random(ctx context.Context, r *request) (*response, error) {
 	}
 	b := make([]byte, n)
 	rand.Read(b) //nolint:errcheck // it never fails (crypto/rand)
-	text, err := encoded(b, r.str("format"), "base64")
-	if err != nil {
-		return nil, err
+	text, ok := encoded(b, r.str("format"), "base64")
+	if !ok {
+		return nil, bad(`unsupported encoding format %q; must be "hex" or "base64"`, r.str("format"))
 	}
 	out := &response{data: map[string]any{"random_bytes": text}}
 	if source == "seal" {
@@ -77,20 +78,23 @@ func (c Config) random(ctx context.Context, r *request) (*response, error) {
 	return out, nil
 }
 
+// atoi is strconv.Atoi, whose errors clients see.
+func atoi(s string) (int64, error) {
+	n, err := strconv.Atoi(s)
+	return int64(n), err
+}
+
 func isSource(s string) bool { return s == "platform" || s == "seal" || s == "all" }
 
-// encoded is bytes in a format; otherwise is the one that is meant by none.
-func encoded(b []byte, format, otherwise string) (string, error) {
-	if format == "" {
-		format = otherwise
-	}
-	switch format {
+// encoded is bytes in a format, hex or base64; otherwise is the one that is meant by none. false: it is another one.
+func encoded(b []byte, format, otherwise string) (string, bool) {
+	switch cmp.Or(format, otherwise) {
 	case "hex":
-		return hex.EncodeToString(b), nil
+		return hex.EncodeToString(b), true
 	case "base64":
-		return base64.StdEncoding.EncodeToString(b), nil
+		return base64.StdEncoding.EncodeToString(b), true
 	}
-	return "", bad(`unsupported encoding format %q; must be "hex" or "base64"`, format)
+	return "", false
 }
 
 // hash hashes an input, of sys/tools and of a mount.
@@ -114,9 +118,9 @@ func (c Config) hash(ctx context.Context, r *request) (*response, error) {
 		return nil, bad("unsupported algorithm %s", algorithm)
 	}
 	h.Write(input) //nolint:errcheck // a hash takes everything
-	text, err := encoded(h.Sum(nil), r.str("format"), "hex")
-	if err != nil {
-		return nil, err
+	text, ok := encoded(h.Sum(nil), r.str("format"), "hex")
+	if !ok {
+		return nil, bad(`unsupported encoding format %s; must be "hex" or "base64"`, r.str("format"))
 	}
 	return &response{data: map[string]any{"sum": text}}, nil
 }
