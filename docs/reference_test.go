@@ -35,10 +35,19 @@ func TestRulesNameEveryAction(t *testing.T) {
 // TestRulesExample: the rules that the page shows do what it says of them.
 func TestRulesExample(t *testing.T) {
 	all, err := blocks(read(t, "reference/rules.md"))
-	if err != nil || len(all) != 2 {
+	if err != nil || len(all) != 3 {
 		t.Fatalf("%d blocks: %v", len(all), err)
 	}
-	if _, err := policy.Parse("rules.md", []byte("version: 1\n"+all[1].code)); err != nil {
+	denying, err := policy.Parse("rules.md", []byte("version: 1\n"+all[1].code))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for ns, want := range map[string]bool{"prod": true, "test": false} {
+		if _, got := denying.Denies(policy.Caller{Name: "admin/a"}, policy.ActDestroy, policy.Resource{Namespace: ns, Key: "k"}); got != want {
+			t.Errorf("%s: denied %v", ns, got)
+		}
+	}
+	if _, err := policy.Parse("rules.md", []byte("version: 1\n"+all[2].code)); err != nil {
 		t.Error(err)
 	}
 	rules, err := policy.Parse("rules.md", []byte(all[0].code))
@@ -226,6 +235,16 @@ func TestLimits(t *testing.T) {
 		{"delay of a recovery; audit log that is sent for one: 1 hour to 30 days; 4 GiB", "internal/wire/native/recovery.go", "maxLog = 4 << 30"},
 		{"file: 1 MiB", "internal/policy/rules.go", "maxFile = 1 << 20"},
 		{"policy about paths; its paths; one of them; brackets in brackets: 128 KiB; 1,000; 512 bytes; 8", "internal/policy/hcl.go", "MaxPolicy = 128 << 10;maxStanzas = 1000;maxPath = 512;maxDepth = 8"},
+		{"tokens; wrapped answers; secret IDs, each at a time: 100,000; 10,000; 100,000", "internal/acl/token.go", "maxTokens = 100_000;maxWraps = 10_000"},
+		{"tokens; wrapped answers; secret IDs, each at a time: 100,000; 10,000; 100,000", "internal/acl/approle.go", "maxSecrets = 100_000"},
+		{"tokens below one another: 32", "internal/acl/token.go", "maxChain = 32"},
+		{"policies of one; networks; display name: 64; 64; 256 bytes", "internal/acl/token.go", "maxPolicies = 64;maxCIDRs = 64;maxDisplay = 256"},
+		{"metadata: 64 elements, 4 KiB together", "internal/acl/token.go", "maxMeta = 64;maxMetaText = 4 << 10"},
+		{"policies of a namespace: 1,000", "internal/acl/policies.go", "maxStored = 1000"},
+		{"roles, users, certificates and configurations; one of them: 20,000; 64 KiB", "internal/acl/entries.go", "maxEntries = 20_000;maxSpec = 64 << 10"},
+		{"role ID; secret ID of a client's choice: 4,096 bytes; 8 to 4,096 bytes", "internal/acl/approle.go", "minSecretID = 8;maxSecretID = 4096;maxRoleID = 4096"},
+		{"password; wrong ones in a row: 8 characters to 512 bytes; 5, then none is taken for 15 minutes", "internal/acl/userpass.go", "minPassword = 8;maxPassword = 512;maxFailures = 5;lockFor = 15 * time.Minute"},
+		{"answer that is wrapped; life of it: 256 KiB; 32 days", "internal/acl/wrapping.go", "maxWrapped = 256 << 10;MaxWrapTTL = 32 * 24 * time.Hour"},
 		{"time in a policy or of a token: 100 years", "internal/policy/hcl.go", "MaxTTL = 100 * 365 * 24 * time.Hour"},
 		{"rules; labels of a selector: 1,000; 100", "internal/policy/rules.go", "maxRules = 1000;maxFields = 100"},
 	}
@@ -324,6 +343,7 @@ var inner = []string{
 	"internal/fleet/group.go maxItems",
 	"internal/fleet/members.go maxConflicts",
 	"internal/fleet/session.go maxRefused",
+	"internal/acl/create.go maxTidy", "internal/acl/token.go maxSlotSearches",
 	"internal/policy/values.go maxNumber",
 	"internal/guard/witness.go maxDetections",
 	"internal/hsm/module.go maxCalls",

@@ -82,7 +82,7 @@ type Authority struct {
 	heard    atomic.Uint64 // the last commit that is in the tables
 	access   atomic.Pointer[access]
 	rules    atomic.Pointer[guard.Decider] // without the grants
-	hasher   hasher
+	hasher   Hasher
 	touching sync.Map // slots whose use is being written
 }
 
@@ -98,7 +98,7 @@ func New(ctx context.Context, c Config) (*Authority, error) {
 	a := &Authority{
 		Config: c, removed: newTable[removal](removedPrefix), tokens: newTable[ending](joinPrefix), enrolments: newTable[ending](enrolPrefix),
 		admins: newTable[admin](adminPrefix), sessions: newTable[session](sessionPrefix), credentials: newTable[credential](credentialPrefix),
-		grants: newTable[grant](grantPrefix), granted: map[string]map[string]bool{}, hasher: newHasher(),
+		grants: newTable[grant](grantPrefix), granted: map[string]map[string]bool{}, hasher: NewHasher(),
 	}
 	if err := a.Configure(Access{}); err != nil {
 		return nil, err
@@ -156,6 +156,9 @@ func (a *Authority) load(value []byte) error {
 	}
 	return nil
 }
+
+// Hasher hashes secrets of others too, so that all together take no more memory than it has turns for.
+func (a *Authority) Hasher() Hasher { return a.hasher }
 
 // CA is the authority's certificate.
 func (a *Authority) CA() *x509.Certificate { return a.ca }

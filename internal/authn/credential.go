@@ -88,7 +88,7 @@ func (a *Authority) CreateCredential(ctx context.Context, c policy.Caller, want 
 	defer random.Destroy()
 	id := hex.EncodeToString(secret.Random(idDigits / 2).Reveal())
 	text := credentialMark + id + "_" + base64.RawURLEncoding.EncodeToString(random.Reveal())
-	hash, err := a.hasher.make(ctx, text)
+	hash, err := a.hasher.Make(ctx, text)
 	if err != nil {
 		return Credential{}, "", err
 	}
@@ -263,7 +263,7 @@ func (a *Authority) proveCredential(ctx context.Context, p Proof) (proven, error
 	if err != nil {
 		return proven{}, err
 	}
-	ok, err := a.hasher.matches(ctx, text, c.Hash)
+	ok, err := a.hasher.Matches(ctx, text, c.Hash)
 	if err != nil {
 		return proven{}, err
 	}

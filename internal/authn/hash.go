@@ -37,18 +37,19 @@ const (
 	maxWaiting = 256 // who wait for their turn
 )
 
-// hasher makes and checks hashes, so many at a time that strangers cannot take the memory.
-type hasher struct {
+// Hasher makes and checks hashes, so many at a time that strangers cannot take the memory.
+type Hasher struct {
 	turns   chan struct{}
 	waiting chan struct{}
 }
 
-func newHasher() hasher {
-	return hasher{make(chan struct{}, maxHashing), make(chan struct{}, maxWaiting)}
+// NewHasher makes one.
+func NewHasher() Hasher {
+	return Hasher{make(chan struct{}, maxHashing), make(chan struct{}, maxWaiting)}
 }
 
 // turn waits until it may hash. fault.Unavailable when too many wait, Canceled.
-func (h hasher) turn(ctx context.Context) (done func(), err error) {
+func (h Hasher) turn(ctx context.Context) (done func(), err error) {
 	select {
 	case h.waiting <- struct{}{}:
 		defer func() { <-h.waiting }()
@@ -63,8 +64,8 @@ func (h hasher) turn(ctx context.Context) (done func(), err error) {
 	}
 }
 
-// make hashes a secret in the PHC string format, as argon2 of the reference implementation prints it.
-func (h hasher) make(ctx context.Context, text string) (string, error) {
+// Make hashes a secret in the PHC string format, as argon2 of the reference implementation prints it.
+func (h Hasher) Make(ctx context.Context, text string) (string, error) {
 	done, err := h.turn(ctx)
 	if err != nil {
 		return "", err
@@ -75,8 +76,8 @@ func (h hasher) make(ctx context.Context, text string) (string, error) {
 	return formatHash(c, salt, sum), nil
 }
 
-// matches compares a secret with a hash in constant time; a hash that does not parse matches nothing, and costs the same.
-func (h hasher) matches(ctx context.Context, text, hash string) (bool, error) {
+// Matches compares a secret with a hash in constant time; a hash that does not parse matches nothing, and costs the same.
+func (h Hasher) Matches(ctx context.Context, text, hash string) (bool, error) {
 	done, err := h.turn(ctx)
 	if err != nil {
 		return false, err

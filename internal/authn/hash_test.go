@@ -19,17 +19,17 @@ func TestHash(t *testing.T) {
 	cheap := hashCost
 	hashCost = cost{memory: 19 << 10, passes: 2, threads: 1}
 	defer func() { hashCost = cheap }()
-	h := newHasher()
-	one, err := h.make(t.Context(), "secret")
+	h := NewHasher()
+	one, err := h.Make(t.Context(), "secret")
 	if err != nil || !strings.HasPrefix(one, "$argon2id$v=19$m=19456,t=2,p=1$") {
 		t.Fatal(one, err)
 	}
-	if two, _ := h.make(t.Context(), "secret"); two == one {
+	if two, _ := h.Make(t.Context(), "secret"); two == one {
 		t.Error("no salt")
 	}
 	hashCost = cheap // which old hashes do not depend on
 	for text, want := range map[string]bool{"secret": true, "Secret": false, "": false} {
-		if ok, err := h.matches(t.Context(), text, one); ok != want || err != nil {
+		if ok, err := h.Matches(t.Context(), text, one); ok != want || err != nil {
 			t.Errorf("%q: %v, %v", text, ok, err)
 		}
 	}
@@ -38,7 +38,7 @@ func TestHash(t *testing.T) {
 		strings.Replace(one, "m=19456", "m=1", 1), strings.Replace(one, "t=2", "t=0", 1), strings.Replace(one, "t=2", "t=17", 1), strings.Replace(one, "p=1", "p=9", 1),
 		strings.Replace(one, "t=2", "t=02", 1), one + "A", one[:len(one)-1], one + "$",
 	} {
-		if ok, err := h.matches(t.Context(), "secret", bad); ok || err != nil {
+		if ok, err := h.Matches(t.Context(), "secret", bad); ok || err != nil {
 			t.Errorf("%q matches, %v", bad, err)
 		}
 	}
@@ -46,7 +46,7 @@ func TestHash(t *testing.T) {
 
 // TestHashingIsBounded: with all turns taken, so many wait, and one more is turned away at once.
 func TestHashingIsBounded(t *testing.T) {
-	h := newHasher()
+	h := NewHasher()
 	for range maxHashing {
 		if _, err := h.turn(t.Context()); err != nil {
 			t.Fatal(err)
@@ -57,11 +57,11 @@ func TestHashingIsBounded(t *testing.T) {
 	for range maxWaiting {
 		h.waiting <- struct{}{} // as one who waits
 	}
-	if _, err := h.make(ctx, "x"); fault.CodeOf(err) != fault.Unavailable {
+	if _, err := h.Make(ctx, "x"); fault.CodeOf(err) != fault.Unavailable {
 		t.Errorf("one too many: %v", err)
 	}
 	<-h.waiting
-	go func() { _, err := h.matches(ctx, "x", ""); out <- err }()
+	go func() { _, err := h.Matches(ctx, "x", ""); out <- err }()
 	cancel()
 	if err := <-out; fault.CodeOf(err) != fault.Canceled {
 		t.Errorf("one who gives up: %v", err)
@@ -80,7 +80,7 @@ func FuzzParseHash(f *testing.F) {
 func FuzzParseSession(f *testing.F) {
 	f.Add("rotor_session_00000a_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA")
 	f.Fuzz(func(t *testing.T, s string) {
-		if slot, err := parseSession(s); err == nil && !strings.HasPrefix(s, sessionMark+slot+"_") {
+		if slot, err := parseSession(s); err == nil && !strings.HasPrefix(s, SessionMark+slot+"_") {
 			t.Errorf("%q is of slot %q", s, slot)
 		}
 	})

@@ -22,9 +22,9 @@ import (
 	"github.com/rotorkms/rotor/internal/store"
 )
 
-// Session tokens are "rotor_session_", the slot of their record in hex, "_" and 32 random bytes in base64url.
+// SessionMark is what the tokens of sessions begin with: they are "rotor_session_", the slot of their record in hex, "_" and 32 random bytes in base64url.
 const (
-	sessionMark   = "rotor_session_"
+	SessionMark   = "rotor_session_"
 	sessionPrefix = "authn/session/"
 	slotDigits    = 6
 	secretChars   = 43 // of 32 bytes in base64url
@@ -118,7 +118,7 @@ func notSession() error {
 
 // parseSession reads the slot of a session token. fault.Unauthenticated.
 func parseSession(token string) (slot string, err error) {
-	rest, ok := strings.CutPrefix(token, sessionMark)
+	rest, ok := strings.CutPrefix(token, SessionMark)
 	if !ok || len(rest) != slotDigits+1+secretChars || rest[slotDigits] != '_' {
 		return "", notSession()
 	}
@@ -255,7 +255,7 @@ func (a *Authority) newSession(ctx context.Context, c policy.Caller, src source,
 	}
 	random := secret.Random(32)
 	defer random.Destroy()
-	token := sessionMark + slot + "_" + base64.RawURLEncoding.EncodeToString(random.Reveal())
+	token := SessionMark + slot + "_" + base64.RawURLEncoding.EncodeToString(random.Reveal())
 	hash := sha256.Sum256([]byte(token))
 	s.Hash = hash[:]
 	w, err := put(sessionPrefix+slot, s)
@@ -449,4 +449,16 @@ func inside(address string, networks []netip.Prefix) bool {
 	}
 	ip, err := netip.ParseAddr(address)
 	return err == nil && slices.ContainsFunc(networks, func(n netip.Prefix) bool { return n.Contains(ip.Unmap().WithZone("")) })
+}
+
+// Own tells of the session that the request showed. fault.NotFound without one.
+func (a *Authority) Own(_ context.Context, c policy.Caller) (Session, error) {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	for _, r := range a.sessions.rows {
+		if s := r.value; !r.deleted && s.ID == c.Session && c.Session != "" {
+			return Session{s.ID, s.Name, s.Source.String(), s.Address, s.Created, s.Used, s.Expires}, nil
+		}
+	}
+	return Session{}, fault.New(fault.NotFound, "session")
 }

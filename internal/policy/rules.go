@@ -246,6 +246,7 @@ func Actions() []Action {
 		ActInstances, ActInvite, ActRemove, ActIssue, ActEncapsulate, ActDecapsulate, ActImport, ActExport, ActKeyBackup, ActKeyRestore, ActConfigure, ActDelete, ActReadSuspect, ActAudit, ActStatus, ActSeal, ActMetrics, ActProfile,
 		ActRotateRoot, ActShred, ActBackup, ActRecover, ActGrant, ActGrants, ActAdmins, ActAdminInvite, ActAdminRemove,
 		ActCredentials, ActCredentialCreate, ActCredentialChange, ActSessions, ActSessionRevoke,
+		ActPolicies, ActPolicyChange, ActTokens, ActTokenCreate, ActTokenRevoke, ActUnwrapAnswer, ActAuthShow, ActAuthChange,
 		ActTools, ActMounts, ActMountChange, ActNamespaces, ActNamespaceCreate,
 	}
 }

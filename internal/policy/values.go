@@ -26,7 +26,7 @@ func holds(list []any, value any) bool {
 func sameValue(want, got any) bool {
 	if w, ok := want.(string); ok {
 		if g, ok := scalar(got); ok {
-			return globbed(w, g)
+			return Globbed(w, g)
 		}
 	}
 	if w, ok := number(want); ok {
@@ -97,8 +97,8 @@ func number(v any) (*big.Rat, bool) {
 	return new(big.Rat).SetString(s)
 }
 
-// globbed compares text with a pattern that may have a * at its begin, at its end, or both.
-func globbed(pattern, s string) bool {
+// Globbed compares text with a pattern that may have a * at its begin, at its end, or both.
+func Globbed(pattern, s string) bool {
 	if pattern == "" || pattern == "*" {
 		return pattern == "*" || s == ""
 	}

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/rotorkms/rotor/internal/acl"
 	"github.com/rotorkms/rotor/internal/authn"
 	"github.com/rotorkms/rotor/internal/campaign"
 	"github.com/rotorkms/rotor/internal/fault"
@@ -89,6 +90,7 @@ type rooms struct {
 	rollout   *rollout.Loop
 	authority *authn.Authority
 	mounts    *mounts.Service
+	acl       *acl.Service
 }
 
 // Start opens the store, unseals it, verifies its audit log and serves. When no root of trust can open it now the server starts sealed: it
@@ -298,12 +300,13 @@ func (s *Server) serve(ctx, run context.Context, group *errgroup.Group, sealer s
 		s.http.End(e.Of)
 		s.http.Cut(e.Instance)
 	}
+	r.acl.OnEnded = func() { s.http.End(func(policy.Caller) bool { return false }) } // whoever was let in before is looked at again
 	r.kms.OnChange(func(k keyring.Key) {
 		r.fleet.Publish(run, k)
 		r.rollout.Look(k.ID)
 	})
 	r.fleet.OnChange = r.rollout.Look
-	for _, loop := range []func(context.Context) error{r.authority.Run, s.seals.Run, r.kms.Run, r.kms.Sweep, r.kms.CountUses, r.fleet.Run, r.campaigns.Run, r.rollout.Run, r.mounts.Run} {
+	for _, loop := range []func(context.Context) error{r.authority.Run, s.seals.Run, r.kms.Run, r.kms.Sweep, r.kms.CountUses, r.fleet.Run, r.campaigns.Run, r.rollout.Run, r.mounts.Run, r.acl.Run} {
 		group.Go(func() error { return loop(run) })
 	}
 	if s.keeper != nil {
@@ -355,20 +358,27 @@ func (s *Server) build(ctx context.Context) (r rooms, err error) {
 	if r.campaigns, err = campaign.New(ctx, work); err != nil {
 		return r, err
 	}
-	if r.mounts, err = mounts.New(ctx, mounts.Config{Guard: s.guard, Log: c.Log, Clear: unmounted(r.kms)}); err != nil {
+	if r.mounts, err = mounts.New(ctx, mounts.Config{Guard: s.guard, Log: c.Log}); err != nil {
 		return r, err
 	}
+	if r.acl, err = acl.New(ctx, acl.Config{Guard: s.guard, Authority: r.authority, Mounts: r.mounts, Now: c.Now}); err != nil {
+		return r, err
+	}
+	r.mounts.Clear = unmounted(r.kms, r.acl)
 	r.rollout = rollout.New(rollout.Config{KMS: r.kms, Fleet: r.fleet, Floors: r.campaigns, Lead: s.lead(), Now: c.Now, Log: c.Log})
 	return r, nil
 }
 
 // unmounted deletes the keys below an engine that is about to be unmounted.
-func unmounted(keys *kms.Service) func(context.Context, policy.Caller, keyring.Namespace, mounts.Mount) error {
+func unmounted(keys *kms.Service, tokens *acl.Service) func(context.Context, policy.Caller, keyring.Namespace, mounts.Mount) error {
 	return func(ctx context.Context, c policy.Caller, ns keyring.Namespace, m mounts.Mount) error {
-		if m.Type != mounts.Transit || m.Auth {
-			return nil
+		switch {
+		case m.Auth:
+			return tokens.Clear(ctx, c, ns, m)
+		case m.Type == mounts.Transit:
+			return keys.TransitClear(ctx, c, ns, strings.TrimSuffix(m.Path, "/"))
 		}
-		return keys.TransitClear(ctx, c, ns, strings.TrimSuffix(m.Path, "/"))
+		return nil
 	}
 }
 
@@ -394,7 +404,7 @@ func (s *Server) vault(r rooms) vault.Config {
 	c, started := s.config, s.config.Now()
 	engine, _ := engineOf(c.Store) // validate has asked it
 	return vault.Config{
-		Guard: s.guard, KMS: r.kms, Rollout: r.rollout, Authority: r.authority, Mounts: r.mounts, Seals: s.seals, Now: c.Now, Log: c.Log,
+		Guard: s.guard, KMS: r.kms, Rollout: r.rollout, Authority: r.authority, Mounts: r.mounts, ACL: r.acl, Seals: s.seals, Now: c.Now, Log: c.Log,
 		About: func(ctx context.Context) vault.About {
 			return vault.About{
 				Version: Version, Cluster: s.guard.ClusterID(), Engine: engine, Address: s.Advertised(), Shared: s.keeper != nil, Started: started, Ready: s.health.look(ctx).Ready,

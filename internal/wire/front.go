@@ -20,6 +20,8 @@ type Front struct {
 	Token func(h http.Header) (token string, shown bool, err error)
 	// Identify names the caller that a token from an address is of, and says when the token ends; nil: Config.Identifier.Session. fault.Unauthenticated.
 	Identify func(ctx context.Context, token, address string) (policy.Caller, time.Time, error)
+	// Stands says whether a token that was taken would still be, without counting as a use of it; nil: Identify is asked again.
+	Stands func(ctx context.Context, token, address string) error
 	// Deny writes a refusal; nil: in plain text. What is left of the request's body is not read.
 	Deny func(w http.ResponseWriter, r *http.Request, err error)
 }

@@ -230,6 +230,9 @@ func identify(c Config, front Front, route Route, w http.ResponseWriter, r *http
 		}
 		if p.caller, p.until, err = session(r.Context(), token, p.address); err == nil {
 			p.again = func(ctx context.Context) error {
+				if front.Stands != nil {
+					return front.Stands(ctx, token, p.address)
+				}
 				_, _, err := session(ctx, token, p.address)
 				return err
 			}

@@ -1,4 +1,152 @@
 package vault
 
+import (
+	"context"
+	"encoding/base64"
+	"net/http"
+	"slices"
+
+	"github.com/rotorkms/rotor/internal/acl"
+	"github.com/rotorkms/rotor/internal/fault"
+)
+
 // policyRoutes are those of policies and capabilities.
-func policyRoutes(Config) []route { return nil }
+func policyRoutes(c Config) []route {
+	old, now := policies{c, "rules", "sys/policy"}, policies{c, "policy", "sys/policies/acl"}
+	paths := field{"paths", "list", "paths", true}
+	return slices.Concat(old.routes(), now.routes(), []route{
+		{pattern: "sys/capabilities-self", ops: map[operation]handler{opUpdate: c.capabilitiesSelf}, fields: []field{paths}, doc: "Says what the caller may do at some paths.",
+			differs: "a session of rotor's own is told root if it may write policies, and deny else: its rights are about keys"},
+		{pattern: "sys/capabilities", ops: map[operation]handler{opUpdate: c.capabilitiesOf(func(r *request) acl.Who { return acl.Who{Text: r.str("token")} })},
+			fields: []field{paths, {"token", "string", "token", true}}, doc: "Says what a token may do at some paths."},
+		{pattern: "sys/capabilities-accessor", ops: map[operation]handler{opUpdate: c.capabilitiesOf(func(r *request) acl.Who { return acl.Who{Accessor: r.str("accessor")} })},
+			fields: []field{paths, {"accessor", "string", "accessor of a token", true}}, doc: "Says what a token may do at some paths."},
+		{pattern: "sys/internal/ui/resultant-acl", ops: map[operation]handler{opRead: c.resultant}, doc: "Says whether the caller's token has the policy root."},
+	})
+}
+
+// policies are the handlers of policies under one of their two paths.
+type policies struct {
+	Config
+	member string // that has the text in a body
+	base   string
+}
+
+func (p policies) routes() []route {
+	fields := []field{{"policy", "string", "the policy, in HCL or JSON, also in base64", true}}
+	return []route{
+		{pattern: p.base, ops: map[operation]handler{opRead: p.list, opList: p.list}, doc: "Lists the policies."},
+		{
+			pattern: p.base + "/:name", ops: map[operation]handler{opRead: p.read, opUpdate: p.write, opDelete: p.delete}, fields: fields, doc: "Shows, writes and deletes a policy.",
+			differs: "no templates in paths, no control groups, no methods of a second factor",
+		},
+	}
+}
+
+func (p policies) list(ctx context.Context, r *request) (*response, error) {
+	names, err := p.ACL.Policies(ctx, r.caller, string(r.namespace))
+	if err != nil {
+		return nil, said(err)
+	}
+	data := map[string]any{"keys": names}
+	if p.member == "rules" {
+		data["policies"] = names
+	}
+	return &response{data: data, top: data}, nil
+}
+
+func (p policies) read(ctx context.Context, r *request) (*response, error) {
+	text, err := p.ACL.Policy(ctx, r.caller, string(r.namespace), r.vars["name"])
+	if fault.CodeOf(err) == fault.NotFound {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, said(err)
+	}
+	data := map[string]any{"name": r.vars["name"], p.member: text}
+	return &response{data: data, top: data}, nil
+}
+
+func (p policies) write(ctx context.Context, r *request) (*response, error) {
+	text := r.str("policy")
+	if text == "" {
+		text = r.str("rules")
+	}
+	if b, err := base64.StdEncoding.DecodeString(text); err == nil {
+		text = string(b)
+	}
+	return nil, said(p.ACL.WritePolicy(stays(ctx), r.caller, string(r.namespace), r.vars["name"], text))
+}
+
+func (p policies) delete(ctx context.Context, r *request) (*response, error) {
+	return nil, said(p.ACL.DeletePolicy(stays(ctx), r.caller, string(r.namespace), r.vars["name"]))
+}
+
+// askedPaths are the paths that capabilities are asked of.
+func askedPaths(r *request) ([]string, error) {
+	all, err := r.list("paths")
+	if err != nil {
+		return nil, err
+	}
+	if len(all) == 0 {
+		if all, err = r.list("path"); err != nil {
+			return nil, err
+		}
+	}
+	if len(all) == 0 {
+		return nil, bad("paths must be supplied")
+	}
+	return all, nil
+}
+
+// capable is the answer about capabilities: each path beside the others, and those of a single one also by that name.
+func capable(all map[string][]string) *response {
+	data := map[string]any{}
+	for path, caps := range all {
+		data[path] = caps
+		if len(all) == 1 {
+			data["capabilities"] = caps
+		}
+	}
+	return &response{data: data, top: data}
+}
+
+func (c Config) capabilitiesSelf(_ context.Context, r *request) (*response, error) {
+	paths, err := askedPaths(r)
+	if err != nil {
+		return nil, err
+	}
+	if r.caller.ACL != nil && !r.caller.ACL.Decide(r.caller.Request).Allowed {
+		return nil, fault.New(fault.Denied, "path")
+	}
+	return capable(c.ACL.Capabilities(r.caller, string(r.namespace), paths)), nil
+}
+
+func (c Config) capabilitiesOf(of func(*request) acl.Who) handler {
+	return func(ctx context.Context, r *request) (*response, error) {
+		paths, err := askedPaths(r)
+		if err != nil {
+			return nil, err
+		}
+		who := of(r)
+		if who == (acl.Who{}) {
+			return nil, bad("missing token or accessor")
+		}
+		all, err := c.ACL.CapabilitiesOf(ctx, r.caller, string(r.namespace), who, paths)
+		if fault.CodeOf(err) == fault.NotFound {
+			return nil, &refusal{http.StatusBadRequest, []string{"invalid token"}, nil, err}
+		}
+		if err != nil {
+			return nil, said(err)
+		}
+		return capable(all), nil
+	}
+}
+
+// resultant is what the user interface asks for.
+func (c Config) resultant(_ context.Context, r *request) (*response, error) {
+	if r.caller.ACL != nil && !r.caller.ACL.Decide(r.caller.Request).Allowed {
+		return nil, fault.New(fault.Denied, "path")
+	}
+	return &response{data: map[string]any{"root": r.caller.ACL.Root(), "exact_paths": map[string]any{}, "glob_paths": map[string]any{}}}, nil
+}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/rotorkms/rotor/internal/acl"
 	"github.com/rotorkms/rotor/internal/authn"
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/guard"
@@ -27,6 +28,7 @@ type Config struct {
 	Rollout   *rollout.Loop
 	Authority *authn.Authority
 	Mounts    *mounts.Service
+	ACL       *acl.Service
 	Seals     *sealing.Keeper
 	About     func(context.Context) About
 	Now       func() time.Time
@@ -74,8 +76,8 @@ func Front(c Config) wire.Front {
 			out.Of = resolved{to, err}
 			return out, true
 		},
-		Token: token,
-		Deny:  func(w http.ResponseWriter, _ *http.Request, err error) { writeError(w, err) },
+		Token: token, Identify: c.ACL.Identify, Stands: c.ACL.Stands,
+		Deny: func(w http.ResponseWriter, _ *http.Request, err error) { writeError(w, err) },
 	}
 }
 
