@@ -68,7 +68,7 @@ func configFlag(c *cobra.Command, f *server.Config) (load func() error) {
 func runFlags(c *cobra.Command, f *server.Config) {
 	flags := c.Flags()
 	flags.StringVar(&f.Sandbox, "sandbox", f.Sandbox, "on, off or require: whether the process shuts itself in (default by profile)")
-	flags.StringVar(&f.Socket, "socket", "", "path of a local socket: status, shares and, where there is no cluster yet, its init (docs/howto/vault.md)")
+	flags.StringVar(&f.Socket, "socket", "", "path of a local socket: status, shares and, where there is no cluster yet, its init (docs/howto/operate-with-vault.md)")
 	flags.StringVar(&f.User, "user", "", "user that a server started as root goes on as")
 	flags.StringVar(&f.Logging.Format, "log-format", "", "text or json (default by profile)")
 	flags.StringVar(&f.Logging.Level, "log-level", "", "debug, info, warn or error (default info)")

@@ -65,6 +65,7 @@ type Config struct {
 	Socket      string           `yaml:"socket"`         // path of a local socket, for processes of the server's user and of root: init, status and shares; default: there is none
 	Public      Public           `yaml:"public"`         // a second listener with a certificate of the operator's
 	Enrol       bool             `yaml:"-"`              // of Init: make an enrolment token for the first administrator, and no directory
+	Root        bool             `yaml:"-"`              // of Init: make a token of Vault's clients with the policy root
 	Log         *slog.Logger     `yaml:"-"`              // default: slog.Default
 	Now         func() time.Time `yaml:"-"`              // default: time.Now
 

@@ -9,10 +9,12 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/rotorkms/rotor/internal/acl"
 	"github.com/rotorkms/rotor/internal/authn"
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/identity"
+	"github.com/rotorkms/rotor/internal/mounts"
 	"github.com/rotorkms/rotor/internal/seal"
 	"github.com/rotorkms/rotor/internal/seal/shamir"
 	"github.com/rotorkms/rotor/internal/store"
@@ -36,6 +38,7 @@ type InitResult struct {
 	Shares        []string // what custodians get, if the cluster is sealed with shares; they exist nowhere else
 	Authority     string   // path of the certificate of the cluster's authority, by which custodians and others know its servers; no secret
 	Enrolment     string   // with Config.Enrol: makes the first administrator, once, within an hour. It is a secret
+	RootToken     string   // with Config.Root: a token of Vault's clients with the policy root, for a day. It is a secret
 }
 
 // Init makes a new cluster: store, seal key, rules, certificate authority and an administrator's identity. fault.Exists.
@@ -90,6 +93,11 @@ func initStore(ctx context.Context, c Config, db store.Store, sealers []seal.Sea
 	}
 	out := InitResult{ClusterID: made.ClusterID, CheckpointKey: made.CheckpointKey, Authority: filepath.Join(c.Dir, authorityFile)}
 	_, err = withAuthority(ctx, c, db, sealers, func(ctx context.Context, a *authn.Authority) (err error) {
+		if c.Root {
+			if out.RootToken, err = rootToken(ctx, c, a); err != nil {
+				return err
+			}
+		}
 		if c.Enrol {
 			out.Enrolment, err = a.Enrolment(ctx, firstAdmin, cmp.Or(c.Advertise, c.Listen))
 		} else {
@@ -99,6 +107,20 @@ func initStore(ctx context.Context, c Config, db store.Store, sealers []seal.Sea
 		return err
 	})
 	return out, err
+}
+
+// rootToken makes the first token of Vault's clients.
+func rootToken(ctx context.Context, c Config, a *authn.Authority) (string, error) {
+	m, err := mounts.New(ctx, mounts.Config{Guard: a.Guard})
+	if err != nil {
+		return "", err
+	}
+	tokens, err := acl.New(ctx, acl.Config{Guard: a.Guard, Authority: a, Mounts: m, Now: c.Now})
+	if err != nil {
+		return "", err
+	}
+	t, err := tokens.First(ctx)
+	return t.Text, err
 }
 
 func (c Config) guard(db store.Store, sealers []seal.Sealer) guard.Config {

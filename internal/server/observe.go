@@ -37,13 +37,17 @@ func (s *Server) observe(mux *http.ServeMux) {
 	mux.HandleFunc("GET /debug/pprof/{profile}", s.allowed(policy.ActProfile, s.profile))
 }
 
-// healthFront is the paths that say how a server does, to everybody, and more of a sealed one, whose metrics say no more than its status, which strangers may ask for.
+// healthFront is every path that is of no protocol. Those that say how a server does are for everybody, and more of a sealed one, whose metrics say no more than its
+// status, which strangers may ask for.
 func healthFront(more ...string) wire.Front {
 	routes := map[string]wire.Route{}
 	for _, path := range append(more, "/healthz", "/readyz") {
 		routes[path] = wire.Route{Stranger: true}
 	}
-	return wire.Front{Route: wire.Paths(routes)}
+	return wire.Front{
+		Route: func(r *http.Request) (wire.Route, bool) { return routes[r.URL.Path], true },
+		Deny:  native.Front().Deny,
+	}
 }
 
 // allowed lets through who has the right, and refuses others in the audit log.

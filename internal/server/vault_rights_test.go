@@ -50,7 +50,7 @@ func TestVaultRightsOfNobody(t *testing.T) {
 			for _, method := range l.Methods {
 				asked++
 				stranger.refuses(403, "permission denied", method, path, nil)
-				if a := nobody.do(method, path, m{"plaintext": "eA==", "ciphertext": "vault:v1:AAAA", "input": "", "signature": "vault:v1:AAAA", "min_available_version": 1, "backup": "x", "type": "aes256-gcm96", "from": "transit", "to": "y", "public_key": "x", "path": "x", "peer_public_key": "x"}); a.status != 403 && !ofOneself(path) {
+				if a := nobody.do(method, path, asks(l)); a.status != 403 && !ofOneself(path) {
 					t.Errorf("%s %s: %d %.200s", method, path, a.status, a.text)
 				}
 			}
@@ -61,7 +61,27 @@ func TestVaultRightsOfNobody(t *testing.T) {
 	}
 }
 
+// asks is a body in which every parameter of a route is there, so that nothing but the right is missing.
+func asks(l vault.Line) m {
+	out := m{"plaintext": "eA==", "ciphertext": "vault:v1:AAAA", "input": "", "signature": "vault:v1:AAAA", "backup": "x", "type": "aes256-gcm96", "from": "transit", "to": "y", "token": "x", "accessor": "x", "path": "x", "peer_public_key": "x", "public_key": "x"}
+	for _, f := range l.Fields {
+		if _, ok := out[f.Name]; ok {
+			continue
+		}
+		switch f.Kind {
+		case "bool":
+			out[f.Name] = true
+		case "int", "duration":
+			out[f.Name] = 1
+		case "string", "list":
+			out[f.Name] = "x"
+		}
+	}
+	return out
+}
+
 // ofOneself says whether a path is one that every token may ask about itself.
 func ofOneself(path string) bool {
-	return strings.HasSuffix(path, "-self") || strings.HasPrefix(path, "sys/wrapping/") || strings.HasPrefix(path, "sys/internal/ui/") || strings.HasPrefix(path, "sys/audit/") // which refuses everybody
+	return strings.HasSuffix(path, "-self") || path == "auth/token/lookup" || // without a token it is one's own
+		strings.HasPrefix(path, "sys/wrapping/") || strings.HasPrefix(path, "sys/internal/ui/") || strings.HasPrefix(path, "sys/audit/") // which refuses everybody
 }

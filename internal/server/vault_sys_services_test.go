@@ -5,6 +5,7 @@ package server_test
 import (
 	"fmt"
 	"maps"
+	"net/http"
 	"slices"
 	"strings"
 	"testing"
@@ -28,6 +29,39 @@ func TestVaultPeerSys(t *testing.T) {
 		diff := differs(a, b)
 		if (diff != "") != (s.known != "") {
 			t.Errorf("%d %s %s %v: %s (known: %q)\n  rotor: %d %.900s\n  Vault: %d %.900s", i, s.method, s.path, s.body, diff, s.known, a.status, a.text, b.status, b.text)
+		}
+	}
+}
+
+// TestVaultPeerWrapping wraps, looks up, rewraps and opens an answer, and what was opened, at both.
+func TestVaultPeerWrapping(t *testing.T) {
+	real := testenv.Vault(t)
+	ours := newWorld(t).operator()
+	theirs := &vaultClient{t, real.Address + "/v1/", real.Root, http.Header{}, ours.http}
+	var tokens [2]string
+	for i, s := range []step{
+		{method: "POST", path: "sys/wrapping/wrap", body: m{"a": "b"}, keep: "5m"}, {method: "POST", path: "sys/wrapping/lookup"}, {method: "POST", path: "sys/wrapping/rewrap"}, {method: "POST", path: "sys/wrapping/lookup"},
+		{method: "POST", path: "sys/wrapping/unwrap"}, {method: "POST", path: "sys/wrapping/unwrap"}, {method: "POST", path: "sys/wrapping/lookup"}, {method: "POST", path: "sys/wrapping/rewrap"},
+		{method: "POST", path: "sys/wrapping/wrap", body: m{"a": "b"}}, {method: "GET", path: "sys/mounts", keep: "60"}, {method: "POST", path: "sys/wrapping/unwrap"},
+		{method: "POST", path: "sys/wrapping/unwrap", body: m{"token": "x"}}, {method: "POST", path: "sys/wrapping/unwrap", body: m{"token": ""}, known: "Vault says 500 of an empty token"},
+	} {
+		var got [2]answer
+		for j, c := range []*vaultClient{ours, theirs} {
+			c.header.Del("X-Vault-Wrap-TTL")
+			if s.keep != "" {
+				c.header.Set("X-Vault-Wrap-TTL", s.keep)
+			}
+			body := s.body
+			if body == nil && s.method == "POST" {
+				body = m{"token": tokens[j]}
+			}
+			got[j] = c.do(s.method, s.path, body)
+			if info, ok := got[j].body["wrap_info"].(map[string]any); ok {
+				tokens[j] = fmt.Sprint(info["token"])
+			}
+		}
+		if diff := differs(got[0], got[1]); (diff != "") != (s.known != "") {
+			t.Errorf("%d %s: %s (known: %q)\n  rotor: %d %.900s\n  Vault: %d %.900s", i, s.path, diff, s.known, got[0].status, got[0].text, got[1].status, got[1].text)
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/rotorkms/rotor/internal/server"
+	"github.com/rotorkms/rotor/internal/wire/vault"
 )
 
 // want fails the test unless an answer has a status, and a text in it.
@@ -279,4 +280,26 @@ func TestVaultUnmount(t *testing.T) {
 	op.do("POST", "sys/mounts/team", map[string]any{"type": "transit"}).want(t, "enable again", 204, "")
 	op.do("GET", "team/keys/k", nil).want(t, "show", 404, "")
 	op.do("LIST", "team/keys", nil).want(t, "list", 404, "")
+}
+
+// TestVaultHelp: each path of the surface says what it is for, to whoever has a token.
+func TestVaultHelp(t *testing.T) {
+	w := newWorld(t)
+	op := w.operator()
+	for _, engine := range []string{"approle", "userpass", "jwt", "kubernetes", "cert"} {
+		op.must("POST", "sys/auth/"+engine, m{"type": engine})
+	}
+	asked := 0
+	for _, l := range vault.Surface() {
+		for _, path := range paths(l) {
+			asked++
+			if a := op.do("GET", path+"?help=1", nil); a.status != 200 || !strings.Contains(fmt.Sprint(a.body["help"]), l.Doc) {
+				t.Errorf("%s: %d %.300s", path, a.status, a.text)
+			}
+		}
+	}
+	if asked < 100 {
+		t.Errorf("only %d were asked", asked)
+	}
+	w.vault("").do("GET", "transit/keys/a?help=1", nil).want(t, "by a stranger", 403, "permission denied")
 }

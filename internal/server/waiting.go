@@ -94,7 +94,7 @@ func (m *maker) make(ctx context.Context, r vault.InitRequest) (vault.InitAnswer
 		return vault.InitAnswer{}, fault.New(fault.Exists, "cluster in this store")
 	}
 	c := m.config
-	c.Enrol = true
+	c.Enrol, c.Root = true, true
 	if r.Shares != 0 || r.Threshold != 0 {
 		if err := shamir.CheckSizes(r.Threshold, r.Shares); err != nil {
 			return vault.InitAnswer{}, err
@@ -110,7 +110,7 @@ func (m *maker) make(ctx context.Context, r vault.InitRequest) (vault.InitAnswer
 		m.config.Log.WarnContext(ctx, "the enrolment secret, which is good for nothing any more, is still there", "error", err)
 	}
 	close(m.made)
-	return vault.InitAnswer{Shares: made.Shares, Token: made.Enrolment, Enrolment: made.Enrolment, CheckpointKey: made.CheckpointKey}, nil
+	return vault.InitAnswer{Shares: made.Shares, Token: made.RootToken, Enrolment: made.Enrolment, CheckpointKey: made.CheckpointKey}, nil
 }
 
 // openMade opens the store of a cluster that was made. fault.NotFound when there is none, which a store of another kind than a file says when it is asked.

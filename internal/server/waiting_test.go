@@ -115,6 +115,7 @@ func TestVaultInit(t *testing.T) {
 	me.do("GET", "sys/health", nil).want(t, "health", 200, `"sealed":false`)
 	me.do("GET", "sys/mounts", nil).want(t, "what is not for the local socket", 404, "alone")
 
+	w.vault(made.body["root_token"].(string)).do("GET", "auth/token/lookup-self", nil).want(t, "the root token", 200, `"policies":["root"]`)
 	admin, err := rotor.Dial(t.Context(), rotor.Config{Identity: filepath.Join(t.TempDir(), "admin"), JoinToken: made.body["enrolment_token"].(string), Address: w.Address()})
 	if err != nil {
 		t.Fatalf("the administrator that the enrolment token makes: %v", err)

@@ -7,6 +7,7 @@ import (
 	"runtime/debug"
 	"strings"
 
+	"github.com/rotorkms/rotor/internal/acl"
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/wire"
@@ -78,8 +79,14 @@ func (s *server) target(h *http.Request) (target, error) {
 // answer calls the handler of a route.
 func (s *server) answer(ctx context.Context, to target, r *request) (*response, error) {
 	handle, ok := to.ops[r.op]
+	if !ok && r.caller.ACL != nil && !r.caller.ACL.Decide(&policy.Request{Namespace: string(r.namespace), Path: r.path, Operation: r.op}).Allowed {
+		return nil, fault.New(fault.Denied, "path") // which operations a path has is told to who has a right to it
+	}
 	if !ok {
 		return nil, unsupported()
+	}
+	if r.wrapTTL > acl.MaxWrapTTL { // before anything is done
+		return nil, bad("requested wrapping TTL is not valid: above 0 and at most %d days", int(acl.MaxWrapTTL.Hours()/24))
 	}
 	if to.exists != nil && r.op == opUpdate {
 		there, err := to.exists(ctx, r)
@@ -107,10 +114,10 @@ func (s *server) answer(ctx context.Context, to target, r *request) (*response, 
 	if fault.CodeOf(err) == fault.Invalid && r.caller.ACL != nil && !r.caller.ACL.Decide(asked).Allowed {
 		return nil, fault.New(fault.Denied, "path") // what is wrong with a request is told to who has a right to its path
 	}
-	if err != nil || out == nil || r.wrapTTL == 0 {
+	if err != nil || out == nil || r.wrapTTL == 0 || to.raw || out.wrap != nil {
 		return out, err
 	}
-	return wrapped(ctx, s.config, r, out)
+	return wrapped(ctx, s.config, to.engine, r, out)
 }
 
 // nowhere is the answer about a path that is none. Who has no right to it does not learn that.

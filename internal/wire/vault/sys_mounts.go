@@ -180,6 +180,9 @@ func (t mountTable) tuned(ctx context.Context, r *request) (*response, error) {
 }
 
 func (t mountTable) enable(ctx context.Context, r *request) (*response, error) {
+	if _, err := t.permit(ctx, r, policy.ActMountChange); err != nil { // before it is told what is wrong with the request
+		return nil, err
+	}
 	m := mounts.Mount{Path: r.vars["path"], Type: r.str("type"), Auth: t.auth, Description: r.str("description")}
 	var err error
 	if m.Local, err = r.is("local", false); err != nil {
@@ -224,6 +227,9 @@ func (t mountTable) disable(ctx context.Context, r *request) (*response, error) 
 }
 
 func (t mountTable) tune(ctx context.Context, r *request) (*response, error) {
+	if _, err := t.permit(ctx, r, policy.ActMountChange); err != nil { // before it is told what is wrong with the request
+		return nil, err
+	}
 	set, err := tuning(r, t.auth)
 	if err != nil {
 		return nil, err

@@ -241,7 +241,7 @@ type InitRequest struct {
 // InitAnswer is what it made, and what exists nowhere else.
 type InitAnswer struct {
 	Shares        []string
-	Token         string // of the first administrator; it makes others
+	Token         string // with the policy root, for a day
 	Enrolment     string // makes an administrator of rotor's own, once, within an hour
 	CheckpointKey string // pins the audit log; no secret
 }
