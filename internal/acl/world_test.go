@@ -153,13 +153,6 @@ func (s *server) lives(text string) bool {
 	return err == nil
 }
 
-func (s *server) enable(kind string) mounts.Mount {
-	s.t.Helper()
-	m, err := s.mount.Enable(s.ctx, admin, ns, mounts.Mount{Path: kind, Type: kind, Auth: true})
-	must(s.t, err)
-	return m
-}
-
 // set makes a change of fields in JSON.
 func set(text string) func(acl.Spec) error {
 	return func(s acl.Spec) error {

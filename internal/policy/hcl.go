@@ -97,7 +97,7 @@ func shallow(text string) error {
 	}
 	s := scanner.New(bytes.ReplaceAll([]byte(text), []byte("\r\n"), []byte("\n")))
 	var failed error
-	s.Error = func(pos token.Pos, msg string) { failed = fmt.Errorf("At %d:%d: %s", pos.Line, pos.Column, msg) }
+	s.Error = func(pos token.Pos, msg string) { failed = fmt.Errorf("At %d:%d: %s", pos.Line, pos.Column, msg) } //nolint:staticcheck // in Vault's words
 	for failed == nil {
 		d := 0
 		switch s.Scan().Type {

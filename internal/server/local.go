@@ -37,7 +37,8 @@ func openLocal(ctx context.Context, path string, log *slog.Logger) (*LocalSocket
 		return nil, fault.Wrap(fault.Unavailable, "local socket "+path, err)
 	}
 	if at, err := os.Lstat(path); err == nil && at.Mode().Type() == os.ModeSocket {
-		if c, err := net.Dial("unix", path); err == nil {
+		var d net.Dialer
+		if c, err := d.DialContext(ctx, "unix", path); err == nil {
 			return failed(errors.Join(errors.New("another server listens there"), c.Close()))
 		}
 		if err := os.Remove(path); err != nil {

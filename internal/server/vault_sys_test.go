@@ -22,7 +22,7 @@ func (a answer) want(t *testing.T, what string, status int, text string) answer 
 
 // data is a member of an answer's data, by names between dots.
 func (a answer) data(path string) any {
-	var v any = a.body["data"]
+	v := a.body["data"]
 	for name := range strings.SplitSeq(path, ".") {
 		m, _ := v.(map[string]any)
 		v = m[name]

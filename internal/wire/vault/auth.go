@@ -9,7 +9,6 @@ import (
 
 	"github.com/rotorkms/rotor/internal/acl"
 	"github.com/rotorkms/rotor/internal/fault"
-	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/mounts"
 	"github.com/rotorkms/rotor/internal/wire"
 )
@@ -66,7 +65,7 @@ func seconds(d time.Duration) int64 { return int64((d + time.Second - 1) / time.
 
 // mountedAt is the mount that a request is below.
 func (c Config) mountedAt(r *request) mounts.Mount {
-	m, _, _ := c.Mounts.Find(keyring.Namespace(r.namespace), r.mount+"/") // it was found before
+	m, _, _ := c.Mounts.Find(r.namespace, r.mount+"/") // it was found before
 	return m
 }
 

@@ -70,8 +70,16 @@ type resolved struct {
 
 // target is where a request leads.
 func (s *server) target(h *http.Request) (target, error) {
-	if r, ok := wire.RouteOf(h.Context()).Of.(resolved); ok {
+	ctx := h.Context()
+	r, ok := wire.RouteOf(ctx).Of.(resolved)
+	lately := ok && r.err != nil && r.to.mount == "" && !wire.Caller(ctx).IsZero() // another server may have mounted it a moment ago
+	if ok && !lately {
 		return r.to, r.err
+	}
+	if lately {
+		if err := s.config.Mounts.Refresh(ctx, r.to.namespace); err != nil {
+			return r.to, err
+		}
 	}
 	return s.resolve(h)
 }
