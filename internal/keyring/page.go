@@ -12,7 +12,7 @@ import (
 )
 
 // PageSize is how many numbers a page is for. A rotation writes the last page again, so a greater one costs time; a smaller one costs records.
-const PageSize = 16
+const PageSize = 8
 
 // pageOf is the index of the page that a number belongs to.
 func pageOf(n uint32) uint32 { return (max(n, 1) - 1) / PageSize }

@@ -68,7 +68,10 @@ func (p *paged) remove(t *rapid.T) {
 	if len(p.list) < 2 || rapid.IntRange(0, 3).Draw(t, "seldom") > 0 {
 		return
 	}
-	n := p.list[len(p.list)-1].Number // what a restore takes back in memory, before anything is written
+	n := p.list[len(p.list)-1].Number
+	if _, err := p.read.Version(n); err == nil {
+		return // a restore takes back in memory what is not written yet; nothing else is ever taken away
+	}
 	p.key, p.list = p.key.Without(n), p.list[:len(p.list)-1]
 }
 
@@ -230,8 +233,8 @@ func TestPagesAreChecked(t *testing.T) {
 	for name, bad := range map[string][]keyring.Page{
 		"none": nil, "one is missing": pages[1:], "another's place": {pages[0], pages[1], {Index: 7, Value: pages[2].Value}},
 		"no versions": {pages[0], pages[1], {Index: 2, Value: []byte("[]")}}, "no list": {pages[0], pages[1], {Index: 2, Value: []byte("{}")}},
-		"versions of two": {pages[0], pages[1], {Index: 2, Value: []byte(`[{"number":33},{"number":49}]`)}},
-		"one too few":     {pages[0], pages[1], {Index: 2, Value: []byte(`[{"number":33}]`)}},
+		"versions of two": {pages[0], pages[1], {Index: 2, Value: []byte(`[{"number":17},{"number":25}]`)}},
+		"one too few":     {pages[0], pages[1], {Index: 2, Value: []byte(`[{"number":17}]`)}},
 	} {
 		if got, err := keyring.Read(head, bad, keyring.Key{}); err == nil {
 			t.Errorf("%s: %d versions", name, got.Len())

@@ -83,20 +83,32 @@ func same(a, b any) bool {
 // Read makes a key of its head and of pages; was is an earlier state of it, which has the pages that have not changed since. ErrPages when some are
 // missing.
 func Read(record []byte, pages []Page, was Key) (Key, error) {
-	var h head
-	if err := json.Unmarshal(record, &h); err != nil {
-		return Key{}, err
-	}
-	tail, err := pagesOf(h.Versions, false)
-	if err != nil {
-		return Key{}, err
-	}
-	k := h.Key
-	k.Versions, err = was.Versions.assemble(tail, pages, h.Paged > 0)
-	if err == nil && k.Len() != h.Paged+len(h.Versions) {
+	k, count, err := read(record, pages, was)
+	if err == nil && k.Len() != count {
 		err = ErrPages
 	}
 	return k, err
+}
+
+// Salvage is Read of a key some of whose pages may be lost for good, and says how many versions are missing.
+func Salvage(record []byte, pages []Page) (k Key, missing int, err error) {
+	k, count, err := read(record, pages, Key{})
+	return k, count - k.Len(), err
+}
+
+// read returns a key and how many versions its head says that it has.
+func read(record []byte, pages []Page, was Key) (k Key, count int, err error) {
+	var h head
+	if err := json.Unmarshal(record, &h); err != nil {
+		return k, 0, err
+	}
+	own, err := pagesOf(h.Versions, false)
+	if err != nil {
+		return k, 0, err
+	}
+	k = h.Key
+	k.Versions, err = was.Versions.assemble(own, pages, h.Paged > 0)
+	return k, h.Paged + len(h.Versions), err
 }
 
 // WithPages is the key with the contents of pages that were written without its head, as when they are sealed again.

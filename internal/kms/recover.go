@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -37,11 +39,17 @@ func Recover(ctx context.Context, g *guard.Guard, p *guard.Permit, incarnation u
 	}
 	changed := 0
 	for _, r := range all {
-		was, err := r.key(nil)
+		if r.head == nil { // it is lost, and what is left of the key is no key
+			if err := dropPages(ctx, p, r); err != nil {
+				return changed, err
+			}
+			continue
+		}
+		k, missing, err := keyring.Salvage(r.head, r.pages)
 		if err != nil {
 			return changed, fault.Wrap(fault.RecordTampered, r.path, err)
 		}
-		k := was.key
+		was := &state{key: k, rev: r.rev}
 		if k.Epoch.Incarnation >= incarnation {
 			continue
 		}
@@ -51,12 +59,29 @@ func Recover(ctx context.Context, g *guard.Guard, p *guard.Permit, incarnation u
 		}
 		k = k.Recovered(incarnation, above, func(n uint32) bool { return there[materialPath(k, n)] }, now.UTC())
 		detail := map[string]string{"step": "key", "key": k.Name, "above": fmt.Sprint(k.Above)}
+		if missing > 0 { // a backup of the key may have them
+			detail["missing"] = fmt.Sprint(missing)
+		}
 		if err := commitRecovered(ctx, p, was, r.head, k, detail); err != nil {
 			return changed, err
 		}
 		changed++
 	}
 	return changed, nil
+}
+
+// dropPages deletes the pages of a key that is lost, so that the key can be restored from a backup of its own.
+func dropPages(ctx context.Context, p *guard.Permit, r *parts) error {
+	for batch := range slices.Chunk(r.pages, pagesAtOnce) {
+		var writes []guard.Write
+		for _, page := range batch {
+			writes = append(writes, guard.Write{Path: r.path + "/" + strconv.FormatUint(uint64(page.Index), 10), Delete: true})
+		}
+		if _, err := p.Commit(ctx, nil, writes, map[string]string{"step": "key", "lost": r.path}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // pagesAtOnce bounds how many pages one commit of a recovery writes. Each takes a condition, a write, and where there was none one more condition.

@@ -342,6 +342,11 @@ func (r *restoring) version(ctx context.Context, k *keyring.Key, v keyring.Versi
 		if err != nil {
 			return w, err
 		}
+		rec, err := s.guard.Get(ctx, kept.conds[0].Path)
+		if err != nil && fault.CodeOf(err) != fault.NotFound {
+			return w, err
+		}
+		kept.conds[0].Rev = rec.Rev // it is there when the page of the version alone was lost
 		w = w.and(kept)
 	}
 	if k.Primary == v.Number {
