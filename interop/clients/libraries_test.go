@@ -16,8 +16,8 @@ import (
 	"gocloud.dev/secrets/hashivault"
 )
 
-// owner makes a key on a mount of its own for an application that only uses it, and returns the owner's engine and the application's token.
-func (j job) owner(c check, mount, key string, settings values) (transit, string) {
+// owner makes a key on a mount of its own for an application that only uses it.
+func (j job) owner(c check, mount, key string, settings values) transit {
 	e := transit{c, j.admin, mount}
 	mounts, err := j.admin.Sys().ListMounts()
 	c.ok(err, "list the mounts")
@@ -25,8 +25,29 @@ func (j job) owner(c check, mount, key string, settings values) (transit, string
 		c.ok(j.admin.Sys().Mount(mount, &api.MountInput{Type: "transit"}), "mount")
 	}
 	e.write("keys/"+key, settings)
-	return e, j.may(c, `path "`+mount+`/encrypt/`+key+`" { capabilities = ["update"] }
-path "`+mount+`/decrypt/`+key+`" { capabilities = ["update"] }`)
+	return e
+}
+
+// user is the policy of an application that encrypts and decrypts with a key.
+func user(mount, key string) string {
+	return `path "` + mount + `/encrypt/` + key + `" { capabilities = ["update"] }
+path "` + mount + `/decrypt/` + key + `" { capabilities = ["update"] }
+`
+}
+
+// comesIn logs the application in by AppRole and returns its token.
+func (j job) comesIn(c check, policy string) string {
+	roleID, secretID := j.role(c, policy)
+	s, err := j.at("").Logical().Write("auth/approle/login", values{"role_id": roleID, "secret_id": secretID})
+	c.ok(err, "log in")
+	return s.Auth.ClientToken
+}
+
+// renews has the Go client, which libraries are given, renew their token.
+func (j job) renews(c check, token string) {
+	s, err := j.at(token).Auth().Token().RenewSelf(600)
+	c.ok(err, "renew")
+	c.same(s.Auth.LeaseDuration, 600, "the time")
 }
 
 // tinkHCVault is github.com/tink-crypto/tink-go-hcvault: envelopes whose key encryption key is the engine's, and the engine itself as an AEAD.
@@ -34,10 +55,10 @@ func tinkHCVault(t *testing.T, j job) {
 	const mount = "interop/tink"
 	var e transit
 	made := tinkMade{}
-	j.step(t, "keys", func(c check) {
-		var token string
-		e, token = j.owner(c, mount, "orders", nil)
-		made.client, made.uri = j.at(token), "hcvault://"+strings.TrimPrefix(j.address, "https://")+"/"+mount+"/keys/"
+	j.step(t, "keys", func(c check) { e = j.owner(c, mount, "orders", nil) })
+	j.step(t, "login", func(c check) {
+		made.client = j.at(j.comesIn(c, user(mount, "orders")+user(mount, "derived")))
+		made.uri = "hcvault://" + strings.TrimPrefix(j.address, "https://") + "/" + mount + "/keys/"
 	})
 	j.step(t, "use", func(c check) { made.make(c) })
 	j.step(t, "rotate", func(c check) {
@@ -47,6 +68,7 @@ func tinkHCVault(t *testing.T, j job) {
 		e.prefix(string(text), "2")
 	})
 	j.step(t, "old", func(c check) { made.opens(c) })
+	j.step(t, "renew", func(c check) { j.renews(c, made.client.Token()) })
 	j.step(t, "denied", func(c check) {
 		_, err := made.aead(c, "other").Encrypt([]byte("x"), nil)
 		c.says(err, "permission denied", "use another key")
@@ -54,7 +76,10 @@ func tinkHCVault(t *testing.T, j job) {
 		_, err = revoked.aead(c, "orders").Encrypt([]byte("x"), nil)
 		c.says(err, "permission denied", "use no token")
 	})
-	j.step(t, "more", func(c check) { tinkDerived(c, j, mount) })
+	j.step(t, "more", func(c check) {
+		j.owner(c, mount, "derived", values{"derived": true})
+		tinkDerived(c, made.client, mount)
+	})
 }
 
 // tinkMade is what an application of Tink made before its key was rotated.
@@ -100,9 +125,8 @@ func (m *tinkMade) opens(c check) {
 }
 
 // tinkDerived uses keys that are derived from the associated data, as clients before 2.5 have it.
-func tinkDerived(c check, j job, mount string) {
-	_, token := j.owner(c, mount, "derived", values{"derived": true})
-	legacy, err := hcvault.NewAEAD("/"+mount+"/keys/derived", j.at(token).Logical(), hcvault.WithLegacyContextParamater())
+func tinkDerived(c check, client *api.Client, mount string) {
+	legacy, err := hcvault.NewAEAD("/"+mount+"/keys/derived", client.Logical(), hcvault.WithLegacyContextParamater())
 	c.ok(err, "make the older client")
 	text, err := legacy.Encrypt([]byte("x"), []byte("tenant 1"))
 	c.ok(err, "encrypt")
@@ -121,7 +145,8 @@ func gocloud(t *testing.T, j job) {
 	var e transit
 	var token string
 	var first []byte
-	j.step(t, "keys", func(c check) { e, token = j.owner(c, mount, "orders", nil) })
+	j.step(t, "keys", func(c check) { e = j.owner(c, mount, "orders", nil) })
+	j.step(t, "login", func(c check) { token = j.comesIn(c, user(mount, "orders")) })
 	encrypts := func(c check, version string) []byte {
 		keeper := hashivault.OpenKeeper(j.at(token), "orders", &hashivault.KeeperOptions{Engine: mount})
 		defer keeper.Close()
@@ -146,6 +171,8 @@ func gocloud(t *testing.T, j job) {
 		encrypts(c, "2")
 	})
 	j.step(t, "old", func(c check) { decrypts(c, first) })
+	j.step(t, "rewrap", func(c check) { decrypts(c, e.rewrapped("orders", string(first), "2")) })
+	j.step(t, "renew", func(c check) { j.renews(c, token) })
 	j.step(t, "denied", func(c check) {
 		keeper := hashivault.OpenKeeper(j.at(token), "others", &hashivault.KeeperOptions{Engine: mount})
 		defer keeper.Close()
@@ -168,7 +195,8 @@ func kmsWrapping(t *testing.T, j job) {
 		return w, err
 	}
 	var first *wrapping.BlobInfo
-	j.step(t, "keys", func(c check) { e, token = j.owner(c, mount, "orders", nil) })
+	j.step(t, "keys", func(c check) { e = j.owner(c, mount, "orders", nil) })
+	j.step(t, "login", func(c check) { token = j.comesIn(c, user(mount, "orders")) })
 	j.step(t, "use", func(c check) {
 		var err error
 		w, err = open(c, "orders")
@@ -188,6 +216,11 @@ func kmsWrapping(t *testing.T, j job) {
 	j.step(t, "old", func(c check) {
 		plain, err := w.Decrypt(j.ctx, first)
 		c.ok(err, "decrypt")
+		c.same(string(plain), "one", "the plaintext")
+	})
+	j.step(t, "rewrap", func(c check) {
+		plain, err := w.Decrypt(j.ctx, &wrapping.BlobInfo{Ciphertext: e.rewrapped("orders", string(first.Ciphertext), "2")})
+		c.ok(err, "decrypt what was rewrapped")
 		c.same(string(plain), "one", "the plaintext")
 	})
 	j.step(t, "renew", func(c check) { // it has renewed its token when it was opened, and has a watcher

@@ -43,17 +43,17 @@ func (j job) page(t *testing.T, c check, text string) {
 		var err error
 		switch lang, code := m[1], m[2]; lang {
 		case "sh":
-			printed, err = j.block(t, dir, "bash", "-euo", "pipefail", "-c", code)
+			printed, err = j.block(t, dir, dir, "bash", "-euo", "pipefail", "-c", code)
 		case "python":
 			python += "print(end='\f')\n" + code
-			printed, err = j.block(t, dir, tree(t, ".cache/interop/python/bin/python"), "-c", python)
+			printed, err = j.block(t, dir, dir, tree(t, ".cache/interop/python/bin/python"), "-c", python)
 			printed = printed[strings.LastIndex(printed, "\f")+1:]
 		case "js":
-			printed, err = j.block(t, dir, "node", "-e", code)
+			printed, err = j.block(t, dir, dir, "node", "-e", code)
 		case "go":
 			path := filepath.Join(dir, "main.go")
 			c.ok(os.WriteFile(path, []byte(code), 0o600), "write the program")
-			printed, err = j.block(t, tree(t, "interop/clients"), "go", "run", path)
+			printed, err = j.block(t, dir, tree(t, "interop/clients"), "go", "run", path)
 		case "hcl":
 			c.ok(os.WriteFile(filepath.Join(dir, "main.tf"), []byte(code), 0o600), "write the configuration")
 			continue
@@ -73,11 +73,11 @@ func (j job) page(t *testing.T, c check, text string) {
 	}
 }
 
-// block runs a command and returns what it prints.
-func (j job) block(t *testing.T, dir string, args ...string) (string, error) {
+// block runs a command in a directory and returns what it prints.
+func (j job) block(t *testing.T, home, dir string, args ...string) (string, error) {
 	cmd := exec.CommandContext(j.ctx, args[0], args[1:]...)
 	cmd.Dir = dir
-	cmd.Env = append(j.environment(j.token, dir), "PATH="+tree(t, ".cache/interop")+":"+os.Getenv("PATH"), "TF_CLI_CONFIG_FILE=terraform.rc", "CHECKPOINT_DISABLE=1",
+	cmd.Env = append(j.environment(j.token, home), "PATH="+tree(t, ".cache/interop")+":"+os.Getenv("PATH"), "TF_CLI_CONFIG_FILE=terraform.rc", "CHECKPOINT_DISABLE=1",
 		"NODE_PATH="+tree(t, ".cache/interop/node/node_modules"), "GOCACHE="+goenv(t, "GOCACHE"), "GOMODCACHE="+goenv(t, "GOMODCACHE"), "GOFLAGS=-mod=readonly")
 	var log strings.Builder
 	cmd.Stderr = &log

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"regexp"
 	"testing"
 )
 
@@ -20,7 +21,8 @@ func sops(t *testing.T, j job) {
 		c.ok(err, "run it")
 		return out
 	}
-	j.step(t, "keys", func(c check) { e, token = j.owner(c, mount, "orders", nil) })
+	j.step(t, "keys", func(c check) { e = j.owner(c, mount, "orders", nil) })
+	j.step(t, "login", func(c check) { token = j.comesIn(c, user(mount, "orders")) })
 	j.step(t, "use", func(c check) {
 		c.ok(os.WriteFile(plain, []byte("password: secret\n"), 0o600), "write")
 		c.ok(os.WriteFile(sealed, []byte(run(c, "encrypt", "--hc-vault-transit", uri, plain)), 0o600), "write")
@@ -46,6 +48,14 @@ func sops(t *testing.T, j job) {
 		c.same(run(c, "decrypt", old), "password: secret\n", "what is decrypted")
 		run(c, "set", old, `["user"]`, `"ana"`)
 		c.same(run(c, "decrypt", "--extract", `["user"]`, old), "ana", "what was set")
+	})
+	j.step(t, "rewrap", func(c check) { // of the data key in the file, by the owner of the key
+		b, err := os.ReadFile(sealed)
+		c.ok(err, "read")
+		old := regexp.MustCompile(`vault:v2:[A-Za-z0-9+/=]+`).Find(b)
+		b = bytes.Replace(b, old, e.rewrapped("orders", string(old), "5"), 1)
+		c.ok(os.WriteFile(sealed, b, 0o600), "write")
+		c.same(run(c, "decrypt", sealed), "password: secret\n", "what is decrypted")
 	})
 	j.step(t, "denied", func(c check) {
 		_, err := j.program(dir, token, sops, "encrypt", "--hc-vault-transit", j.address+"/v1/"+mount+"/keys/others", plain)

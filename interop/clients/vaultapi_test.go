@@ -63,6 +63,13 @@ func (e transit) decrypts(key, ciphertext, plaintext string) {
 	e.same(e.write("decrypt/"+key, values{"ciphertext": ciphertext})["plaintext"], b64(plaintext), "the plaintext")
 }
 
+// rewrapped has the owner of a key move a text to the newest version.
+func (e transit) rewrapped(key, ciphertext, version string) []byte {
+	text := e.write("rewrap/"+key, values{"ciphertext": ciphertext})["ciphertext"]
+	e.prefix(text, version)
+	return []byte(text.(string))
+}
+
 // prefix wants a ciphertext, signature or MAC of a version.
 func (e transit) prefix(text any, version string) {
 	if s, _ := text.(string); !strings.HasPrefix(s, "vault:v"+version+":") {
@@ -375,4 +382,20 @@ func goNewer(e transit) {
 	in["ciphertext"] = again["ciphertext"]
 	e.same(again["changed"], true, "whether the text changed")
 	e.same(e.write("decrypt/orders", in)["plaintext"], b64("x"), "the plaintext")
+	goNamespace(e)
+}
+
+// goNamespace works in a namespace of its own: keys of one name are two keys.
+func goNamespace(e transit) {
+	_, err := e.client.Logical().Write("sys/namespaces/interop", nil)
+	e.ok(err, "make a namespace")
+	inside := transit{e.check, e.client.WithNamespace("interop"), "transit"}
+	inside.write("keys/orders", nil)
+	text := inside.encrypt("orders", "ours")
+	inside.decrypts("orders", text, "ours")
+	e.refused("decrypt/orders", values{"ciphertext": text}, "message authentication failed")
+	outside := transit{e.check, e.client.WithNamespace("nowhere"), "transit"}
+	_, err = outside.client.Logical().Write("transit/keys/orders", nil)
+	e.says(err, "Errors:", "write into a namespace that is not there")
+	e.same(inside.read("keys/orders")["latest_version"], 1, "the version of the namespace's key")
 }
