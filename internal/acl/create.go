@@ -284,8 +284,9 @@ func displayName(asked string) string {
 	return "token-" + clean
 }
 
-// tokenOf finds a living token by its accessor. One of another namespace is not there, except for whom it is below. fault.NotFound.
-func (s *Service) tokenOf(ctx context.Context, ns, accessor string) (slot string, t token, err error) {
+// tokenOf finds a living token by its accessor. One of another namespace is not there, except for whom it is below; one that has no use left is there for the
+// request that was its last. fault.NotFound.
+func (s *Service) tokenOf(ctx context.Context, ns, accessor string, self bool) (slot string, t token, err error) {
 	look := func() bool {
 		s.mu.RLock()
 		defer s.mu.RUnlock()
@@ -293,7 +294,7 @@ func (s *Service) tokenOf(ctx context.Context, ns, accessor string) (slot string
 		r, ok := s.tokens.get(slot)
 		t = r.value
 		alive, _ := s.living(t)
-		return ok && alive && t.Uses >= 0 && (t.Namespace == ns || ns == s.home)
+		return ok && alive && (t.Uses >= 0 || self) && (t.Namespace == ns || ns == s.home)
 	}
 	if look() {
 		return slot, t, nil
@@ -333,9 +334,9 @@ func (s *Service) which(ctx context.Context, c policy.Caller, ns string, w Who) 
 	case w.Self && c.Accessor == "":
 		return "", token{}, bad("the request showed no token of this kind")
 	case w.Self:
-		return s.tokenOf(ctx, s.home, c.Accessor)
+		return s.tokenOf(ctx, s.home, c.Accessor, true)
 	case w.Accessor != "":
-		return s.tokenOf(ctx, ns, w.Accessor)
+		return s.tokenOf(ctx, ns, w.Accessor, false)
 	}
 	return s.tokenBy(ctx, ns, w.Text)
 }

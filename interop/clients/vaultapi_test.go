@@ -114,6 +114,7 @@ func vaultAPI(t *testing.T, j job) {
 	j.step(t, "renew", func(c check) { goRenew(c, j, token) })
 	j.step(t, "denied", func(c check) { goDenied(c, j, mount) })
 	j.step(t, "more", func(c check) { goSystem(c, j, mount) })
+	j.step(t, "batch", func(c check) { goBatch(c, j) })
 	j.step(t, "newer", func(c check) { goNewer(engine(c)) })
 }
 

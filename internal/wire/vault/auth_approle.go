@@ -16,8 +16,8 @@ var olderAppRole = map[string]string{"policies": "token_policies", "period": "to
 
 // appRoleRoutes are those below a mount of approle.
 func appRoleRoutes(c Config) []route {
-	a := appRole{c, entries{Config: c, kind: acl.KindAppRole, name: "role_name", older: olderAppRole}}
-	role := a.entries.routes("approle", "role/:role_name", "role", "Shows, writes and deletes a role.", "secret IDs are kept as hashes, and no batch tokens are made", append([]field{
+	a := appRole{c, entries{Config: c, kind: acl.KindAppRole, name: "role_name", older: olderAppRole, show: showOlder}}
+	role := a.entries.routes("approle", "role/:role_name", "role", "Shows, writes and deletes a role.", "secret IDs are kept as hashes, and no batch tokens are made; what has an older name is shown by both", append([]field{
 		{"bind_secret_id", "bool", "a login needs a secret ID; true unless said", false}, {"secret_id_bound_cidrs", "list", "networks that a login comes from", false},
 		{"secret_id_num_uses", "int", "logins with one secret ID; 0: any number", false}, {"secret_id_ttl", "duration", "life of a secret ID", false},
 		{"local_secret_ids", "bool", "kept and shown", false}, {"role_id", "string", "role ID of the client's choice", false},
@@ -53,6 +53,13 @@ func appRoleRoutes(c Config) []route {
 		t("secret-id-accessor/lookup", "Shows a secret ID.", handle, map[operation]handler{opUpdate: a.lookup(accessor)}),
 		t("secret-id-accessor/destroy", "Ends a secret ID.", handle, gone(a.destroy(accessor))),
 	}, a.parts())
+}
+
+// showOlder shows fields by their older names too: Vault does for a role that was written by them, and clients of before Vault 1.2, which write so, end without.
+func showOlder(data map[string]any) {
+	for old, now := range olderAppRole {
+		data[old] = data[now]
+	}
 }
 
 type appRole struct {
