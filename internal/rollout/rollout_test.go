@@ -52,8 +52,8 @@ type world struct {
 	loops []*rollout.Loop
 	stop  context.CancelFunc
 
-	quotas kms.Quotas
-	offset atomic.Int64 // nanoseconds that the clocks of the server are wrong by
+	versions atomic.Int64 // that a key may have; 0: any number
+	offset   atomic.Int64 // nanoseconds that the clocks of the server are wrong by
 
 	mu       sync.Mutex // guards promoted
 	promoted []uint32   // primaries in the order of their promotions
@@ -103,7 +103,7 @@ func (w *world) start(loops int) {
 		w.t.Fatal(err)
 	}
 	go func() { _ = w.guard.Run(ctx) }()
-	if w.kms, err = kms.New(ctx, kms.Config{Guard: w.guard, Now: w.now, Quotas: func() kms.Quotas { return w.quotas }}); err != nil {
+	if w.kms, err = kms.New(ctx, kms.Config{Guard: w.guard, Now: w.now, Quotas: func() kms.Quotas { return kms.Quotas{Versions: int(w.versions.Load())} }}); err != nil {
 		w.t.Fatal(err)
 	}
 	c := fleet.Config{Guard: w.guard, Keys: w.kms, Leases: rotation.Leases{TTL: ttl, MaxSkew: skew}, Now: w.now, Log: quiet}

@@ -161,7 +161,7 @@ func TestScheduleThatIsRefused(t *testing.T) {
 		var warned warnings
 		w.loops[0].Log = slog.New(&warned)
 		w.scheduled(keyring.Schedule{Every: time.Minute})
-		w.quotas.Versions = 1
+		w.versions.Store(1)
 		pass(time.Hour)
 		if n := warned.Load(); n < 5 || n > 20 {
 			t.Errorf("tried %d times within the hour", n)
@@ -174,7 +174,7 @@ func TestScheduleThatIsRefused(t *testing.T) {
 		}
 		idle := rollout.New(rollout.Config{KMS: w.kms, Fleet: w.fleet, Now: w.now, Log: quiet})
 		w.want("refused, as a server says that does not lead", fault.CodeOf(idle.Progress(t.Context(), w.key()).Schedule.Refused), fault.QuotaReached)
-		w.quotas.Versions = 0
+		w.versions.Store(0)
 		pass(10*time.Minute + 2*time.Second)
 		if w.key().Len() < 2 {
 			t.Error("not rotated once the quota was gone")
