@@ -28,7 +28,7 @@ type head struct {
 	Paged    int        `json:"paged,omitempty"` // how many versions are in records of pages
 }
 
-// ErrPages: the pages of a key are not the ones that its head speaks of.
+// ErrPages is that the pages of a key are not the ones that its head speaks of.
 var ErrPages = errors.New("keyring: pages are missing")
 
 // Record returns what is to be written of a key that was read and changed: its head, and at most so many of the pages that have changed since; those

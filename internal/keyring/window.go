@@ -47,7 +47,7 @@ func zone(name string) (*time.Location, error) {
 		return time.UTC, nil
 	}
 	if l, ok := zones.Load(name); ok {
-		return l.(*time.Location), nil
+		return l.(*time.Location), nil //nolint:errcheck // nothing else is stored
 	}
 	l, err := time.LoadLocation(name)
 	if len(name) > MaxZoneName || name == "Local" || err != nil {

@@ -169,7 +169,7 @@ func TestScheduleThatIsRefused(t *testing.T) {
 		w.want("versions under the quota", w.key().Len(), 1)
 		s := w.progress().Schedule
 		w.want("refused", fault.CodeOf(s.Refused), fault.QuotaReached)
-		if d := s.Retry.Sub(time.Now()); d <= 0 || d > 10*time.Minute {
+		if d := time.Until(s.Retry); d <= 0 || d > 10*time.Minute {
 			t.Errorf("tried again in %v", d)
 		}
 		idle := rollout.New(rollout.Config{KMS: w.kms, Fleet: w.fleet, Now: w.now, Log: quiet})
