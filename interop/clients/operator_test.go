@@ -56,12 +56,14 @@ func TestOperator(t *testing.T) {
 	})
 	unseal(t, over, made.KeysB64[2], made.KeysB64[0])
 	over.SetToken(made.RootToken)
+	const sealed = `msg="the server is sealed"`
+	before := strings.Count(p.out.String(), sealed)
 	if err := over.Sys().Seal(); err != nil {
 		t.Fatalf("seal: %v", err)
 	}
-	p.await(t, func(ctx context.Context) bool {
+	p.await(t, func(ctx context.Context) bool { // the one that served says so too, until it ends; between the two connections are refused
 		h, err := over.Sys().HealthWithContext(ctx)
-		return err == nil && h.Sealed
+		return err == nil && h.Sealed && strings.Count(p.out.String(), sealed) > before
 	})
 	unseal(t, over, made.KeysB64[0], made.KeysB64[1])
 	if !strings.Contains(p.out.String(), "landlock") {
