@@ -54,10 +54,11 @@ type Service struct {
 	index    indexes
 	compiled map[string]*policy.ACL // by the policies of a token
 
-	slots slots
-	from  store.Rev                     // that the tables were read at
-	heard atomic.Uint64                 // the last commit that is in them
-	moved atomic.Pointer[chan struct{}] // closed when heard moves on
+	signers signers
+	slots   slots
+	from    store.Rev                     // that the tables were read at
+	heard   atomic.Uint64                 // the last commit that is in them
+	moved   atomic.Pointer[chan struct{}] // closed when heard moves on
 }
 
 // New opens the service.

@@ -19,10 +19,18 @@ import (
 
 // Kinds of entries below a mount.
 const (
-	KindTokenRole = "token-role"
-	KindAppRole   = "approle"
-	KindUser      = "user"
+	KindTokenRole  = "token-role"
+	KindAppRole    = "approle"
+	KindUser       = "user"
+	KindJWTConfig  = "jwt-config"
+	KindJWTRole    = "jwt-role"
+	KindKubeConfig = "kubernetes-config"
+	KindKubeRole   = "kubernetes-role"
+	KindCert       = "cert"
 )
+
+// ConfigName names the one entry of a kind that a mount has one of.
+const ConfigName = "config"
 
 // Bounds of entries.
 const (
@@ -54,6 +62,16 @@ func newSpec(kind string) Spec {
 		return &AppRole{BindSecretID: true, Params: Params{Type: "default"}}
 	case KindUser:
 		return &User{Params{Type: "default"}}
+	case KindJWTConfig:
+		return &JWTConfig{}
+	case KindJWTRole:
+		return &JWTRole{Params: Params{Type: "default"}, RoleType: "jwt", BoundClaimsType: "string"}
+	case KindKubeConfig:
+		return &KubeConfig{DisableIssuer: true}
+	case KindKubeRole:
+		return &KubeRole{Params: Params{Type: "default"}, AliasSource: "serviceaccount_uid"}
+	case KindCert:
+		return &Cert{Params: Params{Type: "default"}}
 	}
 	return nil
 }

@@ -76,7 +76,8 @@ var presets = map[string]map[string]string{
 // Issuer verifies the tokens of one issuer. Safe for concurrent use.
 type Issuer struct {
 	Config
-	http *http.Client
+	http   *http.Client
+	bearer string // in the place of BearerFile
 
 	mu      sync.Mutex // guards what follows
 	keys    map[string]jose.JSONWebKey
@@ -348,6 +349,9 @@ func (i *Issuer) get(ctx context.Context, at string, most int64) ([]byte, error)
 		return nil, fmt.Errorf("ask %s: %w", at, err)
 	}
 	r.Header.Set("Accept", "application/json")
+	if i.bearer != "" {
+		r.Header.Set("Authorization", "Bearer "+i.bearer)
+	}
 	if i.BearerFile != "" {
 		b, err := readBearer(i.BearerFile)
 		if err != nil {

@@ -135,33 +135,42 @@ func audiences(claims map[string]json.RawMessage) ([]string, error) {
 // claim reads the claim at a path of members, as "/kubernetes.io/namespace" (JSON Pointer, RFC 6901), or by its name alone. Only texts, truth
 // values and whole numbers are claims that an attribute can have; there is false for a path that leads nowhere.
 func claim(claims map[string]json.RawMessage, path string) (value string, there bool, err error) {
+	raw, there, err := member(claims, path)
+	if err != nil || !there {
+		return "", false, err
+	}
+	value, err = scalar(raw)
+	return value, err == nil, err
+}
+
+// member follows the path of a claim. null is not there.
+func member(claims map[string]json.RawMessage, path string) (raw json.RawMessage, there bool, err error) {
 	names := []string{path}
 	if strings.HasPrefix(path, "/") {
 		names = strings.Split(path[1:], "/")
 	}
 	if len(names) > maxPath {
-		return "", false, fault.New(fault.Invalid, "claim "+path)
+		return nil, false, fault.New(fault.Invalid, "claim "+path)
 	}
 	for i, name := range names {
 		name = strings.ReplaceAll(strings.ReplaceAll(name, "~1", "/"), "~0", "~")
 		raw, ok := claims[name]
 		if !ok || string(raw) == "null" {
-			return "", false, nil
+			return nil, false, nil
 		}
 		if i == len(names)-1 {
-			value, err = scalar(raw)
-			return value, err == nil, err
+			return raw, true, nil
 		}
 		var next map[string]josejson.RawMessage
 		if err := josejson.Unmarshal(raw, &next); err != nil {
-			return "", false, nil //nolint:nilerr // no object: the path leads nowhere
+			return nil, false, nil //nolint:nilerr // no object: the path leads nowhere
 		}
 		claims = make(map[string]json.RawMessage, len(next))
 		for name, value := range next {
 			claims[name] = json.RawMessage(value)
 		}
 	}
-	return "", false, nil
+	return nil, false, nil
 }
 
 func scalar(raw json.RawMessage) (string, error) {

@@ -10,12 +10,13 @@ import (
 	"github.com/rotorkms/rotor/internal/acl"
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/mounts"
+	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/wire"
 )
 
 // authRoutes are those of auth/.
 func authRoutes(c Config) []route {
-	return slices.Concat(tokenRoutes(c), roleRoutes(c), appRoleRoutes(c), userRoutes(c))
+	return slices.Concat(tokenRoutes(c), roleRoutes(c), appRoleRoutes(c), userRoutes(c), foreignRoutes(c))
 }
 
 // said gives what the rooms say about what a client did wrong in their own words, which are Vault's where clients compare them.
@@ -43,6 +44,16 @@ func forbidden(err error) error {
 		return &refusal{http.StatusForbidden, []string{"bad token"}, nil, err}
 	}
 	return said(err)
+}
+
+// first asks for a right before a request is looked at: what is wrong with it is told to who has the right alone.
+func (c Config) first(a policy.Action, h handler) handler {
+	return func(ctx context.Context, r *request) (*response, error) {
+		if _, err := c.Guard.Admit(ctx, r.caller, a, policy.Resource{Namespace: string(r.namespace)}); err != nil {
+			return nil, err
+		}
+		return h(ctx, r)
+	}
 }
 
 // authOf is the block of an answer that carries a token.

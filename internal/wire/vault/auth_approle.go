@@ -9,6 +9,7 @@ import (
 
 	"github.com/rotorkms/rotor/internal/acl"
 	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/policy"
 )
 
 // olderAppRole are older names of an AppRole's fields.
@@ -45,9 +46,9 @@ func appRoleRoutes(c Config) []route {
 		{pattern: "login", engine: "approle", ops: map[operation]handler{opUpdate: a.login}, stranger: true, login: true, doc: "Exchanges a role ID and a secret ID for a token.",
 			fields: []field{{"role_id", "string", "role ID", true}, {"secret_id", "string", "secret ID", false}}},
 		{pattern: "tidy/secret-id", engine: "approle", ops: map[operation]handler{opUpdate: c.tidy}, doc: "Deletes the records of secret IDs that are over."},
-		t("role-id", "Shows and sets the role ID.", []field{{"role_id", "string", "role ID of the client's choice", true}}, map[operation]handler{opRead: a.roleID, opUpdate: a.setRoleID}),
-		t("secret-id", "Makes a secret ID; lists the accessors of the role's.", secret, map[operation]handler{opUpdate: a.secretID, opList: a.secretIDs}),
-		t("custom-secret-id", "Takes a secret ID of the client's choice, of 8 bytes at least.", append(one, secret...), map[operation]handler{opUpdate: a.secretID}),
+		t("role-id", "Shows and sets the role ID.", []field{{"role_id", "string", "role ID of the client's choice", true}}, map[operation]handler{opRead: a.roleID, opUpdate: a.first(policy.ActAuthChange, a.setRoleID)}),
+		t("secret-id", "Makes a secret ID; lists the accessors of the role's.", secret, map[operation]handler{opUpdate: a.first(policy.ActAuthChange, a.secretID), opList: a.secretIDs}),
+		t("custom-secret-id", "Takes a secret ID of the client's choice, of 8 bytes at least.", append(one, secret...), map[operation]handler{opUpdate: a.first(policy.ActAuthChange, a.secretID)}),
 		t("secret-id/lookup", "Shows a secret ID.", one, map[operation]handler{opUpdate: a.lookup(text)}),
 		t("secret-id/destroy", "Ends a secret ID.", one, gone(a.destroy(text))),
 		t("secret-id-accessor/lookup", "Shows a secret ID.", handle, map[operation]handler{opUpdate: a.lookup(accessor)}),
@@ -80,7 +81,7 @@ func (a appRole) parts() (all []route) {
 		}
 		all = append(all, route{
 			pattern: "role/:role_name/" + name, engine: "approle", doc: "Shows, sets and resets a field of a role.", fields: []field{{member, "string", "as of the role", true}},
-			ops: map[operation]handler{opRead: a.part(member, stored), opUpdate: a.setPart(member, stored), opDelete: a.resetPart(stored)},
+			ops: map[operation]handler{opRead: a.part(member, stored), opUpdate: a.first(policy.ActAuthChange, a.setPart(member, stored)), opDelete: a.resetPart(stored)},
 		})
 	}
 	return all

@@ -8,6 +8,7 @@ import (
 
 	"github.com/rotorkms/rotor/internal/acl"
 	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/policy"
 )
 
 // policyRoutes are those of policies and capabilities.
@@ -17,9 +18,9 @@ func policyRoutes(c Config) []route {
 	return slices.Concat(old.routes(), now.routes(), []route{
 		{pattern: "sys/capabilities-self", ops: map[operation]handler{opUpdate: c.capabilitiesSelf}, fields: []field{paths}, doc: "Says what the caller may do at some paths.",
 			differs: "a session of rotor's own is told root if it may write policies, and deny else: its rights are about keys"},
-		{pattern: "sys/capabilities", ops: map[operation]handler{opUpdate: c.capabilitiesOf(func(r *request) acl.Who { return acl.Who{Text: r.str("token")} })},
+		{pattern: "sys/capabilities", ops: map[operation]handler{opUpdate: c.first(policy.ActTokens, c.capabilitiesOf(func(r *request) acl.Who { return acl.Who{Text: r.str("token")} }))},
 			fields: []field{paths, {"token", "string", "token", true}}, doc: "Says what a token may do at some paths."},
-		{pattern: "sys/capabilities-accessor", ops: map[operation]handler{opUpdate: c.capabilitiesOf(func(r *request) acl.Who { return acl.Who{Accessor: r.str("accessor")} })},
+		{pattern: "sys/capabilities-accessor", ops: map[operation]handler{opUpdate: c.first(policy.ActTokens, c.capabilitiesOf(func(r *request) acl.Who { return acl.Who{Accessor: r.str("accessor")} }))},
 			fields: []field{paths, {"accessor", "string", "accessor of a token", true}}, doc: "Says what a token may do at some paths."},
 		{pattern: "sys/internal/ui/resultant-acl", ops: map[operation]handler{opRead: c.resultant}, doc: "Says whether the caller's token has the policy root."},
 	})
