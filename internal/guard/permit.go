@@ -90,6 +90,13 @@ func (g *Guard) Refuse(ctx context.Context, c policy.Caller, a policy.Action) er
 	return g.refused(ctx, c, a, policy.Resource{})
 }
 
+// As is the same permit, whose entries name what is done more closely than the rule did.
+func (p *Permit) As(a policy.Action) *Permit {
+	as := *p
+	as.action = a
+	return &as
+}
+
 // Caller is who holds the permit.
 func (p *Permit) Caller() policy.Caller { return p.caller }
 

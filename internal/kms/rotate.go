@@ -91,8 +91,12 @@ func (s *Service) further(
 		return k, change{}, err
 	}
 	describe(detail, v)
+	block, err := s.firstBlock(k, v, detail)
+	if err != nil {
+		return k, made, err
+	}
 	next, err := rotation.Turn(k, v, now)
-	return next, made, err
+	return next, made.and(block), err
 }
 
 // MayTurn says what stands against another version of a key. fault.RotationInFlight, WrongState, QuotaReached, TooLarge, AlgorithmForbidden.

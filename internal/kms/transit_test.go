@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/rotorkms/rotor/internal/audit"
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/guard"
@@ -514,14 +516,49 @@ func TestTransitDataKey(t *testing.T) {
 	}
 	_, _, _, err = w.TransitDataKey(t.Context(), alice, w.ref(k), 100, kms.TransitItem{}, true)
 	wantCode(t, err, fault.Invalid)
-	releases := 0
+	if err := w.guard.CloseWindows(t.Context(), true); err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]string{}
 	for _, e := range w.entries() {
-		if e.Class == audit.ClassRelease && e.Key == k.Name {
-			releases++
+		if e.Class == audit.ClassUse && e.Outcome == "closed" {
+			got[e.Action] = e.Detail["count"]
 		}
 	}
-	if releases != 3 {
-		t.Errorf("%d releases in the log", releases)
+	if d := cmp.Diff(map[string]string{"datakey": "3", "encrypt": "1", "decrypt": "3"}, got); d != "" {
+		t.Errorf("uses in the log (-want +got):\n%s", d)
+	}
+}
+
+// TestTransitRotationTakesABlock: the commit that makes a version primary takes its first uses, and a commit that was not made gives none.
+func TestTransitRotationTakesABlock(t *testing.T) {
+	w := newWorld(t)
+	k := w.transit("k", suite.AES256GCM)
+	must(w.TransitRotate(t.Context(), alice, w.ref(k)))(t)
+	taken := func() (n int) {
+		for _, e := range w.entries() {
+			if e.Action == "encrypt" && e.Detail["uses_taken"] != "" {
+				n++
+			}
+		}
+		return n
+	}
+	before := taken()
+	one(t)(w.TransitEncrypt(t.Context(), alice, w.ref(k), make([]kms.TransitItem, 1)))
+	if n := taken() - before; n != 0 {
+		t.Errorf("%d blocks were taken for the first use", n)
+	}
+	w.store.lose.Store(loseBefore)
+	_, err := w.TransitRotate(t.Context(), alice, w.ref(k))
+	wantCode(t, err, fault.OutcomeUnknown)
+	other := w.serve()
+	must(other.TransitRotate(t.Context(), alice, w.ref(k)))(t)
+	if err := w.CatchUp(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	one(t)(w.TransitEncrypt(t.Context(), alice, w.ref(k), make([]kms.TransitItem, 1)))
+	if n := taken() - before; n != 1 {
+		t.Errorf("%d blocks were taken of a version that another server made", n)
 	}
 }
 

@@ -317,8 +317,11 @@ func (s *Service) TransitRewrap(ctx context.Context, c policy.Caller, ref Ref, i
 	return out, nil
 }
 
-// TransitDataKey makes a data key of so many bits and encrypts it. With release it is answered in clear as well, and the log says so before it leaves.
-// fault.Invalid.
+// actDataKey is what entries of the log call data keys that were answered in clear; who may encrypt may have one.
+const actDataKey policy.Action = "datakey"
+
+// TransitDataKey makes a data key of so many bits and encrypts it. With release it is answered in clear as well, which the log counts apart: it is
+// nobody's secret yet, and who has it encrypted may have it decrypted as often as any text. fault.Invalid.
 func (s *Service) TransitDataKey(ctx context.Context, c policy.Caller, ref Ref, bits int, item TransitItem, release bool) (plain secret.Bytes, ciphertext string, version uint32, err error) {
 	b, err := s.begin(ctx, c, policy.ActEncrypt, ref, 1)
 	if err != nil {
@@ -329,14 +332,12 @@ func (s *Service) TransitDataKey(ctx context.Context, c policy.Caller, ref Ref, 
 		return plain, "", 0, err
 	}
 	item.secret = key
+	if release {
+		b.permit = b.permit.As(actDataKey)
+	}
 	out, err := b.encrypt(ctx, []TransitItem{item})
 	if err == nil {
 		err = out[0].Err
-	}
-	if err == nil && release {
-		detail := versionDetail(out[0].Version)
-		detail["data_key"] = fmt.Sprint(bits)
-		err = b.permit.Release(ctx, detail)
 	}
 	if err != nil || !release {
 		key.Destroy()

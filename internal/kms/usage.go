@@ -155,15 +155,15 @@ func (u *usage) of(ns keyring.Namespace, id keyring.KeyID, n uint32) Uses {
 	return sum
 }
 
-// all is of for every version of a key that was used.
-func (u *usage) all(k keyring.Key) map[uint32]Uses {
+// all is of for every version of a key from a number on that was used.
+func (u *usage) all(k keyring.Key, from uint32) map[uint32]Uses {
 	out := map[uint32]Uses{}
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.metersMu.RLock()
 	defer u.metersMu.RUnlock()
 	page := ""
-	for v := range k.All() {
+	for v := range k.From(from) {
 		if path := usagePath(k.Namespace, k.ID, v.Number); path != page {
 			page = path
 			maps.Copy(out, u.pages[path].Versions)
@@ -293,13 +293,13 @@ func (s *Service) Usage(ctx context.Context, c policy.Caller, ref Ref) (Usage, e
 	if err != nil {
 		return Usage{}, err
 	}
-	return s.UsageOf(k), nil
+	return s.UsageOf(k, 0), nil
 }
 
-// UsageOf is Usage without asking whether anybody may; for who has the key from a use case.
-func (s *Service) UsageOf(k keyring.Key) Usage {
-	u, now := Usage{Key: k, Versions: s.usage.all(k)}, s.now()
-	protected := u.Versions[k.Primary].Protected
+// UsageOf is Usage without asking whether anybody may, for who has the key from a use case. It tells of the versions from a number on.
+func (s *Service) UsageOf(k keyring.Key, from uint32) Usage {
+	u, now := Usage{Key: k, Versions: s.usage.all(k, from)}, s.now()
+	protected := s.UsesOf(k, k.Primary).Protected
 	u.Next, u.Required = rotation.NextDue(k, protected, now), rotation.Required(k, protected, now)
 	if s.volumeLow(k, protected) {
 		u.Required = append(u.Required, "its algorithm protects hardly more often under one key")

@@ -13,6 +13,7 @@ import (
 	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/rotation"
 	"github.com/rotorkms/rotor/internal/suite"
 )
 
@@ -31,6 +32,12 @@ type volume struct {
 	mu   sync.Mutex
 	left uint64
 	over atomic.Bool // it was refused another block
+
+	// first is the block that the commit took which made the version, if it did: the handle says whether that is the version there is.
+	first struct {
+		handle uint32
+		uses   uint64
+	}
 }
 
 func (v *volumes) of(id materialID) *volume {
@@ -63,6 +70,9 @@ func (s *Service) spend(ctx context.Context, k keyring.Key, v keyring.Version, n
 	u := s.volumes.of(materialID{k.ID, v.Number})
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	if u.first.handle == v.Handle {
+		u.left, u.first.uses = u.left+u.first.uses, 0
+	}
 	for u.left < n {
 		more, err := s.take(ctx, k, v, spec.MaxUses)
 		if err != nil {
@@ -73,6 +83,27 @@ func (s *Service) spend(ctx context.Context, k keyring.Key, v keyring.Version, n
 	}
 	u.left -= n
 	return nil
+}
+
+// firstBlock takes a block of uses of a version in the commit that makes it primary, so that the first who protect under it need not wait for another.
+// Nobody can before that commit: only then is there a version of that handle.
+func (s *Service) firstBlock(k keyring.Key, v keyring.Version, detail map[string]string) (change, error) {
+	spec, err := suite.Lookup(v.Algorithm)
+	if err != nil || spec.MaxUses == 0 || !rotation.AtOnce(k) {
+		return change{}, err
+	}
+	n := min(cmp.Or(s.volumes.block, DefaultBlock), spec.MaxUses)
+	value, err := json.Marshal(taken{n})
+	if err != nil {
+		return change{}, fmt.Errorf("encode volume: %w", err)
+	}
+	u := s.volumes.of(materialID{k.ID, v.Number})
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.first.handle, u.first.uses = v.Handle, n
+	path := volumePath(k, v.Number)
+	detail["uses_taken"] = strconv.FormatUint(n, 10)
+	return change{conds: []guard.Cond{{Path: path}}, writes: []guard.Write{{Path: path, Value: value}}}, nil
 }
 
 // take commits another block of uses. A commit of unknown outcome gives none: should it have happened, its block is forfeited.

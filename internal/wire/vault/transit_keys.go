@@ -55,7 +55,7 @@ func keyRoutes(c Config) []route {
 		},
 		{
 			pattern: "keys/:name/rotate", doc: "Makes the next version of a key.", ops: map[operation]handler{opUpdate: c.rotateKey}, fields: []field{fieldName},
-			differs: "A key that processes hold, or that has a margin, is staged first: the answer then has the latest_version of before.",
+			differs: "A key that processes hold, or that has a margin, is staged first: the answer then has the latest_version of before. The answer has the newest 100 versions, however many there are.",
 		},
 		{
 			pattern: "keys/:name/trim", doc: "Takes the versions before a number away from clients.", ops: map[operation]handler{opUpdate: c.trimKey},
@@ -115,7 +115,7 @@ func (c Config) showDerived(ctx context.Context, r *request, k keyring.Key, out 
 
 // shown is the answer about a key.
 func (c Config) shown(k keyring.Key, warnings ...string) *response {
-	return &response{data: c.keyData(k), warnings: warnings}
+	return &response{data: c.keyData(k, 0), warnings: warnings}
 }
 
 // settings are what the creator of a key chooses, also with its import.
@@ -263,6 +263,9 @@ func (c Config) configureKey(ctx context.Context, r *request) (*response, error)
 	return c.shown(k), nil
 }
 
+// rotatedVersions is how many versions the answer to a rotation tells of, the newest: to rotate costs the same however many there are.
+const rotatedVersions = 100
+
 func (c Config) rotateKey(ctx context.Context, r *request) (*response, error) {
 	k, err := c.KMS.TransitRotate(stays(ctx), r.caller, r.named())
 	switch {
@@ -273,7 +276,7 @@ func (c Config) rotateKey(ctx context.Context, r *request) (*response, error) {
 	case err != nil:
 		return nil, err
 	}
-	return c.shown(k), nil
+	return &response{data: c.keyData(k, k.NextNumber()-min(k.NextNumber(), rotatedVersions))}, nil
 }
 
 func (c Config) trimKey(ctx context.Context, r *request) (*response, error) {
@@ -321,8 +324,8 @@ func typeOf(a suite.Algorithm, spelling string) string {
 	return name
 }
 
-// keyData is what clients read of a key.
-func (c Config) keyData(k keyring.Key) map[string]any {
+// keyData is what clients read of a key, with the versions from a number on.
+func (c Config) keyData(k keyring.Key, from uint32) map[string]any {
 	t := k.Transit
 	name := k.Name[strings.LastIndexByte(k.Name, '/')+1:]
 	kind, set := transit.Describe(k.Algorithm, t.Spelling)
@@ -350,7 +353,7 @@ func (c Config) keyData(k keyring.Key) map[string]any {
 	if t.Derived {
 		maps.Copy(data, derivation(t))
 	}
-	c.versionData(k, data)
+	c.versionData(k, from, data)
 	return data
 }
 
@@ -392,10 +395,10 @@ type state struct {
 }
 
 // versionData adds what clients read of the versions: those that they may use, and of all what rotor knows.
-func (c Config) versionData(k keyring.Key, data map[string]any) {
+func (c Config) versionData(k keyring.Key, from uint32, data map[string]any) {
 	times, pairs, states := map[string]int64{}, map[string]publicVersion{}, map[string]state{}
-	usage := c.KMS.UsageOf(k)
-	for v := range k.All() {
+	usage := c.KMS.UsageOf(k, from)
+	for v := range k.From(from) {
 		n := strconv.FormatUint(uint64(v.Number), 10)
 		states[n] = stateOf(k, v, usage.Versions[v.Number])
 		if !k.Seen(v) || k.AboveFloor(v.Number) != nil {
