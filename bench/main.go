@@ -52,7 +52,7 @@ type part struct {
 }
 
 func parts() []part {
-	return []part{{"files", files}, {"rewrap", rewrap}, {"fields", fields}, {"memory", memory}, {"store", engine}, {"postgres", onPostgres}, {"etcd", onEtcd}, {"watchers", watchers}, {"fleet", fleet}}
+	return []part{{"files", files}, {"rewrap", rewrap}, {"fields", fields}, {"memory", memory}, {"store", engine}, {"postgres", onPostgres}, {"etcd", onEtcd}, {"watchers", watchers}, {"vault", vault}, {"fleet", fleet}}
 }
 
 func main() {
@@ -71,14 +71,17 @@ func run(ctx context.Context, args []string) (err error) {
 	if len(args) == 1 && args[0] == bareWord {
 		return bareServer(ctx)
 	}
+	if len(args) == 2 && args[0] == bareVaultWord {
+		return bareVaultServer(ctx, args[1])
+	}
 	var o options
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.StringVar(&o.out, "out", "bench-report.json", "the report")
 	f.StringVar(&o.fleet, "fleet", "", "command that measures a fleet and prints rows as JSON; empty: none")
-	f.StringVar(&o.only, "only", "", "comma-separated parts: files, rewrap, fields, memory, store, postgres, etcd, watchers, fleet; empty: all")
+	f.StringVar(&o.only, "only", "", "comma-separated parts: files, rewrap, fields, memory, store, postgres, etcd, watchers, vault, fleet; empty: all")
 	f.StringVar(&o.rotor, "rotor", "", "the rotor command; empty: no watchers")
 	f.IntVar(&o.watchers, "watchers", 10_000, "instances that watch, each with its own connection")
-	f.StringVar(&o.profiles, "profiles", "", "directory for profiles of the server that has the watchers; empty: none")
+	f.StringVar(&o.profiles, "profiles", "", "directory for profiles of the servers of watchers and of Vault's clients; empty: none")
 	f.IntVar(&o.rounds, "rounds", 9, "rounds of each measurement")
 	f.Int64Var(&o.size, "size", 256<<20, "bytes of the file that is decrypted")
 	f.Int64Var(&o.large, "large", 2<<30, "bytes of the file that is not held in memory")
