@@ -225,8 +225,6 @@ func vault(ctx context.Context, o options) (rows []Row, err error) {
 			return nil, s.told(err)
 		}
 		rows = append(rows, more...)
-		p, _ := s.memory("VmHWM")
-		fmt.Fprintln(os.Stderr, "PHASE", p/1000)
 	}
 	peak, err := s.memory("VmHWM")
 	if err != nil {
@@ -258,8 +256,6 @@ func (s *vaultServer) operations(ctx context.Context, o options) ([]Row, error) 
 			return nil, fmt.Errorf("%s: %w", op.name, err)
 		}
 		rows = append(rows, op.rows()...)
-		p, _ := s.memory("VmHWM")
-		fmt.Fprintln(os.Stderr, "PHASE", op.name, p/1000)
 	}
 	return rows, nil
 }
