@@ -221,8 +221,11 @@ func tracing(p trace.TracerProvider) ([]connect.ClientOption, error) {
 	return []connect.ClientOption{connect.WithInterceptors(i)}, nil
 }
 
+// maxAnswer bounds one message of the server to an administrator, in bytes: the backup of a key and what is around it.
+const maxAnswer = 33 << 20
+
 func newAdmin(h *http.Client, url string, more ...connect.ClientOption) *Admin {
-	o := append([]connect.ClientOption{connect.WithInterceptors(decode{}), connect.WithReadMaxBytes(16 << 20)}, more...)
+	o := append([]connect.ClientOption{connect.WithInterceptors(decode{}), connect.WithReadMaxBytes(maxAnswer)}, more...)
 	return &Admin{
 		Keys: rotorv1.NewKeyServiceClient(h, url, o...), Fleet: rotorv1.NewFleetServiceClient(h, url, o...),
 		Tokens: rotorv1.NewTokenServiceClient(h, url, o...), Data: rotorv1.NewDataServiceClient(h, url, o...),

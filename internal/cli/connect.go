@@ -13,6 +13,7 @@ import (
 	"github.com/rotorkms/rotor"
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/identity"
+	"github.com/rotorkms/rotor/internal/keybackup"
 	"github.com/rotorkms/rotor/internal/rpc"
 	rotorv1 "github.com/rotorkms/rotor/proto/rotor/v1"
 )
@@ -24,8 +25,8 @@ const (
 	envSession  = "ROTOR_SESSION"
 )
 
-// maxAnswer bounds one message of the server, in bytes.
-const maxAnswer = 16 << 20
+// maxAnswer bounds one message of the server, in bytes: the backup of a key and what is around it.
+const maxAnswer = keybackup.MaxBytes + 1<<20
 
 // api is the server as the caller's identity sees it.
 type api struct {
@@ -70,6 +71,48 @@ func newAPI(h *http.Client, address string) *api {
 		data: rotorv1.NewDataServiceClient(h, url, o), audit: rotorv1.NewAuditServiceClient(h, url, o), server: rotorv1.NewServerServiceClient(h, url, o),
 		auth: rotorv1.NewAuthServiceClient(h, url, o), roots: rotorv1.NewRootServiceClient(h, url, o),
 		seal: rotorv1.NewSealServiceClient(h, url, o),
+	}
+}
+
+// listKeys returns the keys of a namespace that the caller may see, by name, each with its newest versions.
+func (s *api) listKeys(ctx context.Context, namespace string) (all []*rotorv1.Key, err error) {
+	r := &rotorv1.ListRequest{Namespace: namespace}
+	for {
+		m, err := message(s.keys.List(ctx, request(r)))
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, m.GetKeys()...)
+		if !m.GetMore() || len(m.GetKeys()) == 0 {
+			return all, nil
+		}
+		r.After = all[len(all)-1].GetName()
+	}
+}
+
+// whole gets the older versions of a key that are not in its message.
+func (s *api) whole(ctx context.Context, k *rotorv1.Key) error {
+	have := k.GetVersions()
+	if uint32(len(have)) >= k.GetVersionCount() || len(have) == 0 { // #nosec G115 -- bounded by the size of a message
+		return nil
+	}
+	r := &rotorv1.VersionsRequest{Key: &rotorv1.KeyRef{Namespace: k.GetNamespace(), Name: k.GetName()}}
+	first := have[0].GetNumber()
+	var older []*rotorv1.Version
+	for {
+		m, err := message(s.keys.Versions(ctx, request(r)))
+		if err != nil {
+			return err
+		}
+		for _, v := range m.GetVersions() {
+			if v.GetNumber() < first {
+				older = append(older, v)
+			}
+		}
+		if r.From = m.GetNext(); r.From == 0 || r.From >= first {
+			k.Versions = append(older, have...)
+			return nil
+		}
 	}
 }
 

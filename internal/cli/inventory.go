@@ -69,11 +69,16 @@ rotor key algorithms names; then what rotor uses for itself. With --format cyclo
 				return err
 			}
 			defer s.close()
-			m, err := message(s.keys.List(c.Context(), request(&rotorv1.ListRequest{Namespace: a.namespace})))
+			keys, err := s.listKeys(c.Context(), a.namespace)
 			if err != nil {
 				return err
 			}
-			v := inventory(m.GetKeys())
+			for _, k := range keys {
+				if err := s.whole(c.Context(), k); err != nil {
+					return err
+				}
+			}
+			v := inventory(keys)
 			if format == "cyclonedx" {
 				return a.cbom(v)
 			}

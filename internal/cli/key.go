@@ -111,15 +111,15 @@ func newKeyList(a *app) *cobra.Command {
 				return err
 			}
 			defer api.close()
-			m, err := message(api.keys.List(c.Context(), request(&rotorv1.ListRequest{Namespace: a.namespace})))
+			keys, err := api.listKeys(c.Context(), a.namespace)
 			if err != nil {
 				return err
 			}
 			views, t := []keyView{}, table{header: []string{"name", "purpose", "custody", "algorithm", "primary", "versions", "owner"}}
-			for _, k := range m.GetKeys() {
+			for _, k := range keys {
 				v := viewKey(k)
 				views = append(views, v)
-				t.add(v.Name, v.Purpose, v.Custody, v.Algorithm, number(v.Primary), number(len(v.Versions)), v.Owner)
+				t.add(v.Name, v.Purpose, v.Custody, v.Algorithm, number(v.Primary), number(v.Count), v.Owner)
 			}
 			return a.show(views, t)
 		},
@@ -136,6 +136,9 @@ func newKeyShow(a *app) *cobra.Command {
 			}
 			defer api.close()
 			k, err := message(api.keys.Get(c.Context(), request(a.ref(args[0]))))
+			if err == nil {
+				err = api.whole(c.Context(), k)
+			}
 			if err != nil {
 				return err
 			}
@@ -321,7 +324,8 @@ type keyView struct {
 	BackedUp   string            `json:"backed_up,omitempty"` // the last backup of this key alone
 	Next       uint32            `json:"next"`                // number of the next version
 	Transit    *transitView      `json:"transit,omitempty"`   // of a key of purpose transit
-	Versions   []versionView     `json:"versions"`
+	Count      int               `json:"version_count"`
+	Versions   []versionView     `json:"versions"` // of list and of changes the newest 500, of show all
 }
 
 type rotationView struct {
@@ -377,7 +381,7 @@ func viewKey(k *rotorv1.Key) keyView {
 		ID: k.GetId(), Namespace: k.GetNamespace(), Name: k.GetName(), Purpose: k.GetPurpose(), Custody: k.GetCustody(), Algorithm: k.GetAlgorithm(),
 		Owner: k.GetOwner(), Exportable: k.GetExportable(), Labels: k.GetLabels(), Epoch: fmt.Sprintf("%d.%d", k.GetIncarnation(), k.GetEpoch()), Primary: k.GetPrimary(),
 		Target: k.GetTarget(), Versions: []versionView{}, ProtectFor: limited(k.GetOriginatorNs()), ProcessFor: limited(k.GetRecipientNs()), Created: moment(k.GetCreated()), BackedUp: moment(k.GetBackedUp()), Next: k.GetNext(),
-		Schedule: viewSchedule(k), Required: k.GetRotationRequired(), Transit: viewTransit(k.GetTransit()),
+		Count: max(int(k.GetVersionCount()), len(k.GetVersions())), Schedule: viewSchedule(k), Required: k.GetRotationRequired(), Transit: viewTransit(k.GetTransit()),
 		Rotation: rotationView{
 			r.GetSilence(), nanos(r.GetMaxStaleNs()), nanos(r.GetMaxWaitNs()), nanos(r.GetWindowNs()), nanos(r.GetDestroyWaitNs()),
 			nanos(r.GetMarginNs()), r.GetDestroyApprovals(),

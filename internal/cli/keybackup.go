@@ -4,13 +4,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/keybackup"
+	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/suite"
 	rotorv1 "github.com/rotorkms/rotor/proto/rotor/v1"
 )
@@ -114,16 +115,7 @@ func writeNew(path string, b []byte) error {
 	return nil
 }
 
-func numberList(all []uint32) string {
-	if len(all) == 0 {
-		return "-"
-	}
-	var out []string
-	for _, n := range all {
-		out = append(out, number(n))
-	}
-	return strings.Join(out, " ")
-}
+func numberList(all []uint32) string { return or(keyring.Ranges(slices.Values(all)), "-") }
 
 // restoreView is what key restore answers.
 type restoreView struct {

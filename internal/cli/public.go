@@ -34,6 +34,9 @@ RFC 9180), as a JWK (RSA, ECDSA, Ed25519), or as the bare bytes in base64.`,
 			}
 			defer s.close()
 			k, err := message(s.keys.Get(c.Context(), request(a.ref(args[0]))))
+			if err == nil {
+				err = s.whole(c.Context(), k)
+			}
 			if err != nil {
 				return err
 			}

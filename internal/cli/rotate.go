@@ -141,7 +141,7 @@ func planRotation(p *rotorv1.ProgressResponse, back uint32) (rotatePlan, error) 
 		Behind: list(p.GetBehind()), Changes: true,
 	}
 	switch {
-	case back != 0 && !slices.ContainsFunc(k.GetVersions(), func(v *rotorv1.Version) bool { return v.GetNumber() == back }):
+	case back != 0 && !mayHave(k, back):
 		return plan, fault.New(fault.UnknownVersion, fmt.Sprintf("key %s, version %d", k.GetName(), back)).WithHint("rotor key show %s lists its versions", k.GetName())
 	case back != 0 && k.GetTarget() != 0:
 		plan.GivesUp = k.GetTarget()
@@ -155,6 +155,12 @@ func planRotation(p *rotorv1.ProgressResponse, back uint32) (rotatePlan, error) 
 	}
 	plan.Gate = gate(k, plan)
 	return plan, nil
+}
+
+// mayHave says whether a key has a version, as far as its message tells.
+func mayHave(k *rotorv1.Key, n uint32) bool {
+	has := slices.ContainsFunc(k.GetVersions(), func(v *rotorv1.Version) bool { return v.GetNumber() == n })
+	return has || int(k.GetVersionCount()) > len(k.GetVersions()) && n < k.GetVersions()[0].GetNumber()
 }
 
 // gate says in words what the promotion waits for.

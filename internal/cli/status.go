@@ -141,12 +141,12 @@ func (a *app) showAll(ctx context.Context, s *api) error {
 }
 
 func (a *app) allProgress(ctx context.Context, s *api) ([]*rotorv1.ProgressResponse, error) {
-	m, err := message(s.keys.List(ctx, request(&rotorv1.ListRequest{Namespace: a.namespace})))
+	keys, err := s.listKeys(ctx, a.namespace)
 	if err != nil {
 		return nil, err
 	}
 	var all []*rotorv1.ProgressResponse
-	for _, k := range m.GetKeys() {
+	for _, k := range keys {
 		p, err := message(s.keys.Progress(ctx, request(a.ref(k.GetName()))))
 		if err != nil {
 			return nil, err

@@ -19,14 +19,17 @@ import (
 
 // Bounds, in bytes.
 const (
-	MaxBytes    = 3 << 20   // of a backup: a request takes 4 MiB
+	MaxBytes    = 32 << 20  // of a backup, which comes and goes in one message: 70,000 versions of a symmetric key
 	maxFacts    = 128 << 10 // in the clear
 	maxWrapped  = 16 << 10  // sealed data key
-	maxRecord   = 768 << 10 // of a key; a commit takes 1 MiB
+	maxRecord   = 24 << 20  // of a key
 	maxMaterial = 64 << 10  // of one version
 
 	maxNumber = 1 << 31 // of a version
 )
+
+// tooLarge is what helps then. The whole store has no such bound.
+var tooLarge = fmt.Sprintf("at most %d MiB with its versions; retire and destroy versions that nothing needs, or back up the store (rotor backup create)", MaxBytes>>20)
 
 const magic = "rotor-key-backup/1\n"
 
@@ -87,7 +90,7 @@ func Seal(f Facts, c Content, wrap func(dek secret.Bytes, bound []byte) ([]byte,
 	}
 	out := appendPart(appendPart([]byte(magic), facts), wrapped)
 	if len(facts) > maxFacts || len(wrapped) > maxWrapped || len(out)+plain.Len() > MaxBytes-1<<10 {
-		return nil, fault.New(fault.TooLarge, "backup of key "+f.Name).WithHint("at most %d bytes; retire and destroy versions that nothing needs", MaxBytes)
+		return nil, fault.New(fault.TooLarge, "backup of key "+f.Name).WithHint("%s", tooLarge)
 	}
 	aead, err := suite.NewXAES(dek)
 	if err != nil {
@@ -180,7 +183,7 @@ func encode(c Content) (secret.Bytes, error) {
 		return secret.Bytes{}, fmt.Errorf("encode key: %w", err)
 	}
 	if len(record) > maxRecord {
-		return secret.Bytes{}, fault.New(fault.TooLarge, "key "+c.Key.Name)
+		return secret.Bytes{}, fault.New(fault.TooLarge, "backup of key "+c.Key.Name).WithHint("%s", tooLarge)
 	}
 	size := 4 + len(record)
 	for _, m := range c.Materials {

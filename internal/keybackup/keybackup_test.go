@@ -121,7 +121,7 @@ func TestContent(t *testing.T) {
 		"no such custody":   func(_ *keybackup.Facts, c *keybackup.Content) { c.Key.Custody = "anywhere" },
 		"a number too high": func(_ *keybackup.Facts, c *keybackup.Content) { c.Key.Above = 1<<31 + 1 },
 		"a record too large": func(_ *keybackup.Facts, c *keybackup.Content) {
-			with(c, 1, func(v *keyring.Version) { v.Reason = strings.Repeat("x", 1<<20) })
+			with(c, 1, func(v *keyring.Version) { v.Reason = strings.Repeat("x", 24<<20) })
 		},
 		"a backup too large":  func(_ *keybackup.Facts, c *keybackup.Content) { c.Materials[3] = secret.Random(keybackup.MaxBytes) },
 		"facts that are huge": func(f *keybackup.Facts, _ *keybackup.Content) { f.ID = strings.Repeat("x", 1<<20) },

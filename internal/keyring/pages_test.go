@@ -268,3 +268,26 @@ func FuzzRead(f *testing.F) {
 		}
 	})
 }
+
+func TestRanges(t *testing.T) {
+	for want, numbers := range map[string][]uint32{"": nil, "1": {1}, "1 2": {1, 2}, "1-3": {1, 2, 3}, "1-5 7 8 10": {1, 2, 3, 4, 5, 7, 8, 10}} {
+		if got := keyring.Ranges(slices.Values(numbers)); got != want {
+			t.Errorf("%v: %q", numbers, got)
+		}
+	}
+}
+
+// TestNewest: the first of the so many newest versions, also where there are gaps.
+func TestNewest(t *testing.T) {
+	k := keyring.Key{}
+	for n := uint32(1); n <= 40; n++ {
+		if n%5 != 0 {
+			k = k.Append(keyring.Version{Number: n, Handle: n})
+		}
+	}
+	for n, want := range map[int]uint32{1: 39, 4: 36, 5: 34, 31: 2, 32: 0, 33: 0} {
+		if got := k.Newest(n); got != want {
+			t.Errorf("of %d: %d, want %d", n, got, want)
+		}
+	}
+}

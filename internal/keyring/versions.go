@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"strings"
 
 	"github.com/rotorkms/rotor/internal/fault"
 )
@@ -193,6 +194,46 @@ func (k Key) From(n uint32) iter.Seq[Version] {
 			}
 		}
 	}
+}
+
+// Newest is the number of the first of the so many newest versions; 0: there are no more than those.
+func (k Key) Newest(n int) uint32 {
+	if n >= k.Len() {
+		return 0
+	}
+	for _, p := range slices.Backward(k.Versions.pages) {
+		if n <= len(p.list) {
+			return p.list[len(p.list)-n].Number
+		}
+		n -= len(p.list)
+	}
+	return 0
+}
+
+// Ranges writes numbers that go up in few words, for example 1-5 7 8.
+func Ranges(numbers iter.Seq[uint32]) string {
+	var out strings.Builder
+	var first, last uint32
+	flush := func() {
+		switch {
+		case first == 0:
+		case first == last:
+			fmt.Fprintf(&out, " %d", first)
+		case first+1 == last:
+			fmt.Fprintf(&out, " %d %d", first, last)
+		default:
+			fmt.Fprintf(&out, " %d-%d", first, last)
+		}
+	}
+	for n := range numbers {
+		if n != last+1 || first == 0 {
+			flush()
+			first = n
+		}
+		last = n
+	}
+	flush()
+	return strings.TrimPrefix(out.String(), " ")
 }
 
 // Unsettled goes through the versions that were demoted and are still active. It looks only where there are some.

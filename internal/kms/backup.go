@@ -1,10 +1,13 @@
 package kms
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/rotorkms/rotor/internal/fault"
@@ -60,13 +63,8 @@ func (s *Service) Backup(ctx context.Context, c policy.Caller, ref Ref, to Backu
 		ID: b.ID, Cluster: s.guard.ClusterID(), Incarnation: s.guard.Incarnation(), Namespace: k.Namespace, Key: k.ID, Name: k.Name, Labels: k.Labels,
 		Created: b.Created,
 	}
-	detail := map[string]string{"backup": b.ID, "epoch": fmt.Sprint(k.Epoch.Counter), "versions": numbers(content)}
-	out := KeyBackup{ID: b.ID}
-	for v := range k.All() {
-		if _, ok := content.Materials[v.Number]; ok {
-			out.Versions = append(out.Versions, v.Number)
-		}
-	}
+	detail := map[string]string{"backup": b.ID, "epoch": fmt.Sprint(k.Epoch.Counter), "versions": listed(numbers(content))}
+	out := KeyBackup{ID: b.ID, Versions: numbers(content)}
 	if to.Recipient != nil {
 		out.Blob, err = s.sealAbroad(f, content, to, detail)
 	} else {
@@ -178,24 +176,16 @@ func (s *Service) content(ctx context.Context, id keyring.KeyID) (keybackup.Cont
 	}
 }
 
-func numbers(c keybackup.Content) string {
-	var out string
-	for v := range c.Key.All() {
-		if _, ok := c.Materials[v.Number]; ok {
-			out += fmt.Sprintf(" %d", v.Number)
-		}
-	}
-	return clipped(out)
-}
+// numbers are the versions whose material is in a backup.
+func numbers(c keybackup.Content) []uint32 { return slices.Sorted(maps.Keys(c.Materials)) }
 
-// clipped keeps a list of numbers within what an entry takes.
-func clipped(list string) string {
+// listed writes numbers for an entry of the log, as far as it takes them.
+func listed(numbers []uint32) string {
 	const most = 1000
+	slices.Sort(numbers)
+	list := keyring.Ranges(slices.Values(numbers))
 	if len(list) > most {
-		return list[1:most] + " …"
+		return list[:most] + " …"
 	}
-	if list == "" {
-		return "none"
-	}
-	return list[1:]
+	return cmp.Or(list, "none")
 }

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/guard"
@@ -47,6 +46,9 @@ type restoring struct {
 	content keybackup.Content
 	path    string    // of the wrapping key; empty: the backup is under the root
 	rev     store.Rev // of the wrapping key
+
+	lost []keyring.Version // that are still to come, as of the commit last
+	last store.Rev
 }
 
 // Restore brings back what this server does not have of a backed-up key: all of it where there is none of its ID, else the versions that a recovery
@@ -190,7 +192,7 @@ func (r *restoring) step(ctx context.Context, out *Restored) (more bool, err err
 	if err != nil {
 		return false, err
 	}
-	lost, err := k.Lost(r.content.Key)
+	lost, err := r.missing(k, rev)
 	if err != nil {
 		return false, err
 	}
@@ -231,7 +233,16 @@ func (r *restoring) step(ctx context.Context, out *Restored) (more bool, err err
 		return false, err
 	}
 	out.note(next, added)
+	r.lost, r.last = lost[len(added):], at
 	return more, s.await(ctx, at)
+}
+
+// missing are the versions that the key lacks. What this restore left of them is what it lacks while nobody else has changed it.
+func (r *restoring) missing(k keyring.Key, rev store.Rev) ([]keyring.Version, error) {
+	if rev != 0 && rev == r.last {
+		return r.lost, nil
+	}
+	return k.Lost(r.content.Key)
 }
 
 // retry says whether a step that met another one can be taken again: the key's record changed meanwhile, or the name was taken.
@@ -395,15 +406,9 @@ func (r *restoring) detail(k keyring.Key, added []keyring.Version) map[string]st
 	if r.Name != r.content.Key.Name {
 		d["was"] = r.content.Key.Name
 	}
-	var back, gone strings.Builder
-	for _, v := range added {
-		if v.State == keyring.Destroyed {
-			fmt.Fprintf(&gone, " %d", v.Number)
-		} else {
-			fmt.Fprintf(&back, " %d", v.Number)
-		}
-	}
-	d["versions"], d["destroyed"] = clipped(back.String()), clipped(gone.String())
+	var done Restored
+	done.note(k, added)
+	d["versions"], d["destroyed"] = listed(done.Versions), listed(done.Destroyed)
 	return d
 }
 

@@ -228,14 +228,14 @@ func (s *Service) Destroyed(
 	return s.step(ctx, policy.ActDestroy, id, detail, members, func(k keyring.Key, now time.Time) (keyring.Key, error) {
 		if v, err := k.Version(n); err == nil {
 			detail["destroyed"], detail["key_id"], detail["algorithm"] = "true", string(k.ID), string(v.Algorithm)
-			detail["approved_by"] = listed(v.Approved)
+			detail["approved_by"] = joined(v.Approved)
 		}
 		return step(k, now)
 	}, conds...)
 }
 
-// listed joins names of callers. Those of tokens can have anything printable in them, and the separator in one would make two approvals of it.
-func listed(callers []string) string {
+// joined joins names of callers. Those of tokens can have anything printable in them, and the separator in one would make two approvals of it.
+func joined(callers []string) string {
 	out := make([]string, len(callers))
 	for i, name := range callers {
 		out[i] = strings.ReplaceAll(name, ", ", ",%20")

@@ -7,8 +7,6 @@ import (
 	"maps"
 	"math"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/rotorkms/rotor/internal/fault"
@@ -101,12 +99,7 @@ func (b *batch) each(ctx context.Context, which uint32, do func(keyring.Version,
 
 // released says in the log that versions left.
 func (b *batch) released(ctx context.Context, numbers []uint32, detail map[string]string) error {
-	slices.Sort(numbers)
-	var list strings.Builder
-	for _, n := range numbers {
-		list.WriteString(" " + strconv.FormatUint(uint64(n), 10))
-	}
-	detail["versions"] = clipped(list.String())
+	detail["versions"] = listed(numbers)
 	return b.permit.Release(ctx, detail)
 }
 

@@ -5,6 +5,7 @@ package server_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -25,6 +26,13 @@ func TestCopyBetweenEngines(t *testing.T) {
 	key := &rotorv1.KeyRef{Name: "records"}
 	w.made(&rotorv1.Key{Name: "records", Purpose: "encrypt"})
 	ciphertexts := map[string][]byte{}
+	const versions = 300 // in pages of their own
+	c := w.operator()
+	c.must("POST", "transit/keys/old", nil)
+	first := c.must("POST", "transit/encrypt/old", m{"plaintext": b64("x")}).str("ciphertext")
+	for range versions - 1 {
+		c.must("POST", "transit/keys/old/rotate", nil)
+	}
 	use := func(engine string) {
 		t.Helper()
 		keys := w.client().Admin().Keys
@@ -41,8 +49,15 @@ func TestCopyBetweenEngines(t *testing.T) {
 		}
 		ciphertexts[engine] = r.Msg.GetCiphertext()
 		all, err := keys.List(t.Context(), connect.NewRequest(&rotorv1.ListRequest{}))
-		if err != nil || len(all.Msg.GetKeys()) != 1+len(ciphertexts) {
+		if err != nil || len(all.Msg.GetKeys()) != 2+len(ciphertexts) {
 			t.Errorf("on %s: %d keys, %v", engine, len(all.Msg.GetKeys()), err)
+		}
+		v := w.vault(c.token)
+		if a := v.must("POST", "transit/decrypt/old", m{"ciphertext": first}); a.str("plaintext") != b64("x") {
+			t.Errorf("on %s: version 1 of %d: %s", engine, versions, a.text)
+		}
+		if a := v.must("POST", "transit/keys/old/rotate", nil); a.str("latest_version") != fmt.Sprint(versions+len(ciphertexts)) {
+			t.Errorf("on %s: %s", engine, a.text)
 		}
 		status, err := w.client().Admin().Server.Status(t.Context(), connect.NewRequest(&rotorv1.StatusRequest{}))
 		if err != nil || status.Msg.GetEngine() != strings.TrimSuffix(engine, "-again") {

@@ -14,7 +14,7 @@ import (
 
 // Bounds of backups.
 const (
-	MaxBackup         = 32 << 20 // bytes of the text
+	MaxBackup         = 32<<20 - 64<<10 // bytes of the text: a request that restores it has 32 MiB
 	MaxBackupVersions = 100_000
 )
 
@@ -235,6 +235,10 @@ func (b Backup) Text(now time.Time) (secret.Bytes, error) {
 	defer func() { clear(plain.Bytes()) }()
 	if err := json.NewEncoder(&plain).Encode(document{p, &wireArchive{archive}}); err != nil {
 		return secret.Bytes{}, fault.Wrap(fault.Invalid, "backup", err)
+	}
+	if base64.StdEncoding.EncodedLen(plain.Len()) > MaxBackup {
+		return secret.Bytes{}, fault.Wrap(fault.TooLarge, "backup", Refusal("backup of key "+b.Name+" would be larger than what can be restored; raise min_decryption_version, or trim the key")).
+			WithHint("at most %d bytes; a version below min_decryption_version takes half the room of the others, a trimmed one none", MaxBackup)
 	}
 	return coded(plain.Bytes()), nil
 }

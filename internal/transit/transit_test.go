@@ -642,3 +642,22 @@ func FuzzImport(f *testing.F) {
 		_, _ = k.Request(string(b))
 	})
 }
+
+// TestBackupTooLarge: a backup that could not be restored is refused, and says what helps.
+func TestBackupTooLarge(t *testing.T) {
+	bundle, public, err := suite.GenerateTransit(suite.AES256GCM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := transit.Backup{Name: "k", Algorithm: suite.AES256GCM, Latest: 50_000, MinAvailable: 1}
+	for n := range b.Latest {
+		b.Versions = append(b.Versions, transit.BackupVersion{Number: n + 1, Bundle: bundle, Public: public})
+	}
+	if _, err := b.Text(time.Unix(1, 0)); fault.CodeOf(err) != fault.TooLarge || !strings.Contains(transit.Text(err), "raise min_decryption_version") {
+		t.Error(err)
+	}
+	b.MinDecryption = b.Latest // the archive alone has the others
+	if text, err := b.Text(time.Unix(1, 0)); err != nil || text.Len() > transit.MaxBackup {
+		t.Errorf("%d bytes, %v", text.Len(), err)
+	}
+}

@@ -23,6 +23,7 @@ type Store struct {
 	closed  bool
 	rev     store.Rev
 	records map[string]store.Record
+	keys    []string        // of the records, sorted
 	log     [][]store.Event // of the commits rev-len(log)+1 … rev
 	changed chan struct{}   // closed and replaced at each commit
 }
@@ -65,13 +66,15 @@ func (s *Store) List(ctx context.Context, prefix string) (store.Rev, iter.Seq2[s
 		return 0, func(yield func(store.Record, error) bool) { yield(store.Record{}, err) }
 	}
 	var found []store.Record
-	for _, r := range s.records {
-		if strings.HasPrefix(r.Key, prefix) {
-			r.Value = bytes.Clone(r.Value)
-			found = append(found, r)
+	first, _ := slices.BinarySearch(s.keys, prefix)
+	for _, key := range s.keys[first:] {
+		if !strings.HasPrefix(key, prefix) {
+			break
 		}
+		r := s.records[key]
+		r.Value = bytes.Clone(r.Value)
+		found = append(found, r)
 	}
-	slices.SortFunc(found, func(a, b store.Record) int { return strings.Compare(a.Key, b.Key) })
 	return s.rev, func(yield func(store.Record, error) bool) {
 		for _, r := range found {
 			if !yield(r, nil) {
@@ -103,13 +106,18 @@ func (s *Store) Commit(ctx context.Context, conds []store.Cond, ops []store.Op) 
 	var events []store.Event
 	for _, o := range ops {
 		_, there := s.records[o.Key]
+		at, _ := slices.BinarySearch(s.keys, o.Key)
 		switch {
 		case !o.Delete:
 			value := append([]byte{}, o.Value...)
 			s.records[o.Key] = store.Record{Key: o.Key, Value: value, Rev: s.rev}
+			if !there {
+				s.keys = slices.Insert(s.keys, at, o.Key)
+			}
 			events = append(events, store.Event{Key: o.Key, Value: value, Rev: s.rev})
 		case there:
 			delete(s.records, o.Key)
+			s.keys = slices.Delete(s.keys, at, at+1)
 			events = append(events, store.Event{Key: o.Key, Deleted: true, Rev: s.rev})
 		}
 	}

@@ -11,6 +11,10 @@ import (
 	rotorv1 "github.com/rotorkms/rotor/proto/rotor/v1"
 )
 
+// shownVersions is how many versions one message tells of: those of ML-DSA-87, with their public halves, take 1.4 MB of its 4 MiB.
+const shownVersions = 500
+
+// keyMessage tells of a key, with its newest versions.
 func keyMessage(k keyring.Key) *rotorv1.Key {
 	r := k.Rotation.Defaults()
 	m := &rotorv1.Key{
@@ -18,20 +22,24 @@ func keyMessage(k keyring.Key) *rotorv1.Key {
 		Algorithm: string(k.Algorithm), Labels: k.Labels, Owner: k.Owner, OriginatorNs: int64(k.Periods.Originator),
 		RecipientNs: int64(k.Periods.Recipient), Epoch: k.Epoch.Counter, Incarnation: k.Epoch.Incarnation, Primary: k.Primary,
 		Target: k.Target, Created: stamp(k.Created), Exportable: k.Exportable, Next: k.NextNumber(), BackedUp: stamp(k.BackedUp), Transit: transitMessage(k),
-		Schedule: scheduleMessage(k.Schedule),
+		Schedule: scheduleMessage(k.Schedule), VersionCount: uint32(k.Len()), // #nosec G115 -- bounded by kms
 		Rotation: &rotorv1.Rotation{
 			Silence: string(r.Silence), MaxStaleNs: int64(r.MaxStale), MaxWaitNs: int64(r.MaxWait), WindowNs: int64(r.Window),
 			DestroyWaitNs: int64(r.Wait), MarginNs: int64(r.Margin), DestroyApprovals: uint32(r.Approvals),
 		},
 	}
-	for v := range k.All() {
-		m.Versions = append(m.Versions, &rotorv1.Version{
-			Number: v.Number, Handle: v.Handle, Algorithm: string(v.Algorithm), State: string(v.State), Phase: string(v.Phase),
-			Public: v.Public, Created: stamp(v.Created), Activated: stamp(v.Activated), Retired: stamp(v.Retired), Reason: v.Reason,
-			Approvals: uint32(len(v.Approved)), Origin: v.Origin, Originated: stamp(v.Originated), Attempts: v.Attempts,
-		})
+	for v := range k.From(k.Newest(shownVersions)) {
+		m.Versions = append(m.Versions, versionMessage(v))
 	}
 	return m
+}
+
+func versionMessage(v keyring.Version) *rotorv1.Version {
+	return &rotorv1.Version{
+		Number: v.Number, Handle: v.Handle, Algorithm: string(v.Algorithm), State: string(v.State), Phase: string(v.Phase),
+		Public: v.Public, Created: stamp(v.Created), Activated: stamp(v.Activated), Retired: stamp(v.Retired), Reason: v.Reason,
+		Approvals: uint32(len(v.Approved)), Origin: v.Origin, Originated: stamp(v.Originated), Attempts: v.Attempts,
+	}
 }
 
 // schedule reads when a key rotates by itself. What is out of bounds is left to its validation. fault.Invalid for a window that cannot be read.

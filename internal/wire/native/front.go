@@ -26,6 +26,8 @@ func routes() map[string]wire.Route {
 		rotorv1.SealServiceUnsealProcedure: stranger,
 		rotorv1.SealServiceResetProcedure:  stranger,
 
+		rotorv1.KeyServiceRestoreProcedure: {MaxBody: maxKeyBackup},
+
 		rotorv1.FleetServiceHoldProcedure:   endless, // each of its messages is bounded
 		rotorv1.RootServiceRecoverProcedure: endless, // it takes as much as an audit log, of who has the right to recover the store, and bounds that itself
 		rotorv1.RootServiceBackupProcedure:  stream,

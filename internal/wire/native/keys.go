@@ -5,8 +5,10 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/rotorkms/rotor/internal/keyring"
+	"github.com/rotorkms/rotor/internal/kms"
 	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/secret"
 	"github.com/rotorkms/rotor/internal/suite"
@@ -29,27 +31,65 @@ func (s keys) Create(ctx context.Context, r *connect.Request[rotorv1.CreateReque
 	return answer(keyMessage(k), err)
 }
 
-// Get shows a key.
+// Get shows a key, with its newest versions.
 func (s keys) Get(ctx context.Context, r *connect.Request[rotorv1.KeyRef]) (*connect.Response[rotorv1.Key], error) {
 	u, err := s.KMS.Usage(ctx, wire.Caller(ctx), s.ref(r.Msg))
+	if err != nil {
+		return nil, err
+	}
 	m := keyMessage(u.Key)
 	m.Due, m.RotationRequired = stamp(u.Next), u.Required
-	for _, v := range m.GetVersions() {
+	s.used(u, m.GetVersions())
+	return answer(m, nil)
+}
+
+// used adds what became of versions, and how often they were used.
+func (s keys) used(u kms.Usage, versions []*rotorv1.Version) {
+	for _, v := range versions {
 		if at, ok := s.KMS.Erased(u.Key, v.GetNumber()); ok {
 			v.Erased = stamp(at)
 		}
 		n := u.Versions[v.GetNumber()]
 		v.Protected, v.Processed, v.LastProtected, v.LastProcessed = n.Protected, n.Processed, stamp(n.LastProtected), stamp(n.LastProcessed)
 	}
-	return answer(m, err)
 }
 
-// List shows the keys of a namespace.
+// Versions shows versions of a key from a number on, as Get does.
+func (s keys) Versions(ctx context.Context, r *connect.Request[rotorv1.VersionsRequest]) (*connect.Response[rotorv1.VersionsResponse], error) {
+	u, err := s.KMS.Usage(ctx, wire.Caller(ctx), s.ref(r.Msg.GetKey()))
+	if err != nil {
+		return nil, err
+	}
+	out := &rotorv1.VersionsResponse{}
+	for v := range u.Key.From(r.Msg.GetFrom()) {
+		if len(out.GetVersions()) == shownVersions {
+			out.Next = v.Number
+			break
+		}
+		out.Versions = append(out.Versions, versionMessage(v))
+	}
+	s.used(u, out.GetVersions())
+	return answer(out, nil)
+}
+
+// maxListed is how much of a message a list of keys fills, in bytes: one more fits, whatever it is.
+const maxListed = 2 << 20
+
+// List shows the keys of a namespace by name, as many as a message takes.
 func (s keys) List(ctx context.Context, r *connect.Request[rotorv1.ListRequest]) (*connect.Response[rotorv1.ListResponse], error) {
 	all, err := s.KMS.List(ctx, wire.Caller(ctx), s.namespace(r.Msg.GetNamespace()))
-	out := &rotorv1.ListResponse{}
+	out, size := &rotorv1.ListResponse{}, 0
 	for _, k := range all {
-		out.Keys = append(out.Keys, keyMessage(k))
+		if after := r.Msg.GetAfter(); after != "" && k.Name <= after {
+			continue
+		}
+		if size > maxListed {
+			out.More = true
+			break
+		}
+		m := keyMessage(k)
+		size += proto.Size(m)
+		out.Keys = append(out.Keys, m)
 	}
 	return answer(out, err)
 }

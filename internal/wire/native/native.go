@@ -20,6 +20,7 @@ import (
 	"github.com/rotorkms/rotor/internal/fleet"
 	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/issuer"
+	"github.com/rotorkms/rotor/internal/keybackup"
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/kms"
 	"github.com/rotorkms/rotor/internal/recovery"
@@ -69,6 +70,21 @@ type Check struct {
 	Reason string
 }
 
+// maxKeyBackup bounds the messages that the backup of a key goes and comes in, in bytes.
+const maxKeyBackup = keybackup.MaxBytes + 1<<20
+
+// sizes bounds the messages of a procedure.
+func sizes(s connect.Spec) []connect.HandlerOption {
+	read, send := wire.MaxMessage, wire.MaxMessage
+	switch s.Procedure {
+	case rotorv1.KeyServiceRestoreProcedure:
+		read = maxKeyBackup
+	case rotorv1.KeyServiceBackupProcedure:
+		send = maxKeyBackup
+	}
+	return []connect.HandlerOption{connect.WithReadMaxBytes(read), connect.WithSendMaxBytes(send)}
+}
+
 // options are those of every service.
 func (c Config) options() []connect.HandlerOption {
 	around := append(slices.Clone(c.Interceptors), faults{c.Log})
@@ -76,7 +92,7 @@ func (c Config) options() []connect.HandlerOption {
 		around = append(around, namespaces{c})
 	}
 	return []connect.HandlerOption{
-		connect.WithReadMaxBytes(wire.MaxMessage), connect.WithSendMaxBytes(wire.MaxMessage), connect.WithInterceptors(around...),
+		connect.WithConditionalHandlerOptions(sizes), connect.WithInterceptors(around...),
 		// Keys and ciphertexts do not get shorter, and what is short can be made to become long.
 		connect.WithCompression("gzip", nil, nil),
 		connect.WithCodec(boundedProto{}), connect.WithCodec(strictJSON{"json"}), connect.WithCodec(strictJSON{"json; charset=utf-8"}),

@@ -62,6 +62,9 @@ func refused(err error) *refusal {
 	case fault.RateLimited:
 		return out(http.StatusTooManyRequests, "request path rate limit quota exceeded: "+sentence(f))
 	case fault.TooLarge:
+		if f.Resource != "request" { // a key or a batch, which no smaller body helps
+			return out(http.StatusBadRequest, sentence(f))
+		}
 		return out(http.StatusRequestEntityTooLarge, bodyTooLarge)
 	case fault.Invalid:
 		return out(http.StatusBadRequest, f.HintText()) // which is the whole sentence, where clients compare it

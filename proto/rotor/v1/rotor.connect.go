@@ -56,6 +56,8 @@ const (
 	KeyServiceGetProcedure = "/rotor.v1.KeyService/Get"
 	// KeyServiceListProcedure is the fully-qualified name of the KeyService's List RPC.
 	KeyServiceListProcedure = "/rotor.v1.KeyService/List"
+	// KeyServiceVersionsProcedure is the fully-qualified name of the KeyService's Versions RPC.
+	KeyServiceVersionsProcedure = "/rotor.v1.KeyService/Versions"
 	// KeyServiceChangeProcedure is the fully-qualified name of the KeyService's Change RPC.
 	KeyServiceChangeProcedure = "/rotor.v1.KeyService/Change"
 	// KeyServiceRotateProcedure is the fully-qualified name of the KeyService's Rotate RPC.
@@ -187,6 +189,7 @@ type KeyServiceClient interface {
 	Create(context.Context, *connect.Request[CreateRequest]) (*connect.Response[Key], error)
 	Get(context.Context, *connect.Request[KeyRef]) (*connect.Response[Key], error)
 	List(context.Context, *connect.Request[ListRequest]) (*connect.Response[ListResponse], error)
+	Versions(context.Context, *connect.Request[VersionsRequest]) (*connect.Response[VersionsResponse], error)
 	Change(context.Context, *connect.Request[ChangeRequest]) (*connect.Response[Key], error)
 	Rotate(context.Context, *connect.Request[RotateRequest]) (*connect.Response[Key], error)
 	SetSchedule(context.Context, *connect.Request[SetScheduleRequest]) (*connect.Response[Key], error)
@@ -237,6 +240,12 @@ func NewKeyServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...
 			httpClient,
 			baseURL+KeyServiceListProcedure,
 			connect.WithSchema(keyServiceMethods.ByName("List")),
+			connect.WithClientOptions(opts...),
+		),
+		versions: connect.NewClient[VersionsRequest, VersionsResponse](
+			httpClient,
+			baseURL+KeyServiceVersionsProcedure,
+			connect.WithSchema(keyServiceMethods.ByName("Versions")),
 			connect.WithClientOptions(opts...),
 		),
 		change: connect.NewClient[ChangeRequest, Key](
@@ -373,6 +382,7 @@ type keyServiceClient struct {
 	create        *connect.Client[CreateRequest, Key]
 	get           *connect.Client[KeyRef, Key]
 	list          *connect.Client[ListRequest, ListResponse]
+	versions      *connect.Client[VersionsRequest, VersionsResponse]
 	change        *connect.Client[ChangeRequest, Key]
 	rotate        *connect.Client[RotateRequest, Key]
 	setSchedule   *connect.Client[SetScheduleRequest, Key]
@@ -409,6 +419,11 @@ func (c *keyServiceClient) Get(ctx context.Context, req *connect.Request[KeyRef]
 // List calls rotor.v1.KeyService.List.
 func (c *keyServiceClient) List(ctx context.Context, req *connect.Request[ListRequest]) (*connect.Response[ListResponse], error) {
 	return c.list.CallUnary(ctx, req)
+}
+
+// Versions calls rotor.v1.KeyService.Versions.
+func (c *keyServiceClient) Versions(ctx context.Context, req *connect.Request[VersionsRequest]) (*connect.Response[VersionsResponse], error) {
+	return c.versions.CallUnary(ctx, req)
 }
 
 // Change calls rotor.v1.KeyService.Change.
@@ -521,6 +536,7 @@ type KeyServiceHandler interface {
 	Create(context.Context, *connect.Request[CreateRequest]) (*connect.Response[Key], error)
 	Get(context.Context, *connect.Request[KeyRef]) (*connect.Response[Key], error)
 	List(context.Context, *connect.Request[ListRequest]) (*connect.Response[ListResponse], error)
+	Versions(context.Context, *connect.Request[VersionsRequest]) (*connect.Response[VersionsResponse], error)
 	Change(context.Context, *connect.Request[ChangeRequest]) (*connect.Response[Key], error)
 	Rotate(context.Context, *connect.Request[RotateRequest]) (*connect.Response[Key], error)
 	SetSchedule(context.Context, *connect.Request[SetScheduleRequest]) (*connect.Response[Key], error)
@@ -567,6 +583,12 @@ func NewKeyServiceHandler(svc KeyServiceHandler, opts ...connect.HandlerOption) 
 		KeyServiceListProcedure,
 		svc.List,
 		connect.WithSchema(keyServiceMethods.ByName("List")),
+		connect.WithHandlerOptions(opts...),
+	)
+	keyServiceVersionsHandler := connect.NewUnaryHandler(
+		KeyServiceVersionsProcedure,
+		svc.Versions,
+		connect.WithSchema(keyServiceMethods.ByName("Versions")),
 		connect.WithHandlerOptions(opts...),
 	)
 	keyServiceChangeHandler := connect.NewUnaryHandler(
@@ -703,6 +725,8 @@ func NewKeyServiceHandler(svc KeyServiceHandler, opts ...connect.HandlerOption) 
 			keyServiceGetHandler.ServeHTTP(w, r)
 		case KeyServiceListProcedure:
 			keyServiceListHandler.ServeHTTP(w, r)
+		case KeyServiceVersionsProcedure:
+			keyServiceVersionsHandler.ServeHTTP(w, r)
 		case KeyServiceChangeProcedure:
 			keyServiceChangeHandler.ServeHTTP(w, r)
 		case KeyServiceRotateProcedure:
@@ -764,6 +788,10 @@ func (UnimplementedKeyServiceHandler) Get(context.Context, *connect.Request[KeyR
 
 func (UnimplementedKeyServiceHandler) List(context.Context, *connect.Request[ListRequest]) (*connect.Response[ListResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.KeyService.List is not implemented"))
+}
+
+func (UnimplementedKeyServiceHandler) Versions(context.Context, *connect.Request[VersionsRequest]) (*connect.Response[VersionsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotor.v1.KeyService.Versions is not implemented"))
 }
 
 func (UnimplementedKeyServiceHandler) Change(context.Context, *connect.Request[ChangeRequest]) (*connect.Response[Key], error) {

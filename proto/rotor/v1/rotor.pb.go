@@ -505,7 +505,7 @@ type Key struct {
 	Incarnation      uint32                 `protobuf:"varint,13,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
 	Primary          uint32                 `protobuf:"varint,14,opt,name=primary,proto3" json:"primary,omitempty"`
 	Target           uint32                 `protobuf:"varint,15,opt,name=target,proto3" json:"target,omitempty"`
-	Versions         []*Version             `protobuf:"bytes,16,rep,name=versions,proto3" json:"versions,omitempty"`
+	Versions         []*Version             `protobuf:"bytes,16,rep,name=versions,proto3" json:"versions,omitempty"` // the newest 500, in the order of their numbers; Versions has all
 	Created          *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=created,proto3" json:"created,omitempty"`
 	Exportable       bool                   `protobuf:"varint,18,opt,name=exportable,proto3" json:"exportable,omitempty"`
 	Next             uint32                 `protobuf:"varint,19,opt,name=next,proto3" json:"next,omitempty"`                                                // number of the next version: numbers have gaps where a recovery lost some
@@ -513,6 +513,7 @@ type Key struct {
 	Schedule         *Schedule              `protobuf:"bytes,21,opt,name=schedule,proto3" json:"schedule,omitempty"`                                         // not set: none
 	Due              *timestamppb.Timestamp `protobuf:"bytes,22,opt,name=due,proto3" json:"due,omitempty"`                                                   // when the schedule begins the next rotation by time, of Get alone; not set: it does not
 	RotationRequired []string               `protobuf:"bytes,23,rep,name=rotation_required,json=rotationRequired,proto3" json:"rotation_required,omitempty"` // why the primary version should be rotated away from, of Get alone; none: it need not be
+	VersionCount     uint32                 `protobuf:"varint,24,opt,name=version_count,json=versionCount,proto3" json:"version_count,omitempty"`            // how many versions there are, with those that are not in this message
 	Transit          *Transit               `protobuf:"bytes,30,opt,name=transit,proto3" json:"transit,omitempty"`                                           // of a key of purpose transit
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
@@ -707,6 +708,13 @@ func (x *Key) GetRotationRequired() []string {
 		return x.RotationRequired
 	}
 	return nil
+}
+
+func (x *Key) GetVersionCount() uint32 {
+	if x != nil {
+		return x.VersionCount
+	}
+	return 0
 }
 
 func (x *Key) GetTransit() *Transit {
@@ -988,6 +996,7 @@ func (x *CreateRequest) GetKey() *Key {
 type ListRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	After         string                 `protobuf:"bytes,2,opt,name=after,proto3" json:"after,omitempty"` // the name that an answer before this one ended with
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1029,9 +1038,18 @@ func (x *ListRequest) GetNamespace() string {
 	return ""
 }
 
+func (x *ListRequest) GetAfter() string {
+	if x != nil {
+		return x.After
+	}
+	return ""
+}
+
+// ListResponse has keys by name, as many as one message takes.
 type ListResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Keys          []*Key                 `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
+	More          bool                   `protobuf:"varint,2,opt,name=more,proto3" json:"more,omitempty"` // there are others after the last
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1073,6 +1091,118 @@ func (x *ListResponse) GetKeys() []*Key {
 	return nil
 }
 
+func (x *ListResponse) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
+type VersionsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           *KeyRef                `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	From          uint32                 `protobuf:"varint,2,opt,name=from,proto3" json:"from,omitempty"` // number of the first
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VersionsRequest) Reset() {
+	*x = VersionsRequest{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VersionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VersionsRequest) ProtoMessage() {}
+
+func (x *VersionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VersionsRequest.ProtoReflect.Descriptor instead.
+func (*VersionsRequest) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *VersionsRequest) GetKey() *KeyRef {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *VersionsRequest) GetFrom() uint32 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+// VersionsResponse has versions in the order of their numbers, 500 at most.
+type VersionsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Versions      []*Version             `protobuf:"bytes,1,rep,name=versions,proto3" json:"versions,omitempty"`
+	Next          uint32                 `protobuf:"varint,2,opt,name=next,proto3" json:"next,omitempty"` // from where to ask for those that follow; 0: there are none
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VersionsResponse) Reset() {
+	*x = VersionsResponse{}
+	mi := &file_rotor_v1_rotor_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VersionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VersionsResponse) ProtoMessage() {}
+
+func (x *VersionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_rotor_v1_rotor_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VersionsResponse.ProtoReflect.Descriptor instead.
+func (*VersionsResponse) Descriptor() ([]byte, []int) {
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *VersionsResponse) GetVersions() []*Version {
+	if x != nil {
+		return x.Versions
+	}
+	return nil
+}
+
+func (x *VersionsResponse) GetNext() uint32 {
+	if x != nil {
+		return x.Next
+	}
+	return 0
+}
+
 type ChangeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Key           *KeyRef                `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
@@ -1085,7 +1215,7 @@ type ChangeRequest struct {
 
 func (x *ChangeRequest) Reset() {
 	*x = ChangeRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[11]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1097,7 +1227,7 @@ func (x *ChangeRequest) String() string {
 func (*ChangeRequest) ProtoMessage() {}
 
 func (x *ChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[11]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1110,7 +1240,7 @@ func (x *ChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeRequest.ProtoReflect.Descriptor instead.
 func (*ChangeRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{11}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ChangeRequest) GetKey() *KeyRef {
@@ -1153,7 +1283,7 @@ type RotateRequest struct {
 
 func (x *RotateRequest) Reset() {
 	*x = RotateRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[12]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1165,7 +1295,7 @@ func (x *RotateRequest) String() string {
 func (*RotateRequest) ProtoMessage() {}
 
 func (x *RotateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[12]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1178,7 +1308,7 @@ func (x *RotateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateRequest.ProtoReflect.Descriptor instead.
 func (*RotateRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{12}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RotateRequest) GetKey() *KeyRef {
@@ -1219,7 +1349,7 @@ type SetScheduleRequest struct {
 
 func (x *SetScheduleRequest) Reset() {
 	*x = SetScheduleRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[13]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1231,7 +1361,7 @@ func (x *SetScheduleRequest) String() string {
 func (*SetScheduleRequest) ProtoMessage() {}
 
 func (x *SetScheduleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[13]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1244,7 +1374,7 @@ func (x *SetScheduleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetScheduleRequest.ProtoReflect.Descriptor instead.
 func (*SetScheduleRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{13}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SetScheduleRequest) GetKey() *KeyRef {
@@ -1279,7 +1409,7 @@ type ProgressResponse struct {
 
 func (x *ProgressResponse) Reset() {
 	*x = ProgressResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[14]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1291,7 +1421,7 @@ func (x *ProgressResponse) String() string {
 func (*ProgressResponse) ProtoMessage() {}
 
 func (x *ProgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[14]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1304,7 +1434,7 @@ func (x *ProgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProgressResponse.ProtoReflect.Descriptor instead.
 func (*ProgressResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{14}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ProgressResponse) GetKey() *Key {
@@ -1381,7 +1511,7 @@ type RetireRequest struct {
 
 func (x *RetireRequest) Reset() {
 	*x = RetireRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[15]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1393,7 +1523,7 @@ func (x *RetireRequest) String() string {
 func (*RetireRequest) ProtoMessage() {}
 
 func (x *RetireRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[15]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1406,7 +1536,7 @@ func (x *RetireRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireRequest.ProtoReflect.Descriptor instead.
 func (*RetireRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{15}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RetireRequest) GetKey() *KeyRef {
@@ -1440,7 +1570,7 @@ type DestroyRequest struct {
 
 func (x *DestroyRequest) Reset() {
 	*x = DestroyRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[16]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1452,7 +1582,7 @@ func (x *DestroyRequest) String() string {
 func (*DestroyRequest) ProtoMessage() {}
 
 func (x *DestroyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[16]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1465,7 +1595,7 @@ func (x *DestroyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyRequest.ProtoReflect.Descriptor instead.
 func (*DestroyRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{16}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *DestroyRequest) GetKey() *KeyRef {
@@ -1493,7 +1623,7 @@ type DestroyResponse struct {
 
 func (x *DestroyResponse) Reset() {
 	*x = DestroyResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[17]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1505,7 +1635,7 @@ func (x *DestroyResponse) String() string {
 func (*DestroyResponse) ProtoMessage() {}
 
 func (x *DestroyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[17]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1518,7 +1648,7 @@ func (x *DestroyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyResponse.ProtoReflect.Descriptor instead.
 func (*DestroyResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{17}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *DestroyResponse) GetKey() *Key {
@@ -1553,7 +1683,7 @@ type EncryptRequest struct {
 
 func (x *EncryptRequest) Reset() {
 	*x = EncryptRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[18]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1565,7 +1695,7 @@ func (x *EncryptRequest) String() string {
 func (*EncryptRequest) ProtoMessage() {}
 
 func (x *EncryptRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[18]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1578,7 +1708,7 @@ func (x *EncryptRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EncryptRequest.ProtoReflect.Descriptor instead.
 func (*EncryptRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{18}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *EncryptRequest) GetKey() *KeyRef {
@@ -1612,7 +1742,7 @@ type EncryptResponse struct {
 
 func (x *EncryptResponse) Reset() {
 	*x = EncryptResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[19]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1624,7 +1754,7 @@ func (x *EncryptResponse) String() string {
 func (*EncryptResponse) ProtoMessage() {}
 
 func (x *EncryptResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[19]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1637,7 +1767,7 @@ func (x *EncryptResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EncryptResponse.ProtoReflect.Descriptor instead.
 func (*EncryptResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{19}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *EncryptResponse) GetCiphertext() []byte {
@@ -1668,7 +1798,7 @@ type DecryptRequest struct {
 
 func (x *DecryptRequest) Reset() {
 	*x = DecryptRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[20]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1680,7 +1810,7 @@ func (x *DecryptRequest) String() string {
 func (*DecryptRequest) ProtoMessage() {}
 
 func (x *DecryptRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[20]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1693,7 +1823,7 @@ func (x *DecryptRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecryptRequest.ProtoReflect.Descriptor instead.
 func (*DecryptRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{20}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *DecryptRequest) GetKey() *KeyRef {
@@ -1742,7 +1872,7 @@ type DecryptResponse struct {
 
 func (x *DecryptResponse) Reset() {
 	*x = DecryptResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[21]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1754,7 +1884,7 @@ func (x *DecryptResponse) String() string {
 func (*DecryptResponse) ProtoMessage() {}
 
 func (x *DecryptResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[21]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1767,7 +1897,7 @@ func (x *DecryptResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecryptResponse.ProtoReflect.Descriptor instead.
 func (*DecryptResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{21}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *DecryptResponse) GetPlaintext() []byte {
@@ -1806,7 +1936,7 @@ type FileWrap struct {
 
 func (x *FileWrap) Reset() {
 	*x = FileWrap{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[22]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1818,7 +1948,7 @@ func (x *FileWrap) String() string {
 func (*FileWrap) ProtoMessage() {}
 
 func (x *FileWrap) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[22]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1831,7 +1961,7 @@ func (x *FileWrap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileWrap.ProtoReflect.Descriptor instead.
 func (*FileWrap) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{22}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *FileWrap) GetType() uint32 {
@@ -1887,7 +2017,7 @@ type WrapRequest struct {
 
 func (x *WrapRequest) Reset() {
 	*x = WrapRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[23]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1899,7 +2029,7 @@ func (x *WrapRequest) String() string {
 func (*WrapRequest) ProtoMessage() {}
 
 func (x *WrapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[23]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1912,7 +2042,7 @@ func (x *WrapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WrapRequest.ProtoReflect.Descriptor instead.
 func (*WrapRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{23}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *WrapRequest) GetKey() *KeyRef {
@@ -1945,7 +2075,7 @@ type WrapResponse struct {
 
 func (x *WrapResponse) Reset() {
 	*x = WrapResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[24]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1957,7 +2087,7 @@ func (x *WrapResponse) String() string {
 func (*WrapResponse) ProtoMessage() {}
 
 func (x *WrapResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[24]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1970,7 +2100,7 @@ func (x *WrapResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WrapResponse.ProtoReflect.Descriptor instead.
 func (*WrapResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{24}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *WrapResponse) GetWrap() *FileWrap {
@@ -1991,7 +2121,7 @@ type UnwrapRequest struct {
 
 func (x *UnwrapRequest) Reset() {
 	*x = UnwrapRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[25]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2003,7 +2133,7 @@ func (x *UnwrapRequest) String() string {
 func (*UnwrapRequest) ProtoMessage() {}
 
 func (x *UnwrapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[25]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2016,7 +2146,7 @@ func (x *UnwrapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnwrapRequest.ProtoReflect.Descriptor instead.
 func (*UnwrapRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{25}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *UnwrapRequest) GetWrap() *FileWrap {
@@ -2050,7 +2180,7 @@ type UnwrapResponse struct {
 
 func (x *UnwrapResponse) Reset() {
 	*x = UnwrapResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[26]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2062,7 +2192,7 @@ func (x *UnwrapResponse) String() string {
 func (*UnwrapResponse) ProtoMessage() {}
 
 func (x *UnwrapResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[26]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2075,7 +2205,7 @@ func (x *UnwrapResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnwrapResponse.ProtoReflect.Descriptor instead.
 func (*UnwrapResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{26}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *UnwrapResponse) GetDek() []byte {
@@ -2102,7 +2232,7 @@ type RewrapRequest struct {
 
 func (x *RewrapRequest) Reset() {
 	*x = RewrapRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[27]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2114,7 +2244,7 @@ func (x *RewrapRequest) String() string {
 func (*RewrapRequest) ProtoMessage() {}
 
 func (x *RewrapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[27]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2127,7 +2257,7 @@ func (x *RewrapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RewrapRequest.ProtoReflect.Descriptor instead.
 func (*RewrapRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{27}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RewrapRequest) GetWrap() *FileWrap {
@@ -2154,7 +2284,7 @@ type RewrapResponse struct {
 
 func (x *RewrapResponse) Reset() {
 	*x = RewrapResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[28]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2166,7 +2296,7 @@ func (x *RewrapResponse) String() string {
 func (*RewrapResponse) ProtoMessage() {}
 
 func (x *RewrapResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[28]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2179,7 +2309,7 @@ func (x *RewrapResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RewrapResponse.ProtoReflect.Descriptor instead.
 func (*RewrapResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{28}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RewrapResponse) GetWrap() *FileWrap {
@@ -2206,7 +2336,7 @@ type SignRequest struct {
 
 func (x *SignRequest) Reset() {
 	*x = SignRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[29]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2218,7 +2348,7 @@ func (x *SignRequest) String() string {
 func (*SignRequest) ProtoMessage() {}
 
 func (x *SignRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[29]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2231,7 +2361,7 @@ func (x *SignRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignRequest.ProtoReflect.Descriptor instead.
 func (*SignRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{29}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SignRequest) GetKey() *KeyRef {
@@ -2258,7 +2388,7 @@ type SignResponse struct {
 
 func (x *SignResponse) Reset() {
 	*x = SignResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[30]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2270,7 +2400,7 @@ func (x *SignResponse) String() string {
 func (*SignResponse) ProtoMessage() {}
 
 func (x *SignResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[30]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2283,7 +2413,7 @@ func (x *SignResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignResponse.ProtoReflect.Descriptor instead.
 func (*SignResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{30}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SignResponse) GetSignature() []byte {
@@ -2312,7 +2442,7 @@ type VerifyRequest struct {
 
 func (x *VerifyRequest) Reset() {
 	*x = VerifyRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[31]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2324,7 +2454,7 @@ func (x *VerifyRequest) String() string {
 func (*VerifyRequest) ProtoMessage() {}
 
 func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[31]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2337,7 +2467,7 @@ func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyRequest.ProtoReflect.Descriptor instead.
 func (*VerifyRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{31}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *VerifyRequest) GetKey() *KeyRef {
@@ -2376,7 +2506,7 @@ type VerifyResponse struct {
 
 func (x *VerifyResponse) Reset() {
 	*x = VerifyResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[32]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2388,7 +2518,7 @@ func (x *VerifyResponse) String() string {
 func (*VerifyResponse) ProtoMessage() {}
 
 func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[32]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2401,7 +2531,7 @@ func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyResponse.ProtoReflect.Descriptor instead.
 func (*VerifyResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{32}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{34}
 }
 
 type EncapsulateRequest struct {
@@ -2413,7 +2543,7 @@ type EncapsulateRequest struct {
 
 func (x *EncapsulateRequest) Reset() {
 	*x = EncapsulateRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[33]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2425,7 +2555,7 @@ func (x *EncapsulateRequest) String() string {
 func (*EncapsulateRequest) ProtoMessage() {}
 
 func (x *EncapsulateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[33]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2438,7 +2568,7 @@ func (x *EncapsulateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EncapsulateRequest.ProtoReflect.Descriptor instead.
 func (*EncapsulateRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{33}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *EncapsulateRequest) GetKey() *KeyRef {
@@ -2459,7 +2589,7 @@ type EncapsulateResponse struct {
 
 func (x *EncapsulateResponse) Reset() {
 	*x = EncapsulateResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[34]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2471,7 +2601,7 @@ func (x *EncapsulateResponse) String() string {
 func (*EncapsulateResponse) ProtoMessage() {}
 
 func (x *EncapsulateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[34]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2484,7 +2614,7 @@ func (x *EncapsulateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EncapsulateResponse.ProtoReflect.Descriptor instead.
 func (*EncapsulateResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{34}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *EncapsulateResponse) GetSharedSecret() []byte {
@@ -2519,7 +2649,7 @@ type DecapsulateRequest struct {
 
 func (x *DecapsulateRequest) Reset() {
 	*x = DecapsulateRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[35]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2531,7 +2661,7 @@ func (x *DecapsulateRequest) String() string {
 func (*DecapsulateRequest) ProtoMessage() {}
 
 func (x *DecapsulateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[35]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2544,7 +2674,7 @@ func (x *DecapsulateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecapsulateRequest.ProtoReflect.Descriptor instead.
 func (*DecapsulateRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{35}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *DecapsulateRequest) GetKey() *KeyRef {
@@ -2577,7 +2707,7 @@ type DecapsulateResponse struct {
 
 func (x *DecapsulateResponse) Reset() {
 	*x = DecapsulateResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[36]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2589,7 +2719,7 @@ func (x *DecapsulateResponse) String() string {
 func (*DecapsulateResponse) ProtoMessage() {}
 
 func (x *DecapsulateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[36]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2602,7 +2732,7 @@ func (x *DecapsulateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecapsulateResponse.ProtoReflect.Descriptor instead.
 func (*DecapsulateResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{36}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *DecapsulateResponse) GetSharedSecret() []byte {
@@ -2622,7 +2752,7 @@ type PrepareImportRequest struct {
 
 func (x *PrepareImportRequest) Reset() {
 	*x = PrepareImportRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[37]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2634,7 +2764,7 @@ func (x *PrepareImportRequest) String() string {
 func (*PrepareImportRequest) ProtoMessage() {}
 
 func (x *PrepareImportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[37]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2647,7 +2777,7 @@ func (x *PrepareImportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareImportRequest.ProtoReflect.Descriptor instead.
 func (*PrepareImportRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{37}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *PrepareImportRequest) GetKey() *KeyRef {
@@ -2676,7 +2806,7 @@ type PrepareImportResponse struct {
 
 func (x *PrepareImportResponse) Reset() {
 	*x = PrepareImportResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[38]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2688,7 +2818,7 @@ func (x *PrepareImportResponse) String() string {
 func (*PrepareImportResponse) ProtoMessage() {}
 
 func (x *PrepareImportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[38]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2701,7 +2831,7 @@ func (x *PrepareImportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareImportResponse.ProtoReflect.Descriptor instead.
 func (*PrepareImportResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{38}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *PrepareImportResponse) GetId() string {
@@ -2745,7 +2875,7 @@ type ImportRequest struct {
 
 func (x *ImportRequest) Reset() {
 	*x = ImportRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[39]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2757,7 +2887,7 @@ func (x *ImportRequest) String() string {
 func (*ImportRequest) ProtoMessage() {}
 
 func (x *ImportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[39]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2770,7 +2900,7 @@ func (x *ImportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportRequest.ProtoReflect.Descriptor instead.
 func (*ImportRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{39}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ImportRequest) GetKey() *Key {
@@ -2820,7 +2950,7 @@ type ExportKeyRequest struct {
 
 func (x *ExportKeyRequest) Reset() {
 	*x = ExportKeyRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[40]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2832,7 +2962,7 @@ func (x *ExportKeyRequest) String() string {
 func (*ExportKeyRequest) ProtoMessage() {}
 
 func (x *ExportKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[40]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2845,7 +2975,7 @@ func (x *ExportKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportKeyRequest.ProtoReflect.Descriptor instead.
 func (*ExportKeyRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{40}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ExportKeyRequest) GetKey() *KeyRef {
@@ -2885,7 +3015,7 @@ type ExportKeyResponse struct {
 
 func (x *ExportKeyResponse) Reset() {
 	*x = ExportKeyResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[41]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2897,7 +3027,7 @@ func (x *ExportKeyResponse) String() string {
 func (*ExportKeyResponse) ProtoMessage() {}
 
 func (x *ExportKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[41]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2910,7 +3040,7 @@ func (x *ExportKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportKeyResponse.ProtoReflect.Descriptor instead.
 func (*ExportKeyResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{41}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ExportKeyResponse) GetSealed() []byte {
@@ -2934,7 +3064,7 @@ type BackupKeyRequest struct {
 
 func (x *BackupKeyRequest) Reset() {
 	*x = BackupKeyRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[42]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2946,7 +3076,7 @@ func (x *BackupKeyRequest) String() string {
 func (*BackupKeyRequest) ProtoMessage() {}
 
 func (x *BackupKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[42]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2959,7 +3089,7 @@ func (x *BackupKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupKeyRequest.ProtoReflect.Descriptor instead.
 func (*BackupKeyRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{42}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *BackupKeyRequest) GetKey() *KeyRef {
@@ -3009,7 +3139,7 @@ type BackupKeyResponse struct {
 
 func (x *BackupKeyResponse) Reset() {
 	*x = BackupKeyResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[43]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3021,7 +3151,7 @@ func (x *BackupKeyResponse) String() string {
 func (*BackupKeyResponse) ProtoMessage() {}
 
 func (x *BackupKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[43]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3034,7 +3164,7 @@ func (x *BackupKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupKeyResponse.ProtoReflect.Descriptor instead.
 func (*BackupKeyResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{43}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *BackupKeyResponse) GetBackup() []byte {
@@ -3077,7 +3207,7 @@ type RestoreKeyRequest struct {
 
 func (x *RestoreKeyRequest) Reset() {
 	*x = RestoreKeyRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[44]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3089,7 +3219,7 @@ func (x *RestoreKeyRequest) String() string {
 func (*RestoreKeyRequest) ProtoMessage() {}
 
 func (x *RestoreKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[44]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3102,7 +3232,7 @@ func (x *RestoreKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreKeyRequest.ProtoReflect.Descriptor instead.
 func (*RestoreKeyRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{44}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *RestoreKeyRequest) GetNamespace() string {
@@ -3143,7 +3273,7 @@ type UndeleteRequest struct {
 
 func (x *UndeleteRequest) Reset() {
 	*x = UndeleteRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[45]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3155,7 +3285,7 @@ func (x *UndeleteRequest) String() string {
 func (*UndeleteRequest) ProtoMessage() {}
 
 func (x *UndeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[45]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3168,7 +3298,7 @@ func (x *UndeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndeleteRequest.ProtoReflect.Descriptor instead.
 func (*UndeleteRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{45}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *UndeleteRequest) GetKey() *KeyRef {
@@ -3196,7 +3326,7 @@ type RestoreKeyResponse struct {
 
 func (x *RestoreKeyResponse) Reset() {
 	*x = RestoreKeyResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[46]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3208,7 +3338,7 @@ func (x *RestoreKeyResponse) String() string {
 func (*RestoreKeyResponse) ProtoMessage() {}
 
 func (x *RestoreKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[46]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3221,7 +3351,7 @@ func (x *RestoreKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreKeyResponse.ProtoReflect.Descriptor instead.
 func (*RestoreKeyResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{46}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *RestoreKeyResponse) GetKey() *Key {
@@ -3255,7 +3385,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[47]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3267,7 +3397,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[47]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3280,7 +3410,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{47}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *JoinRequest) GetToken() string {
@@ -3306,7 +3436,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[48]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3318,7 +3448,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[48]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3331,7 +3461,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{48}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *RenewRequest) GetCsr() []byte {
@@ -3354,7 +3484,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[49]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3366,7 +3496,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[49]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3379,7 +3509,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{49}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *JoinResponse) GetChain() [][]byte {
@@ -3432,7 +3562,7 @@ type HoldUp struct {
 
 func (x *HoldUp) Reset() {
 	*x = HoldUp{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[50]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3444,7 +3574,7 @@ func (x *HoldUp) String() string {
 func (*HoldUp) ProtoMessage() {}
 
 func (x *HoldUp) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[50]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3457,7 +3587,7 @@ func (x *HoldUp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldUp.ProtoReflect.Descriptor instead.
 func (*HoldUp) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{50}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *HoldUp) GetHello() *Hello {
@@ -3521,7 +3651,7 @@ type Attempt struct {
 
 func (x *Attempt) Reset() {
 	*x = Attempt{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[51]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3533,7 +3663,7 @@ func (x *Attempt) String() string {
 func (*Attempt) ProtoMessage() {}
 
 func (x *Attempt) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[51]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3546,7 +3676,7 @@ func (x *Attempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attempt.ProtoReflect.Descriptor instead.
 func (*Attempt) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{51}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Attempt) GetKeyId() string {
@@ -3584,7 +3714,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[52]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3596,7 +3726,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[52]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3609,7 +3739,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{52}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Hello) GetIncarnation() []byte {
@@ -3666,7 +3796,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[53]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3678,7 +3808,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[53]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3691,7 +3821,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{53}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Ack) GetKeyId() string {
@@ -3733,7 +3863,7 @@ type HoldDown struct {
 
 func (x *HoldDown) Reset() {
 	*x = HoldDown{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[54]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3745,7 +3875,7 @@ func (x *HoldDown) String() string {
 func (*HoldDown) ProtoMessage() {}
 
 func (x *HoldDown) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[54]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3758,7 +3888,7 @@ func (x *HoldDown) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldDown.ProtoReflect.Descriptor instead.
 func (*HoldDown) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{54}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *HoldDown) GetLease() *Lease {
@@ -3794,7 +3924,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[55]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3806,7 +3936,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[55]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3819,7 +3949,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{55}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Lease) GetBeat() uint64 {
@@ -3866,7 +3996,7 @@ type Parcel struct {
 
 func (x *Parcel) Reset() {
 	*x = Parcel{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[56]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3878,7 +4008,7 @@ func (x *Parcel) String() string {
 func (*Parcel) ProtoMessage() {}
 
 func (x *Parcel) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[56]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3891,7 +4021,7 @@ func (x *Parcel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Parcel.ProtoReflect.Descriptor instead.
 func (*Parcel) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{56}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *Parcel) GetBody() []byte {
@@ -3953,7 +4083,7 @@ type KeyRefusal struct {
 
 func (x *KeyRefusal) Reset() {
 	*x = KeyRefusal{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[57]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3965,7 +4095,7 @@ func (x *KeyRefusal) String() string {
 func (*KeyRefusal) ProtoMessage() {}
 
 func (x *KeyRefusal) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[57]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3978,7 +4108,7 @@ func (x *KeyRefusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyRefusal.ProtoReflect.Descriptor instead.
 func (*KeyRefusal) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{57}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *KeyRefusal) GetName() string {
@@ -4005,7 +4135,7 @@ type InviteRequest struct {
 
 func (x *InviteRequest) Reset() {
 	*x = InviteRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[58]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4017,7 +4147,7 @@ func (x *InviteRequest) String() string {
 func (*InviteRequest) ProtoMessage() {}
 
 func (x *InviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[58]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4030,7 +4160,7 @@ func (x *InviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteRequest.ProtoReflect.Descriptor instead.
 func (*InviteRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{58}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *InviteRequest) GetName() string {
@@ -4056,7 +4186,7 @@ type InviteResponse struct {
 
 func (x *InviteResponse) Reset() {
 	*x = InviteResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[59]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4068,7 +4198,7 @@ func (x *InviteResponse) String() string {
 func (*InviteResponse) ProtoMessage() {}
 
 func (x *InviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[59]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4081,7 +4211,7 @@ func (x *InviteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteResponse.ProtoReflect.Descriptor instead.
 func (*InviteResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{59}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *InviteResponse) GetToken() string {
@@ -4099,7 +4229,7 @@ type InstancesRequest struct {
 
 func (x *InstancesRequest) Reset() {
 	*x = InstancesRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[60]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4111,7 +4241,7 @@ func (x *InstancesRequest) String() string {
 func (*InstancesRequest) ProtoMessage() {}
 
 func (x *InstancesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[60]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4124,7 +4254,7 @@ func (x *InstancesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstancesRequest.ProtoReflect.Descriptor instead.
 func (*InstancesRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{60}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{62}
 }
 
 type Instance struct {
@@ -4140,7 +4270,7 @@ type Instance struct {
 
 func (x *Instance) Reset() {
 	*x = Instance{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[61]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4152,7 +4282,7 @@ func (x *Instance) String() string {
 func (*Instance) ProtoMessage() {}
 
 func (x *Instance) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[61]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4165,7 +4295,7 @@ func (x *Instance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Instance.ProtoReflect.Descriptor instead.
 func (*Instance) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{61}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *Instance) GetName() string {
@@ -4212,7 +4342,7 @@ type InstancesResponse struct {
 
 func (x *InstancesResponse) Reset() {
 	*x = InstancesResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[62]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4224,7 +4354,7 @@ func (x *InstancesResponse) String() string {
 func (*InstancesResponse) ProtoMessage() {}
 
 func (x *InstancesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[62]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4237,7 +4367,7 @@ func (x *InstancesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstancesResponse.ProtoReflect.Descriptor instead.
 func (*InstancesResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{62}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *InstancesResponse) GetInstances() []*Instance {
@@ -4256,7 +4386,7 @@ type RemoveRequest struct {
 
 func (x *RemoveRequest) Reset() {
 	*x = RemoveRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[63]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4268,7 +4398,7 @@ func (x *RemoveRequest) String() string {
 func (*RemoveRequest) ProtoMessage() {}
 
 func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[63]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4281,7 +4411,7 @@ func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{63}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *RemoveRequest) GetName() string {
@@ -4299,7 +4429,7 @@ type RemoveResponse struct {
 
 func (x *RemoveResponse) Reset() {
 	*x = RemoveResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[64]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4311,7 +4441,7 @@ func (x *RemoveResponse) String() string {
 func (*RemoveResponse) ProtoMessage() {}
 
 func (x *RemoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[64]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4324,7 +4454,7 @@ func (x *RemoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveResponse.ProtoReflect.Descriptor instead.
 func (*RemoveResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{64}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{66}
 }
 
 type IssueRequest struct {
@@ -4339,7 +4469,7 @@ type IssueRequest struct {
 
 func (x *IssueRequest) Reset() {
 	*x = IssueRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[65]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4351,7 +4481,7 @@ func (x *IssueRequest) String() string {
 func (*IssueRequest) ProtoMessage() {}
 
 func (x *IssueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[65]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4364,7 +4494,7 @@ func (x *IssueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueRequest.ProtoReflect.Descriptor instead.
 func (*IssueRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{65}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *IssueRequest) GetKey() *KeyRef {
@@ -4404,7 +4534,7 @@ type IssueResponse struct {
 
 func (x *IssueResponse) Reset() {
 	*x = IssueResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[66]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4416,7 +4546,7 @@ func (x *IssueResponse) String() string {
 func (*IssueResponse) ProtoMessage() {}
 
 func (x *IssueResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[66]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4429,7 +4559,7 @@ func (x *IssueResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueResponse.ProtoReflect.Descriptor instead.
 func (*IssueResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{66}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *IssueResponse) GetToken() string {
@@ -4448,7 +4578,7 @@ type RegisterRequest struct {
 
 func (x *RegisterRequest) Reset() {
 	*x = RegisterRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[67]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4460,7 +4590,7 @@ func (x *RegisterRequest) String() string {
 func (*RegisterRequest) ProtoMessage() {}
 
 func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[67]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4473,7 +4603,7 @@ func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterRequest.ProtoReflect.Descriptor instead.
 func (*RegisterRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{67}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *RegisterRequest) GetDataSet() *DataSet {
@@ -4495,7 +4625,7 @@ type DataSet struct {
 
 func (x *DataSet) Reset() {
 	*x = DataSet{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[68]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4507,7 +4637,7 @@ func (x *DataSet) String() string {
 func (*DataSet) ProtoMessage() {}
 
 func (x *DataSet) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[68]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4520,7 +4650,7 @@ func (x *DataSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataSet.ProtoReflect.Descriptor instead.
 func (*DataSet) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{68}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *DataSet) GetName() string {
@@ -4559,7 +4689,7 @@ type DataSetsRequest struct {
 
 func (x *DataSetsRequest) Reset() {
 	*x = DataSetsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[69]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4571,7 +4701,7 @@ func (x *DataSetsRequest) String() string {
 func (*DataSetsRequest) ProtoMessage() {}
 
 func (x *DataSetsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[69]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4584,7 +4714,7 @@ func (x *DataSetsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataSetsRequest.ProtoReflect.Descriptor instead.
 func (*DataSetsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{69}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{71}
 }
 
 type DataSetsResponse struct {
@@ -4596,7 +4726,7 @@ type DataSetsResponse struct {
 
 func (x *DataSetsResponse) Reset() {
 	*x = DataSetsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[70]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4608,7 +4738,7 @@ func (x *DataSetsResponse) String() string {
 func (*DataSetsResponse) ProtoMessage() {}
 
 func (x *DataSetsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[70]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4621,7 +4751,7 @@ func (x *DataSetsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataSetsResponse.ProtoReflect.Descriptor instead.
 func (*DataSetsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{70}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *DataSetsResponse) GetDataSets() []*DataSet {
@@ -4640,7 +4770,7 @@ type CensusRequest struct {
 
 func (x *CensusRequest) Reset() {
 	*x = CensusRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[71]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4652,7 +4782,7 @@ func (x *CensusRequest) String() string {
 func (*CensusRequest) ProtoMessage() {}
 
 func (x *CensusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[71]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4665,7 +4795,7 @@ func (x *CensusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CensusRequest.ProtoReflect.Descriptor instead.
 func (*CensusRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{71}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *CensusRequest) GetKey() *KeyRef {
@@ -4685,7 +4815,7 @@ type CensusCount struct {
 
 func (x *CensusCount) Reset() {
 	*x = CensusCount{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[72]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4697,7 +4827,7 @@ func (x *CensusCount) String() string {
 func (*CensusCount) ProtoMessage() {}
 
 func (x *CensusCount) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[72]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4710,7 +4840,7 @@ func (x *CensusCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CensusCount.ProtoReflect.Descriptor instead.
 func (*CensusCount) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{72}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *CensusCount) GetVersion() uint32 {
@@ -4739,7 +4869,7 @@ type CensusResponse struct {
 
 func (x *CensusResponse) Reset() {
 	*x = CensusResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[73]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4751,7 +4881,7 @@ func (x *CensusResponse) String() string {
 func (*CensusResponse) ProtoMessage() {}
 
 func (x *CensusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[73]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4764,7 +4894,7 @@ func (x *CensusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CensusResponse.ProtoReflect.Descriptor instead.
 func (*CensusResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{73}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *CensusResponse) GetCounts() []*CensusCount {
@@ -4806,7 +4936,7 @@ type CampaignRequest struct {
 
 func (x *CampaignRequest) Reset() {
 	*x = CampaignRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[74]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4818,7 +4948,7 @@ func (x *CampaignRequest) String() string {
 func (*CampaignRequest) ProtoMessage() {}
 
 func (x *CampaignRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[74]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4831,7 +4961,7 @@ func (x *CampaignRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CampaignRequest.ProtoReflect.Descriptor instead.
 func (*CampaignRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{74}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *CampaignRequest) GetKey() *KeyRef {
@@ -4864,7 +4994,7 @@ type CampaignRef struct {
 
 func (x *CampaignRef) Reset() {
 	*x = CampaignRef{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[75]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4876,7 +5006,7 @@ func (x *CampaignRef) String() string {
 func (*CampaignRef) ProtoMessage() {}
 
 func (x *CampaignRef) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[75]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4889,7 +5019,7 @@ func (x *CampaignRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CampaignRef.ProtoReflect.Descriptor instead.
 func (*CampaignRef) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{75}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *CampaignRef) GetId() string {
@@ -4917,7 +5047,7 @@ type Campaign struct {
 
 func (x *Campaign) Reset() {
 	*x = Campaign{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[76]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4929,7 +5059,7 @@ func (x *Campaign) String() string {
 func (*Campaign) ProtoMessage() {}
 
 func (x *Campaign) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[76]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4942,7 +5072,7 @@ func (x *Campaign) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Campaign.ProtoReflect.Descriptor instead.
 func (*Campaign) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{76}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *Campaign) GetId() string {
@@ -5025,7 +5155,7 @@ type TailRequest struct {
 
 func (x *TailRequest) Reset() {
 	*x = TailRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[77]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5037,7 +5167,7 @@ func (x *TailRequest) String() string {
 func (*TailRequest) ProtoMessage() {}
 
 func (x *TailRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[77]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5050,7 +5180,7 @@ func (x *TailRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailRequest.ProtoReflect.Descriptor instead.
 func (*TailRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{77}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *TailRequest) GetFrom() uint64 {
@@ -5077,7 +5207,7 @@ type TailEntry struct {
 
 func (x *TailEntry) Reset() {
 	*x = TailEntry{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[78]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5089,7 +5219,7 @@ func (x *TailEntry) String() string {
 func (*TailEntry) ProtoMessage() {}
 
 func (x *TailEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[78]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5102,7 +5232,7 @@ func (x *TailEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailEntry.ProtoReflect.Descriptor instead.
 func (*TailEntry) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{78}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *TailEntry) GetIndex() uint64 {
@@ -5129,7 +5259,7 @@ type DestroyCertificateRequest struct {
 
 func (x *DestroyCertificateRequest) Reset() {
 	*x = DestroyCertificateRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[79]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5141,7 +5271,7 @@ func (x *DestroyCertificateRequest) String() string {
 func (*DestroyCertificateRequest) ProtoMessage() {}
 
 func (x *DestroyCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[79]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5154,7 +5284,7 @@ func (x *DestroyCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyCertificateRequest.ProtoReflect.Descriptor instead.
 func (*DestroyCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{79}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *DestroyCertificateRequest) GetKey() *KeyRef {
@@ -5180,7 +5310,7 @@ type DestroyCertificateResponse struct {
 
 func (x *DestroyCertificateResponse) Reset() {
 	*x = DestroyCertificateResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[80]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5192,7 +5322,7 @@ func (x *DestroyCertificateResponse) String() string {
 func (*DestroyCertificateResponse) ProtoMessage() {}
 
 func (x *DestroyCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[80]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5205,7 +5335,7 @@ func (x *DestroyCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyCertificateResponse.ProtoReflect.Descriptor instead.
 func (*DestroyCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{80}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *DestroyCertificateResponse) GetCertificate() []byte {
@@ -5223,7 +5353,7 @@ type ExportRequest struct {
 
 func (x *ExportRequest) Reset() {
 	*x = ExportRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[81]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5235,7 +5365,7 @@ func (x *ExportRequest) String() string {
 func (*ExportRequest) ProtoMessage() {}
 
 func (x *ExportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[81]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5248,7 +5378,7 @@ func (x *ExportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRequest.ProtoReflect.Descriptor instead.
 func (*ExportRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{81}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{83}
 }
 
 type ExportFile struct {
@@ -5261,7 +5391,7 @@ type ExportFile struct {
 
 func (x *ExportFile) Reset() {
 	*x = ExportFile{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[82]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5273,7 +5403,7 @@ func (x *ExportFile) String() string {
 func (*ExportFile) ProtoMessage() {}
 
 func (x *ExportFile) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[82]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5286,7 +5416,7 @@ func (x *ExportFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportFile.ProtoReflect.Descriptor instead.
 func (*ExportFile) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{82}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *ExportFile) GetPath() string {
@@ -5311,7 +5441,7 @@ type SealStatusRequest struct {
 
 func (x *SealStatusRequest) Reset() {
 	*x = SealStatusRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[83]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5323,7 +5453,7 @@ func (x *SealStatusRequest) String() string {
 func (*SealStatusRequest) ProtoMessage() {}
 
 func (x *SealStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[83]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5336,7 +5466,7 @@ func (x *SealStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealStatusRequest.ProtoReflect.Descriptor instead.
 func (*SealStatusRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{83}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{85}
 }
 
 type SealStatus struct {
@@ -5354,7 +5484,7 @@ type SealStatus struct {
 
 func (x *SealStatus) Reset() {
 	*x = SealStatus{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[84]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5366,7 +5496,7 @@ func (x *SealStatus) String() string {
 func (*SealStatus) ProtoMessage() {}
 
 func (x *SealStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[84]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5379,7 +5509,7 @@ func (x *SealStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealStatus.ProtoReflect.Descriptor instead.
 func (*SealStatus) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{84}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *SealStatus) GetSealed() bool {
@@ -5445,7 +5575,7 @@ type SealMember struct {
 
 func (x *SealMember) Reset() {
 	*x = SealMember{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[85]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5457,7 +5587,7 @@ func (x *SealMember) String() string {
 func (*SealMember) ProtoMessage() {}
 
 func (x *SealMember) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[85]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5470,7 +5600,7 @@ func (x *SealMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealMember.ProtoReflect.Descriptor instead.
 func (*SealMember) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{85}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *SealMember) GetId() string {
@@ -5530,7 +5660,7 @@ type SealProgress struct {
 
 func (x *SealProgress) Reset() {
 	*x = SealProgress{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[86]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5542,7 +5672,7 @@ func (x *SealProgress) String() string {
 func (*SealProgress) ProtoMessage() {}
 
 func (x *SealProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[86]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5555,7 +5685,7 @@ func (x *SealProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealProgress.ProtoReflect.Descriptor instead.
 func (*SealProgress) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{86}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *SealProgress) GetSet() string {
@@ -5617,7 +5747,7 @@ type UnsealRequest struct {
 
 func (x *UnsealRequest) Reset() {
 	*x = UnsealRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[87]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5629,7 +5759,7 @@ func (x *UnsealRequest) String() string {
 func (*UnsealRequest) ProtoMessage() {}
 
 func (x *UnsealRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[87]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5642,7 +5772,7 @@ func (x *UnsealRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsealRequest.ProtoReflect.Descriptor instead.
 func (*UnsealRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{87}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *UnsealRequest) GetShare() string {
@@ -5668,7 +5798,7 @@ type UnsealResetRequest struct {
 
 func (x *UnsealResetRequest) Reset() {
 	*x = UnsealResetRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[88]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5680,7 +5810,7 @@ func (x *UnsealResetRequest) String() string {
 func (*UnsealResetRequest) ProtoMessage() {}
 
 func (x *UnsealResetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[88]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5693,7 +5823,7 @@ func (x *UnsealResetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsealResetRequest.ProtoReflect.Descriptor instead.
 func (*UnsealResetRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{88}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *UnsealResetRequest) GetAttempt() string {
@@ -5711,7 +5841,7 @@ type SealRequest struct {
 
 func (x *SealRequest) Reset() {
 	*x = SealRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[89]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5723,7 +5853,7 @@ func (x *SealRequest) String() string {
 func (*SealRequest) ProtoMessage() {}
 
 func (x *SealRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[89]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5736,7 +5866,7 @@ func (x *SealRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealRequest.ProtoReflect.Descriptor instead.
 func (*SealRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{89}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{91}
 }
 
 type SealChangeRequest struct {
@@ -5749,7 +5879,7 @@ type SealChangeRequest struct {
 
 func (x *SealChangeRequest) Reset() {
 	*x = SealChangeRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[90]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5761,7 +5891,7 @@ func (x *SealChangeRequest) String() string {
 func (*SealChangeRequest) ProtoMessage() {}
 
 func (x *SealChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[90]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5774,7 +5904,7 @@ func (x *SealChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealChangeRequest.ProtoReflect.Descriptor instead.
 func (*SealChangeRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{90}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *SealChangeRequest) GetChange() string {
@@ -5801,7 +5931,7 @@ type StartRekeyRequest struct {
 
 func (x *StartRekeyRequest) Reset() {
 	*x = StartRekeyRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[91]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5813,7 +5943,7 @@ func (x *StartRekeyRequest) String() string {
 func (*StartRekeyRequest) ProtoMessage() {}
 
 func (x *StartRekeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[91]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5826,7 +5956,7 @@ func (x *StartRekeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartRekeyRequest.ProtoReflect.Descriptor instead.
 func (*StartRekeyRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{91}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *StartRekeyRequest) GetShares() string {
@@ -5853,7 +5983,7 @@ type RekeyRequest struct {
 
 func (x *RekeyRequest) Reset() {
 	*x = RekeyRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[92]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5865,7 +5995,7 @@ func (x *RekeyRequest) String() string {
 func (*RekeyRequest) ProtoMessage() {}
 
 func (x *RekeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[92]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5878,7 +6008,7 @@ func (x *RekeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RekeyRequest.ProtoReflect.Descriptor instead.
 func (*RekeyRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{92}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *RekeyRequest) GetShare() string {
@@ -5904,7 +6034,7 @@ type AbortRekeyRequest struct {
 
 func (x *AbortRekeyRequest) Reset() {
 	*x = AbortRekeyRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[93]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5916,7 +6046,7 @@ func (x *AbortRekeyRequest) String() string {
 func (*AbortRekeyRequest) ProtoMessage() {}
 
 func (x *AbortRekeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[93]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5929,7 +6059,7 @@ func (x *AbortRekeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbortRekeyRequest.ProtoReflect.Descriptor instead.
 func (*AbortRekeyRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{93}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *AbortRekeyRequest) GetAttempt() string {
@@ -5953,7 +6083,7 @@ type RekeyProgress struct {
 
 func (x *RekeyProgress) Reset() {
 	*x = RekeyProgress{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[94]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5965,7 +6095,7 @@ func (x *RekeyProgress) String() string {
 func (*RekeyProgress) ProtoMessage() {}
 
 func (x *RekeyProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[94]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5978,7 +6108,7 @@ func (x *RekeyProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RekeyProgress.ProtoReflect.Descriptor instead.
 func (*RekeyProgress) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{94}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *RekeyProgress) GetPhase() string {
@@ -6031,7 +6161,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[95]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6043,7 +6173,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[95]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6056,7 +6186,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{95}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{97}
 }
 
 type StatusResponse struct {
@@ -6083,7 +6213,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[96]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6095,7 +6225,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[96]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6108,7 +6238,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{96}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -6234,7 +6364,7 @@ type Check struct {
 
 func (x *Check) Reset() {
 	*x = Check{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[97]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6246,7 +6376,7 @@ func (x *Check) String() string {
 func (*Check) ProtoMessage() {}
 
 func (x *Check) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[97]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6259,7 +6389,7 @@ func (x *Check) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Check.ProtoReflect.Descriptor instead.
 func (*Check) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{97}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *Check) GetName() string {
@@ -6299,7 +6429,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[98]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6311,7 +6441,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[98]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6324,7 +6454,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{98}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *Replica) GetAddress() string {
@@ -6395,7 +6525,7 @@ type LoginRequest struct {
 
 func (x *LoginRequest) Reset() {
 	*x = LoginRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[99]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6407,7 +6537,7 @@ func (x *LoginRequest) String() string {
 func (*LoginRequest) ProtoMessage() {}
 
 func (x *LoginRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[99]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6420,7 +6550,7 @@ func (x *LoginRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoginRequest.ProtoReflect.Descriptor instead.
 func (*LoginRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{99}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *LoginRequest) GetJwt() string {
@@ -6458,7 +6588,7 @@ type LoginResponse struct {
 
 func (x *LoginResponse) Reset() {
 	*x = LoginResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[100]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6470,7 +6600,7 @@ func (x *LoginResponse) String() string {
 func (*LoginResponse) ProtoMessage() {}
 
 func (x *LoginResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[100]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6483,7 +6613,7 @@ func (x *LoginResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoginResponse.ProtoReflect.Descriptor instead.
 func (*LoginResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{100}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *LoginResponse) GetToken() string {
@@ -6536,7 +6666,7 @@ type LogoutRequest struct {
 
 func (x *LogoutRequest) Reset() {
 	*x = LogoutRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[101]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6548,7 +6678,7 @@ func (x *LogoutRequest) String() string {
 func (*LogoutRequest) ProtoMessage() {}
 
 func (x *LogoutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[101]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6561,7 +6691,7 @@ func (x *LogoutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogoutRequest.ProtoReflect.Descriptor instead.
 func (*LogoutRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{101}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{103}
 }
 
 type LogoutResponse struct {
@@ -6572,7 +6702,7 @@ type LogoutResponse struct {
 
 func (x *LogoutResponse) Reset() {
 	*x = LogoutResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[102]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6584,7 +6714,7 @@ func (x *LogoutResponse) String() string {
 func (*LogoutResponse) ProtoMessage() {}
 
 func (x *LogoutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[102]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6597,7 +6727,7 @@ func (x *LogoutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogoutResponse.ProtoReflect.Descriptor instead.
 func (*LogoutResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{102}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{104}
 }
 
 type WhoamiRequest struct {
@@ -6608,7 +6738,7 @@ type WhoamiRequest struct {
 
 func (x *WhoamiRequest) Reset() {
 	*x = WhoamiRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[103]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6620,7 +6750,7 @@ func (x *WhoamiRequest) String() string {
 func (*WhoamiRequest) ProtoMessage() {}
 
 func (x *WhoamiRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[103]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6633,7 +6763,7 @@ func (x *WhoamiRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoamiRequest.ProtoReflect.Descriptor instead.
 func (*WhoamiRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{103}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{105}
 }
 
 type WhoamiResponse struct {
@@ -6649,7 +6779,7 @@ type WhoamiResponse struct {
 
 func (x *WhoamiResponse) Reset() {
 	*x = WhoamiResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[104]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6661,7 +6791,7 @@ func (x *WhoamiResponse) String() string {
 func (*WhoamiResponse) ProtoMessage() {}
 
 func (x *WhoamiResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[104]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6674,7 +6804,7 @@ func (x *WhoamiResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoamiResponse.ProtoReflect.Descriptor instead.
 func (*WhoamiResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{104}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *WhoamiResponse) GetCaller() string {
@@ -6722,7 +6852,7 @@ type SessionsRequest struct {
 
 func (x *SessionsRequest) Reset() {
 	*x = SessionsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[105]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6734,7 +6864,7 @@ func (x *SessionsRequest) String() string {
 func (*SessionsRequest) ProtoMessage() {}
 
 func (x *SessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[105]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6747,7 +6877,7 @@ func (x *SessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionsRequest.ProtoReflect.Descriptor instead.
 func (*SessionsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{105}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *SessionsRequest) GetCaller() string {
@@ -6779,7 +6909,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[106]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6791,7 +6921,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[106]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6804,7 +6934,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{106}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *Session) GetId() string {
@@ -6865,7 +6995,7 @@ type SessionsResponse struct {
 
 func (x *SessionsResponse) Reset() {
 	*x = SessionsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[107]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6877,7 +7007,7 @@ func (x *SessionsResponse) String() string {
 func (*SessionsResponse) ProtoMessage() {}
 
 func (x *SessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[107]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6890,7 +7020,7 @@ func (x *SessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionsResponse.ProtoReflect.Descriptor instead.
 func (*SessionsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{107}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *SessionsResponse) GetSessions() []*Session {
@@ -6911,7 +7041,7 @@ type RevokeSessionsRequest struct {
 
 func (x *RevokeSessionsRequest) Reset() {
 	*x = RevokeSessionsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[108]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6923,7 +7053,7 @@ func (x *RevokeSessionsRequest) String() string {
 func (*RevokeSessionsRequest) ProtoMessage() {}
 
 func (x *RevokeSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[108]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6936,7 +7066,7 @@ func (x *RevokeSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeSessionsRequest.ProtoReflect.Descriptor instead.
 func (*RevokeSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{108}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *RevokeSessionsRequest) GetId() string {
@@ -6962,7 +7092,7 @@ type RevokeSessionsResponse struct {
 
 func (x *RevokeSessionsResponse) Reset() {
 	*x = RevokeSessionsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[109]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6974,7 +7104,7 @@ func (x *RevokeSessionsResponse) String() string {
 func (*RevokeSessionsResponse) ProtoMessage() {}
 
 func (x *RevokeSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[109]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6987,7 +7117,7 @@ func (x *RevokeSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeSessionsResponse.ProtoReflect.Descriptor instead.
 func (*RevokeSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{109}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *RevokeSessionsResponse) GetRevoked() uint32 {
@@ -7017,7 +7147,7 @@ type Credential struct {
 
 func (x *Credential) Reset() {
 	*x = Credential{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[110]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7029,7 +7159,7 @@ func (x *Credential) String() string {
 func (*Credential) ProtoMessage() {}
 
 func (x *Credential) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[110]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7042,7 +7172,7 @@ func (x *Credential) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Credential.ProtoReflect.Descriptor instead.
 func (*Credential) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{110}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *Credential) GetId() string {
@@ -7142,7 +7272,7 @@ type CreateCredentialRequest struct {
 
 func (x *CreateCredentialRequest) Reset() {
 	*x = CreateCredentialRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[111]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7154,7 +7284,7 @@ func (x *CreateCredentialRequest) String() string {
 func (*CreateCredentialRequest) ProtoMessage() {}
 
 func (x *CreateCredentialRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[111]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7167,7 +7297,7 @@ func (x *CreateCredentialRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateCredentialRequest.ProtoReflect.Descriptor instead.
 func (*CreateCredentialRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{111}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *CreateCredentialRequest) GetName() string {
@@ -7215,7 +7345,7 @@ type CreateCredentialResponse struct {
 
 func (x *CreateCredentialResponse) Reset() {
 	*x = CreateCredentialResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[112]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7227,7 +7357,7 @@ func (x *CreateCredentialResponse) String() string {
 func (*CreateCredentialResponse) ProtoMessage() {}
 
 func (x *CreateCredentialResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[112]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7240,7 +7370,7 @@ func (x *CreateCredentialResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateCredentialResponse.ProtoReflect.Descriptor instead.
 func (*CreateCredentialResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{112}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *CreateCredentialResponse) GetCredential() *Credential {
@@ -7265,7 +7395,7 @@ type CredentialsRequest struct {
 
 func (x *CredentialsRequest) Reset() {
 	*x = CredentialsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[113]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7277,7 +7407,7 @@ func (x *CredentialsRequest) String() string {
 func (*CredentialsRequest) ProtoMessage() {}
 
 func (x *CredentialsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[113]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7290,7 +7420,7 @@ func (x *CredentialsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CredentialsRequest.ProtoReflect.Descriptor instead.
 func (*CredentialsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{113}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{115}
 }
 
 type CredentialsResponse struct {
@@ -7302,7 +7432,7 @@ type CredentialsResponse struct {
 
 func (x *CredentialsResponse) Reset() {
 	*x = CredentialsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[114]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7314,7 +7444,7 @@ func (x *CredentialsResponse) String() string {
 func (*CredentialsResponse) ProtoMessage() {}
 
 func (x *CredentialsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[114]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7327,7 +7457,7 @@ func (x *CredentialsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CredentialsResponse.ProtoReflect.Descriptor instead.
 func (*CredentialsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{114}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *CredentialsResponse) GetCredentials() []*Credential {
@@ -7347,7 +7477,7 @@ type ChangeCredentialRequest struct {
 
 func (x *ChangeCredentialRequest) Reset() {
 	*x = ChangeCredentialRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[115]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7359,7 +7489,7 @@ func (x *ChangeCredentialRequest) String() string {
 func (*ChangeCredentialRequest) ProtoMessage() {}
 
 func (x *ChangeCredentialRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[115]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7372,7 +7502,7 @@ func (x *ChangeCredentialRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeCredentialRequest.ProtoReflect.Descriptor instead.
 func (*ChangeCredentialRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{115}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *ChangeCredentialRequest) GetId() string {
@@ -7407,7 +7537,7 @@ type Grant struct {
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[116]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7419,7 +7549,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[116]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7432,7 +7562,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{116}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *Grant) GetId() string {
@@ -7519,7 +7649,7 @@ type CreateGrantRequest struct {
 
 func (x *CreateGrantRequest) Reset() {
 	*x = CreateGrantRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[117]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7531,7 +7661,7 @@ func (x *CreateGrantRequest) String() string {
 func (*CreateGrantRequest) ProtoMessage() {}
 
 func (x *CreateGrantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[117]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7544,7 +7674,7 @@ func (x *CreateGrantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateGrantRequest.ProtoReflect.Descriptor instead.
 func (*CreateGrantRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{117}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *CreateGrantRequest) GetGrantee() string {
@@ -7597,7 +7727,7 @@ type GrantsRequest struct {
 
 func (x *GrantsRequest) Reset() {
 	*x = GrantsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[118]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7609,7 +7739,7 @@ func (x *GrantsRequest) String() string {
 func (*GrantsRequest) ProtoMessage() {}
 
 func (x *GrantsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[118]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7622,7 +7752,7 @@ func (x *GrantsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantsRequest.ProtoReflect.Descriptor instead.
 func (*GrantsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{118}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{120}
 }
 
 type GrantsResponse struct {
@@ -7634,7 +7764,7 @@ type GrantsResponse struct {
 
 func (x *GrantsResponse) Reset() {
 	*x = GrantsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[119]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7646,7 +7776,7 @@ func (x *GrantsResponse) String() string {
 func (*GrantsResponse) ProtoMessage() {}
 
 func (x *GrantsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[119]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7659,7 +7789,7 @@ func (x *GrantsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantsResponse.ProtoReflect.Descriptor instead.
 func (*GrantsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{119}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *GrantsResponse) GetGrants() []*Grant {
@@ -7678,7 +7808,7 @@ type RevokeGrantRequest struct {
 
 func (x *RevokeGrantRequest) Reset() {
 	*x = RevokeGrantRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[120]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7690,7 +7820,7 @@ func (x *RevokeGrantRequest) String() string {
 func (*RevokeGrantRequest) ProtoMessage() {}
 
 func (x *RevokeGrantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[120]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7703,7 +7833,7 @@ func (x *RevokeGrantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeGrantRequest.ProtoReflect.Descriptor instead.
 func (*RevokeGrantRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{120}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *RevokeGrantRequest) GetId() string {
@@ -7721,7 +7851,7 @@ type RevokeGrantResponse struct {
 
 func (x *RevokeGrantResponse) Reset() {
 	*x = RevokeGrantResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[121]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7733,7 +7863,7 @@ func (x *RevokeGrantResponse) String() string {
 func (*RevokeGrantResponse) ProtoMessage() {}
 
 func (x *RevokeGrantResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[121]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7746,7 +7876,7 @@ func (x *RevokeGrantResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeGrantResponse.ProtoReflect.Descriptor instead.
 func (*RevokeGrantResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{121}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{123}
 }
 
 type InviteAdminRequest struct {
@@ -7759,7 +7889,7 @@ type InviteAdminRequest struct {
 
 func (x *InviteAdminRequest) Reset() {
 	*x = InviteAdminRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[122]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7771,7 +7901,7 @@ func (x *InviteAdminRequest) String() string {
 func (*InviteAdminRequest) ProtoMessage() {}
 
 func (x *InviteAdminRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[122]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7784,7 +7914,7 @@ func (x *InviteAdminRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteAdminRequest.ProtoReflect.Descriptor instead.
 func (*InviteAdminRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{122}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *InviteAdminRequest) GetName() string {
@@ -7810,7 +7940,7 @@ type InviteAdminResponse struct {
 
 func (x *InviteAdminResponse) Reset() {
 	*x = InviteAdminResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[123]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7822,7 +7952,7 @@ func (x *InviteAdminResponse) String() string {
 func (*InviteAdminResponse) ProtoMessage() {}
 
 func (x *InviteAdminResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[123]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7835,7 +7965,7 @@ func (x *InviteAdminResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteAdminResponse.ProtoReflect.Descriptor instead.
 func (*InviteAdminResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{123}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *InviteAdminResponse) GetToken() string {
@@ -7853,7 +7983,7 @@ type AdminsRequest struct {
 
 func (x *AdminsRequest) Reset() {
 	*x = AdminsRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[124]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7865,7 +7995,7 @@ func (x *AdminsRequest) String() string {
 func (*AdminsRequest) ProtoMessage() {}
 
 func (x *AdminsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[124]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7878,7 +8008,7 @@ func (x *AdminsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminsRequest.ProtoReflect.Descriptor instead.
 func (*AdminsRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{124}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{126}
 }
 
 type Administrator struct {
@@ -7892,7 +8022,7 @@ type Administrator struct {
 
 func (x *Administrator) Reset() {
 	*x = Administrator{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[125]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7904,7 +8034,7 @@ func (x *Administrator) String() string {
 func (*Administrator) ProtoMessage() {}
 
 func (x *Administrator) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[125]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7917,7 +8047,7 @@ func (x *Administrator) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Administrator.ProtoReflect.Descriptor instead.
 func (*Administrator) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{125}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *Administrator) GetName() string {
@@ -7950,7 +8080,7 @@ type AdminsResponse struct {
 
 func (x *AdminsResponse) Reset() {
 	*x = AdminsResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[126]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7962,7 +8092,7 @@ func (x *AdminsResponse) String() string {
 func (*AdminsResponse) ProtoMessage() {}
 
 func (x *AdminsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[126]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7975,7 +8105,7 @@ func (x *AdminsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminsResponse.ProtoReflect.Descriptor instead.
 func (*AdminsResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{126}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{128}
 }
 
 func (x *AdminsResponse) GetAdmins() []*Administrator {
@@ -7994,7 +8124,7 @@ type RemoveAdminRequest struct {
 
 func (x *RemoveAdminRequest) Reset() {
 	*x = RemoveAdminRequest{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[127]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8006,7 +8136,7 @@ func (x *RemoveAdminRequest) String() string {
 func (*RemoveAdminRequest) ProtoMessage() {}
 
 func (x *RemoveAdminRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[127]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8019,7 +8149,7 @@ func (x *RemoveAdminRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveAdminRequest.ProtoReflect.Descriptor instead.
 func (*RemoveAdminRequest) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{127}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{129}
 }
 
 func (x *RemoveAdminRequest) GetName() string {
@@ -8037,7 +8167,7 @@ type RemoveAdminResponse struct {
 
 func (x *RemoveAdminResponse) Reset() {
 	*x = RemoveAdminResponse{}
-	mi := &file_rotor_v1_rotor_proto_msgTypes[128]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8049,7 +8179,7 @@ func (x *RemoveAdminResponse) String() string {
 func (*RemoveAdminResponse) ProtoMessage() {}
 
 func (x *RemoveAdminResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotor_v1_rotor_proto_msgTypes[128]
+	mi := &file_rotor_v1_rotor_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8062,7 +8192,7 @@ func (x *RemoveAdminResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveAdminResponse.ProtoReflect.Descriptor instead.
 func (*RemoveAdminResponse) Descriptor() ([]byte, []int) {
-	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{128}
+	return file_rotor_v1_rotor_proto_rawDescGZIP(), []int{130}
 }
 
 var File_rotor_v1_rotor_proto protoreflect.FileDescriptor
@@ -8113,7 +8243,7 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\twindow_ns\x18\x04 \x01(\x03R\bwindowNs\x12&\n" +
 	"\x0fdestroy_wait_ns\x18\x05 \x01(\x03R\rdestroyWaitNs\x12\x1b\n" +
 	"\tmargin_ns\x18\x06 \x01(\x03R\bmarginNs\x12+\n" +
-	"\x11destroy_approvals\x18\a \x01(\rR\x10destroyApprovals\"\x89\a\n" +
+	"\x11destroy_approvals\x18\a \x01(\rR\x10destroyApprovals\"\xae\a\n" +
 	"\x03Key\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
@@ -8140,7 +8270,8 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\tbacked_up\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\bbackedUp\x12.\n" +
 	"\bschedule\x18\x15 \x01(\v2\x12.rotor.v1.ScheduleR\bschedule\x12,\n" +
 	"\x03due\x18\x16 \x01(\v2\x1a.google.protobuf.TimestampR\x03due\x12+\n" +
-	"\x11rotation_required\x18\x17 \x03(\tR\x10rotationRequired\x12+\n" +
+	"\x11rotation_required\x18\x17 \x03(\tR\x10rotationRequired\x12#\n" +
+	"\rversion_count\x18\x18 \x01(\rR\fversionCount\x12+\n" +
 	"\atransit\x18\x1e \x01(\v2\x11.rotor.v1.TransitR\atransit\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -8172,11 +8303,19 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\"0\n" +
 	"\rCreateRequest\x12\x1f\n" +
-	"\x03key\x18\x01 \x01(\v2\r.rotor.v1.KeyR\x03key\"+\n" +
+	"\x03key\x18\x01 \x01(\v2\r.rotor.v1.KeyR\x03key\"A\n" +
 	"\vListRequest\x12\x1c\n" +
-	"\tnamespace\x18\x01 \x01(\tR\tnamespace\"1\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x14\n" +
+	"\x05after\x18\x02 \x01(\tR\x05after\"E\n" +
 	"\fListResponse\x12!\n" +
-	"\x04keys\x18\x01 \x03(\v2\r.rotor.v1.KeyR\x04keys\"{\n" +
+	"\x04keys\x18\x01 \x03(\v2\r.rotor.v1.KeyR\x04keys\x12\x12\n" +
+	"\x04more\x18\x02 \x01(\bR\x04more\"I\n" +
+	"\x0fVersionsRequest\x12\"\n" +
+	"\x03key\x18\x01 \x01(\v2\x10.rotor.v1.KeyRefR\x03key\x12\x12\n" +
+	"\x04from\x18\x02 \x01(\rR\x04from\"U\n" +
+	"\x10VersionsResponse\x12-\n" +
+	"\bversions\x18\x01 \x03(\v2\x11.rotor.v1.VersionR\bversions\x12\x12\n" +
+	"\x04next\x18\x02 \x01(\rR\x04next\"{\n" +
 	"\rChangeRequest\x12\"\n" +
 	"\x03key\x18\x01 \x01(\v2\x10.rotor.v1.KeyRefR\x03key\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\rR\aversion\x12\x14\n" +
@@ -8683,12 +8822,13 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\x06admins\x18\x01 \x03(\v2\x17.rotor.v1.AdministratorR\x06admins\"(\n" +
 	"\x12RemoveAdminRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x15\n" +
-	"\x13RemoveAdminResponse2\xac\v\n" +
+	"\x13RemoveAdminResponse2\xef\v\n" +
 	"\n" +
 	"KeyService\x120\n" +
 	"\x06Create\x12\x17.rotor.v1.CreateRequest\x1a\r.rotor.v1.Key\x12&\n" +
 	"\x03Get\x12\x10.rotor.v1.KeyRef\x1a\r.rotor.v1.Key\x125\n" +
-	"\x04List\x12\x15.rotor.v1.ListRequest\x1a\x16.rotor.v1.ListResponse\x120\n" +
+	"\x04List\x12\x15.rotor.v1.ListRequest\x1a\x16.rotor.v1.ListResponse\x12A\n" +
+	"\bVersions\x12\x19.rotor.v1.VersionsRequest\x1a\x1a.rotor.v1.VersionsResponse\x120\n" +
 	"\x06Change\x12\x17.rotor.v1.ChangeRequest\x1a\r.rotor.v1.Key\x120\n" +
 	"\x06Rotate\x12\x17.rotor.v1.RotateRequest\x1a\r.rotor.v1.Key\x12:\n" +
 	"\vSetSchedule\x12\x1c.rotor.v1.SetScheduleRequest\x1a\r.rotor.v1.Key\x128\n" +
@@ -8771,7 +8911,7 @@ func file_rotor_v1_rotor_proto_rawDescGZIP() []byte {
 	return file_rotor_v1_rotor_proto_rawDescData
 }
 
-var file_rotor_v1_rotor_proto_msgTypes = make([]protoimpl.MessageInfo, 135)
+var file_rotor_v1_rotor_proto_msgTypes = make([]protoimpl.MessageInfo, 137)
 var file_rotor_v1_rotor_proto_goTypes = []any{
 	(*Fault)(nil),                      // 0: rotor.v1.Fault
 	(*Part)(nil),                       // 1: rotor.v1.Part
@@ -8784,364 +8924,370 @@ var file_rotor_v1_rotor_proto_goTypes = []any{
 	(*CreateRequest)(nil),              // 8: rotor.v1.CreateRequest
 	(*ListRequest)(nil),                // 9: rotor.v1.ListRequest
 	(*ListResponse)(nil),               // 10: rotor.v1.ListResponse
-	(*ChangeRequest)(nil),              // 11: rotor.v1.ChangeRequest
-	(*RotateRequest)(nil),              // 12: rotor.v1.RotateRequest
-	(*SetScheduleRequest)(nil),         // 13: rotor.v1.SetScheduleRequest
-	(*ProgressResponse)(nil),           // 14: rotor.v1.ProgressResponse
-	(*RetireRequest)(nil),              // 15: rotor.v1.RetireRequest
-	(*DestroyRequest)(nil),             // 16: rotor.v1.DestroyRequest
-	(*DestroyResponse)(nil),            // 17: rotor.v1.DestroyResponse
-	(*EncryptRequest)(nil),             // 18: rotor.v1.EncryptRequest
-	(*EncryptResponse)(nil),            // 19: rotor.v1.EncryptResponse
-	(*DecryptRequest)(nil),             // 20: rotor.v1.DecryptRequest
-	(*DecryptResponse)(nil),            // 21: rotor.v1.DecryptResponse
-	(*FileWrap)(nil),                   // 22: rotor.v1.FileWrap
-	(*WrapRequest)(nil),                // 23: rotor.v1.WrapRequest
-	(*WrapResponse)(nil),               // 24: rotor.v1.WrapResponse
-	(*UnwrapRequest)(nil),              // 25: rotor.v1.UnwrapRequest
-	(*UnwrapResponse)(nil),             // 26: rotor.v1.UnwrapResponse
-	(*RewrapRequest)(nil),              // 27: rotor.v1.RewrapRequest
-	(*RewrapResponse)(nil),             // 28: rotor.v1.RewrapResponse
-	(*SignRequest)(nil),                // 29: rotor.v1.SignRequest
-	(*SignResponse)(nil),               // 30: rotor.v1.SignResponse
-	(*VerifyRequest)(nil),              // 31: rotor.v1.VerifyRequest
-	(*VerifyResponse)(nil),             // 32: rotor.v1.VerifyResponse
-	(*EncapsulateRequest)(nil),         // 33: rotor.v1.EncapsulateRequest
-	(*EncapsulateResponse)(nil),        // 34: rotor.v1.EncapsulateResponse
-	(*DecapsulateRequest)(nil),         // 35: rotor.v1.DecapsulateRequest
-	(*DecapsulateResponse)(nil),        // 36: rotor.v1.DecapsulateResponse
-	(*PrepareImportRequest)(nil),       // 37: rotor.v1.PrepareImportRequest
-	(*PrepareImportResponse)(nil),      // 38: rotor.v1.PrepareImportResponse
-	(*ImportRequest)(nil),              // 39: rotor.v1.ImportRequest
-	(*ExportKeyRequest)(nil),           // 40: rotor.v1.ExportKeyRequest
-	(*ExportKeyResponse)(nil),          // 41: rotor.v1.ExportKeyResponse
-	(*BackupKeyRequest)(nil),           // 42: rotor.v1.BackupKeyRequest
-	(*BackupKeyResponse)(nil),          // 43: rotor.v1.BackupKeyResponse
-	(*RestoreKeyRequest)(nil),          // 44: rotor.v1.RestoreKeyRequest
-	(*UndeleteRequest)(nil),            // 45: rotor.v1.UndeleteRequest
-	(*RestoreKeyResponse)(nil),         // 46: rotor.v1.RestoreKeyResponse
-	(*JoinRequest)(nil),                // 47: rotor.v1.JoinRequest
-	(*RenewRequest)(nil),               // 48: rotor.v1.RenewRequest
-	(*JoinResponse)(nil),               // 49: rotor.v1.JoinResponse
-	(*HoldUp)(nil),                     // 50: rotor.v1.HoldUp
-	(*Attempt)(nil),                    // 51: rotor.v1.Attempt
-	(*Hello)(nil),                      // 52: rotor.v1.Hello
-	(*Ack)(nil),                        // 53: rotor.v1.Ack
-	(*HoldDown)(nil),                   // 54: rotor.v1.HoldDown
-	(*Lease)(nil),                      // 55: rotor.v1.Lease
-	(*Parcel)(nil),                     // 56: rotor.v1.Parcel
-	(*KeyRefusal)(nil),                 // 57: rotor.v1.KeyRefusal
-	(*InviteRequest)(nil),              // 58: rotor.v1.InviteRequest
-	(*InviteResponse)(nil),             // 59: rotor.v1.InviteResponse
-	(*InstancesRequest)(nil),           // 60: rotor.v1.InstancesRequest
-	(*Instance)(nil),                   // 61: rotor.v1.Instance
-	(*InstancesResponse)(nil),          // 62: rotor.v1.InstancesResponse
-	(*RemoveRequest)(nil),              // 63: rotor.v1.RemoveRequest
-	(*RemoveResponse)(nil),             // 64: rotor.v1.RemoveResponse
-	(*IssueRequest)(nil),               // 65: rotor.v1.IssueRequest
-	(*IssueResponse)(nil),              // 66: rotor.v1.IssueResponse
-	(*RegisterRequest)(nil),            // 67: rotor.v1.RegisterRequest
-	(*DataSet)(nil),                    // 68: rotor.v1.DataSet
-	(*DataSetsRequest)(nil),            // 69: rotor.v1.DataSetsRequest
-	(*DataSetsResponse)(nil),           // 70: rotor.v1.DataSetsResponse
-	(*CensusRequest)(nil),              // 71: rotor.v1.CensusRequest
-	(*CensusCount)(nil),                // 72: rotor.v1.CensusCount
-	(*CensusResponse)(nil),             // 73: rotor.v1.CensusResponse
-	(*CampaignRequest)(nil),            // 74: rotor.v1.CampaignRequest
-	(*CampaignRef)(nil),                // 75: rotor.v1.CampaignRef
-	(*Campaign)(nil),                   // 76: rotor.v1.Campaign
-	(*TailRequest)(nil),                // 77: rotor.v1.TailRequest
-	(*TailEntry)(nil),                  // 78: rotor.v1.TailEntry
-	(*DestroyCertificateRequest)(nil),  // 79: rotor.v1.DestroyCertificateRequest
-	(*DestroyCertificateResponse)(nil), // 80: rotor.v1.DestroyCertificateResponse
-	(*ExportRequest)(nil),              // 81: rotor.v1.ExportRequest
-	(*ExportFile)(nil),                 // 82: rotor.v1.ExportFile
-	(*SealStatusRequest)(nil),          // 83: rotor.v1.SealStatusRequest
-	(*SealStatus)(nil),                 // 84: rotor.v1.SealStatus
-	(*SealMember)(nil),                 // 85: rotor.v1.SealMember
-	(*SealProgress)(nil),               // 86: rotor.v1.SealProgress
-	(*UnsealRequest)(nil),              // 87: rotor.v1.UnsealRequest
-	(*UnsealResetRequest)(nil),         // 88: rotor.v1.UnsealResetRequest
-	(*SealRequest)(nil),                // 89: rotor.v1.SealRequest
-	(*SealChangeRequest)(nil),          // 90: rotor.v1.SealChangeRequest
-	(*StartRekeyRequest)(nil),          // 91: rotor.v1.StartRekeyRequest
-	(*RekeyRequest)(nil),               // 92: rotor.v1.RekeyRequest
-	(*AbortRekeyRequest)(nil),          // 93: rotor.v1.AbortRekeyRequest
-	(*RekeyProgress)(nil),              // 94: rotor.v1.RekeyProgress
-	(*StatusRequest)(nil),              // 95: rotor.v1.StatusRequest
-	(*StatusResponse)(nil),             // 96: rotor.v1.StatusResponse
-	(*Check)(nil),                      // 97: rotor.v1.Check
-	(*Replica)(nil),                    // 98: rotor.v1.Replica
-	(*LoginRequest)(nil),               // 99: rotor.v1.LoginRequest
-	(*LoginResponse)(nil),              // 100: rotor.v1.LoginResponse
-	(*LogoutRequest)(nil),              // 101: rotor.v1.LogoutRequest
-	(*LogoutResponse)(nil),             // 102: rotor.v1.LogoutResponse
-	(*WhoamiRequest)(nil),              // 103: rotor.v1.WhoamiRequest
-	(*WhoamiResponse)(nil),             // 104: rotor.v1.WhoamiResponse
-	(*SessionsRequest)(nil),            // 105: rotor.v1.SessionsRequest
-	(*Session)(nil),                    // 106: rotor.v1.Session
-	(*SessionsResponse)(nil),           // 107: rotor.v1.SessionsResponse
-	(*RevokeSessionsRequest)(nil),      // 108: rotor.v1.RevokeSessionsRequest
-	(*RevokeSessionsResponse)(nil),     // 109: rotor.v1.RevokeSessionsResponse
-	(*Credential)(nil),                 // 110: rotor.v1.Credential
-	(*CreateCredentialRequest)(nil),    // 111: rotor.v1.CreateCredentialRequest
-	(*CreateCredentialResponse)(nil),   // 112: rotor.v1.CreateCredentialResponse
-	(*CredentialsRequest)(nil),         // 113: rotor.v1.CredentialsRequest
-	(*CredentialsResponse)(nil),        // 114: rotor.v1.CredentialsResponse
-	(*ChangeCredentialRequest)(nil),    // 115: rotor.v1.ChangeCredentialRequest
-	(*Grant)(nil),                      // 116: rotor.v1.Grant
-	(*CreateGrantRequest)(nil),         // 117: rotor.v1.CreateGrantRequest
-	(*GrantsRequest)(nil),              // 118: rotor.v1.GrantsRequest
-	(*GrantsResponse)(nil),             // 119: rotor.v1.GrantsResponse
-	(*RevokeGrantRequest)(nil),         // 120: rotor.v1.RevokeGrantRequest
-	(*RevokeGrantResponse)(nil),        // 121: rotor.v1.RevokeGrantResponse
-	(*InviteAdminRequest)(nil),         // 122: rotor.v1.InviteAdminRequest
-	(*InviteAdminResponse)(nil),        // 123: rotor.v1.InviteAdminResponse
-	(*AdminsRequest)(nil),              // 124: rotor.v1.AdminsRequest
-	(*Administrator)(nil),              // 125: rotor.v1.Administrator
-	(*AdminsResponse)(nil),             // 126: rotor.v1.AdminsResponse
-	(*RemoveAdminRequest)(nil),         // 127: rotor.v1.RemoveAdminRequest
-	(*RemoveAdminResponse)(nil),        // 128: rotor.v1.RemoveAdminResponse
-	nil,                                // 129: rotor.v1.Key.LabelsEntry
-	nil,                                // 130: rotor.v1.WhoamiResponse.AttributesEntry
-	nil,                                // 131: rotor.v1.Credential.AttributesEntry
-	nil,                                // 132: rotor.v1.CreateCredentialRequest.AttributesEntry
-	nil,                                // 133: rotor.v1.Grant.ContextEntry
-	nil,                                // 134: rotor.v1.CreateGrantRequest.ContextEntry
-	(*timestamppb.Timestamp)(nil),      // 135: google.protobuf.Timestamp
+	(*VersionsRequest)(nil),            // 11: rotor.v1.VersionsRequest
+	(*VersionsResponse)(nil),           // 12: rotor.v1.VersionsResponse
+	(*ChangeRequest)(nil),              // 13: rotor.v1.ChangeRequest
+	(*RotateRequest)(nil),              // 14: rotor.v1.RotateRequest
+	(*SetScheduleRequest)(nil),         // 15: rotor.v1.SetScheduleRequest
+	(*ProgressResponse)(nil),           // 16: rotor.v1.ProgressResponse
+	(*RetireRequest)(nil),              // 17: rotor.v1.RetireRequest
+	(*DestroyRequest)(nil),             // 18: rotor.v1.DestroyRequest
+	(*DestroyResponse)(nil),            // 19: rotor.v1.DestroyResponse
+	(*EncryptRequest)(nil),             // 20: rotor.v1.EncryptRequest
+	(*EncryptResponse)(nil),            // 21: rotor.v1.EncryptResponse
+	(*DecryptRequest)(nil),             // 22: rotor.v1.DecryptRequest
+	(*DecryptResponse)(nil),            // 23: rotor.v1.DecryptResponse
+	(*FileWrap)(nil),                   // 24: rotor.v1.FileWrap
+	(*WrapRequest)(nil),                // 25: rotor.v1.WrapRequest
+	(*WrapResponse)(nil),               // 26: rotor.v1.WrapResponse
+	(*UnwrapRequest)(nil),              // 27: rotor.v1.UnwrapRequest
+	(*UnwrapResponse)(nil),             // 28: rotor.v1.UnwrapResponse
+	(*RewrapRequest)(nil),              // 29: rotor.v1.RewrapRequest
+	(*RewrapResponse)(nil),             // 30: rotor.v1.RewrapResponse
+	(*SignRequest)(nil),                // 31: rotor.v1.SignRequest
+	(*SignResponse)(nil),               // 32: rotor.v1.SignResponse
+	(*VerifyRequest)(nil),              // 33: rotor.v1.VerifyRequest
+	(*VerifyResponse)(nil),             // 34: rotor.v1.VerifyResponse
+	(*EncapsulateRequest)(nil),         // 35: rotor.v1.EncapsulateRequest
+	(*EncapsulateResponse)(nil),        // 36: rotor.v1.EncapsulateResponse
+	(*DecapsulateRequest)(nil),         // 37: rotor.v1.DecapsulateRequest
+	(*DecapsulateResponse)(nil),        // 38: rotor.v1.DecapsulateResponse
+	(*PrepareImportRequest)(nil),       // 39: rotor.v1.PrepareImportRequest
+	(*PrepareImportResponse)(nil),      // 40: rotor.v1.PrepareImportResponse
+	(*ImportRequest)(nil),              // 41: rotor.v1.ImportRequest
+	(*ExportKeyRequest)(nil),           // 42: rotor.v1.ExportKeyRequest
+	(*ExportKeyResponse)(nil),          // 43: rotor.v1.ExportKeyResponse
+	(*BackupKeyRequest)(nil),           // 44: rotor.v1.BackupKeyRequest
+	(*BackupKeyResponse)(nil),          // 45: rotor.v1.BackupKeyResponse
+	(*RestoreKeyRequest)(nil),          // 46: rotor.v1.RestoreKeyRequest
+	(*UndeleteRequest)(nil),            // 47: rotor.v1.UndeleteRequest
+	(*RestoreKeyResponse)(nil),         // 48: rotor.v1.RestoreKeyResponse
+	(*JoinRequest)(nil),                // 49: rotor.v1.JoinRequest
+	(*RenewRequest)(nil),               // 50: rotor.v1.RenewRequest
+	(*JoinResponse)(nil),               // 51: rotor.v1.JoinResponse
+	(*HoldUp)(nil),                     // 52: rotor.v1.HoldUp
+	(*Attempt)(nil),                    // 53: rotor.v1.Attempt
+	(*Hello)(nil),                      // 54: rotor.v1.Hello
+	(*Ack)(nil),                        // 55: rotor.v1.Ack
+	(*HoldDown)(nil),                   // 56: rotor.v1.HoldDown
+	(*Lease)(nil),                      // 57: rotor.v1.Lease
+	(*Parcel)(nil),                     // 58: rotor.v1.Parcel
+	(*KeyRefusal)(nil),                 // 59: rotor.v1.KeyRefusal
+	(*InviteRequest)(nil),              // 60: rotor.v1.InviteRequest
+	(*InviteResponse)(nil),             // 61: rotor.v1.InviteResponse
+	(*InstancesRequest)(nil),           // 62: rotor.v1.InstancesRequest
+	(*Instance)(nil),                   // 63: rotor.v1.Instance
+	(*InstancesResponse)(nil),          // 64: rotor.v1.InstancesResponse
+	(*RemoveRequest)(nil),              // 65: rotor.v1.RemoveRequest
+	(*RemoveResponse)(nil),             // 66: rotor.v1.RemoveResponse
+	(*IssueRequest)(nil),               // 67: rotor.v1.IssueRequest
+	(*IssueResponse)(nil),              // 68: rotor.v1.IssueResponse
+	(*RegisterRequest)(nil),            // 69: rotor.v1.RegisterRequest
+	(*DataSet)(nil),                    // 70: rotor.v1.DataSet
+	(*DataSetsRequest)(nil),            // 71: rotor.v1.DataSetsRequest
+	(*DataSetsResponse)(nil),           // 72: rotor.v1.DataSetsResponse
+	(*CensusRequest)(nil),              // 73: rotor.v1.CensusRequest
+	(*CensusCount)(nil),                // 74: rotor.v1.CensusCount
+	(*CensusResponse)(nil),             // 75: rotor.v1.CensusResponse
+	(*CampaignRequest)(nil),            // 76: rotor.v1.CampaignRequest
+	(*CampaignRef)(nil),                // 77: rotor.v1.CampaignRef
+	(*Campaign)(nil),                   // 78: rotor.v1.Campaign
+	(*TailRequest)(nil),                // 79: rotor.v1.TailRequest
+	(*TailEntry)(nil),                  // 80: rotor.v1.TailEntry
+	(*DestroyCertificateRequest)(nil),  // 81: rotor.v1.DestroyCertificateRequest
+	(*DestroyCertificateResponse)(nil), // 82: rotor.v1.DestroyCertificateResponse
+	(*ExportRequest)(nil),              // 83: rotor.v1.ExportRequest
+	(*ExportFile)(nil),                 // 84: rotor.v1.ExportFile
+	(*SealStatusRequest)(nil),          // 85: rotor.v1.SealStatusRequest
+	(*SealStatus)(nil),                 // 86: rotor.v1.SealStatus
+	(*SealMember)(nil),                 // 87: rotor.v1.SealMember
+	(*SealProgress)(nil),               // 88: rotor.v1.SealProgress
+	(*UnsealRequest)(nil),              // 89: rotor.v1.UnsealRequest
+	(*UnsealResetRequest)(nil),         // 90: rotor.v1.UnsealResetRequest
+	(*SealRequest)(nil),                // 91: rotor.v1.SealRequest
+	(*SealChangeRequest)(nil),          // 92: rotor.v1.SealChangeRequest
+	(*StartRekeyRequest)(nil),          // 93: rotor.v1.StartRekeyRequest
+	(*RekeyRequest)(nil),               // 94: rotor.v1.RekeyRequest
+	(*AbortRekeyRequest)(nil),          // 95: rotor.v1.AbortRekeyRequest
+	(*RekeyProgress)(nil),              // 96: rotor.v1.RekeyProgress
+	(*StatusRequest)(nil),              // 97: rotor.v1.StatusRequest
+	(*StatusResponse)(nil),             // 98: rotor.v1.StatusResponse
+	(*Check)(nil),                      // 99: rotor.v1.Check
+	(*Replica)(nil),                    // 100: rotor.v1.Replica
+	(*LoginRequest)(nil),               // 101: rotor.v1.LoginRequest
+	(*LoginResponse)(nil),              // 102: rotor.v1.LoginResponse
+	(*LogoutRequest)(nil),              // 103: rotor.v1.LogoutRequest
+	(*LogoutResponse)(nil),             // 104: rotor.v1.LogoutResponse
+	(*WhoamiRequest)(nil),              // 105: rotor.v1.WhoamiRequest
+	(*WhoamiResponse)(nil),             // 106: rotor.v1.WhoamiResponse
+	(*SessionsRequest)(nil),            // 107: rotor.v1.SessionsRequest
+	(*Session)(nil),                    // 108: rotor.v1.Session
+	(*SessionsResponse)(nil),           // 109: rotor.v1.SessionsResponse
+	(*RevokeSessionsRequest)(nil),      // 110: rotor.v1.RevokeSessionsRequest
+	(*RevokeSessionsResponse)(nil),     // 111: rotor.v1.RevokeSessionsResponse
+	(*Credential)(nil),                 // 112: rotor.v1.Credential
+	(*CreateCredentialRequest)(nil),    // 113: rotor.v1.CreateCredentialRequest
+	(*CreateCredentialResponse)(nil),   // 114: rotor.v1.CreateCredentialResponse
+	(*CredentialsRequest)(nil),         // 115: rotor.v1.CredentialsRequest
+	(*CredentialsResponse)(nil),        // 116: rotor.v1.CredentialsResponse
+	(*ChangeCredentialRequest)(nil),    // 117: rotor.v1.ChangeCredentialRequest
+	(*Grant)(nil),                      // 118: rotor.v1.Grant
+	(*CreateGrantRequest)(nil),         // 119: rotor.v1.CreateGrantRequest
+	(*GrantsRequest)(nil),              // 120: rotor.v1.GrantsRequest
+	(*GrantsResponse)(nil),             // 121: rotor.v1.GrantsResponse
+	(*RevokeGrantRequest)(nil),         // 122: rotor.v1.RevokeGrantRequest
+	(*RevokeGrantResponse)(nil),        // 123: rotor.v1.RevokeGrantResponse
+	(*InviteAdminRequest)(nil),         // 124: rotor.v1.InviteAdminRequest
+	(*InviteAdminResponse)(nil),        // 125: rotor.v1.InviteAdminResponse
+	(*AdminsRequest)(nil),              // 126: rotor.v1.AdminsRequest
+	(*Administrator)(nil),              // 127: rotor.v1.Administrator
+	(*AdminsResponse)(nil),             // 128: rotor.v1.AdminsResponse
+	(*RemoveAdminRequest)(nil),         // 129: rotor.v1.RemoveAdminRequest
+	(*RemoveAdminResponse)(nil),        // 130: rotor.v1.RemoveAdminResponse
+	nil,                                // 131: rotor.v1.Key.LabelsEntry
+	nil,                                // 132: rotor.v1.WhoamiResponse.AttributesEntry
+	nil,                                // 133: rotor.v1.Credential.AttributesEntry
+	nil,                                // 134: rotor.v1.CreateCredentialRequest.AttributesEntry
+	nil,                                // 135: rotor.v1.Grant.ContextEntry
+	nil,                                // 136: rotor.v1.CreateGrantRequest.ContextEntry
+	(*timestamppb.Timestamp)(nil),      // 137: google.protobuf.Timestamp
 }
 var file_rotor_v1_rotor_proto_depIdxs = []int32{
-	135, // 0: rotor.v1.Version.created:type_name -> google.protobuf.Timestamp
-	135, // 1: rotor.v1.Version.activated:type_name -> google.protobuf.Timestamp
-	135, // 2: rotor.v1.Version.retired:type_name -> google.protobuf.Timestamp
-	135, // 3: rotor.v1.Version.originated:type_name -> google.protobuf.Timestamp
-	135, // 4: rotor.v1.Version.erased:type_name -> google.protobuf.Timestamp
-	135, // 5: rotor.v1.Version.last_protected:type_name -> google.protobuf.Timestamp
-	135, // 6: rotor.v1.Version.last_processed:type_name -> google.protobuf.Timestamp
-	129, // 7: rotor.v1.Key.labels:type_name -> rotor.v1.Key.LabelsEntry
+	137, // 0: rotor.v1.Version.created:type_name -> google.protobuf.Timestamp
+	137, // 1: rotor.v1.Version.activated:type_name -> google.protobuf.Timestamp
+	137, // 2: rotor.v1.Version.retired:type_name -> google.protobuf.Timestamp
+	137, // 3: rotor.v1.Version.originated:type_name -> google.protobuf.Timestamp
+	137, // 4: rotor.v1.Version.erased:type_name -> google.protobuf.Timestamp
+	137, // 5: rotor.v1.Version.last_protected:type_name -> google.protobuf.Timestamp
+	137, // 6: rotor.v1.Version.last_processed:type_name -> google.protobuf.Timestamp
+	131, // 7: rotor.v1.Key.labels:type_name -> rotor.v1.Key.LabelsEntry
 	4,   // 8: rotor.v1.Key.rotation:type_name -> rotor.v1.Rotation
 	2,   // 9: rotor.v1.Key.versions:type_name -> rotor.v1.Version
-	135, // 10: rotor.v1.Key.created:type_name -> google.protobuf.Timestamp
-	135, // 11: rotor.v1.Key.backed_up:type_name -> google.protobuf.Timestamp
+	137, // 10: rotor.v1.Key.created:type_name -> google.protobuf.Timestamp
+	137, // 11: rotor.v1.Key.backed_up:type_name -> google.protobuf.Timestamp
 	3,   // 12: rotor.v1.Key.schedule:type_name -> rotor.v1.Schedule
-	135, // 13: rotor.v1.Key.due:type_name -> google.protobuf.Timestamp
+	137, // 13: rotor.v1.Key.due:type_name -> google.protobuf.Timestamp
 	6,   // 14: rotor.v1.Key.transit:type_name -> rotor.v1.Transit
-	135, // 15: rotor.v1.Transit.soft_deleted:type_name -> google.protobuf.Timestamp
-	135, // 16: rotor.v1.Transit.deleted:type_name -> google.protobuf.Timestamp
-	135, // 17: rotor.v1.Transit.restored:type_name -> google.protobuf.Timestamp
-	135, // 18: rotor.v1.Transit.backed_up:type_name -> google.protobuf.Timestamp
+	137, // 15: rotor.v1.Transit.soft_deleted:type_name -> google.protobuf.Timestamp
+	137, // 16: rotor.v1.Transit.deleted:type_name -> google.protobuf.Timestamp
+	137, // 17: rotor.v1.Transit.restored:type_name -> google.protobuf.Timestamp
+	137, // 18: rotor.v1.Transit.backed_up:type_name -> google.protobuf.Timestamp
 	5,   // 19: rotor.v1.CreateRequest.key:type_name -> rotor.v1.Key
 	5,   // 20: rotor.v1.ListResponse.keys:type_name -> rotor.v1.Key
-	7,   // 21: rotor.v1.ChangeRequest.key:type_name -> rotor.v1.KeyRef
-	7,   // 22: rotor.v1.RotateRequest.key:type_name -> rotor.v1.KeyRef
-	7,   // 23: rotor.v1.SetScheduleRequest.key:type_name -> rotor.v1.KeyRef
-	3,   // 24: rotor.v1.SetScheduleRequest.schedule:type_name -> rotor.v1.Schedule
-	5,   // 25: rotor.v1.ProgressResponse.key:type_name -> rotor.v1.Key
-	135, // 26: rotor.v1.ProgressResponse.due:type_name -> google.protobuf.Timestamp
-	135, // 27: rotor.v1.ProgressResponse.retry:type_name -> google.protobuf.Timestamp
-	7,   // 28: rotor.v1.RetireRequest.key:type_name -> rotor.v1.KeyRef
-	7,   // 29: rotor.v1.DestroyRequest.key:type_name -> rotor.v1.KeyRef
-	5,   // 30: rotor.v1.DestroyResponse.key:type_name -> rotor.v1.Key
-	7,   // 31: rotor.v1.EncryptRequest.key:type_name -> rotor.v1.KeyRef
-	1,   // 32: rotor.v1.EncryptRequest.parts:type_name -> rotor.v1.Part
-	7,   // 33: rotor.v1.DecryptRequest.key:type_name -> rotor.v1.KeyRef
-	1,   // 34: rotor.v1.DecryptRequest.parts:type_name -> rotor.v1.Part
-	7,   // 35: rotor.v1.WrapRequest.key:type_name -> rotor.v1.KeyRef
-	22,  // 36: rotor.v1.WrapResponse.wrap:type_name -> rotor.v1.FileWrap
-	22,  // 37: rotor.v1.UnwrapRequest.wrap:type_name -> rotor.v1.FileWrap
-	22,  // 38: rotor.v1.RewrapRequest.wrap:type_name -> rotor.v1.FileWrap
-	22,  // 39: rotor.v1.RewrapResponse.wrap:type_name -> rotor.v1.FileWrap
-	7,   // 40: rotor.v1.SignRequest.key:type_name -> rotor.v1.KeyRef
-	7,   // 41: rotor.v1.VerifyRequest.key:type_name -> rotor.v1.KeyRef
-	7,   // 42: rotor.v1.EncapsulateRequest.key:type_name -> rotor.v1.KeyRef
-	7,   // 43: rotor.v1.DecapsulateRequest.key:type_name -> rotor.v1.KeyRef
-	7,   // 44: rotor.v1.PrepareImportRequest.key:type_name -> rotor.v1.KeyRef
-	135, // 45: rotor.v1.PrepareImportResponse.expires:type_name -> google.protobuf.Timestamp
-	5,   // 46: rotor.v1.ImportRequest.key:type_name -> rotor.v1.Key
-	135, // 47: rotor.v1.ImportRequest.originated:type_name -> google.protobuf.Timestamp
-	7,   // 48: rotor.v1.ExportKeyRequest.key:type_name -> rotor.v1.KeyRef
-	7,   // 49: rotor.v1.BackupKeyRequest.key:type_name -> rotor.v1.KeyRef
-	135, // 50: rotor.v1.BackupKeyResponse.expires:type_name -> google.protobuf.Timestamp
-	7,   // 51: rotor.v1.UndeleteRequest.key:type_name -> rotor.v1.KeyRef
-	5,   // 52: rotor.v1.RestoreKeyResponse.key:type_name -> rotor.v1.Key
-	52,  // 53: rotor.v1.HoldUp.hello:type_name -> rotor.v1.Hello
-	53,  // 54: rotor.v1.HoldUp.acks:type_name -> rotor.v1.Ack
-	51,  // 55: rotor.v1.HoldUp.attempts:type_name -> rotor.v1.Attempt
-	55,  // 56: rotor.v1.HoldDown.lease:type_name -> rotor.v1.Lease
-	56,  // 57: rotor.v1.HoldDown.parcel:type_name -> rotor.v1.Parcel
-	57,  // 58: rotor.v1.HoldDown.refusal:type_name -> rotor.v1.KeyRefusal
-	0,   // 59: rotor.v1.KeyRefusal.fault:type_name -> rotor.v1.Fault
-	135, // 60: rotor.v1.Instance.heard:type_name -> google.protobuf.Timestamp
-	61,  // 61: rotor.v1.InstancesResponse.instances:type_name -> rotor.v1.Instance
-	7,   // 62: rotor.v1.IssueRequest.key:type_name -> rotor.v1.KeyRef
-	68,  // 63: rotor.v1.RegisterRequest.data_set:type_name -> rotor.v1.DataSet
-	7,   // 64: rotor.v1.DataSet.key:type_name -> rotor.v1.KeyRef
-	68,  // 65: rotor.v1.DataSetsResponse.data_sets:type_name -> rotor.v1.DataSet
-	7,   // 66: rotor.v1.CensusRequest.key:type_name -> rotor.v1.KeyRef
-	72,  // 67: rotor.v1.CensusResponse.counts:type_name -> rotor.v1.CensusCount
-	7,   // 68: rotor.v1.CampaignRequest.key:type_name -> rotor.v1.KeyRef
-	7,   // 69: rotor.v1.DestroyCertificateRequest.key:type_name -> rotor.v1.KeyRef
-	86,  // 70: rotor.v1.SealStatus.shares:type_name -> rotor.v1.SealProgress
-	85,  // 71: rotor.v1.SealStatus.members:type_name -> rotor.v1.SealMember
-	94,  // 72: rotor.v1.SealStatus.rekey:type_name -> rotor.v1.RekeyProgress
-	135, // 73: rotor.v1.SealMember.opened:type_name -> google.protobuf.Timestamp
-	86,  // 74: rotor.v1.RekeyProgress.progress:type_name -> rotor.v1.SealProgress
-	135, // 75: rotor.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
-	97,  // 76: rotor.v1.StatusResponse.checks:type_name -> rotor.v1.Check
-	98,  // 77: rotor.v1.StatusResponse.replicas:type_name -> rotor.v1.Replica
-	135, // 78: rotor.v1.Replica.started:type_name -> google.protobuf.Timestamp
-	135, // 79: rotor.v1.LoginResponse.expires:type_name -> google.protobuf.Timestamp
-	130, // 80: rotor.v1.WhoamiResponse.attributes:type_name -> rotor.v1.WhoamiResponse.AttributesEntry
-	135, // 81: rotor.v1.WhoamiResponse.expires:type_name -> google.protobuf.Timestamp
-	135, // 82: rotor.v1.Session.created:type_name -> google.protobuf.Timestamp
-	135, // 83: rotor.v1.Session.used:type_name -> google.protobuf.Timestamp
-	135, // 84: rotor.v1.Session.expires:type_name -> google.protobuf.Timestamp
-	106, // 85: rotor.v1.SessionsResponse.sessions:type_name -> rotor.v1.Session
-	135, // 86: rotor.v1.Credential.expires:type_name -> google.protobuf.Timestamp
-	135, // 87: rotor.v1.Credential.created:type_name -> google.protobuf.Timestamp
-	131, // 88: rotor.v1.Credential.attributes:type_name -> rotor.v1.Credential.AttributesEntry
-	132, // 89: rotor.v1.CreateCredentialRequest.attributes:type_name -> rotor.v1.CreateCredentialRequest.AttributesEntry
-	110, // 90: rotor.v1.CreateCredentialResponse.credential:type_name -> rotor.v1.Credential
-	110, // 91: rotor.v1.CredentialsResponse.credentials:type_name -> rotor.v1.Credential
-	7,   // 92: rotor.v1.Grant.key:type_name -> rotor.v1.KeyRef
-	133, // 93: rotor.v1.Grant.context:type_name -> rotor.v1.Grant.ContextEntry
-	135, // 94: rotor.v1.Grant.expires:type_name -> google.protobuf.Timestamp
-	135, // 95: rotor.v1.Grant.created:type_name -> google.protobuf.Timestamp
-	7,   // 96: rotor.v1.CreateGrantRequest.key:type_name -> rotor.v1.KeyRef
-	134, // 97: rotor.v1.CreateGrantRequest.context:type_name -> rotor.v1.CreateGrantRequest.ContextEntry
-	116, // 98: rotor.v1.GrantsResponse.grants:type_name -> rotor.v1.Grant
-	135, // 99: rotor.v1.Administrator.created:type_name -> google.protobuf.Timestamp
-	135, // 100: rotor.v1.Administrator.removed:type_name -> google.protobuf.Timestamp
-	125, // 101: rotor.v1.AdminsResponse.admins:type_name -> rotor.v1.Administrator
-	8,   // 102: rotor.v1.KeyService.Create:input_type -> rotor.v1.CreateRequest
-	7,   // 103: rotor.v1.KeyService.Get:input_type -> rotor.v1.KeyRef
-	9,   // 104: rotor.v1.KeyService.List:input_type -> rotor.v1.ListRequest
-	11,  // 105: rotor.v1.KeyService.Change:input_type -> rotor.v1.ChangeRequest
-	12,  // 106: rotor.v1.KeyService.Rotate:input_type -> rotor.v1.RotateRequest
-	13,  // 107: rotor.v1.KeyService.SetSchedule:input_type -> rotor.v1.SetScheduleRequest
-	7,   // 108: rotor.v1.KeyService.Progress:input_type -> rotor.v1.KeyRef
-	15,  // 109: rotor.v1.KeyService.Retire:input_type -> rotor.v1.RetireRequest
-	16,  // 110: rotor.v1.KeyService.Destroy:input_type -> rotor.v1.DestroyRequest
-	18,  // 111: rotor.v1.KeyService.Encrypt:input_type -> rotor.v1.EncryptRequest
-	20,  // 112: rotor.v1.KeyService.Decrypt:input_type -> rotor.v1.DecryptRequest
-	23,  // 113: rotor.v1.KeyService.Wrap:input_type -> rotor.v1.WrapRequest
-	25,  // 114: rotor.v1.KeyService.Unwrap:input_type -> rotor.v1.UnwrapRequest
-	27,  // 115: rotor.v1.KeyService.Rewrap:input_type -> rotor.v1.RewrapRequest
-	29,  // 116: rotor.v1.KeyService.Sign:input_type -> rotor.v1.SignRequest
-	31,  // 117: rotor.v1.KeyService.Verify:input_type -> rotor.v1.VerifyRequest
-	33,  // 118: rotor.v1.KeyService.Encapsulate:input_type -> rotor.v1.EncapsulateRequest
-	35,  // 119: rotor.v1.KeyService.Decapsulate:input_type -> rotor.v1.DecapsulateRequest
-	37,  // 120: rotor.v1.KeyService.PrepareImport:input_type -> rotor.v1.PrepareImportRequest
-	39,  // 121: rotor.v1.KeyService.Import:input_type -> rotor.v1.ImportRequest
-	40,  // 122: rotor.v1.KeyService.Export:input_type -> rotor.v1.ExportKeyRequest
-	42,  // 123: rotor.v1.KeyService.Backup:input_type -> rotor.v1.BackupKeyRequest
-	44,  // 124: rotor.v1.KeyService.Restore:input_type -> rotor.v1.RestoreKeyRequest
-	45,  // 125: rotor.v1.KeyService.Undelete:input_type -> rotor.v1.UndeleteRequest
-	47,  // 126: rotor.v1.JoinService.Join:input_type -> rotor.v1.JoinRequest
-	48,  // 127: rotor.v1.JoinService.Renew:input_type -> rotor.v1.RenewRequest
-	50,  // 128: rotor.v1.FleetService.Hold:input_type -> rotor.v1.HoldUp
-	58,  // 129: rotor.v1.FleetService.Invite:input_type -> rotor.v1.InviteRequest
-	60,  // 130: rotor.v1.FleetService.Instances:input_type -> rotor.v1.InstancesRequest
-	63,  // 131: rotor.v1.FleetService.Remove:input_type -> rotor.v1.RemoveRequest
-	65,  // 132: rotor.v1.TokenService.Issue:input_type -> rotor.v1.IssueRequest
-	67,  // 133: rotor.v1.DataService.Register:input_type -> rotor.v1.RegisterRequest
-	69,  // 134: rotor.v1.DataService.DataSets:input_type -> rotor.v1.DataSetsRequest
-	71,  // 135: rotor.v1.DataService.Census:input_type -> rotor.v1.CensusRequest
-	74,  // 136: rotor.v1.DataService.StartCampaign:input_type -> rotor.v1.CampaignRequest
-	75,  // 137: rotor.v1.DataService.GetCampaign:input_type -> rotor.v1.CampaignRef
-	77,  // 138: rotor.v1.AuditService.Tail:input_type -> rotor.v1.TailRequest
-	81,  // 139: rotor.v1.AuditService.Export:input_type -> rotor.v1.ExportRequest
-	79,  // 140: rotor.v1.AuditService.DestroyCertificate:input_type -> rotor.v1.DestroyCertificateRequest
-	83,  // 141: rotor.v1.SealService.Status:input_type -> rotor.v1.SealStatusRequest
-	87,  // 142: rotor.v1.SealService.Unseal:input_type -> rotor.v1.UnsealRequest
-	88,  // 143: rotor.v1.SealService.Reset:input_type -> rotor.v1.UnsealResetRequest
-	89,  // 144: rotor.v1.SealService.Seal:input_type -> rotor.v1.SealRequest
-	90,  // 145: rotor.v1.SealService.Change:input_type -> rotor.v1.SealChangeRequest
-	91,  // 146: rotor.v1.SealService.StartRekey:input_type -> rotor.v1.StartRekeyRequest
-	92,  // 147: rotor.v1.SealService.Rekey:input_type -> rotor.v1.RekeyRequest
-	93,  // 148: rotor.v1.SealService.AbortRekey:input_type -> rotor.v1.AbortRekeyRequest
-	95,  // 149: rotor.v1.ServerService.Status:input_type -> rotor.v1.StatusRequest
-	99,  // 150: rotor.v1.AuthService.Login:input_type -> rotor.v1.LoginRequest
-	101, // 151: rotor.v1.AuthService.Logout:input_type -> rotor.v1.LogoutRequest
-	103, // 152: rotor.v1.AuthService.Whoami:input_type -> rotor.v1.WhoamiRequest
-	105, // 153: rotor.v1.AuthService.Sessions:input_type -> rotor.v1.SessionsRequest
-	108, // 154: rotor.v1.AuthService.RevokeSessions:input_type -> rotor.v1.RevokeSessionsRequest
-	111, // 155: rotor.v1.AuthService.CreateCredential:input_type -> rotor.v1.CreateCredentialRequest
-	113, // 156: rotor.v1.AuthService.Credentials:input_type -> rotor.v1.CredentialsRequest
-	115, // 157: rotor.v1.AuthService.ChangeCredential:input_type -> rotor.v1.ChangeCredentialRequest
-	117, // 158: rotor.v1.AuthService.CreateGrant:input_type -> rotor.v1.CreateGrantRequest
-	118, // 159: rotor.v1.AuthService.Grants:input_type -> rotor.v1.GrantsRequest
-	120, // 160: rotor.v1.AuthService.RevokeGrant:input_type -> rotor.v1.RevokeGrantRequest
-	122, // 161: rotor.v1.AuthService.InviteAdmin:input_type -> rotor.v1.InviteAdminRequest
-	124, // 162: rotor.v1.AuthService.Admins:input_type -> rotor.v1.AdminsRequest
-	127, // 163: rotor.v1.AuthService.RemoveAdmin:input_type -> rotor.v1.RemoveAdminRequest
-	5,   // 164: rotor.v1.KeyService.Create:output_type -> rotor.v1.Key
-	5,   // 165: rotor.v1.KeyService.Get:output_type -> rotor.v1.Key
-	10,  // 166: rotor.v1.KeyService.List:output_type -> rotor.v1.ListResponse
-	5,   // 167: rotor.v1.KeyService.Change:output_type -> rotor.v1.Key
-	5,   // 168: rotor.v1.KeyService.Rotate:output_type -> rotor.v1.Key
-	5,   // 169: rotor.v1.KeyService.SetSchedule:output_type -> rotor.v1.Key
-	14,  // 170: rotor.v1.KeyService.Progress:output_type -> rotor.v1.ProgressResponse
-	5,   // 171: rotor.v1.KeyService.Retire:output_type -> rotor.v1.Key
-	17,  // 172: rotor.v1.KeyService.Destroy:output_type -> rotor.v1.DestroyResponse
-	19,  // 173: rotor.v1.KeyService.Encrypt:output_type -> rotor.v1.EncryptResponse
-	21,  // 174: rotor.v1.KeyService.Decrypt:output_type -> rotor.v1.DecryptResponse
-	24,  // 175: rotor.v1.KeyService.Wrap:output_type -> rotor.v1.WrapResponse
-	26,  // 176: rotor.v1.KeyService.Unwrap:output_type -> rotor.v1.UnwrapResponse
-	28,  // 177: rotor.v1.KeyService.Rewrap:output_type -> rotor.v1.RewrapResponse
-	30,  // 178: rotor.v1.KeyService.Sign:output_type -> rotor.v1.SignResponse
-	32,  // 179: rotor.v1.KeyService.Verify:output_type -> rotor.v1.VerifyResponse
-	34,  // 180: rotor.v1.KeyService.Encapsulate:output_type -> rotor.v1.EncapsulateResponse
-	36,  // 181: rotor.v1.KeyService.Decapsulate:output_type -> rotor.v1.DecapsulateResponse
-	38,  // 182: rotor.v1.KeyService.PrepareImport:output_type -> rotor.v1.PrepareImportResponse
-	5,   // 183: rotor.v1.KeyService.Import:output_type -> rotor.v1.Key
-	41,  // 184: rotor.v1.KeyService.Export:output_type -> rotor.v1.ExportKeyResponse
-	43,  // 185: rotor.v1.KeyService.Backup:output_type -> rotor.v1.BackupKeyResponse
-	46,  // 186: rotor.v1.KeyService.Restore:output_type -> rotor.v1.RestoreKeyResponse
-	5,   // 187: rotor.v1.KeyService.Undelete:output_type -> rotor.v1.Key
-	49,  // 188: rotor.v1.JoinService.Join:output_type -> rotor.v1.JoinResponse
-	49,  // 189: rotor.v1.JoinService.Renew:output_type -> rotor.v1.JoinResponse
-	54,  // 190: rotor.v1.FleetService.Hold:output_type -> rotor.v1.HoldDown
-	59,  // 191: rotor.v1.FleetService.Invite:output_type -> rotor.v1.InviteResponse
-	62,  // 192: rotor.v1.FleetService.Instances:output_type -> rotor.v1.InstancesResponse
-	64,  // 193: rotor.v1.FleetService.Remove:output_type -> rotor.v1.RemoveResponse
-	66,  // 194: rotor.v1.TokenService.Issue:output_type -> rotor.v1.IssueResponse
-	68,  // 195: rotor.v1.DataService.Register:output_type -> rotor.v1.DataSet
-	70,  // 196: rotor.v1.DataService.DataSets:output_type -> rotor.v1.DataSetsResponse
-	73,  // 197: rotor.v1.DataService.Census:output_type -> rotor.v1.CensusResponse
-	76,  // 198: rotor.v1.DataService.StartCampaign:output_type -> rotor.v1.Campaign
-	76,  // 199: rotor.v1.DataService.GetCampaign:output_type -> rotor.v1.Campaign
-	78,  // 200: rotor.v1.AuditService.Tail:output_type -> rotor.v1.TailEntry
-	82,  // 201: rotor.v1.AuditService.Export:output_type -> rotor.v1.ExportFile
-	80,  // 202: rotor.v1.AuditService.DestroyCertificate:output_type -> rotor.v1.DestroyCertificateResponse
-	84,  // 203: rotor.v1.SealService.Status:output_type -> rotor.v1.SealStatus
-	86,  // 204: rotor.v1.SealService.Unseal:output_type -> rotor.v1.SealProgress
-	86,  // 205: rotor.v1.SealService.Reset:output_type -> rotor.v1.SealProgress
-	84,  // 206: rotor.v1.SealService.Seal:output_type -> rotor.v1.SealStatus
-	84,  // 207: rotor.v1.SealService.Change:output_type -> rotor.v1.SealStatus
-	94,  // 208: rotor.v1.SealService.StartRekey:output_type -> rotor.v1.RekeyProgress
-	94,  // 209: rotor.v1.SealService.Rekey:output_type -> rotor.v1.RekeyProgress
-	94,  // 210: rotor.v1.SealService.AbortRekey:output_type -> rotor.v1.RekeyProgress
-	96,  // 211: rotor.v1.ServerService.Status:output_type -> rotor.v1.StatusResponse
-	100, // 212: rotor.v1.AuthService.Login:output_type -> rotor.v1.LoginResponse
-	102, // 213: rotor.v1.AuthService.Logout:output_type -> rotor.v1.LogoutResponse
-	104, // 214: rotor.v1.AuthService.Whoami:output_type -> rotor.v1.WhoamiResponse
-	107, // 215: rotor.v1.AuthService.Sessions:output_type -> rotor.v1.SessionsResponse
-	109, // 216: rotor.v1.AuthService.RevokeSessions:output_type -> rotor.v1.RevokeSessionsResponse
-	112, // 217: rotor.v1.AuthService.CreateCredential:output_type -> rotor.v1.CreateCredentialResponse
-	114, // 218: rotor.v1.AuthService.Credentials:output_type -> rotor.v1.CredentialsResponse
-	110, // 219: rotor.v1.AuthService.ChangeCredential:output_type -> rotor.v1.Credential
-	116, // 220: rotor.v1.AuthService.CreateGrant:output_type -> rotor.v1.Grant
-	119, // 221: rotor.v1.AuthService.Grants:output_type -> rotor.v1.GrantsResponse
-	121, // 222: rotor.v1.AuthService.RevokeGrant:output_type -> rotor.v1.RevokeGrantResponse
-	123, // 223: rotor.v1.AuthService.InviteAdmin:output_type -> rotor.v1.InviteAdminResponse
-	126, // 224: rotor.v1.AuthService.Admins:output_type -> rotor.v1.AdminsResponse
-	128, // 225: rotor.v1.AuthService.RemoveAdmin:output_type -> rotor.v1.RemoveAdminResponse
-	164, // [164:226] is the sub-list for method output_type
-	102, // [102:164] is the sub-list for method input_type
-	102, // [102:102] is the sub-list for extension type_name
-	102, // [102:102] is the sub-list for extension extendee
-	0,   // [0:102] is the sub-list for field type_name
+	7,   // 21: rotor.v1.VersionsRequest.key:type_name -> rotor.v1.KeyRef
+	2,   // 22: rotor.v1.VersionsResponse.versions:type_name -> rotor.v1.Version
+	7,   // 23: rotor.v1.ChangeRequest.key:type_name -> rotor.v1.KeyRef
+	7,   // 24: rotor.v1.RotateRequest.key:type_name -> rotor.v1.KeyRef
+	7,   // 25: rotor.v1.SetScheduleRequest.key:type_name -> rotor.v1.KeyRef
+	3,   // 26: rotor.v1.SetScheduleRequest.schedule:type_name -> rotor.v1.Schedule
+	5,   // 27: rotor.v1.ProgressResponse.key:type_name -> rotor.v1.Key
+	137, // 28: rotor.v1.ProgressResponse.due:type_name -> google.protobuf.Timestamp
+	137, // 29: rotor.v1.ProgressResponse.retry:type_name -> google.protobuf.Timestamp
+	7,   // 30: rotor.v1.RetireRequest.key:type_name -> rotor.v1.KeyRef
+	7,   // 31: rotor.v1.DestroyRequest.key:type_name -> rotor.v1.KeyRef
+	5,   // 32: rotor.v1.DestroyResponse.key:type_name -> rotor.v1.Key
+	7,   // 33: rotor.v1.EncryptRequest.key:type_name -> rotor.v1.KeyRef
+	1,   // 34: rotor.v1.EncryptRequest.parts:type_name -> rotor.v1.Part
+	7,   // 35: rotor.v1.DecryptRequest.key:type_name -> rotor.v1.KeyRef
+	1,   // 36: rotor.v1.DecryptRequest.parts:type_name -> rotor.v1.Part
+	7,   // 37: rotor.v1.WrapRequest.key:type_name -> rotor.v1.KeyRef
+	24,  // 38: rotor.v1.WrapResponse.wrap:type_name -> rotor.v1.FileWrap
+	24,  // 39: rotor.v1.UnwrapRequest.wrap:type_name -> rotor.v1.FileWrap
+	24,  // 40: rotor.v1.RewrapRequest.wrap:type_name -> rotor.v1.FileWrap
+	24,  // 41: rotor.v1.RewrapResponse.wrap:type_name -> rotor.v1.FileWrap
+	7,   // 42: rotor.v1.SignRequest.key:type_name -> rotor.v1.KeyRef
+	7,   // 43: rotor.v1.VerifyRequest.key:type_name -> rotor.v1.KeyRef
+	7,   // 44: rotor.v1.EncapsulateRequest.key:type_name -> rotor.v1.KeyRef
+	7,   // 45: rotor.v1.DecapsulateRequest.key:type_name -> rotor.v1.KeyRef
+	7,   // 46: rotor.v1.PrepareImportRequest.key:type_name -> rotor.v1.KeyRef
+	137, // 47: rotor.v1.PrepareImportResponse.expires:type_name -> google.protobuf.Timestamp
+	5,   // 48: rotor.v1.ImportRequest.key:type_name -> rotor.v1.Key
+	137, // 49: rotor.v1.ImportRequest.originated:type_name -> google.protobuf.Timestamp
+	7,   // 50: rotor.v1.ExportKeyRequest.key:type_name -> rotor.v1.KeyRef
+	7,   // 51: rotor.v1.BackupKeyRequest.key:type_name -> rotor.v1.KeyRef
+	137, // 52: rotor.v1.BackupKeyResponse.expires:type_name -> google.protobuf.Timestamp
+	7,   // 53: rotor.v1.UndeleteRequest.key:type_name -> rotor.v1.KeyRef
+	5,   // 54: rotor.v1.RestoreKeyResponse.key:type_name -> rotor.v1.Key
+	54,  // 55: rotor.v1.HoldUp.hello:type_name -> rotor.v1.Hello
+	55,  // 56: rotor.v1.HoldUp.acks:type_name -> rotor.v1.Ack
+	53,  // 57: rotor.v1.HoldUp.attempts:type_name -> rotor.v1.Attempt
+	57,  // 58: rotor.v1.HoldDown.lease:type_name -> rotor.v1.Lease
+	58,  // 59: rotor.v1.HoldDown.parcel:type_name -> rotor.v1.Parcel
+	59,  // 60: rotor.v1.HoldDown.refusal:type_name -> rotor.v1.KeyRefusal
+	0,   // 61: rotor.v1.KeyRefusal.fault:type_name -> rotor.v1.Fault
+	137, // 62: rotor.v1.Instance.heard:type_name -> google.protobuf.Timestamp
+	63,  // 63: rotor.v1.InstancesResponse.instances:type_name -> rotor.v1.Instance
+	7,   // 64: rotor.v1.IssueRequest.key:type_name -> rotor.v1.KeyRef
+	70,  // 65: rotor.v1.RegisterRequest.data_set:type_name -> rotor.v1.DataSet
+	7,   // 66: rotor.v1.DataSet.key:type_name -> rotor.v1.KeyRef
+	70,  // 67: rotor.v1.DataSetsResponse.data_sets:type_name -> rotor.v1.DataSet
+	7,   // 68: rotor.v1.CensusRequest.key:type_name -> rotor.v1.KeyRef
+	74,  // 69: rotor.v1.CensusResponse.counts:type_name -> rotor.v1.CensusCount
+	7,   // 70: rotor.v1.CampaignRequest.key:type_name -> rotor.v1.KeyRef
+	7,   // 71: rotor.v1.DestroyCertificateRequest.key:type_name -> rotor.v1.KeyRef
+	88,  // 72: rotor.v1.SealStatus.shares:type_name -> rotor.v1.SealProgress
+	87,  // 73: rotor.v1.SealStatus.members:type_name -> rotor.v1.SealMember
+	96,  // 74: rotor.v1.SealStatus.rekey:type_name -> rotor.v1.RekeyProgress
+	137, // 75: rotor.v1.SealMember.opened:type_name -> google.protobuf.Timestamp
+	88,  // 76: rotor.v1.RekeyProgress.progress:type_name -> rotor.v1.SealProgress
+	137, // 77: rotor.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	99,  // 78: rotor.v1.StatusResponse.checks:type_name -> rotor.v1.Check
+	100, // 79: rotor.v1.StatusResponse.replicas:type_name -> rotor.v1.Replica
+	137, // 80: rotor.v1.Replica.started:type_name -> google.protobuf.Timestamp
+	137, // 81: rotor.v1.LoginResponse.expires:type_name -> google.protobuf.Timestamp
+	132, // 82: rotor.v1.WhoamiResponse.attributes:type_name -> rotor.v1.WhoamiResponse.AttributesEntry
+	137, // 83: rotor.v1.WhoamiResponse.expires:type_name -> google.protobuf.Timestamp
+	137, // 84: rotor.v1.Session.created:type_name -> google.protobuf.Timestamp
+	137, // 85: rotor.v1.Session.used:type_name -> google.protobuf.Timestamp
+	137, // 86: rotor.v1.Session.expires:type_name -> google.protobuf.Timestamp
+	108, // 87: rotor.v1.SessionsResponse.sessions:type_name -> rotor.v1.Session
+	137, // 88: rotor.v1.Credential.expires:type_name -> google.protobuf.Timestamp
+	137, // 89: rotor.v1.Credential.created:type_name -> google.protobuf.Timestamp
+	133, // 90: rotor.v1.Credential.attributes:type_name -> rotor.v1.Credential.AttributesEntry
+	134, // 91: rotor.v1.CreateCredentialRequest.attributes:type_name -> rotor.v1.CreateCredentialRequest.AttributesEntry
+	112, // 92: rotor.v1.CreateCredentialResponse.credential:type_name -> rotor.v1.Credential
+	112, // 93: rotor.v1.CredentialsResponse.credentials:type_name -> rotor.v1.Credential
+	7,   // 94: rotor.v1.Grant.key:type_name -> rotor.v1.KeyRef
+	135, // 95: rotor.v1.Grant.context:type_name -> rotor.v1.Grant.ContextEntry
+	137, // 96: rotor.v1.Grant.expires:type_name -> google.protobuf.Timestamp
+	137, // 97: rotor.v1.Grant.created:type_name -> google.protobuf.Timestamp
+	7,   // 98: rotor.v1.CreateGrantRequest.key:type_name -> rotor.v1.KeyRef
+	136, // 99: rotor.v1.CreateGrantRequest.context:type_name -> rotor.v1.CreateGrantRequest.ContextEntry
+	118, // 100: rotor.v1.GrantsResponse.grants:type_name -> rotor.v1.Grant
+	137, // 101: rotor.v1.Administrator.created:type_name -> google.protobuf.Timestamp
+	137, // 102: rotor.v1.Administrator.removed:type_name -> google.protobuf.Timestamp
+	127, // 103: rotor.v1.AdminsResponse.admins:type_name -> rotor.v1.Administrator
+	8,   // 104: rotor.v1.KeyService.Create:input_type -> rotor.v1.CreateRequest
+	7,   // 105: rotor.v1.KeyService.Get:input_type -> rotor.v1.KeyRef
+	9,   // 106: rotor.v1.KeyService.List:input_type -> rotor.v1.ListRequest
+	11,  // 107: rotor.v1.KeyService.Versions:input_type -> rotor.v1.VersionsRequest
+	13,  // 108: rotor.v1.KeyService.Change:input_type -> rotor.v1.ChangeRequest
+	14,  // 109: rotor.v1.KeyService.Rotate:input_type -> rotor.v1.RotateRequest
+	15,  // 110: rotor.v1.KeyService.SetSchedule:input_type -> rotor.v1.SetScheduleRequest
+	7,   // 111: rotor.v1.KeyService.Progress:input_type -> rotor.v1.KeyRef
+	17,  // 112: rotor.v1.KeyService.Retire:input_type -> rotor.v1.RetireRequest
+	18,  // 113: rotor.v1.KeyService.Destroy:input_type -> rotor.v1.DestroyRequest
+	20,  // 114: rotor.v1.KeyService.Encrypt:input_type -> rotor.v1.EncryptRequest
+	22,  // 115: rotor.v1.KeyService.Decrypt:input_type -> rotor.v1.DecryptRequest
+	25,  // 116: rotor.v1.KeyService.Wrap:input_type -> rotor.v1.WrapRequest
+	27,  // 117: rotor.v1.KeyService.Unwrap:input_type -> rotor.v1.UnwrapRequest
+	29,  // 118: rotor.v1.KeyService.Rewrap:input_type -> rotor.v1.RewrapRequest
+	31,  // 119: rotor.v1.KeyService.Sign:input_type -> rotor.v1.SignRequest
+	33,  // 120: rotor.v1.KeyService.Verify:input_type -> rotor.v1.VerifyRequest
+	35,  // 121: rotor.v1.KeyService.Encapsulate:input_type -> rotor.v1.EncapsulateRequest
+	37,  // 122: rotor.v1.KeyService.Decapsulate:input_type -> rotor.v1.DecapsulateRequest
+	39,  // 123: rotor.v1.KeyService.PrepareImport:input_type -> rotor.v1.PrepareImportRequest
+	41,  // 124: rotor.v1.KeyService.Import:input_type -> rotor.v1.ImportRequest
+	42,  // 125: rotor.v1.KeyService.Export:input_type -> rotor.v1.ExportKeyRequest
+	44,  // 126: rotor.v1.KeyService.Backup:input_type -> rotor.v1.BackupKeyRequest
+	46,  // 127: rotor.v1.KeyService.Restore:input_type -> rotor.v1.RestoreKeyRequest
+	47,  // 128: rotor.v1.KeyService.Undelete:input_type -> rotor.v1.UndeleteRequest
+	49,  // 129: rotor.v1.JoinService.Join:input_type -> rotor.v1.JoinRequest
+	50,  // 130: rotor.v1.JoinService.Renew:input_type -> rotor.v1.RenewRequest
+	52,  // 131: rotor.v1.FleetService.Hold:input_type -> rotor.v1.HoldUp
+	60,  // 132: rotor.v1.FleetService.Invite:input_type -> rotor.v1.InviteRequest
+	62,  // 133: rotor.v1.FleetService.Instances:input_type -> rotor.v1.InstancesRequest
+	65,  // 134: rotor.v1.FleetService.Remove:input_type -> rotor.v1.RemoveRequest
+	67,  // 135: rotor.v1.TokenService.Issue:input_type -> rotor.v1.IssueRequest
+	69,  // 136: rotor.v1.DataService.Register:input_type -> rotor.v1.RegisterRequest
+	71,  // 137: rotor.v1.DataService.DataSets:input_type -> rotor.v1.DataSetsRequest
+	73,  // 138: rotor.v1.DataService.Census:input_type -> rotor.v1.CensusRequest
+	76,  // 139: rotor.v1.DataService.StartCampaign:input_type -> rotor.v1.CampaignRequest
+	77,  // 140: rotor.v1.DataService.GetCampaign:input_type -> rotor.v1.CampaignRef
+	79,  // 141: rotor.v1.AuditService.Tail:input_type -> rotor.v1.TailRequest
+	83,  // 142: rotor.v1.AuditService.Export:input_type -> rotor.v1.ExportRequest
+	81,  // 143: rotor.v1.AuditService.DestroyCertificate:input_type -> rotor.v1.DestroyCertificateRequest
+	85,  // 144: rotor.v1.SealService.Status:input_type -> rotor.v1.SealStatusRequest
+	89,  // 145: rotor.v1.SealService.Unseal:input_type -> rotor.v1.UnsealRequest
+	90,  // 146: rotor.v1.SealService.Reset:input_type -> rotor.v1.UnsealResetRequest
+	91,  // 147: rotor.v1.SealService.Seal:input_type -> rotor.v1.SealRequest
+	92,  // 148: rotor.v1.SealService.Change:input_type -> rotor.v1.SealChangeRequest
+	93,  // 149: rotor.v1.SealService.StartRekey:input_type -> rotor.v1.StartRekeyRequest
+	94,  // 150: rotor.v1.SealService.Rekey:input_type -> rotor.v1.RekeyRequest
+	95,  // 151: rotor.v1.SealService.AbortRekey:input_type -> rotor.v1.AbortRekeyRequest
+	97,  // 152: rotor.v1.ServerService.Status:input_type -> rotor.v1.StatusRequest
+	101, // 153: rotor.v1.AuthService.Login:input_type -> rotor.v1.LoginRequest
+	103, // 154: rotor.v1.AuthService.Logout:input_type -> rotor.v1.LogoutRequest
+	105, // 155: rotor.v1.AuthService.Whoami:input_type -> rotor.v1.WhoamiRequest
+	107, // 156: rotor.v1.AuthService.Sessions:input_type -> rotor.v1.SessionsRequest
+	110, // 157: rotor.v1.AuthService.RevokeSessions:input_type -> rotor.v1.RevokeSessionsRequest
+	113, // 158: rotor.v1.AuthService.CreateCredential:input_type -> rotor.v1.CreateCredentialRequest
+	115, // 159: rotor.v1.AuthService.Credentials:input_type -> rotor.v1.CredentialsRequest
+	117, // 160: rotor.v1.AuthService.ChangeCredential:input_type -> rotor.v1.ChangeCredentialRequest
+	119, // 161: rotor.v1.AuthService.CreateGrant:input_type -> rotor.v1.CreateGrantRequest
+	120, // 162: rotor.v1.AuthService.Grants:input_type -> rotor.v1.GrantsRequest
+	122, // 163: rotor.v1.AuthService.RevokeGrant:input_type -> rotor.v1.RevokeGrantRequest
+	124, // 164: rotor.v1.AuthService.InviteAdmin:input_type -> rotor.v1.InviteAdminRequest
+	126, // 165: rotor.v1.AuthService.Admins:input_type -> rotor.v1.AdminsRequest
+	129, // 166: rotor.v1.AuthService.RemoveAdmin:input_type -> rotor.v1.RemoveAdminRequest
+	5,   // 167: rotor.v1.KeyService.Create:output_type -> rotor.v1.Key
+	5,   // 168: rotor.v1.KeyService.Get:output_type -> rotor.v1.Key
+	10,  // 169: rotor.v1.KeyService.List:output_type -> rotor.v1.ListResponse
+	12,  // 170: rotor.v1.KeyService.Versions:output_type -> rotor.v1.VersionsResponse
+	5,   // 171: rotor.v1.KeyService.Change:output_type -> rotor.v1.Key
+	5,   // 172: rotor.v1.KeyService.Rotate:output_type -> rotor.v1.Key
+	5,   // 173: rotor.v1.KeyService.SetSchedule:output_type -> rotor.v1.Key
+	16,  // 174: rotor.v1.KeyService.Progress:output_type -> rotor.v1.ProgressResponse
+	5,   // 175: rotor.v1.KeyService.Retire:output_type -> rotor.v1.Key
+	19,  // 176: rotor.v1.KeyService.Destroy:output_type -> rotor.v1.DestroyResponse
+	21,  // 177: rotor.v1.KeyService.Encrypt:output_type -> rotor.v1.EncryptResponse
+	23,  // 178: rotor.v1.KeyService.Decrypt:output_type -> rotor.v1.DecryptResponse
+	26,  // 179: rotor.v1.KeyService.Wrap:output_type -> rotor.v1.WrapResponse
+	28,  // 180: rotor.v1.KeyService.Unwrap:output_type -> rotor.v1.UnwrapResponse
+	30,  // 181: rotor.v1.KeyService.Rewrap:output_type -> rotor.v1.RewrapResponse
+	32,  // 182: rotor.v1.KeyService.Sign:output_type -> rotor.v1.SignResponse
+	34,  // 183: rotor.v1.KeyService.Verify:output_type -> rotor.v1.VerifyResponse
+	36,  // 184: rotor.v1.KeyService.Encapsulate:output_type -> rotor.v1.EncapsulateResponse
+	38,  // 185: rotor.v1.KeyService.Decapsulate:output_type -> rotor.v1.DecapsulateResponse
+	40,  // 186: rotor.v1.KeyService.PrepareImport:output_type -> rotor.v1.PrepareImportResponse
+	5,   // 187: rotor.v1.KeyService.Import:output_type -> rotor.v1.Key
+	43,  // 188: rotor.v1.KeyService.Export:output_type -> rotor.v1.ExportKeyResponse
+	45,  // 189: rotor.v1.KeyService.Backup:output_type -> rotor.v1.BackupKeyResponse
+	48,  // 190: rotor.v1.KeyService.Restore:output_type -> rotor.v1.RestoreKeyResponse
+	5,   // 191: rotor.v1.KeyService.Undelete:output_type -> rotor.v1.Key
+	51,  // 192: rotor.v1.JoinService.Join:output_type -> rotor.v1.JoinResponse
+	51,  // 193: rotor.v1.JoinService.Renew:output_type -> rotor.v1.JoinResponse
+	56,  // 194: rotor.v1.FleetService.Hold:output_type -> rotor.v1.HoldDown
+	61,  // 195: rotor.v1.FleetService.Invite:output_type -> rotor.v1.InviteResponse
+	64,  // 196: rotor.v1.FleetService.Instances:output_type -> rotor.v1.InstancesResponse
+	66,  // 197: rotor.v1.FleetService.Remove:output_type -> rotor.v1.RemoveResponse
+	68,  // 198: rotor.v1.TokenService.Issue:output_type -> rotor.v1.IssueResponse
+	70,  // 199: rotor.v1.DataService.Register:output_type -> rotor.v1.DataSet
+	72,  // 200: rotor.v1.DataService.DataSets:output_type -> rotor.v1.DataSetsResponse
+	75,  // 201: rotor.v1.DataService.Census:output_type -> rotor.v1.CensusResponse
+	78,  // 202: rotor.v1.DataService.StartCampaign:output_type -> rotor.v1.Campaign
+	78,  // 203: rotor.v1.DataService.GetCampaign:output_type -> rotor.v1.Campaign
+	80,  // 204: rotor.v1.AuditService.Tail:output_type -> rotor.v1.TailEntry
+	84,  // 205: rotor.v1.AuditService.Export:output_type -> rotor.v1.ExportFile
+	82,  // 206: rotor.v1.AuditService.DestroyCertificate:output_type -> rotor.v1.DestroyCertificateResponse
+	86,  // 207: rotor.v1.SealService.Status:output_type -> rotor.v1.SealStatus
+	88,  // 208: rotor.v1.SealService.Unseal:output_type -> rotor.v1.SealProgress
+	88,  // 209: rotor.v1.SealService.Reset:output_type -> rotor.v1.SealProgress
+	86,  // 210: rotor.v1.SealService.Seal:output_type -> rotor.v1.SealStatus
+	86,  // 211: rotor.v1.SealService.Change:output_type -> rotor.v1.SealStatus
+	96,  // 212: rotor.v1.SealService.StartRekey:output_type -> rotor.v1.RekeyProgress
+	96,  // 213: rotor.v1.SealService.Rekey:output_type -> rotor.v1.RekeyProgress
+	96,  // 214: rotor.v1.SealService.AbortRekey:output_type -> rotor.v1.RekeyProgress
+	98,  // 215: rotor.v1.ServerService.Status:output_type -> rotor.v1.StatusResponse
+	102, // 216: rotor.v1.AuthService.Login:output_type -> rotor.v1.LoginResponse
+	104, // 217: rotor.v1.AuthService.Logout:output_type -> rotor.v1.LogoutResponse
+	106, // 218: rotor.v1.AuthService.Whoami:output_type -> rotor.v1.WhoamiResponse
+	109, // 219: rotor.v1.AuthService.Sessions:output_type -> rotor.v1.SessionsResponse
+	111, // 220: rotor.v1.AuthService.RevokeSessions:output_type -> rotor.v1.RevokeSessionsResponse
+	114, // 221: rotor.v1.AuthService.CreateCredential:output_type -> rotor.v1.CreateCredentialResponse
+	116, // 222: rotor.v1.AuthService.Credentials:output_type -> rotor.v1.CredentialsResponse
+	112, // 223: rotor.v1.AuthService.ChangeCredential:output_type -> rotor.v1.Credential
+	118, // 224: rotor.v1.AuthService.CreateGrant:output_type -> rotor.v1.Grant
+	121, // 225: rotor.v1.AuthService.Grants:output_type -> rotor.v1.GrantsResponse
+	123, // 226: rotor.v1.AuthService.RevokeGrant:output_type -> rotor.v1.RevokeGrantResponse
+	125, // 227: rotor.v1.AuthService.InviteAdmin:output_type -> rotor.v1.InviteAdminResponse
+	128, // 228: rotor.v1.AuthService.Admins:output_type -> rotor.v1.AdminsResponse
+	130, // 229: rotor.v1.AuthService.RemoveAdmin:output_type -> rotor.v1.RemoveAdminResponse
+	167, // [167:230] is the sub-list for method output_type
+	104, // [104:167] is the sub-list for method input_type
+	104, // [104:104] is the sub-list for extension type_name
+	104, // [104:104] is the sub-list for extension extendee
+	0,   // [0:104] is the sub-list for field type_name
 }
 
 func init() { file_rotor_v1_rotor_proto_init() }
@@ -9155,7 +9301,7 @@ func file_rotor_v1_rotor_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_rotor_v1_rotor_proto_rawDesc), len(file_rotor_v1_rotor_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   135,
+			NumMessages:   137,
 			NumExtensions: 0,
 			NumServices:   9,
 		},
