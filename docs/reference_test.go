@@ -205,7 +205,9 @@ func TestLimits(t *testing.T) {
 		{"approvals of a destruction; least wait that a server can ask for: 16; a year", "internal/server/limits.go", "maxDestroyWait = 365 * 24 * time.Hour"},
 		{"wrapping keys at a time in a namespace; of one caller; life of one: 100; 20; 24 hours", "internal/kms/import.go", "maxImports = 100;maxOfOne = 20;ImportTTL = 24 * time.Hour"},
 		{"sealed key that comes in: 64 KiB", "internal/kms/import.go", "maxBlob = 64 << 10"},
-		{"backup of a key in the form of Vault; versions in it: 64 KiB less than 32 MiB (about 40,000 versions of AES-256-GCM); 100,000", "internal/transit/backup.go", "MaxBackup = 32<<20 - 64<<10;MaxBackupVersions = 100_000"},
+		{"backup of a key in the form of Vault; versions in it; objects; elements: 64 KiB less than 32 MiB (about 40,000 versions of AES-256-GCM); 100,000; 250,000; 1,500,000", "internal/transit/backup.go", "MaxBackup = 32<<20 - 64<<10;MaxBackupVersions = 100_000;maxObjects = 250_000;maxElements = 1_500_000"},
+		{"elements of a list or map that comes as one text; paths that capabilities are asked of: 10,000; 1,000", "internal/acl/values.go", "maxList = 10_000"},
+		{"elements of a list or map that comes as one text; paths that capabilities are asked of: 10,000; 1,000", "internal/wire/vault/policies.go", "maxPaths = 1000"},
 		{"wrapped key, public key or request for a certificate of a client of Vault; chain of certificates; certificates in it: 64 KiB; 256 KiB; 16", "internal/transit/imports.go", "maxText = 64 << 10"},
 		{"wrapped key, public key or request for a certificate of a client of Vault; chain of certificates; certificates in it: 64 KiB; 256 KiB; 16", "internal/transit/certificates.go", "maxChainText = 256 << 10;maxChain = 16"},
 		{"versions of a key in one answer, the newest; of a list of keys: 500; as many as take 2 MiB, then `more`", "internal/wire/native/convert.go", "shownVersions = 500"},
@@ -329,6 +331,7 @@ var bound = regexp.MustCompile(`^[mM]ax[A-Z0-9]`)
 
 // inner are bounds that no user meets: of what rotor's own parts say to each other, of memory, and of what another bound holds already.
 var inner = []string{
+	"internal/policy/values.go maxParts",
 	"internal/transit/entry.go maxDigits", "internal/movein/server.go maxReply", "internal/movein/plan.go maxKeys", "internal/cli/importvault.go maxVaultToken", "internal/cli/importvault.go maxAuthority",
 	"internal/kms/rotate.go maxAttempts", "internal/wire/native/members.go maxAttempts", "stream.go maxAttempts",
 	"internal/wire/native/recovery.go maxPath",

@@ -84,6 +84,9 @@ func (c *ClaimSet) UnmarshalJSON(b []byte) error {
 		if err != nil {
 			return err
 		}
+		if err := few(text); err != nil {
+			return err
+		}
 		b = []byte(text)
 	}
 	if err := json.Unmarshal(b, &raw); err != nil {

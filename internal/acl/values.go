@@ -14,6 +14,17 @@ import (
 // The types of fields that clients of Vault set, in the forms that they take: seconds or text with a unit, a list or a text with commas, a number or
 // a truth value or their text. They are stored and shown as seconds, lists, numbers and truth values.
 
+// maxList bounds the elements of a list or map that comes as one text. One that comes as JSON is bounded with the body.
+const maxList = 10_000
+
+// few says whether a text has few enough elements to be taken apart.
+func few(text string) error {
+	if strings.Count(text, ",") >= maxList {
+		return fmt.Errorf("a list or map has at most %d elements", maxList)
+	}
+	return nil
+}
+
 // TTL is a time.
 type TTL time.Duration
 
@@ -66,6 +77,9 @@ func (l *List) UnmarshalJSON(b []byte) error {
 		}
 		parts := []string{text}
 		if len(b) > 0 && b[0] != '[' {
+			if err := few(text); err != nil {
+				return err
+			}
 			parts = strings.Split(text, ",")
 		}
 		for _, p := range parts {
@@ -122,6 +136,9 @@ func (m *Map) UnmarshalJSON(b []byte) error {
 	if len(b) > 0 && b[0] == '"' { // an object in a text, as clients give it on a command line
 		text, err := scalarText(b)
 		if err != nil || text == "" {
+			return err
+		}
+		if err := few(text); err != nil {
 			return err
 		}
 		b = []byte(text)

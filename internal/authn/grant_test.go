@@ -88,6 +88,17 @@ rules:
 			t.Errorf("%+v: %q, %t", q, got, ok)
 		}
 	}
+	// What is of the whole cluster is not given by the policies of one of its namespaces, not even by all of them.
+	all := policy.NewACL("team", false, []policy.PathPolicy{{Name: policy.RootPolicy}})
+	for ns, want := range map[string]bool{"team": false, "default": true} {
+		who := policy.Caller{Kind: policy.KindVault, Name: "vault/token/x", ACL: all, Request: &policy.Request{Namespace: ns, Path: "sys/rotate", Operation: policy.OpUpdate}}
+		if want {
+			who.ACL = policy.NewACL("default", true, []policy.PathPolicy{{Name: policy.RootPolicy}})
+		}
+		if _, ok := s.Decider(rules).Allows(who, policy.ActRotateRoot, policy.Resource{}); ok != want {
+			t.Errorf("of the cluster, in %s: %t", ns, ok)
+		}
+	}
 	// A grant does not help against a rule that denies either.
 	for key, want := range map[string]bool{"transit/orders": true, "transit/frozen": false} {
 		ask := authn.Grant{Grantee: "credential/worker", Actions: []policy.Action{policy.ActDecrypt}}

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/rotorkms/rotor/internal/fault"
@@ -240,18 +241,21 @@ type TransitRestoring struct {
 // TransitRestore makes a key of a backup in clear: a new one, with handles of its own, whose versions have the numbers and the material that they had. It
 // appears whole or not at all. fault.Exists, Invalid, Denied.
 func (s *Service) TransitRestore(ctx context.Context, c policy.Caller, in TransitRestoring) (keyring.Key, error) {
-	b, malformed := transit.ParseBackup(in.Backup)
-	defer destroy(b)
 	if in.Name == "" {
-		in.Name = b.Name
+		in.Name = transit.BackupName(in.Backup) // of a malformed one empty; what is wrong with it is told to who has the right
 	}
 	ref := Ref{in.Namespace, in.Mount + "/" + in.Name}
 	p, err := s.mayRestore(ctx, c, ref, in.Force)
 	if err != nil {
 		return keyring.Key{}, err
 	}
-	if malformed != nil {
-		return keyring.Key{}, malformed
+	b, err := transit.ParseBackup(in.Backup) // which costs more than its length says
+	defer destroy(b)
+	if err != nil {
+		return keyring.Key{}, err
+	}
+	if strings.Contains(in.Name, "/") {
+		return keyring.Key{}, invalid("name", "key names cannot be paths")
 	}
 	k, err := s.restored(ref, b, c.Name)
 	if err != nil {

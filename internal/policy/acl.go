@@ -374,6 +374,11 @@ func (a *ACL) path(r *Request) (string, bool) {
 	return "", false
 }
 
+// Sees says whether policies can be about a namespace at all. Those of no token can.
+func (a *ACL) Sees(namespace string) bool {
+	return a == nil || a.everywhere || namespace == a.namespace
+}
+
 // Root says whether the policy root is among the policies.
 func (a *ACL) Root() bool { return a != nil && a.root }
 
@@ -440,7 +445,7 @@ func (p *permissions) admitsParameters(all map[string]any) bool {
 	rest = rest || len(p.allowed) == 0
 	for name, value := range all {
 		name = foldName(name)
-		if values, ok := p.denied[name]; ok && holds(values, value) {
+		if values, ok := p.denied[name]; ok && meets(values, value) {
 			return false
 		}
 		if values, ok := p.allowed[name]; ok && !holds(values, value) || !ok && !rest {

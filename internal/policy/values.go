@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"math/big"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -19,6 +20,67 @@ func holds(list []any, value any) bool {
 		}
 	}
 	return false
+}
+
+// maxParts bounds what is between commas and looked at; a text with more of them is denied.
+const maxParts = 10_000
+
+// meets says whether a value may mean one of a list that is denied. It is generous where holds is strict, as requests may spell one thing in many ways: a
+// boolean as true, "t" or 1, a time as "1h" or 3600, a list as an array or with commas, and names in any letters. An empty list denies every value.
+func meets(denied []any, value any) bool {
+	if holds(denied, value) {
+		return true
+	}
+	switch v := value.(type) {
+	case []any:
+		return slices.ContainsFunc(v, func(e any) bool { return meets(denied, e) })
+	case string:
+		if n := strings.Count(v, ","); n > maxParts {
+			return true
+		} else if n > 0 {
+			for part := range strings.SplitSeq(v, ",") {
+				if meets(denied, part) {
+					return true
+				}
+			}
+			return false
+		}
+	}
+	got, ok := scalar(value)
+	if !ok {
+		return false
+	}
+	got = foldName(strings.TrimSpace(got))
+	return slices.ContainsFunc(denied, func(d any) bool {
+		want, ok := scalar(d)
+		return ok && mayMean(foldName(want), got)
+	})
+}
+
+// mayMean says whether two texts, in small letters, can stand for the same.
+func mayMean(want, got string) bool {
+	if Globbed(want, got) {
+		return true
+	}
+	if is, err := strconv.ParseBool(want); err == nil && want != "0" && want != "1" {
+		was, ok := truthOf(got)
+		return ok && is == was
+	}
+	if want == "" || got == "" {
+		return false
+	}
+	w, werr := ParseTTL(want)
+	g, gerr := ParseTTL(got)
+	return werr == nil && gerr == nil && w == g
+}
+
+// truthOf reads a boolean as weak decoding does: its text, or a number.
+func truthOf(text string) (is, ok bool) {
+	if is, err := strconv.ParseBool(text); err == nil {
+		return is, true
+	}
+	n, err := strconv.ParseFloat(text, 64)
+	return n != 0, err == nil
 }
 
 // sameValue compares a value of a policy with one of a request. Numbers are compared as numbers, whatever type they were read as, and also with

@@ -16,6 +16,10 @@ import (
 const (
 	MaxBackup         = 32<<20 - 64<<10 // bytes of the text: a request that restores it has 32 MiB
 	MaxBackupVersions = 100_000
+
+	// An empty object is two bytes long and takes a hundred times that once it is decoded. No backup of MaxBackup bytes comes near these.
+	maxObjects  = 250_000
+	maxElements = 1_500_000
 )
 
 // Backup is a key with all its versions in clear, as the engine writes and reads it: base64 of JSON.
@@ -91,19 +95,54 @@ type wirePolicy struct {
 	ParameterSet             string                `json:"parameter_set,omitempty"`
 }
 
-// ParseBackup reads a backup. HMAC keys that old versions have not are made. fault.TooLarge, Invalid with a Refusal.
-func ParseBackup(text secret.Bytes) (Backup, error) {
+// plainBackup is the JSON of a backup, with few enough elements to be decoded. fault.TooLarge, Invalid with a Refusal.
+func plainBackup(text secret.Bytes) (secret.Bytes, error) {
+	tooLarge := func() (secret.Bytes, error) {
+		return secret.Bytes{}, fault.New(fault.TooLarge, "backup").WithHint("at most %d bytes and %d versions", MaxBackup, MaxBackupVersions)
+	}
 	if text.Len() > MaxBackup {
-		return Backup{}, fault.New(fault.TooLarge, "backup").WithHint("at most %d bytes", MaxBackup)
+		return tooLarge()
 	}
 	plain := make([]byte, base64.StdEncoding.DecodedLen(text.Len()))
-	defer clear(plain)
 	n, err := base64.StdEncoding.Decode(plain, text.Reveal())
 	if err != nil {
-		return Backup{}, refused("backup is not base64")
+		clear(plain)
+		return secret.Bytes{}, refused("backup is not base64")
 	}
+	if bytes.Count(plain, []byte{'{'}) > maxObjects || bytes.Count(plain, []byte{','}) > maxElements {
+		clear(plain)
+		return tooLarge()
+	}
+	return secret.Take(plain[:n]), nil
+}
+
+// BackupName is the name that a backup has for its key; of what is no backup it is empty. It reads nothing else.
+func BackupName(text secret.Bytes) string {
+	plain, err := plainBackup(text)
+	if err != nil {
+		return ""
+	}
+	defer plain.Destroy()
+	var d struct {
+		Policy struct {
+			Name string `json:"name"`
+		} `json:"policy"`
+	}
+	if json.Unmarshal(plain.Reveal(), &d) != nil {
+		return ""
+	}
+	return d.Policy.Name
+}
+
+// ParseBackup reads a backup. HMAC keys that old versions have not are made. fault.TooLarge, Invalid with a Refusal.
+func ParseBackup(text secret.Bytes) (Backup, error) {
+	plain, err := plainBackup(text)
+	if err != nil {
+		return Backup{}, err
+	}
+	defer plain.Destroy()
 	var d document
-	if err := json.Unmarshal(plain[:n], &d); err != nil || d.Policy == nil {
+	if err := json.Unmarshal(plain.Reveal(), &d); err != nil || d.Policy == nil {
 		return Backup{}, refused("backup is not one of a key")
 	}
 	p := d.Policy

@@ -225,6 +225,9 @@ func (l *list) UnmarshalJSON(b []byte) error {
 	if err != nil {
 		return err
 	}
+	if strings.Count(s, ",") >= maxElements {
+		return fmt.Errorf("a list has at most %d elements", maxElements)
+	}
 	*l = nil
 	for part := range strings.SplitSeq(s, ",") {
 		if part = strings.TrimSpace(part); part != "" {

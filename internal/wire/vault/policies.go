@@ -83,6 +83,9 @@ func (p policies) delete(ctx context.Context, r *request) (*response, error) {
 	return nil, said(p.ACL.DeletePolicy(stays(ctx), r.caller, string(r.namespace), r.vars["name"]))
 }
 
+// maxPaths bounds the paths that capabilities are asked of at once: each is compared with every path of every policy of the token.
+const maxPaths = 1000
+
 // askedPaths are the paths that capabilities are asked of.
 func askedPaths(r *request) ([]string, error) {
 	all, err := r.list("paths")
@@ -94,8 +97,11 @@ func askedPaths(r *request) ([]string, error) {
 			return nil, err
 		}
 	}
-	if len(all) == 0 {
+	switch {
+	case len(all) == 0:
 		return nil, bad("paths must be supplied")
+	case len(all) > maxPaths:
+		return nil, bad("at most %d paths", maxPaths)
 	}
 	return all, nil
 }
@@ -113,12 +119,12 @@ func capable(all map[string][]string) *response {
 }
 
 func (c Config) capabilitiesSelf(_ context.Context, r *request) (*response, error) {
+	if r.caller.ACL != nil && !r.caller.ACL.Decide(r.caller.Request).Allowed {
+		return nil, fault.New(fault.Denied, "path")
+	}
 	paths, err := askedPaths(r)
 	if err != nil {
 		return nil, err
-	}
-	if r.caller.ACL != nil && !r.caller.ACL.Decide(r.caller.Request).Allowed {
-		return nil, fault.New(fault.Denied, "path")
 	}
 	return capable(c.ACL.Capabilities(r.caller, string(r.namespace), paths)), nil
 }

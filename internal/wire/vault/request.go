@@ -85,7 +85,7 @@ func operationOf(r *http.Request) (operation, error) {
 		if q := r.URL.Query().Get("list"); q != "" {
 			is, err := strconv.ParseBool(q)
 			if err != nil {
-				return "", bad("list is true or false")
+				return opRead, bad("list is true or false")
 			}
 			if is {
 				return opList, nil
@@ -100,7 +100,7 @@ func operationOf(r *http.Request) (operation, error) {
 		return opDelete, nil
 	case http.MethodPatch:
 		if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/merge-patch+json" {
-			return "", &refusal{http.StatusUnsupportedMediaType, []string{"PATCH requires Content-Type of application/merge-patch+json"}, nil, fault.New(fault.Invalid, "request")}
+			return opPatch, &refusal{http.StatusUnsupportedMediaType, []string{"PATCH requires Content-Type of application/merge-patch+json"}, nil, fault.New(fault.Invalid, "request")}
 		}
 		return opPatch, nil
 	}
@@ -197,18 +197,25 @@ func query(raw string) (body, error) {
 	return out, nil
 }
 
-// parameters are all members as policies compare them.
-func (r *request) parameters() (map[string]any, error) {
+// parameters are all members as policies compare them. The body becomes what they see of it: of a member that stands twice the last counts, also where
+// that is null, which a decoder of the whole body would pass over.
+func (r *request) parameters() (_ map[string]any, err error) {
 	if r.body == nil {
-		var err error
 		if r.body, err = parse(r.raw); err != nil {
 			return nil, err
+		}
+	}
+	if r.raw != nil && !isForm(r.header.Get("Content-Type"), r.raw) {
+		if r.raw, err = json.Marshal(r.body); err != nil {
+			return nil, bad("error parsing JSON: %s", err)
 		}
 	}
 	out := make(map[string]any, len(r.body))
 	for name, b := range r.body {
 		var v any
-		if err := json.Unmarshal(b, &v); err != nil {
+		d := json.NewDecoder(bytes.NewReader(b))
+		d.UseNumber() // which keeps all digits
+		if err := d.Decode(&v); err != nil {
 			return nil, bad("error parsing JSON: %s", err)
 		}
 		out[name] = v

@@ -30,7 +30,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, h *http.Request) {
 		}
 	}()
 	to, err := s.target(h)
-	asksHelp := h.Method == http.MethodGet && h.URL.Query().Has("help")
+	asksHelp := h.Method == http.MethodGet && h.URL.Query().Has("help") && wire.Caller(h.Context()).ACL.Sees(string(to.namespace))
 	if asksHelp && err != nil && to.mount != "" && strings.TrimSuffix(to.path, "/") == to.mount {
 		write(w, &route{raw: true}, s.engineHelp(to))
 		return
@@ -44,6 +44,9 @@ func (s *server) ServeHTTP(w http.ResponseWriter, h *http.Request) {
 		return
 	}
 	r, err := s.read(w, h, to)
+	if fault.CodeOf(err) == fault.Invalid && !to.stranger {
+		err = s.nowhere(h, to, err)
+	}
 	if err != nil {
 		s.fail(w, h, err)
 		return
@@ -128,11 +131,11 @@ func (s *server) answer(ctx context.Context, to target, r *request) (*response, 
 	return wrapped(ctx, s.config, to.engine, r, out)
 }
 
-// nowhere is the answer about a path that is none. Who has no right to it does not learn that.
+// nowhere is the answer about a path that is none, and about a request that cannot be read. Who has no right to the path does not learn which it is.
 func (s *server) nowhere(h *http.Request, to target, err error) error {
-	op, operr := operationOf(h)
+	op, _ := operationOf(h) // a method that there is not is no operation that a policy gives
 	acl := wire.Caller(h.Context()).ACL
-	if acl == nil || operr == nil && acl.Decide(&policy.Request{Namespace: string(to.namespace), Path: to.path, Operation: op}).Allowed {
+	if acl == nil || acl.Decide(&policy.Request{Namespace: string(to.namespace), Path: to.path, Operation: op}).Allowed {
 		return err
 	}
 	return fault.New(fault.Denied, "path")

@@ -82,7 +82,7 @@ func (n Node) health(ctx context.Context, r *request) (*response, error) {
 			continue
 		}
 		code, err := strconv.Atoi(r.str(name))
-		if err != nil || code < 100 || code > 999 {
+		if err != nil || code < 200 || code > 599 { // what is below is no end of an answer
 			return nil, &refusal{status: http.StatusBadRequest, cause: fault.New(fault.Invalid, name)}
 		}
 		codes[name] = code
