@@ -38,6 +38,7 @@ type index struct {
 	erased     []erasure            // in order
 	incarnated uint32               // the highest incarnation that a recovery began; 0: none
 	generation uint64               // of the root key; 0 is 1
+	since      time.Time            // when it became the current one; zero: with the first entry
 	sealers    map[string]span      // that have wrapped a generation that is not erased
 	began      time.Time            // of the first entry
 	shredded   time.Time            // when the last shred was asked for
@@ -93,7 +94,7 @@ func (x *index) turned(e audit.Entry) {
 		return
 	}
 	if policy.Action(e.Action) != actErase {
-		x.turns[generation], x.generation = x.entries, generation
+		x.turns[generation], x.generation, x.since = x.entries, generation, e.Time
 		if policy.Action(e.Action) == policy.ActShred {
 			x.shredded = e.Time
 		}
@@ -246,6 +247,16 @@ func (x *index) outside(set map[string][]byte) []string {
 	}
 	slices.Sort(out)
 	return out
+}
+
+// rooted says since when the root key is the current one.
+func (x *index) rooted() time.Time {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.since.IsZero() {
+		return x.began
+	}
+	return x.since
 }
 
 // withdrawn counts the paths under a prefix that are deleted and not erased, and says when something was erased last.

@@ -540,10 +540,11 @@ func (g *Guard) backupsExpired(ctx context.Context, before uint64) error {
 // Roots says how far the root keys are.
 type Roots struct {
 	Generation uint64
-	Older      []uint64 // that records may still be under
-	Sealers    []string // the wrap set
-	Outside    []string // sealers that were in it, and that have not forgotten: who keeps one opens copies of the store from then
-	Withdrawn  int      // destroyed materials that are not erased yet
+	Since      time.Time // when it became the current one
+	Older      []uint64  // that records may still be under
+	Sealers    []string  // the wrap set
+	Outside    []string  // sealers that were in it, and that have not forgotten: who keeps one opens copies of the store from then
+	Withdrawn  int       // destroyed materials that are not erased yet
 	Erased     time.Time
 	Asked      time.Time // a shred that is not done; zero: none
 	Why        error     // what it waits for; nil: it is at work
@@ -561,7 +562,7 @@ func (g *Guard) Roots(ctx context.Context) (Roots, error) {
 	if err != nil {
 		return Roots{}, err
 	}
-	out := Roots{Generation: r.current.generation, Older: r.older(), Sealers: slices.Sorted(maps.Keys(r.record.Wraps)), Asked: f.Asked}
+	out := Roots{Generation: r.current.generation, Since: g.index.rooted(), Older: r.older(), Sealers: slices.Sorted(maps.Keys(r.record.Wraps)), Asked: f.Asked}
 	out.Outside = slices.DeleteFunc(g.index.outside(r.record.Wraps), func(id string) bool {
 		_, gone := f.Gone[id]
 		return gone

@@ -80,6 +80,11 @@ func TestRotateRoot(t *testing.T) {
 		w.material(g, "material/default/k/1", "the material")
 		var before rootJSON
 		w.root(&before)
+		began, err := g.Roots(t.Context())
+		if err != nil || began.Since.IsZero() {
+			t.Fatal(began, err)
+		}
+		w.clock.Add(60)
 		if gen, err := w.turn(g, policy.ActRotateRoot); err != nil || gen != 2 {
 			t.Fatal(gen, err)
 		}
@@ -101,7 +106,7 @@ func TestRotateRoot(t *testing.T) {
 			}
 		}
 		r, err := g.Roots(t.Context())
-		if err != nil || r.Generation != 2 || len(r.Older) != 0 || !r.Asked.IsZero() {
+		if err != nil || r.Generation != 2 || len(r.Older) != 0 || !r.Asked.IsZero() || !r.Since.After(began.Since) {
 			t.Errorf("%+v, %v", r, err)
 		}
 		entries := w.entries(g)

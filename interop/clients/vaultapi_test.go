@@ -71,9 +71,9 @@ func (e transit) rewrapped(key, ciphertext, version string) []byte {
 }
 
 // prefix wants a ciphertext, signature or MAC of a version.
-func (e transit) prefix(text any, version string) {
+func (c check) prefix(text any, version string) {
 	if s, _ := text.(string); !strings.HasPrefix(s, "vault:v"+version+":") {
-		e.fail("%q is not of version %s", text, version)
+		c.fail("%q is not of version %s", text, version)
 	}
 }
 

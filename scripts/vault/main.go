@@ -1,11 +1,11 @@
-// Command vaultd is a HashiCorp Vault server in memory, with the transit engine and AppRole, initialised and unsealed, over TLS: what tests want as a true peer.
+// Command vaultd is a HashiCorp Vault server in memory, with the transit engine, AppRole and userpass, initialised and unsealed, over TLS: what tests want as a true peer.
 //
 //	vaultd ADDRESS CERTIFICATE KEY
 //	vaultd ADDRESS CERTIFICATE KEY DIRECTORY
 //
 // It prints its root token and its unseal key, a line each, when it listens. With a directory it keeps what it has there, unseals itself by another server's
 // transit engine, of which Vault's own variables tell (VAULT_ADDR, VAULT_TOKEN, VAULT_CACERT, VAULT_TRANSIT_SEAL_KEY_NAME, VAULT_TRANSIT_SEAL_MOUNT_PATH), and
-// prints its root token and a recovery key when it is first started, nothing later. Vault's own command would pull in every plugin.
+// prints its root token and a recovery key when it is first started, nothing later. Vault's own server would pull in every plugin.
 package main
 
 import (
@@ -17,12 +17,14 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	wrapping "github.com/hashicorp/go-kms-wrapping/v2"
 	transitseal "github.com/hashicorp/go-kms-wrapping/wrappers/transit/v2"
 	"github.com/hashicorp/vault/builtin/credential/approle"
+	"github.com/hashicorp/vault/builtin/credential/userpass"
 	"github.com/hashicorp/vault/builtin/logical/transit"
 	vaulthttp "github.com/hashicorp/vault/http"
 	"github.com/hashicorp/vault/internalshared/configutil"
@@ -79,7 +81,7 @@ func newCore(storage physical.Backend, seal vault.Seal, logger hclog.Logger) (*v
 		DisableMlock:       true,
 		Logger:             logger,
 		LogicalBackends:    map[string]logical.Factory{"transit": transit.Factory},
-		CredentialBackends: map[string]logical.Factory{"approle": approle.Factory},
+		CredentialBackends: map[string]logical.Factory{"approle": approle.Factory, "userpass": userpass.Factory},
 	})
 }
 
@@ -146,8 +148,8 @@ func startSealed(dir string) (*vault.Core, []string, error) {
 // builtin is what Vault's catalogue of plugins knows: what is compiled in here.
 type builtin struct{}
 
-func (builtin) Contains(name string, kind consts.PluginType) bool {
-	return name == "transit" && kind == consts.PluginTypeSecrets || name == "approle" && kind == consts.PluginTypeCredential
+func (b builtin) Contains(name string, kind consts.PluginType) bool {
+	return slices.Contains(b.Keys(kind), name)
 }
 
 func (b builtin) Get(name string, kind consts.PluginType) (func() (any, error), bool) {
@@ -159,7 +161,7 @@ func (builtin) Keys(kind consts.PluginType) []string {
 	case consts.PluginTypeSecrets:
 		return []string{"transit"}
 	case consts.PluginTypeCredential:
-		return []string{"approle"}
+		return []string{"approle", "userpass"}
 	}
 	return nil
 }

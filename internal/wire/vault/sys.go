@@ -3,6 +3,7 @@ package vault
 import (
 	"context"
 	"slices"
+	"time"
 
 	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/policy"
@@ -22,7 +23,7 @@ func rootRoutes(c Config) []route {
 		},
 		{
 			pattern: "sys/key-status", ops: map[operation]handler{opRead: c.keyStatus}, doc: "Says which generation of the root key is the current one.",
-			differs: "no time and no count of uses: records are sealed under keys derived of it, with random nonces of 192 bits",
+			differs: "no count of uses: records are sealed under keys derived of it, with random nonces of 192 bits",
 		},
 		{
 			pattern: "sys/rotate", ops: map[operation]handler{opUpdate: c.rotateRoot}, sudo: true, doc: "Makes another root key; what is sealed is sealed again under it.",
@@ -56,7 +57,7 @@ func (c Config) keyStatus(ctx context.Context, r *request) (*response, error) {
 	if err != nil {
 		return nil, err
 	}
-	return both(map[string]any{"term": roots.Generation, "encryptions": 0}), nil
+	return both(map[string]any{"term": roots.Generation, "install_time": roots.Since.UTC().Format(time.RFC3339Nano), "encryptions": 0}), nil
 }
 
 // rotateRoot makes another root key.
