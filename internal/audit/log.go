@@ -63,13 +63,17 @@ type Log struct {
 	followed store.Rev     // everything up to this commit has been put into the queue
 	handed   chan struct{} // closed and replaced when followed grows
 	more     chan struct{}
+
+	over    chan struct{} // closed when Follow has ended: nothing comes any more
+	endOnce sync.Once
 }
 
 // Keys are what the log tags its records with, and the fence of its commits. They change with the root key.
 type Keys struct {
 	Current secret.Bytes
-	Older   []secret.Bytes // of earlier root keys: nothing is tagged with them any more, what still is is believed
-	Fence   []store.Cond   // conditions of every commit: the root record that the keys were read from
+	Older   []secret.Bytes // of earlier root keys: what commits up to Until are tagged with, which may still wait or come
+	Until   store.Rev      // the commit of the root record that the keys were read from: later ones are tagged with Current alone; 0: of any
+	Fence   []store.Cond   // conditions of every commit: that root record
 	// Moved is asked when the fence did not hold or no key fits: whether there are other keys now, which Rekey was called with. May be nil.
 	Moved func(ctx context.Context) (bool, error)
 }
@@ -105,7 +109,7 @@ type head struct {
 // with the revision of the commit that made it (0 for those already in order). It returns the revision to watch from.
 // older are the keys of earlier roots, of which something may still be there. fault.AuditBroken. It costs one hash per entry: about a second per million.
 func Load(ctx context.Context, s store.Store, mac secret.Bytes, seen func(Entry, store.Rev) error, older ...secret.Bytes) (*Log, store.Rev, error) {
-	l := &Log{store: s, more: make(chan struct{}, 1), advanced: make(chan struct{}), handed: make(chan struct{})}
+	l := &Log{store: s, more: make(chan struct{}, 1), advanced: make(chan struct{}), handed: make(chan struct{}), over: make(chan struct{})}
 	l.Rekey(Keys{Current: mac, Older: older})
 	rev, records := s.List(ctx, "log/")
 	var h head
@@ -133,7 +137,7 @@ func Load(ctx context.Context, s store.Store, mac secret.Bytes, seen func(Entry,
 			}
 			entries++
 		case strings.HasPrefix(r.Key, pendingPrefix):
-			entry, err := l.untag(r.Key, r.Value)
+			entry, err := l.untag(r)
 			if err != nil {
 				return nil, 0, err
 			}
@@ -197,7 +201,7 @@ func (l *Log) matches(h head) error {
 		return err
 	}
 	tag, _ := hex.DecodeString(h.Tag)
-	if !l.tagged(tag, statePath, []byte(fmt.Sprintf("%d %s", h.Size, h.Root))) {
+	if !l.tagged(tag, store.Record{Key: statePath, Value: []byte(fmt.Sprintf("%d %s", h.Size, h.Root)), Rev: l.state}) {
 		return fault.New(fault.AuditBroken, "log state was changed from outside")
 	}
 	if h.Size != want.Size || h.Root != want.Root {
@@ -225,30 +229,34 @@ func tag(mac secret.Bytes, name string, b []byte) []byte {
 	return h.Sum(nil)
 }
 
-// tagged says whether a tag is of one of the keys.
-func (l *Log) tagged(have []byte, name string, b []byte) bool {
+// tagged says whether a tag is of one of the keys that the commit of a record can be tagged with.
+func (l *Log) tagged(have []byte, r store.Record) bool {
 	k := l.keys.Load()
-	return slices.ContainsFunc(append([]secret.Bytes{k.Current}, k.Older...), func(mac secret.Bytes) bool { return hmac.Equal(have, tag(mac, name, b)) })
+	all := []secret.Bytes{k.Current}
+	if k.Until == 0 || r.Rev <= k.Until {
+		all = append(all, k.Older...)
+	}
+	return slices.ContainsFunc(all, func(mac secret.Bytes) bool { return hmac.Equal(have, tag(mac, r.Key, r.Value)) })
 }
 
 // untagNow is untag, with newer keys if there are.
-func (l *Log) untagNow(ctx context.Context, key string, b []byte) ([]byte, error) {
+func (l *Log) untagNow(ctx context.Context, r store.Record) ([]byte, error) {
 	k := l.keys.Load()
-	entry, err := l.untag(key, b)
+	entry, err := l.untag(r)
 	if err == nil {
 		return entry, nil
 	}
 	if moved, merr := l.moved(ctx, k); merr != nil || !moved {
 		return nil, errors.Join(err, merr)
 	}
-	return l.untag(key, b)
+	return l.untag(r)
 }
 
-func (l *Log) untag(key string, b []byte) ([]byte, error) {
-	if len(b) < sha256.Size || !l.tagged(b[:sha256.Size], key, b[sha256.Size:]) {
+func (l *Log) untag(r store.Record) ([]byte, error) {
+	if len(r.Value) < sha256.Size || !l.tagged(r.Value[:sha256.Size], store.Record{Key: r.Key, Value: r.Value[sha256.Size:], Rev: r.Rev}) {
 		return nil, fault.New(fault.AuditBroken, "a waiting entry was put in or changed from outside")
 	}
-	return b[sha256.Size:], nil
+	return r.Value[sha256.Size:], nil
 }
 
 // Op is the operation that commits an entry, to be put into the commit that it records.
@@ -316,6 +324,7 @@ type Commit struct {
 // Follow calls seen with each commit, in commit order, until ctx ends, hands the new entries to the sequencer, and follows what another
 // server's sequencer has put into order. fault.AuditBroken when somebody without the log's key wrote into it.
 func (l *Log) Follow(ctx context.Context, after store.Rev, seen func(Commit) error) error {
+	defer l.endOnce.Do(func() { close(l.over) })
 	for events, err := range l.store.Watch(ctx, "", after) {
 		if err != nil {
 			return err
@@ -348,7 +357,7 @@ func (l *Log) sort(ctx context.Context, events []store.Event) (c Commit, batch [
 		case strings.HasPrefix(ev.Key, entryPrefix) && !ev.Deleted:
 			s.entries = append(s.entries, ev)
 		case strings.HasPrefix(ev.Key, pendingPrefix) && !ev.Deleted:
-			b, err := l.untagNow(ctx, ev.Key, ev.Value)
+			b, err := l.untagNow(ctx, store.Record{Key: ev.Key, Value: ev.Value, Rev: ev.Rev})
 			if err != nil {
 				return c, nil, nil, err
 			}
@@ -584,7 +593,13 @@ func (l *Log) Checkpoint() ([]byte, int64, error) {
 	return signed, l.size, err
 }
 
+// errOver: the log is not followed any more.
+func errOver() error {
+	return fault.New(fault.Unavailable, "audit log").WithHint("this server has stopped; go to another one, or start it again")
+}
+
 // Settled waits until everything that was committed before the call is in the log: handed over by Follow, and put into order by Sequence.
+// fault.Unavailable when Follow has ended.
 func (l *Log) Settled(ctx context.Context) error {
 	rev, records := l.store.List(ctx, statePath)
 	for _, err := range records {
@@ -603,6 +618,8 @@ func (l *Log) Settled(ctx context.Context) error {
 		select {
 		case <-advanced:
 		case <-handed:
+		case <-l.over:
+			return errOver()
 		case <-ctx.Done():
 			return fault.Wrap(fault.Canceled, "", ctx.Err())
 		}
@@ -634,7 +651,7 @@ func (l *Log) entry(ctx context.Context, i int64) ([]byte, error) {
 	return r.Value, nil
 }
 
-// Tail calls f with the entries from an index on; with follow it waits for more until ctx ends.
+// Tail calls f with the entries from an index on; with follow it waits for more until ctx ends. fault.Unavailable when Follow ends before.
 func (l *Log) Tail(ctx context.Context, from int64, follow bool, f func(index int64, entry []byte) error) error {
 	from = max(from, 0)
 	for {
@@ -655,6 +672,8 @@ func (l *Log) Tail(ctx context.Context, from int64, follow bool, f func(index in
 		}
 		select {
 		case <-advanced:
+		case <-l.over:
+			return errOver()
 		case <-ctx.Done():
 			return nil
 		}

@@ -101,8 +101,10 @@ func (g *Guard) CheckpointKey() string { return g.pin }
 // SetRules swaps the rules.
 func (g *Guard) SetRules(d Decider) { g.rules.Store(&d) }
 
-// Run follows the log, puts it into order and closes use windows until ctx ends. Nothing is believed while it does not run.
-func (g *Guard) Run(ctx context.Context) error {
+// Run follows the log, puts it into order and closes use windows until ctx ends. Nothing is believed while it does not run, and once it has ended
+// nobody waits for what it would have brought: fault.Unavailable.
+func (g *Guard) Run(ctx context.Context) (err error) {
+	defer func() { g.index.end(err) }()
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	var wait sync.WaitGroup
@@ -260,11 +262,8 @@ func (g *Guard) believe(ctx context.Context, r store.Record, known store.Rev) (o
 	}
 	counter, value, err := g.openBlob(ctx, r.Key, r.Value)
 	if errors.Is(err, errGone) { // it was sealed again, perhaps since it was read
-		if err := g.index.wait(ctx, g.keys.Load().rev); err != nil {
-			return Record{}, false, err
-		}
-		if now, _ := g.index.latest(r.Key); now.rev > r.Rev {
-			return Record{}, true, nil
+		if again, err := g.writtenSince(ctx, r.Key, r.Rev); err != nil || again {
+			return Record{}, again, err
 		}
 	}
 	if err != nil {
@@ -274,6 +273,16 @@ func (g *Guard) believe(ctx context.Context, r store.Record, known store.Rev) (o
 		return Record{}, false, fault.New(fault.RecordReplayed, r.Key)
 	}
 	return Record{Path: r.Key, Value: value, Counter: counter, Rev: r.Rev}, false, nil
+}
+
+// writtenSince says whether a record of a generation that is gone was written again after a commit: before the root record without that
+// generation was committed, as far as the index then is.
+func (g *Guard) writtenSince(ctx context.Context, path string, rev store.Rev) (bool, error) {
+	if err := g.index.wait(ctx, g.keys.Load().rev); err != nil {
+		return false, err
+	}
+	now, _ := g.index.latest(path)
+	return now.rev > rev, nil
 }
 
 // List reads all records under a prefix from one snapshot. Each is believed as in Get, and none that the log knows may be missing.
@@ -407,18 +416,20 @@ func (g *Guard) change(ctx context.Context, e store.Event) (Change, error) {
 	if err := g.index.wait(ctx, e.Rev); err != nil {
 		return c, err
 	}
-	w, ok := g.index.latest(e.Key)
 	if !e.Deleted {
 		var err error
 		c.Counter, c.Value, err = g.openBlob(ctx, e.Key, e.Value)
-		if errors.Is(err, errGone) && ok && w.rev > e.Rev {
-			c.Later = true
-			return c, nil
+		if errors.Is(err, errGone) {
+			again, werr := g.writtenSince(ctx, e.Key, e.Rev)
+			if c.Later = again; again || werr != nil {
+				return c, werr
+			}
 		}
 		if err != nil {
 			return c, err
 		}
 	}
+	w, ok := g.index.latest(e.Key)
 	good := false
 	switch {
 	case !ok:

@@ -45,12 +45,14 @@ type index struct {
 	destroyed  map[string]int64     // namespace, key and version -> the entry that destroyed it, counted from 1
 	applied    store.Rev
 	changed    chan struct{} // closed and replaced when applied grows
+	ended      chan struct{} // closed when applied will grow no more
+	why        error         // set before that
 }
 
 func newIndex() *index {
 	return &index{
 		paths: map[string]written{}, last: map[string]store.Rev{}, gone: map[string]store.Rev{}, turns: map[uint64]int64{}, sealers: map[string]span{}, destroyed: map[string]int64{},
-		changed: make(chan struct{}),
+		changed: make(chan struct{}), ended: make(chan struct{}),
 	}
 }
 
@@ -312,7 +314,13 @@ func (x *index) latest(path string) (written, bool) {
 	return w, ok
 }
 
-// wait returns when the index has seen the commit rev.
+// end says that nothing comes any more, and why. Once.
+func (x *index) end(why error) {
+	x.why = why
+	close(x.ended)
+}
+
+// wait returns when the index has seen the commit rev. fault.Unavailable when it never will, as the log is not followed any more.
 func (x *index) wait(ctx context.Context, rev store.Rev) error {
 	for {
 		x.mu.Lock()
@@ -323,6 +331,8 @@ func (x *index) wait(ctx context.Context, rev store.Rev) error {
 		}
 		select {
 		case <-changed:
+		case <-x.ended:
+			return fault.Wrap(fault.Unavailable, "audit log", x.why).WithHint("this server has stopped; go to another one, or start it again")
 		case <-ctx.Done():
 			return fault.Wrap(fault.Canceled, "", ctx.Err())
 		}

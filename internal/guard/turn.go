@@ -98,7 +98,7 @@ func (g *Guard) turnOnce(ctx context.Context, p *Permit, r *roots, shred bool) (
 	rec.Generation, rec.Root, rec.Wraps, rec.Older = rec.Generation+1, next, wraps, map[uint64]map[string][]byte{r.current.generation: r.record.Wraps}
 	rec.Tag = rec.tag(root)
 	detail := map[string]string{"generation": number(next), "set": strings.Join(slices.Sorted(maps.Keys(wraps)), ", "), "shred": strconv.FormatBool(shred)}
-	if err := g.putRoot(ctx, p, r, rec, f, frev, detail); err != nil {
+	if err := g.putRoot(ctx, p, r, rec, f, frev, nil, detail); err != nil {
 		return 0, err
 	}
 	g.wakeTender()
@@ -172,8 +172,8 @@ func (f *forgetting) wrapOf(id string) []byte {
 	return nil
 }
 
-// putRoot replaces the root record r by rec, together with the record of what is to be forgotten, and goes over to it.
-func (g *Guard) putRoot(ctx context.Context, p *Permit, r *roots, rec rootRecord, f forgetting, frev store.Rev, detail map[string]string) error {
+// putRoot replaces the root record r by rec, together with the record of what is to be forgotten and what else is given, and goes over to it.
+func (g *Guard) putRoot(ctx context.Context, p *Permit, r *roots, rec rootRecord, f forgetting, frev store.Rev, more []Write, detail map[string]string) error {
 	value, err := json.Marshal(rec)
 	if err != nil {
 		return fmt.Errorf("encode root: %w", err)
@@ -183,7 +183,7 @@ func (g *Guard) putRoot(ctx context.Context, p *Permit, r *roots, rec rootRecord
 		return fmt.Errorf("encode what to forget: %w", err)
 	}
 	conds := []Cond{{Path: rootPath, Rev: r.rev}, {Path: forgetPath, Rev: frev}}
-	writes := []Write{{Path: rootPath, Value: value, plain: true}, {Path: forgetPath, Value: rest}}
+	writes := append([]Write{{Path: rootPath, Value: value, plain: true}, {Path: forgetPath, Value: rest}}, more...)
 	_, err = p.Commit(ctx, conds, writes, detail)
 	if err != nil && fault.CodeOf(err) != fault.OutcomeUnknown {
 		return err
@@ -293,9 +293,13 @@ func (g *Guard) furtherOnce(ctx context.Context) error {
 	if err := g.latest(ctx); err != nil { // another server may have made another root key
 		return err
 	}
-	if len(g.keys.Load().older()) > 0 {
+	r := g.keys.Load()
+	if len(r.older()) > 0 {
+		if err := g.index.wait(ctx, r.rev); err != nil { // it knows all rooms that something is under an older generation in
+			return err
+		}
 		for {
-			left, err := g.reseal(ctx)
+			left, err := g.reseal(ctx, r.current.generation)
 			if err != nil {
 				return err
 			}
@@ -303,17 +307,16 @@ func (g *Guard) furtherOnce(ctx context.Context) error {
 				break
 			}
 		}
-		if err := g.retire(ctx); err != nil {
+		if err := g.retire(ctx, r); err != nil {
 			return err
 		}
 	}
 	return g.forget(ctx)
 }
 
-// reseal makes one pass over everything and seals again what is under an older generation. left is how many records it found so; those
+// reseal makes one pass over everything and seals again what is under a generation older than current. left is how many records it found so; those
 // that somebody else wrote meanwhile are done already.
-func (g *Guard) reseal(ctx context.Context) (left int, err error) {
-	current := g.keys.Load().current.generation
+func (g *Guard) reseal(ctx context.Context, current uint64) (left int, err error) {
 	for _, room := range g.index.rooms() {
 		if room == "seal/" {
 			continue
@@ -368,13 +371,13 @@ func (g *Guard) resealAll(ctx context.Context, paths []string) error {
 	return nil
 }
 
-// retire takes the older generations out of the root record: a pass has found nothing under them, nobody writes under them any more, and
-// what they tagged in the log is in order.
-func (g *Guard) retire(ctx context.Context) error {
+// retire takes the older generations out of the root record r: a pass has found nothing under them, nobody writes under them any more, and
+// what they tagged in the log is in order. r is the one that the pass was made for: of generations that became older since nothing is known,
+// and everything may be under them. fault.Conflict when the root record is another one by now.
+func (g *Guard) retire(ctx context.Context, r *roots) error {
 	if err := g.audit.Settled(ctx); err != nil {
 		return err
 	}
-	r := g.keys.Load()
 	f, frev, err := g.forgetting(ctx)
 	if err != nil {
 		return err
@@ -384,11 +387,31 @@ func (g *Guard) retire(ctx context.Context) error {
 			f.keep(generation, id, blob)
 		}
 	}
+	logs, err := g.retiredLogs(ctx, r)
+	if err != nil {
+		return err
+	}
 	rec := r.record
 	rec.Older = nil
 	rec.Tag = rec.tag(r.current.root)
 	p := g.System("roots", actRetireRoot, policy.Resource{})
-	return g.putRoot(ctx, p, r, rec, f, frev, map[string]string{"generation": number(rec.root()), "retired": numbers(r.older())})
+	return g.putRoot(ctx, p, r, rec, f, frev, []Write{logs}, map[string]string{"generation": number(rec.root()), "retired": numbers(r.older())})
+}
+
+// retiredLogs adds the log keys of the generations of r that are older to those that are kept. The root record that it is committed with is
+// its condition: whoever changes the one changes the other.
+func (g *Guard) retiredLogs(ctx context.Context, r *roots) (Write, error) {
+	logs := logKeys{}
+	rec, err := g.Get(ctx, logKeysPath)
+	if err == nil {
+		logs = parseLogKeys(rec.Value)
+	} else if fault.CodeOf(err) != fault.NotFound {
+		return Write{}, err
+	}
+	for _, generation := range r.older() {
+		logs[generation] = r.all[generation].log
+	}
+	return Write{Path: logKeysPath, Value: logs.encode()}, nil
 }
 
 // forget has every sealer forget the generations that a shred asked for, proves that their wraps do not open, and says so in the log.

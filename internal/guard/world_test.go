@@ -62,16 +62,26 @@ func newWorld(t *testing.T, s store.Store) *world {
 	return w
 }
 
-// open starts a guard; stop ends it as a crash would.
+// open starts a guard; stop ends it as a crash would. That it ends by itself is an error.
 func (w *world) open() (g *guard.Guard, stop func()) {
 	w.t.Helper()
-	g, err := guard.Open(w.t.Context(), w.config())
+	return w.openWith(w.config())
+}
+
+func (w *world) openWith(c guard.Config) (g *guard.Guard, stop func()) {
+	w.t.Helper()
+	g, err := guard.Open(w.t.Context(), c)
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
-	go func() { defer close(done); _ = g.Run(ctx) }() // ends with ctx; a guard that finds tampering ends by itself
+	go func() { // ends with ctx
+		defer close(done)
+		if err := g.Run(ctx); err != nil {
+			w.t.Errorf("a guard has ended: %v", err)
+		}
+	}()
 	var once atomic.Bool
 	stop = func() {
 		if once.CompareAndSwap(false, true) {
