@@ -245,6 +245,7 @@ func TestLimits(t *testing.T) {
 		{"tokens below one another: 32", "internal/acl/token.go", "maxChain = 32"},
 		{"policies of one; networks; display name: 64; 64; 256 bytes", "internal/acl/token.go", "maxPolicies = 64;maxCIDRs = 64;maxDisplay = 256"},
 		{"metadata: 64 elements, 4 KiB together", "internal/acl/token.go", "maxMeta = 64;maxMetaText = 4 << 10"},
+		{"makers that a token comes from; their names and metadata: 32; 8 KiB", "internal/acl/token.go", "maxMakers = 32;maxMakerText = 8 << 10"},
 		{"policies of a namespace: 1,000", "internal/acl/policies.go", "maxStored = 1000"},
 		{"roles, users, certificates and configurations; one of them: 20,000; 64 KiB", "internal/acl/entries.go", "maxEntries = 20_000;maxSpec = 64 << 10"},
 		{"role ID; secret ID of a client's choice: 4,096 bytes; 8 to 4,096 bytes", "internal/acl/approle.go", "minSecretID = 8;maxSecretID = 4096;maxRoleID = 4096"},

@@ -356,7 +356,7 @@ func (s *Service) proveAppRole(ctx context.Context, d Door, roleID, secret strin
 		return visitor{}, fault.Wrap(fault.RecordTampered, cond.Path, err)
 	}
 	v := visitor{
-		caller: "vault/approle/" + e.Name, display: strings.TrimSuffix(d.Mount.Path, "/"), source: id, params: &role.Params, conds: []guard.Cond{cond},
+		caller: e.Name, display: strings.TrimSuffix(d.Mount.Path, "/"), source: id, params: &role.Params, conds: []guard.Cond{cond},
 		meta: map[string]string{"role_name": e.Name},
 	}
 	if !admits(role.SecretCIDRs, d.Address) {
@@ -413,7 +413,7 @@ func (s *Service) proveSecretID(ctx context.Context, d Door, v *visitor, text st
 	for name, value := range r.Meta {
 		v.meta[name] = value
 	}
-	v.meta["role_name"] = v.caller[len("vault/approle/"):] // whatever the secret ID says
+	v.meta["role_name"] = v.caller // whatever the secret ID says
 	if r.Uses == 0 {
 		return true, nil
 	}

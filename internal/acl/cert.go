@@ -118,7 +118,7 @@ func (c *Cert) visitor(at At, leaf *x509.Certificate, now time.Time) visitor {
 		display = at.Name
 	}
 	return visitor{
-		caller: "vault/cert/" + at.Name + "/" + leaf.Subject.CommonName, display: display, source: at.id(), params: &params,
+		caller: at.Name + "/" + leaf.Subject.CommonName, display: display, source: at.id(), params: &params,
 		meta: map[string]string{
 			"cert_name": at.Name, "common_name": leaf.Subject.CommonName, "serial_number": leaf.SerialNumber.String(), "subject_key_id": colons(leaf.SubjectKeyId),
 			"authority_key_id": colons(leaf.AuthorityKeyId),

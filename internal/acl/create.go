@@ -3,6 +3,7 @@ package acl
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -32,9 +33,30 @@ type Ask struct {
 type maker struct {
 	slot   string // of its token
 	parent token
+	caller policy.Caller
 	own    bool // of rotor's own
 	sudo   bool
 	root   bool
+}
+
+// makers are who made a token of the maker's: the maker, and from whom that comes. Each stands once. fault.Invalid.
+func (m maker) makers() ([]policy.Maker, error) {
+	me := policy.Maker{Name: m.caller.Name, Attributes: m.caller.Attributes}
+	all := slices.Clone(m.caller.Makers)
+	if !slices.ContainsFunc(all, func(o policy.Maker) bool { return o.Name == me.Name && maps.Equal(o.Attributes, me.Attributes) }) {
+		all = append(all, me)
+	}
+	n := 0
+	for _, o := range all {
+		n += len(o.Name)
+		for name, value := range o.Attributes {
+			n += len(name) + len(value)
+		}
+	}
+	if len(all) > maxMakers || n > maxMakerText {
+		return nil, bad("a token comes from at most %d different ones, with names and metadata of %d bytes", maxMakers, maxMakerText)
+	}
+	return all, nil
 }
 
 // Create makes a token below that of its maker. Its policies are among those of the maker's token, unless that has sudo on the path; the policy root
@@ -116,7 +138,7 @@ func (s *Service) First(ctx context.Context) (out Ticket, err error) {
 // maker looks at who asks.
 func (s *Service) maker(c policy.Caller, ns, path string) (maker, error) {
 	if c.ACL == nil {
-		return maker{own: true, sudo: true, root: true}, nil
+		return maker{caller: c, own: true, sudo: true, root: true}, nil
 	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -126,7 +148,7 @@ func (s *Service) maker(c policy.Caller, ns, path string) (maker, error) {
 		return maker{}, notToken()
 	}
 	caps := c.ACL.Capabilities(ns, path)
-	m := maker{slot: slot, parent: r.value, root: c.ACL.Root()}
+	m := maker{slot: slot, parent: r.value, caller: c, root: c.ACL.Root()}
 	m.sudo = m.root || slices.Contains(caps, string(policy.CapSudo))
 	chain := 0
 	for t := r.value; t.Parent != "" && chain <= maxChain; chain++ {
@@ -167,7 +189,10 @@ func (s *Service) plan(m maker, ns string, ask Ask, role *TokenRole) (t token, w
 		Namespace: ns, Path: ask.Path, Meta: ask.Meta, Display: displayName(ask.Display), Created: now, Renewable: !ask.NotRenewable, Uses: ask.NumUses,
 		Explicit: ask.Explicit, Period: ask.Period,
 	}
-	t.Caller = "vault/token/" + t.Display
+	t.Caller = s.callerName(ns, "token", t.Display)
+	if t.Makers, err = m.makers(); err != nil {
+		return t, nil, err
+	}
 	if t.Policies, err = ask.policies(m, role); err != nil {
 		return t, nil, err
 	}
@@ -178,6 +203,9 @@ func (s *Service) plan(m maker, ns string, ask Ask, role *TokenRole) (t token, w
 	}
 	if !orphan {
 		t.Parent = m.slot + "/" + m.parent.Accessor
+	}
+	if role == nil && (!orphan || !m.sudo) { // a role gives its own, and may give more than the maker has
+		t.CIDRs = m.parent.CIDRs
 	}
 	usual, most := s.leases(ns)
 	if slices.Contains(t.Policies, policy.RootPolicy) && ask.TTL == 0 && t.Period == 0 && t.Explicit == 0 {
@@ -430,17 +458,17 @@ func (s *Service) prolong(t *token, increment time.Duration) (warnings []string,
 	if !now.Before(t.Expires) {
 		return nil, fault.New(fault.NotFound, "bad token")
 	}
-	usual, most, err := s.terms(*t)
+	as, err := s.terms(*t)
 	if err != nil {
 		return nil, err
 	}
 	ttl := increment
 	if ttl == 0 {
-		ttl = usual
+		ttl = as.usual
 	}
-	last := t.Created.Add(most)
-	if t.Period > 0 {
-		ttl, last = t.Period, now.Add(policy.MaxTTL)
+	last := t.Created.Add(as.most)
+	if as.period > 0 {
+		ttl, last = as.period, now.Add(policy.MaxTTL)
 	}
 	if t.Explicit > 0 && t.Created.Add(t.Explicit).Before(last) {
 		last = t.Created.Add(t.Explicit)
@@ -457,13 +485,26 @@ func (s *Service) prolong(t *token, increment time.Duration) (warnings []string,
 	return warnings, nil
 }
 
-// terms are the usual and the longest life of a token that is there, as what it comes from has them now. fault.Invalid when that is gone.
-func (s *Service) terms(t token) (usual, most time.Duration, err error) {
+// terms are how long tokens live: usually, and with all renewals; or for a period after each of them.
+type terms struct{ usual, most, period time.Duration }
+
+// terms are those of a token that is there, as what it comes from has them now. fault.Invalid when that is gone.
+func (s *Service) terms(t token) (out terms, err error) {
 	if t.Source != "" {
 		return s.entryTerms(t)
 	}
-	usual, most = s.leases(t.Namespace)
-	return usual, most, nil
+	out.usual, out.most = s.leases(t.Namespace)
+	if out.period = t.Period; t.Role != "" {
+		role, err := s.tokenRole(t.Namespace, t.Role)
+		if fault.CodeOf(err) == fault.Invalid {
+			return out, bad("original token role %q could not be found, not renewing", t.Role)
+		}
+		if err != nil {
+			return out, err
+		}
+		out.period = time.Duration(role.Period)
+	}
+	return out, nil
 }
 
 // Revoke ends a token, and with it all that are below it; with orphans those live on without a parent. fault.NotFound, Denied.

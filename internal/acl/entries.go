@@ -182,7 +182,7 @@ func (s *Service) put(ctx context.Context, p *guard.Permit, at At, change func(*
 		}
 		e.Namespace, e.Name = at.Namespace, at.Name
 		spec := newSpec(at.Kind)
-		if e.Spec != nil {
+		if e.Spec != nil && at.Kind != KindJWTConfig && at.Kind != KindKubeConfig { // those are written whole: no secret of one goes to another host
 			if err := json.Unmarshal(e.Spec, spec); err != nil {
 				return fault.Wrap(fault.RecordTampered, cond.Path, err)
 			}
@@ -422,28 +422,29 @@ func (r *TokenRole) filter(names, parents []string, sudo bool) ([]string, error)
 	return names, nil
 }
 
-// entryTerms are the usual and the longest life of a token that a login gave, as its role has them now. fault.Invalid when the role is gone.
-func (s *Service) entryTerms(t token) (usual, most time.Duration, err error) {
+// entryTerms are the terms of a token that a login gave, as its role has them now. fault.Invalid when the role is gone.
+func (s *Service) entryTerms(t token) (out terms, err error) {
 	_, kind, _ := strings.Cut(t.Source, "/")
 	kind, _, _ = strings.Cut(kind, "/")
 	_, spec, err := s.entry(t.Source, kind)
 	if fault.CodeOf(err) == fault.NotFound {
-		return 0, 0, bad("role or user does not exist any more, cannot renew")
+		return out, bad("role or user does not exist any more, cannot renew")
 	}
 	if err != nil {
-		return 0, 0, err
+		return out, err
 	}
-	usual, most = s.leases(t.Namespace)
+	out.usual, out.most = s.leases(t.Namespace)
 	for _, m := range s.Mounts.All(keyring.Namespace(t.Namespace)) {
 		if m.Accessor == mountOf(t.Source) {
-			usual, most = m.Leases()
+			out.usual, out.most = m.Leases()
 		}
 	}
 	if n, ok := spec.(named); ok {
 		p := n.params()
-		usual, most = lives(p, usual, most)
+		out.usual, out.most = lives(p, out.usual, out.most)
+		out.period = time.Duration(p.Period)
 	}
-	return usual, most, nil
+	return out, nil
 }
 
 // lives are the usual and the longest life of a token by its parameters and those of the mount.

@@ -195,7 +195,7 @@ func (s *Service) LoginJWT(ctx context.Context, d Door, role, jwt string) (Ticke
 	if err != nil {
 		return Ticket{}, s.refuse(ctx, d, invalid(err))
 	}
-	v.caller, v.source = "vault/jwt/"+role+"/"+v.caller, at.id()
+	v.caller, v.source = role+"/"+v.caller, at.id()
 	v.meta["role"] = role
 	return s.open(ctx, d, v)
 }

@@ -112,7 +112,7 @@ func (s *Service) LoginKubernetes(ctx context.Context, d Door, role, jwt string)
 		return Ticket{}, s.refuse(ctx, d, fault.New(fault.Unauthenticated, "login").WithHint("the role takes another account, namespace or audience"))
 	}
 	return s.open(ctx, d, visitor{
-		caller: "vault/kubernetes/" + role + "/" + who.namespace + "/" + who.name, display: who.namespace + "-" + who.name, source: at.id(), params: &r.Params,
+		caller: role + "/" + who.namespace + "/" + who.name, display: who.namespace + "-" + who.name, source: at.id(), params: &r.Params,
 		meta: map[string]string{
 			"role": role, "service_account_uid": who.uid, "service_account_name": who.name, "service_account_namespace": who.namespace, "service_account_secret_name": who.secret,
 		},

@@ -25,7 +25,7 @@ type Door struct {
 
 // visitor is somebody who was proven to be one.
 type visitor struct {
-	caller  string // its name
+	caller  string // the end of its name, behind that of the mount
 	display string
 	source  string // ID of the entry that let it in
 	params  *Params
@@ -33,6 +33,15 @@ type visitor struct {
 	meta    map[string]string
 	conds   []guard.Cond  // under which the proof holds
 	writes  []guard.Write // that it was used
+}
+
+// callerName is what rules and the audit log call who came in at a mount (or by a token: "token"): vault/MOUNT/NAME, and of another namespace than that which
+// the others are in vault/@NAMESPACE/MOUNT/NAME, which no mount can be called. So nobody who may make roles at one mount takes on the name of another's.
+func (s *Service) callerName(ns, mount, name string) string {
+	if ns != s.home {
+		mount = "@" + ns + "/" + mount
+	}
+	return "vault/" + strings.TrimSuffix(mount, "/") + "/" + name
 }
 
 // notIn is the one answer to everybody who could not prove to be somebody, but for the words of each way.
@@ -63,7 +72,7 @@ func (s *Service) open(ctx context.Context, d Door, v visitor) (Ticket, error) {
 	usual, most = lives(v.params, usual, most)
 	now := s.Now().UTC()
 	t := token{
-		Namespace: d.Namespace, Policies: names, Caller: v.caller, Display: v.display, Path: d.Mount.Full() + "login", Meta: maps.Clone(v.meta), Source: v.source,
+		Namespace: d.Namespace, Policies: names, Caller: s.callerName(d.Namespace, d.Mount.Path, v.caller), Display: v.display, Path: d.Mount.Full() + "login", Meta: maps.Clone(v.meta), Source: v.source,
 		Created: now, Uses: int64(v.params.NumUses), Renewable: true, Period: time.Duration(v.params.Period), Explicit: time.Duration(v.params.Explicit),
 		MaxTTL: time.Duration(v.params.MaxTTL), CIDRs: v.cidrs,
 	}

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/oidc"
@@ -95,7 +96,7 @@ func globs(patterns, texts []string) bool {
 	})
 }
 
-// sayable says whether a name that somebody else gave can be a part of a caller's.
+// sayable says whether a name that somebody else gave can be a part of a caller's: it does nothing to a terminal, and reads as it is written.
 func sayable(name string) bool {
-	return name != "" && len(name) <= maxDisplay && !strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r == 0x7f })
+	return name != "" && len(name) <= maxDisplay && !strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) })
 }

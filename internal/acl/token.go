@@ -38,6 +38,8 @@ const (
 	maxChain        = 32      // of a token, its parent, its parent's parent…
 	maxMeta         = 64      // elements of a token's metadata
 	maxMetaText     = 4 << 10 // bytes of all of them
+	maxMakers       = 32      // different ones, from whom a token comes
+	maxMakerText    = 8 << 10 // bytes of their names and metadata
 	maxPolicies     = 64      // of one token
 	maxDisplay      = 256     // bytes of a name that is shown
 	maxCIDRs        = 64
@@ -51,6 +53,7 @@ type token struct {
 	Namespace string            `json:"namespace"`
 	Policies  []string          `json:"policies"`
 	Caller    string            `json:"caller"` // the name that rules and the audit log have for its bearer
+	Makers    []policy.Maker    `json:"makers,omitempty"`
 	Display   string            `json:"display_name"`
 	Path      string            `json:"path"` // that it was made by
 	Meta      map[string]string `json:"meta,omitempty"`
@@ -202,7 +205,7 @@ func (s *Service) Stands(ctx context.Context, text, address string) error {
 }
 
 func (t token) caller(acl *policy.ACL) policy.Caller {
-	return policy.Caller{Kind: policy.KindVault, Name: t.Caller, Attributes: t.Meta, ACL: acl, Accessor: t.Accessor}
+	return policy.Caller{Kind: policy.KindVault, Name: t.Caller, Attributes: t.Meta, Makers: t.Makers, ACL: acl, Accessor: t.Accessor}
 }
 
 // find gives the living token of a slot. One that this server has not heard of is looked for in the store, as another may have made it a moment ago;

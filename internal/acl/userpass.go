@@ -104,7 +104,7 @@ func (s *Service) proveUser(ctx context.Context, d Door, name, password string) 
 		return visitor{}, fault.Wrap(fault.RecordTampered, cond.Path, err)
 	}
 	v := visitor{
-		caller: "vault/userpass/" + name, display: strings.TrimSuffix(d.Mount.Path, "/") + "-" + name, source: at.id(), params: &user.Params,
+		caller: name, display: strings.TrimSuffix(d.Mount.Path, "/") + "-" + name, source: at.id(), params: &user.Params,
 		meta: map[string]string{"username": name}, conds: []guard.Cond{cond}, // no number of tries at a time gets past the limit of failures
 	}
 	if e.Failures > 0 {

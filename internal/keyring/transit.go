@@ -2,6 +2,7 @@ package keyring
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 	"time"
 
@@ -90,9 +91,14 @@ func (k Key) validName() error {
 		return invalid("name", "a name has 1 to %d lower-case letters, digits, and inside . _ -", MaxName)
 	case k.Purpose == suite.Transit && (!mounted || !ValidKeyName(k.Name)):
 		return invalid("name", "a key of purpose transit is named MOUNT/NAME, for example transit/orders: at most %d letters, digits and . _ -", MaxKeyName)
+	case k.Purpose == suite.Transit && !k.Deleted() && ofDeleted.MatchString(k.Name):
+		return invalid("name", "names that end in .deleted- and 8 digits are those of deleted keys")
 	}
 	return nil
 }
+
+// ofDeleted are the names that DeletedName gives: a key that has one would keep another from being deleted.
+var ofDeleted = regexp.MustCompile(`\.deleted-[0-9a-f]{8}$`)
 
 // Bounds of HMAC keys of purpose transit, in bytes.
 const (

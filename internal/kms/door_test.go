@@ -225,7 +225,7 @@ func doors() map[string]call {
 			return s.TransitSetCertificate(ctx, c, k.Ref, 9, "none")
 		},
 		"TransitDeriveKey": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
-			return s.TransitDeriveKey(ctx, c, kms.Agreement{Base: k.Ref, Version: 9}, kms.TransitSpec{Ref: k.Ref, Algorithm: "none"})
+			return s.TransitDeriveKey(ctx, c, kms.Agreement{Base: k.Ref, Version: 9, Caller: c}, kms.TransitSpec{Ref: k.Ref, Algorithm: "none"})
 		},
 		"TransitWrappingKey": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
 			return s.TransitWrappingKey(ctx, c, k.Namespace, k.Name)

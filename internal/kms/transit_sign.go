@@ -195,14 +195,15 @@ func (s *Service) TransitSetCertificate(ctx context.Context, c policy.Caller, re
 // Agreement is how TransitDeriveKey comes to a key.
 type Agreement struct {
 	Base    Ref
-	Version uint32 // of the base key; 0: the primary
-	Peer    []byte // public key of the other party, PKIX in PEM
+	Version uint32        // of the base key; 0: the primary
+	Peer    []byte        // public key of the other party, PKIX in PEM
+	Caller  policy.Caller // as it would ask for the base key: policies about paths have to give that one, too
 }
 
 // TransitDeriveKey makes a key of the secret that a version of an ECDSA key shares with a peer (ECDH). The secret stays on the server, and as both
 // parties have to have it the key is one that was imported, and is rotated by no clock. fault.Invalid, Exists.
 func (s *Service) TransitDeriveKey(ctx context.Context, c policy.Caller, a Agreement, spec TransitSpec) (keyring.Key, error) {
-	b, err := s.begin(ctx, c, policy.ActDecapsulate, a.Base, 1)
+	b, err := s.begin(ctx, a.Caller, policy.ActDecapsulate, a.Base, 1)
 	if err != nil {
 		return keyring.Key{}, err
 	}

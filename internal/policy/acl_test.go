@@ -270,6 +270,15 @@ func TestDenyingRules(t *testing.T) {
 			if ok != c.want || ok && rule != "allow" {
 				t.Errorf("%+v: %q, %t", c, rule, ok)
 			}
+			// What is denied to whoever made a caller's token is denied to the caller; what is allowed to a maker is not handed on by a name.
+			child := policy.Caller{Name: "admin/child", Makers: []policy.Maker{{Name: "admin/none"}, {Name: c.caller}}}
+			if _, ok := r.Allows(child, c.a, c.res); ok != c.want {
+				t.Errorf("%+v of a child: %t", c, ok)
+			}
+			child.Name = "other"
+			if _, ok := r.Allows(child, c.a, c.res); ok {
+				t.Errorf("%+v: allowed by the name of a maker", c)
+			}
 			if by, denied := r.Denies(policy.Caller{Name: c.caller}, c.a, c.res); denied == c.want || denied && by != "deny" {
 				t.Errorf("%+v: denied %t by %q", c, denied, by)
 			}

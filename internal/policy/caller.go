@@ -32,9 +32,18 @@ type Caller struct {
 	Generation uint64 // of the name of an instance or administrator: a removal begins the next
 	Session    string // ID of the session that the request showed, empty without one
 
+	// Makers are who made the token that the request showed, who made theirs, and so on: what rules deny to one of them is denied to the caller.
+	Makers []Maker
+
 	ACL      *ACL     // what the policies of a KindVault's token allow and deny, beside the rules; nil for the others
 	Accessor string   // of that token
 	Request  *Request // what a front end whose rights are about paths was asked for; nil elsewhere
+}
+
+// Maker is a caller who made the token of another one.
+type Maker struct {
+	Name       string            `json:"name"`
+	Attributes map[string]string `json:"attributes,omitempty"`
 }
 
 // IsZero says whether nobody was authenticated.

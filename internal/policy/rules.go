@@ -177,13 +177,24 @@ func (r rule) covers(c Caller, a Action, res Resource) bool {
 	if !slices.Contains(r.Actions, string(a)) && !slices.Contains(r.Actions, "*") {
 		return false
 	}
-	if !matchAny(r.Callers, c.Name) || !has(r.Attributes, c.Attributes) {
+	if !r.names(c) {
 		return false
 	}
 	if res.Key == "" { // about no key: "*" beside chosen keys means every action on those keys, not the whole cluster's
 		return r.Keys == nil || r.Keys.everything() || slices.Contains(r.Actions, string(a))
 	}
 	return r.Keys != nil && r.Keys.cover(res)
+}
+
+// names says whether the rule is about a caller. One that denies is also about whatever tokens that caller has made: nobody gets around it by a child.
+func (r rule) names(c Caller) bool {
+	fits := func(name string, attributes map[string]string) bool {
+		return matchAny(r.Callers, name) && has(r.Attributes, attributes)
+	}
+	if fits(c.Name, c.Attributes) {
+		return true
+	}
+	return r.Effect == effectDeny && slices.ContainsFunc(c.Makers, func(m Maker) bool { return fits(m.Name, m.Attributes) })
 }
 
 func (k keys) everything() bool {

@@ -1,7 +1,7 @@
 package server_test
 
 import (
-	"net/http"
+	"encoding/base64"
 	"strings"
 	"testing"
 )
@@ -65,8 +65,8 @@ func TestVaultBombs(t *testing.T) {
 	backup := b64(`{"policy":{"name":"x"},"archived_keys":{"keys":[` + strings.Repeat("{},", 300_000) + `{}]}}`)
 	nobody.refuses(403, "permission denied", "POST", "transit/restore/x", m{"backup": backup})
 	nobody.refuses(403, "permission denied", "POST", "transit/restore", m{"backup": backup})
-	op.refuses(http.StatusRequestEntityTooLarge, "too large", "POST", "transit/restore/x", m{"backup": backup})
-	op.refuses(http.StatusRequestEntityTooLarge, "too large", "POST", "transit/restore/x", m{"backup": b64(`{"policy":{"keys":{"1":{"certificate_chain":[` + strings.Repeat(`"",`, 1_600_000) + `""]}}}}`)})
+	op.refuses(400, "passes a limit", "POST", "transit/restore/x", m{"backup": backup})
+	op.refuses(400, "passes a limit", "POST", "transit/restore/x", m{"backup": b64(`{"policy":{"keys":{"1":{"certificate_chain":[` + strings.Repeat(`"",`, 1_600_000) + `""]}}}}`)})
 	nobody.refuses(400, "at most 10000 elements", "POST", "sys/capabilities-self", m{"paths": strings.Repeat("a,", 20_000)})
 	nobody.refuses(400, "at most 1000 paths", "POST", "sys/capabilities-self", m{"paths": strings.Repeat("a,", 2_000)})
 	op.refuses(400, "at most 10000 elements", "POST", "auth/token/create", m{"policies": strings.Repeat("a,", 20_000)})
@@ -104,6 +104,124 @@ func TestVaultWrapKeepsDigits(t *testing.T) {
 	op := w.operator()
 	kept := op.keeping(t, "60s", "POST", "sys/wrapping/wrap", asked(`{"n":12345678901234567890}`))
 	if a := w.vault(kept).must("POST", "sys/wrapping/unwrap", nil); !strings.Contains(a.text, "12345678901234567890") {
+		t.Error(a.text)
+	}
+}
+
+// appRole is a client that has logged in by a role of an AppRole mount.
+func (c *vaultClient) appRole(t *testing.T, mount, role string) *vaultClient {
+	t.Helper()
+	id := c.must("GET", mount+"/role/"+role+"/role-id", nil).str("role_id")
+	secret := c.must("POST", mount+"/role/"+role+"/secret-id", nil).str("secret_id")
+	out := *c
+	out.token = ""
+	out.token = out.do("POST", mount+"/login", m{"role_id": id, "secret_id": secret}).login(t)
+	return &out
+}
+
+// TestVaultCallers: rules about a role are about that of its mount and namespace, and one that denies is also about the tokens that its bearer has made.
+func TestVaultCallers(t *testing.T) {
+	w := newWorld(t)
+	op := w.operator()
+	w.rules(adminOnly + `  - {name: vault, callers: ["credential/operator"], actions: ["*"], keys: {namespace: "**", names: ["**"]}}
+  - {name: trusted, callers: ["vault/approle/trusted"], actions: [encrypt], keys: {namespace: default, names: ["transit/orders"]}}
+  - {name: blocked, effect: deny, callers: ["vault/approle/blocked", "vault/@team/**"], actions: [encrypt], keys: {namespace: "**", names: ["**"]}}
+`)
+	op.must("POST", "sys/policies/acl/all", m{"policy": `path "transit/*" { capabilities = ["create", "read", "update"] }
+path "auth/token/create" { capabilities = ["update", "sudo"] }`})
+	op.must("POST", "transit/keys/orders", nil)
+	op.must("POST", "sys/namespaces/team", nil)
+	team := op.in("team")
+	for _, at := range []struct {
+		*vaultClient
+		mount string
+	}{{op, "approle"}, {op, "other"}, {team, "approle"}} {
+		at.must("POST", "sys/auth/"+at.mount, m{"type": "approle"})
+		at.must("POST", "auth/"+at.mount+"/role/trusted", m{"token_policies": "default"})
+		at.must("POST", "auth/"+at.mount+"/role/blocked", m{"token_policies": "all"})
+	}
+	text := m{"plaintext": "YQ=="}
+	op.appRole(t, "auth/approle", "trusted").must("POST", "transit/encrypt/orders", text)
+	op.appRole(t, "auth/other", "trusted").refuses(403, "permission denied", "POST", "transit/encrypt/orders", text)
+	team.appRole(t, "auth/approle", "trusted").in("").refuses(403, "permission denied", "POST", "transit/encrypt/orders", text)
+	op.appRole(t, "auth/other", "blocked").must("POST", "transit/encrypt/orders", text)
+
+	blocked := op.appRole(t, "auth/approle", "blocked")
+	blocked.refuses(403, "permission denied", "POST", "transit/encrypt/orders", text)
+	child := blocked.makes(t, m{"display_name": "somebody-else"})
+	orphan := child.makes(t, m{"no_parent": true})
+	for _, c := range []*vaultClient{child, orphan} {
+		c.refuses(403, "permission denied", "POST", "transit/encrypt/orders", text)
+		c.must("GET", "transit/keys/orders", nil)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	w.start()
+	orphan.address = "https://" + w.Address() + "/v1/"
+	orphan.refuses(403, "permission denied", "POST", "transit/encrypt/orders", text)
+	orphan.must("GET", "transit/keys/orders", nil)
+}
+
+// TestVaultChildren: a token hands on no network that it lacks, and what its role has given ends with the role.
+func TestVaultChildren(t *testing.T) {
+	w := newWorld(t)
+	op := w.operator()
+	op.must("POST", "sys/policies/acl/maker", m{"policy": `path "auth/token/create" { capabilities = ["update"] }
+path "auth/token/create-orphan" { capabilities = ["update"] }`})
+	op.must("POST", "auth/token/roles/bound", m{"token_bound_cidrs": "127.0.0.0/8", "allowed_policies": "maker", "token_period": "1h"})
+	bound := w.vault(op.do("POST", "auth/token/create/bound", m{"policies": "maker"}).login(t))
+	for _, path := range []string{"auth/token/create", "auth/token/create-orphan"} {
+		child := w.vault(bound.do("POST", path, nil).login(t))
+		child.do("GET", "auth/token/lookup-self", nil).want(t, path, 200, `"bound_cidrs":["127.0.0.0/8"]`)
+	}
+	bound.do("POST", "auth/token/renew-self", m{"increment": "9h"}).want(t, "by its period", 200, `"lease_duration":3600`)
+	op.must("POST", "auth/token/roles/bound", m{"token_period": "2h"})
+	bound.do("POST", "auth/token/renew-self", nil).want(t, "by the period that the role has now", 200, `"lease_duration":7200`)
+	op.must("DELETE", "auth/token/roles/bound", nil)
+	bound.refuses(400, "could not be found, not renewing", "POST", "auth/token/renew-self", nil)
+}
+
+// TestVaultDeriveKeyAsks: who may derive a key by one name uses no other key for it than one that it may.
+func TestVaultDeriveKeyAsks(t *testing.T) {
+	w := newWorld(t)
+	op := w.operator()
+	op.must("POST", "transit/keys/secret", m{"type": "ecdsa-p256"})
+	op.must("POST", "transit/keys/peer", m{"type": "ecdsa-p256"})
+	op.must("POST", "sys/policies/acl/mine", m{"policy": `path "transit/+/mine" { capabilities = ["create", "read", "update"] }`})
+	op.must("POST", "sys/policies/acl/both", m{"policy": `path "transit/derive-key/secret" { capabilities = ["update"] }`})
+	read := op.must("GET", "transit/keys/peer", nil)
+	pair, _ := read.members()["keys"].(m)
+	first, _ := pair["1"].(m)
+	ask := m{"base_key_name": "secret", "peer_public_key": first["public_key"]}
+	op.makes(t, m{"policies": "mine"}).refuses(403, "permission denied", "POST", "transit/derive-key/mine", ask)
+	op.makes(t, m{"policies": "mine,both"}).must("POST", "transit/derive-key/mine", ask)
+}
+
+// TestVaultNames: nobody takes a name that the house gives.
+func TestVaultNames(t *testing.T) {
+	w := newWorld(t)
+	op := w.operator()
+	op.refuses(400, "deleted keys", "POST", "transit/keys/orders.deleted-0123abcd", nil)
+	op.must("POST", "transit/keys/orders.deleted-0123abc", nil)
+	op.must("POST", "transit/keys/orders", m{"exportable": true, "allow_plaintext_backup": true})
+	backup := op.must("GET", "transit/backup/orders", nil).str("backup")
+	op.refuses(400, "deleted keys", "POST", "transit/restore/orders.deleted-0123abcd", m{"backup": backup})
+	plain, err := base64.StdEncoding.DecodeString(backup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	op.refuses(400, "cannot be paths", "POST", "transit/restore", m{"backup": b64(strings.Replace(string(plain), `"name":"orders"`, `"name":"a/b"`, 1))})
+}
+
+// TestVaultConfigIsWhole: a secret of a configuration goes to no other host than the one that it was given for.
+func TestVaultConfigIsWhole(t *testing.T) {
+	w := newWorld(t)
+	op := w.operator()
+	op.must("POST", "sys/auth/kubernetes", m{"type": "kubernetes"})
+	op.must("POST", "auth/kubernetes/config", m{"kubernetes_host": "https://one.invalid", "token_reviewer_jwt": "x"})
+	op.must("POST", "auth/kubernetes/config", m{"kubernetes_host": "https://two.invalid"})
+	if a := op.must("GET", "auth/kubernetes/config", nil); a.str("token_reviewer_jwt_set") != "false" {
 		t.Error(a.text)
 	}
 }

@@ -34,6 +34,7 @@ func signRoutes(c Config) []route {
 		},
 		{
 			pattern: "derive-key/:name", doc: "Makes a key of the secret that a key agrees on with a peer's (ECDH).", ops: map[operation]handler{opUpdate: c.deriveKey},
+			differs: "A policy has to give derive-key/BASE_KEY_NAME, too: the private half of that key is used",
 			fields: []field{
 				fieldName, {"base_key_name", "string", "ECDSA key whose private half agrees.", true}, {"base_key_version", "int", "Its version; 0: the latest.", false},
 				{"peer_public_key", "string", "Public key of the peer, in PEM.", true}, {"derived_key_type", "string", "Type of the new key; default aes256-gcm96.", false},
@@ -418,6 +419,10 @@ func (c Config) deriveKey(ctx context.Context, r *request) (*response, error) {
 	}
 	spec := kms.TransitSpec{Ref: r.named(), Algorithm: algorithm}
 	spec.Transit.Spelling = spelling
-	_, err = c.KMS.TransitDeriveKey(stays(ctx), r.caller, kms.Agreement{Base: r.key(r.str("base_key_name")), Version: n, Peer: []byte(peer)}, spec)
+	base, by := r.str("base_key_name"), r.caller
+	asks := *by.Request
+	asks.Path = r.mount + "/derive-key/" + base
+	by.Request = &asks
+	_, err = c.KMS.TransitDeriveKey(stays(ctx), r.caller, kms.Agreement{Base: r.key(base), Version: n, Peer: []byte(peer), Caller: by}, spec)
 	return nil, noSuch("specified base key not found", err)
 }
