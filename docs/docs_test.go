@@ -28,7 +28,7 @@ func pages(t *testing.T) []string {
 		found = append(found, filepath.Join(root, "docs/runbooks", name+".md"))
 	}
 	return append([]string{filepath.Join(root, "README.md"), filepath.Join(root, "docs/howto/bring-your-own-key.md"), filepath.Join(root, "docs/howto/back-up-a-key.md"),
-		filepath.Join(root, "docs/howto/change-an-algorithm.md"), filepath.Join(root, "docs/howto/schedule-rotations.md"), filepath.Join(root, "docs/howto/deploy.md"), filepath.Join(root, "docs/howto/operate-with-vault.md"), filepath.Join(root, "docs/howto/vault.md")}, found...)
+		filepath.Join(root, "docs/howto/change-an-algorithm.md"), filepath.Join(root, "docs/howto/schedule-rotations.md"), filepath.Join(root, "docs/howto/deploy.md"), filepath.Join(root, "docs/howto/operate-with-vault.md"), filepath.Join(root, "docs/howto/vault.md"), filepath.Join(root, "docs/howto/vault-beyond.md")}, found...)
 }
 
 func read(t *testing.T, path string) string {

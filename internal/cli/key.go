@@ -55,7 +55,7 @@ without the network; with "hsm" it is made in a PKCS #11 token and never leaves 
 	f.Var(duration{&s.maxWait}, "max-wait", "a rotation that waits longer for an instance is shown as paused; it goes on once the instance is there (default 1h)")
 	f.Var(duration{&s.window}, "window", "how long a promotion can be rolled back (default 1d)")
 	f.Var(duration{&s.destroyWait}, "destroy-wait", "time between retirement and destruction (default 7d)")
-	f.Var(duration{&s.margin}, "margin", "signing keys: how long strangers may cache the JWKS (default 0s)")
+	f.Var(duration{&s.margin}, "margin", "keys that sign, and keys of purpose transit: how long a new version is shown before it protects, for strangers who cache public keys (default 0s)")
 	f.Uint32Var(&s.approvals, "destroy-approvals", 0, "distinct callers that must ask for a destruction (default 2)")
 	s.schedule.add(f)
 	return a.changes(c)

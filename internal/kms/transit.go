@@ -169,13 +169,42 @@ func (s *Service) TransitMounted(ctx context.Context, ns keyring.Namespace, moun
 type TransitChange struct {
 	MinDecryption, MinEncryption *uint32
 	DeletionAllowed              *bool
-	Exportable, PlaintextBackup  *bool          // false changes nothing: what was allowed once may have left
-	Every                        *time.Duration // between two rotations of the key's schedule; 0: it does not rotate by the clock
+	Exportable, PlaintextBackup  *bool // false changes nothing: what was allowed once may have left
+	Schedule                     ScheduleChange
+}
+
+// ScheduleChange is what of a schedule changes; nil: nothing.
+type ScheduleChange struct {
+	Every   *time.Duration // 0: it does not rotate by the clock
+	Jitter  *int
+	MaxUses *uint64
+	Windows *[]keyring.Window
+}
+
+// Of is a schedule with the change. What has no meaning any more, and is not asked for, goes.
+func (ch ScheduleChange) Of(s keyring.Schedule) keyring.Schedule {
+	set(&s.MaxUses, ch.MaxUses)
+	set(&s.Every, ch.Every)
+	s = s.WithEvery(s.Every)
+	set(&s.Jitter, ch.Jitter)
+	set(&s.Windows, ch.Windows)
+	return s
+}
+
+func (ch ScheduleChange) isZero() bool {
+	return ch.Every == nil && ch.Jitter == nil && ch.MaxUses == nil && ch.Windows == nil
 }
 
 // TransitConfigure changes settings of a key. fault.Invalid names the field.
 func (s *Service) TransitConfigure(ctx context.Context, c policy.Caller, ref Ref, ch TransitChange) (keyring.Key, error) {
-	return s.settings(ctx, c, policy.ActConfigure, ref, ch.detail(), ch.apply)
+	detail := ch.detail()
+	return s.settings(ctx, c, policy.ActConfigure, ref, detail, func(k *keyring.Key, t *keyring.Transit) error {
+		err := ch.apply(k, t)
+		if !ch.Schedule.isZero() {
+			detail["schedule"] = k.Schedule.String()
+		}
+		return err
+	})
 }
 
 // settings changes what clients see of a key. It leaves versions as they are.
@@ -228,8 +257,8 @@ func (ch TransitChange) apply(k *keyring.Key, t *keyring.Transit) error {
 	set(&t.DeletionAllowed, ch.DeletionAllowed)
 	t.Exportable = t.Exportable || ch.Exportable != nil && *ch.Exportable
 	t.PlaintextBackup = t.PlaintextBackup || ch.PlaintextBackup != nil && *ch.PlaintextBackup
-	if ch.Every != nil {
-		k.Schedule = k.Schedule.WithEvery(*ch.Every)
+	if !ch.Schedule.isZero() {
+		k.Schedule = ch.Schedule.Of(k.Schedule)
 		if err := k.Validate(); err != nil {
 			return err
 		}
@@ -258,7 +287,6 @@ func (ch TransitChange) detail() map[string]string {
 	say(d, "deletion_allowed", ch.DeletionAllowed)
 	say(d, "exportable", ch.Exportable)
 	say(d, "allow_plaintext_backup", ch.PlaintextBackup)
-	say(d, "every", ch.Every)
 	return d
 }
 

@@ -65,7 +65,8 @@ func (s step) ask(c *vaultClient, kept map[string]string) answer {
 // own are members whose values are of one server alone, or that rotor adds.
 var (
 	own   = []string{"ciphertext", "plaintext", "hmac", "signature", "keys", "backup", "public_key", "csr", "random_bytes", "publickey", "backup_info", "restore_info", "certificate-chain"}
-	added = []string{"primary_version", "versions", "soft_deleted", "rotation_required", "rotation_reasons", "next_rotation", "changed", "schedule"}
+	added = []string{"primary_version", "versions", "soft_deleted", "rotation_required", "rotation_reasons", "next_rotation", "changed", "schedule", "rotation_margin",
+		"auto_rotate_jitter", "auto_rotate_max_uses", "auto_rotate_windows"}
 )
 
 // difference says what of two answers differs; "": nothing that counts.

@@ -37,10 +37,23 @@ func (s keys) Get(ctx context.Context, r *connect.Request[rotorv1.KeyRef]) (*con
 	if err != nil {
 		return nil, err
 	}
+	return answer(s.shown(u), nil)
+}
+
+// shown is a key with its newest versions, how often they were used, and when it rotates next.
+func (s keys) shown(u kms.Usage) *rotorv1.Key {
 	m := keyMessage(u.Key)
 	m.Due, m.RotationRequired = stamp(u.Next), u.Required
 	s.used(u, m.GetVersions())
-	return answer(m, nil)
+	return m
+}
+
+// changed is a key after a change that was asked for.
+func (s keys) changed(k keyring.Key, err error) (*connect.Response[rotorv1.Key], error) {
+	if err != nil {
+		return nil, err
+	}
+	return answer(s.shown(s.KMS.UsageOf(k, k.Newest(shownVersions))), nil)
 }
 
 // used adds what became of versions, and how often they were used.
@@ -98,7 +111,7 @@ func (s keys) List(ctx context.Context, r *connect.Request[rotorv1.ListRequest])
 func (s keys) Change(ctx context.Context, r *connect.Request[rotorv1.ChangeRequest]) (*connect.Response[rotorv1.Key], error) {
 	m := r.Msg
 	k, err := s.KMS.Change(ctx, wire.Caller(ctx), s.ref(m.GetKey()), m.GetVersion(), keyring.Event(m.GetEvent()), m.GetReason())
-	return answer(keyMessage(k), err)
+	return s.changed(k, err)
 }
 
 // Rotate starts a rotation or aims the key back at an earlier version.
@@ -106,10 +119,10 @@ func (s keys) Rotate(ctx context.Context, r *connect.Request[rotorv1.RotateReque
 	m, c := r.Msg, wire.Caller(ctx)
 	if n := m.GetBackTo(); n != 0 {
 		k, err := s.KMS.Back(ctx, c, s.ref(m.GetKey()), n, m.GetExpectedEpoch())
-		return answer(keyMessage(k), err)
+		return s.changed(k, err)
 	}
 	k, err := s.KMS.RotateTo(ctx, c, s.ref(m.GetKey()), m.GetExpectedEpoch(), suite.Algorithm(m.GetAlgorithm()))
-	return answer(keyMessage(k), err)
+	return s.changed(k, err)
 }
 
 // SetSchedule says when a key rotates by itself.
@@ -119,7 +132,7 @@ func (s keys) SetSchedule(ctx context.Context, r *connect.Request[rotorv1.SetSch
 		return nil, err
 	}
 	k, err := s.KMS.SetSchedule(ctx, wire.Caller(ctx), s.ref(r.Msg.GetKey()), to)
-	return answer(keyMessage(k), err)
+	return s.changed(k, err)
 }
 
 // Progress says how far a rotation is.
@@ -197,7 +210,7 @@ func (s keys) Verify(ctx context.Context, r *connect.Request[rotorv1.VerifyReque
 // Retire withdraws a version once its census is 0, or brings it back.
 func (s keys) Retire(ctx context.Context, r *connect.Request[rotorv1.RetireRequest]) (*connect.Response[rotorv1.Key], error) {
 	k, err := s.Campaigns.Retire(ctx, wire.Caller(ctx), s.ref(r.Msg.GetKey()), r.Msg.GetVersion(), r.Msg.GetUndo())
-	return answer(keyMessage(k), err)
+	return s.changed(k, err)
 }
 
 // Destroy asks for the destruction of a retired version.

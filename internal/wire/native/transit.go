@@ -14,7 +14,7 @@ import (
 // Undelete brings a key back that a client of Vault has deleted.
 func (s keys) Undelete(ctx context.Context, r *connect.Request[rotorv1.UndeleteRequest]) (*connect.Response[rotorv1.Key], error) {
 	k, err := s.KMS.TransitUndelete(ctx, wire.Caller(ctx), s.ref(r.Msg.GetKey()), clip(r.Msg.GetName()))
-	return answer(keyMessage(k), err)
+	return s.changed(k, err)
 }
 
 func transitMessage(k keyring.Key) *rotorv1.Transit {

@@ -2,6 +2,7 @@ package vault
 
 import (
 	"context"
+	"slices"
 
 	"github.com/rotorkms/rotor/internal/kms"
 )
@@ -25,7 +26,7 @@ var (
 
 // transitRoutes are those below a mount of transit.
 func transitRoutes(c Config) []route {
-	all := append(keyRoutes(c), useRoutes(c)...)
+	all := slices.Concat(keyRoutes(c), versionRoutes(c), useRoutes(c))
 	all = append(all, signRoutes(c)...)
 	all = append(all, moveRoutes(c)...)
 	all = append(all, releaseRoutes(c)...)

@@ -34,7 +34,7 @@ func keyRoutes(c Config) []route {
 				{"parameter_set", "string", "Of ml-dsa: 44, 65 or 87.", false},
 				{"derived", "bool", "Each context has a key of its own.", false},
 				{"convergent_encryption", "bool", "The same plaintext and context give the same ciphertext; needs derived.", false},
-				fieldExportable, fieldBackup, fieldPeriod,
+				fieldExportable, fieldBackup, fieldPeriod, fieldJitter, fieldMaxUses, fieldWindows, fieldMargin,
 				{"key_size", "int", "Length of an hmac key in bytes, 32 to 512; 0: 32.", false},
 				{"context", "base64", "When read: of a derived ed25519 key the context whose public key is shown.", false},
 			},
@@ -50,7 +50,7 @@ func keyRoutes(c Config) []route {
 				{"min_decryption_version", "int", "What older versions protected is refused; 0 is 1.", false},
 				{"min_encryption_version", "int", "The oldest version that may protect; 0: the latest alone.", false},
 				{"deletion_allowed", "bool", "The key may be deleted.", false},
-				fieldExportable, fieldBackup, fieldPeriod,
+				fieldExportable, fieldBackup, fieldPeriod, fieldJitter, fieldMaxUses, fieldWindows,
 			},
 		},
 		{
@@ -134,19 +134,14 @@ func (r *request) settings() (spec kms.TransitSpec, err error) {
 			return spec, err
 		}
 	}
-	if spec.Schedule.Every, err = r.period(); err != nil {
-		return spec, err
+	margin, err := r.span("rotation_margin")
+	if err != nil || margin < 0 {
+		return spec, bad("rotation_margin is a duration")
 	}
-	return spec, nil
-}
-
-// period is the time between two rotations that a request asks for.
-func (r *request) period() (time.Duration, error) {
-	d, err := r.span("auto_rotate_period")
-	if err == nil && (d < 0 || d%time.Second != 0) {
-		err = bad("auto rotate period must be 0 to disable or at least a second")
-	}
-	return d, err
+	spec.Rotation.Margin = margin
+	schedule, err := r.scheduled()
+	spec.Schedule = schedule.Of(keyring.Schedule{})
+	return spec, err
 }
 
 func (c Config) createKey(ctx context.Context, r *request) (*response, error) {
@@ -241,10 +236,7 @@ func (c Config) configureKey(ctx context.Context, r *request) (*response, error)
 	ch.DeletionAllowed, errs[2] = r.flag("deletion_allowed")
 	ch.Exportable, errs[3] = r.flag("exportable")
 	ch.PlaintextBackup, errs[4] = r.flag("allow_plaintext_backup")
-	if r.has("auto_rotate_period") {
-		every, err := r.period()
-		ch.Every, errs[5] = &every, err
-	}
+	ch.Schedule, errs[5] = r.scheduled()
 	for _, err := range errs {
 		if err != nil {
 			return nil, err
@@ -333,7 +325,7 @@ func (c Config) keyData(k keyring.Key, from uint32) map[string]any {
 		"name": name, "type": kind, "derived": t.Derived, "deletion_allowed": t.DeletionAllowed, "min_available_version": t.MinAvailable,
 		"min_decryption_version": max(t.MinDecryption, 1), "min_encryption_version": t.MinEncryption, "latest_version": k.Primary, "exportable": t.Exportable,
 		"allow_plaintext_backup": t.PlaintextBackup, "supports_encryption": transit.Encrypts(k.Algorithm), "supports_decryption": transit.Encrypts(k.Algorithm),
-		"supports_signing": transit.Signs(k.Algorithm), "supports_derivation": transit.Derives(k.Algorithm), "auto_rotate_period": int64(k.Schedule.Every / time.Second),
+		"supports_signing": transit.Signs(k.Algorithm), "supports_derivation": transit.Derives(k.Algorithm), "rotation_margin": int64(k.Rotation.Margin / time.Second),
 		"imported_key": t.Imported, "soft_deleted": !t.SoftDeleted.IsZero(),
 	}
 	if set != "" {
@@ -353,6 +345,7 @@ func (c Config) keyData(k keyring.Key, from uint32) map[string]any {
 	if t.Derived {
 		maps.Copy(data, derivation(t))
 	}
+	scheduleData(k.Schedule, data)
 	c.versionData(k, from, data)
 	return data
 }

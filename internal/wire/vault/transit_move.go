@@ -21,7 +21,7 @@ func moveRoutes(c Config) []route {
 		{
 			pattern: "keys/:name/import", doc: "Makes a key whose first version comes from outside.", ops: map[operation]handler{opUpdate: c.importKey},
 			fields: append(imported[:len(imported):len(imported)], field{"type", "string", "As when it is created.", false}, field{"allow_rotation", "bool", "Later versions may be made here.", false},
-				field{"derived", "bool", "Each context has a key of its own.", false}, fieldExportable, fieldBackup, fieldPeriod),
+				field{"derived", "bool", "Each context has a key of its own.", false}, fieldExportable, fieldBackup, fieldPeriod, fieldJitter, fieldMaxUses, fieldWindows, fieldMargin),
 		},
 		{
 			pattern: "keys/:name/import_version", doc: "Brings the next version of an imported key, or the private half of one.", ops: map[operation]handler{opUpdate: c.importVersion},
