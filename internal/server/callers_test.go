@@ -76,6 +76,7 @@ func code(err error) fault.Code { return fault.CodeOf(rpc.Decode(err)) }
 
 // TestSessionComesBack: the SDK logs in again when its session is revoked, or ends, and gives up when its credential is revoked.
 func TestSessionComesBack(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.rules(adminOnly + "  - {name: ci, callers: [credential/ci], actions: [status]}\n")
 	id, path := w.credential("ci")
@@ -116,6 +117,7 @@ func TestSessionComesBack(t *testing.T) {
 
 // TestServersAreChecked: a session is not asked for from anybody else.
 func TestServersAreChecked(t *testing.T) {
+	t.Parallel()
 	w, other := newWorld(t), newWorld(t)
 	_, path := w.credential("ci")
 	for what, ca := range map[string]string{"another cluster's authority": other.ca(), "the system's": ""} {
@@ -136,6 +138,7 @@ func TestServersAreChecked(t *testing.T) {
 
 // TestStreamsEndWithTheirSession: a tail of a session that is revoked ends, and others go on.
 func TestStreamsEndWithTheirSession(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.rules(adminOnly + "  - {name: ci, callers: [credential/*], actions: [audit.read]}\n")
 	open := func(name string) (*connect.ServerStreamForClient[rotorv1.TailEntry], *rotor.Session) {
@@ -172,6 +175,7 @@ func TestStreamsEndWithTheirSession(t *testing.T) {
 
 // TestGrants: a grant lends for the associated data that it names, what the rules let the grantor do, as long as they do.
 func TestGrants(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	const owner = `  - name: owner
     callers: ["credential/owner"]
@@ -342,6 +346,7 @@ var open = map[string]bool{
 // TestWithoutRights tries every procedure as a caller whom no rule names, by session and by certificate, about a key that is there and one that
 // is not: the answers are a refusal, and the same.
 func TestWithoutRights(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.made(&rotorv1.Key{Name: "payroll", Purpose: "wrap", Labels: map[string]string{"team": "secret"}})
 	w.made(&rotorv1.Key{Name: "signer", Purpose: "sign"})

@@ -13,6 +13,7 @@ import (
 
 // TestDashboardAndAlertsAreOfThisServer: every metric that the dashboard and the alert rules ask for is shown by a running server.
 func TestDashboardAndAlertsAreOfThisServer(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	body := busy(t, w)
 	var exprs []string

@@ -17,6 +17,7 @@ import (
 )
 
 func TestReadFile(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	path := filepath.Join(dir, "rotor.yaml")
 	write := func(text string) {
@@ -43,6 +44,7 @@ func TestReadFile(t *testing.T) {
 
 // TestConfigurationPage: every key of the file is in the reference, and nothing else.
 func TestConfigurationPage(t *testing.T) {
+	t.Parallel()
 	page, err := os.ReadFile("../../docs/reference/configuration.md")
 	if err != nil {
 		t.Fatal(err)

@@ -426,6 +426,7 @@ func (p *prober) healthy() {
 // TestEveryEndpoint sends every procedure requests of all kinds, whole and broken, as an administrator, as an instance with a right on one key, and as
 // a stranger. What is sent is the same in every run.
 func TestEveryEndpoint(t *testing.T) {
+	t.Parallel()
 	p := newProber(t)
 	for _, g := range p.genuine {
 		b, err := proto.Marshal(g.request)

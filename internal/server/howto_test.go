@@ -14,6 +14,7 @@ import (
 
 // TestHowToComeIn: the configurations and rules of the page parse, and the issuers in them are complete.
 func TestHowToComeIn(t *testing.T) {
+	t.Parallel()
 	page, err := os.ReadFile("../../docs/howto/come-in.md")
 	if err != nil {
 		t.Fatal(err)
@@ -45,6 +46,7 @@ func TestHowToComeIn(t *testing.T) {
 
 // TestHowToSeveralServers: the configuration of the page is one that a server would start with.
 func TestHowToSeveralServers(t *testing.T) {
+	t.Parallel()
 	page, err := os.ReadFile("../../docs/howto/several-servers.md")
 	if err != nil {
 		t.Fatal(err)

@@ -23,6 +23,7 @@ import (
 
 // TestQuotas: keys of a namespace, versions of a key and instances have room for so many, and a reload makes more.
 func TestQuotas(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.reconfigure(func(c *server.Config) { c.Limits = server.Limits{Keys: 2, Versions: 2, Instances: 1} })
 	admin := w.client().Admin()
@@ -84,6 +85,7 @@ func TestQuotas(t *testing.T) {
 
 // TestDestroyFloor: who makes a key cannot choose one approval where the server asks for two; a workshop asks for none more than the key.
 func TestDestroyFloor(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	create := func(name string, approvals uint32) fault.Code {
 		_, err := w.client().Admin().Keys.Create(t.Context(), connect.NewRequest(&rotorv1.CreateRequest{
@@ -112,6 +114,7 @@ func TestDestroyFloor(t *testing.T) {
 
 // TestCallersAreCounted: limits of the configuration reach the listener, with a code that clients know.
 func TestCallersAreCounted(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.made(&rotorv1.Key{Name: "a", Purpose: "encrypt"})
 	w.reconfigure(func(c *server.Config) { c.Limits = server.Limits{NamespaceRate: 0.001, NamespaceBurst: 3} })
@@ -139,6 +142,7 @@ func TestCallersAreCounted(t *testing.T) {
 
 // TestPublicListener: who knows hosts and not SPIFFE IDs comes in by a certificate of the operator's.
 func TestPublicListener(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	_, credential := w.credential("ci")
 	if err := w.Close(); err != nil {

@@ -15,6 +15,7 @@ import (
 
 // TestDataSetsOfOthers: who has dataset on one key sees no data sets of other keys.
 func TestDataSetsOfOthers(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.made(&rotorv1.Key{Name: "payroll", Purpose: "encrypt"})
 	w.rules(adminOnly + `  - name: one key

@@ -49,6 +49,7 @@ const someMetrics = adminOnly + `  - name: prometheus
 
 // TestObservingNeedsRights: strangers get bare health and nothing else; each of metrics, profiles and reasons has its own right.
 func TestObservingNeedsRights(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	url := "https://" + w.Address()
 	nobody, admin, prometheus, other := as(t, ""), as(t, w.admin), as(t, w.join("prometheus")), as(t, w.join("other"))
@@ -131,6 +132,7 @@ func (s *sick) Watch(ctx context.Context, prefix string, after store.Rev) iter.S
 
 // TestReadySaysWhy: a server whose store cannot be reached, or whose log is not followed, is alive and not ready.
 func TestReadySaysWhy(t *testing.T) {
+	t.Parallel()
 	for check, fail := range map[string]func(*sick){"store": func(s *sick) { s.down.Store(true) }, "log": func(s *sick) { s.still.Store(true) }} {
 		t.Run(check, func(t *testing.T) {
 			w := newWorld(t)
@@ -218,6 +220,7 @@ func unwell() []string {
 
 // TestMetrics: a running server shows every metric of the catalogue, and what it shows of a key is so.
 func TestMetrics(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	body := busy(t, w)
 	for _, m := range telemetry.Catalogue() {

@@ -149,20 +149,24 @@ func tryGet(ctx context.Context, h *http.Client, url string) (status int, body s
 	return resp.StatusCode, string(b)
 }
 
-func TestMain(m *testing.M) {
+// instead is what a process that a test started does; false in the process of the tests.
+func instead() bool {
 	testenv.Child()
-	if len(os.Args) == 2 && os.Args[1] == soakChild {
-		if err := soakClients(); err != nil {
-			fmt.Fprintln(os.Stderr, "clients:", err)
-			os.Exit(1)
-		}
-		return
+	if len(os.Args) != 2 || os.Args[1] != soakChild {
+		return false
 	}
-	code := m.Run()
+	if err := soakClients(); err != nil {
+		fmt.Fprintln(os.Stderr, "clients:", err)
+		os.Exit(1)
+	}
+	return true
+}
+
+// sweep removes what the tests built: a directory of the system's for such files.
+func sweep() {
 	if commandDir != "" {
-		_ = os.RemoveAll(commandDir) // a directory of the system's for such files
+		_ = os.RemoveAll(commandDir)
 	}
-	os.Exit(code)
 }
 
 // commandDir holds the command once a test has asked for it.

@@ -79,6 +79,7 @@ func names(t *testing.T, w *world) []string {
 
 // TestReloadIsOneSwap: what can change does so together, and stands in the audit log.
 func TestReloadIsOneSwap(t *testing.T) {
+	t.Parallel()
 	w, next := sourced(t)
 	next.Hosts, next.Logging.Level = []string{"kms.example"}, "warn"
 	if err := w.Reload(); err != nil {
@@ -97,6 +98,7 @@ func TestReloadIsOneSwap(t *testing.T) {
 
 // TestReloadOrNothing: whatever is wrong is named, and nothing of the rest is taken.
 func TestReloadOrNothing(t *testing.T) {
+	t.Parallel()
 	w, next := sourced(t)
 	good := *next
 	rulesFile := filepath.Join(t.TempDir(), "rules.yaml")
@@ -135,6 +137,7 @@ func TestReloadOrNothing(t *testing.T) {
 
 // TestDrain: a server that was told to stop says so, answers on for its time, and ends its streams then.
 func TestDrain(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
@@ -175,6 +178,7 @@ func TestDrain(t *testing.T) {
 }
 
 func TestProfiles(t *testing.T) {
+	t.Parallel()
 	ha := server.Config{Dir: "d", Profile: "ha", Store: "bolt:", Advertise: "h:1"}
 	for field, c := range map[string]server.Config{
 		"profile": {Dir: "d", Profile: "x"}, "sandbox": {Dir: "d", Sandbox: "x"}, "drain.delay": {Dir: "d", Drain: server.Drain{Delay: time.Hour}},
@@ -195,6 +199,7 @@ func TestProfiles(t *testing.T) {
 
 // TestLogger: the configuration chooses format and level.
 func TestLogger(t *testing.T) {
+	t.Parallel()
 	var b bytes.Buffer
 	log, level, err := server.Config{Logging: server.Logging{Format: "json", Level: "warn"}}.Logger(&b)
 	if err != nil {

@@ -20,6 +20,7 @@ import (
 // TestRemovedStaysRemoved: a stream that was let in before the removal and says hello during it makes no member. What is stored is looked
 // at after the server has drained, when no handler can still be about to write.
 func TestRemovedStaysRemoved(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.made(&rotorv1.Key{Name: "records", Purpose: "encrypt", Custody: "fleet"})
 	admin := w.client().Admin()
@@ -72,6 +73,7 @@ func TestRemovedStaysRemoved(t *testing.T) {
 // TestRemovedBeforeTheBody: who was let in with the header of a request, and is removed before the body comes, does nothing more. A pool of such
 // requests would otherwise be a way to come back.
 func TestRemovedBeforeTheBody(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.rules(adminOnly + "  - {name: makers, callers: [credential/*], actions: [key.create], keys: {namespace: default, names: [\"**\"]}}\n")
 	admin := w.client().Admin()

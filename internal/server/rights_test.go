@@ -48,6 +48,7 @@ rules:
 
 // TestSignCannotMakeTokens: the right to sign is not the right to be anybody.
 func TestSignCannotMakeTokens(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.made(&rotorv1.Key{Name: "models", Purpose: "sign"})
 	w.rules(adminOnly + `  - name: signs models
@@ -86,6 +87,7 @@ func TestSignCannotMakeTokens(t *testing.T) {
 
 // TestTailEndsWithItsRight: who is taken out of the rules reads no further.
 func TestTailEndsWithItsRight(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.rules(adminOnly + `  - name: audits
     callers: ["spiffe://rotor.local/instance/a"]
@@ -115,6 +117,7 @@ func TestTailEndsWithItsRight(t *testing.T) {
 
 // TestForbiddenLooksMissing: names and existence of keys stay with who may know.
 func TestForbiddenLooksMissing(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	wrap := w.made(&rotorv1.Key{Name: "payroll", Purpose: "wrap"})
 	w.made(&rotorv1.Key{Name: "signer", Purpose: "sign"})

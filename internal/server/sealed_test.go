@@ -79,6 +79,7 @@ func codeOf(err error) fault.Code {
 // TestSealed: a sealed server says that it is, takes shares, and answers nothing else, not even who asks; with enough of them it serves, at
 // the same address. A start seals it again.
 func TestSealed(t *testing.T) {
+	t.Parallel()
 	w, shares := sealedWorld(t, "shamir:2/3")
 	if len(shares) != 3 {
 		t.Fatalf("%d shares", len(shares))
@@ -156,6 +157,7 @@ func TestSealed(t *testing.T) {
 
 // TestSealedClose: a server that nobody opens stops when it is told to.
 func TestSealedClose(t *testing.T) {
+	t.Parallel()
 	w, _ := sealedWorld(t, "shamir:2/2")
 	if err := w.Close(); err != nil {
 		t.Error(err)
@@ -164,6 +166,7 @@ func TestSealedClose(t *testing.T) {
 
 // TestSharesAndFile: with a composition neither part opens alone, and what a thief of the directory has is not enough.
 func TestSharesAndFile(t *testing.T) {
+	t.Parallel()
 	w, shares := sealedWorld(t, "shamir:2/2+local")
 	w.unsealWith(shares...)
 	if err := w.Close(); err != nil {
@@ -188,6 +191,7 @@ func TestSharesAndFile(t *testing.T) {
 
 // TestSealCommand: whoever may seal the server does, and then it does not open by itself, though its key file is there.
 func TestSealCommand(t *testing.T) {
+	t.Parallel()
 	w, shares := sealedWorld(t, "local", "shamir:2/2")
 	c := w.custodian()
 	stranger := rotorv1.NewSealServiceClient(as(t, ""), "https://"+w.Address())
@@ -232,6 +236,7 @@ func TestSealCommand(t *testing.T) {
 
 // TestSealers: a sealer of the configuration gets into the wrap set and out of it while the server runs, and opens it at the next start.
 func TestSealers(t *testing.T) {
+	t.Parallel()
 	w := newConfig(t)
 	second := filepath.Join(t.TempDir(), "second.key")
 	if _, err := local.Create(second); err != nil {
@@ -275,6 +280,7 @@ func TestSealers(t *testing.T) {
 }
 
 func TestBadSeals(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		seals []server.Seal
 		named string

@@ -178,6 +178,7 @@ func procedures() (all []string) {
 }
 
 func TestStrangers(t *testing.T) {
+	t.Parallel()
 	w, other := newWorld(t), newWorld(t)
 	removed, expired := w.join("removed"), w.join("expired")
 	if _, err := w.client().Admin().Fleet.Remove(t.Context(), connect.NewRequest(&rotorv1.RemoveRequest{Name: "removed"})); err != nil {
@@ -300,6 +301,7 @@ const (
 )
 
 func TestLostReplyIsRepeated(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	address, lost := dropping(t, w.Address(), 2)
 	path := filepath.Join(t.TempDir(), "a")
@@ -322,6 +324,7 @@ func wants(t *testing.T, what string, err error, code fault.Code) {
 
 // TestImpostorGetsNothing stands in the place that a join token names, with a certificate of another CA.
 func TestImpostorGetsNothing(t *testing.T) {
+	t.Parallel()
 	w, evil := newWorld(t), newWorld(t)
 	token := w.invite("a")
 	_, err := rotor.Dial(t.Context(), rotor.Config{Identity: filepath.Join(t.TempDir(), "a"), JoinToken: token, Address: evil.Address()})
@@ -360,6 +363,7 @@ func TestImpostorGetsNothing(t *testing.T) {
 }
 
 func TestRemovalEndsStreams(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	d, err := identity.Read(w.join("a"))
 	if err != nil {
@@ -390,6 +394,7 @@ func TestRemovalEndsStreams(t *testing.T) {
 
 // TestConnectionsFollowTheCertificate: a renewed instance is not refused on the connections of its old certificate.
 func TestConnectionsFollowTheCertificate(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	d, err := identity.Open(w.join("a"))
 	if err != nil {
@@ -430,6 +435,7 @@ func TestConnectionsFollowTheCertificate(t *testing.T) {
 // TestDownForLongerThanItsCertificate: an instance whose certificate ended while it was down renews it before anything else; one that
 // was removed meanwhile does not.
 func TestDownForLongerThanItsCertificate(t *testing.T) {
+	t.Parallel()
 	w := newWorldAt(t, -8*24*time.Hour)
 	path, removed := w.join("a"), w.join("b")
 	if _, err := w.client().Admin().Fleet.Remove(t.Context(), connect.NewRequest(&rotorv1.RemoveRequest{Name: "b"})); err != nil {
@@ -510,6 +516,7 @@ func TestHugeBodies(t *testing.T) {
 }
 
 func TestJSON(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	h := as(t, w.admin)
 	post := func(path, body string, header ...string) (int, map[string]any) {
@@ -568,6 +575,7 @@ func TestJSON(t *testing.T) {
 
 // TestFaultsInBothProtocols asks for what does not exist over gRPC, gRPC-Web and Connect on one port.
 func TestFaultsInBothProtocols(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	for name, o := range map[string][]connect.ClientOption{"grpc": {connect.WithGRPC()}, "web": {connect.WithGRPCWeb()}, "connect": nil, "json": {connect.WithProtoJSON()}} {
 		c := rotorv1.NewKeyServiceClient(as(t, w.admin), "https://"+w.Address(), o...)
@@ -581,6 +589,7 @@ func TestFaultsInBothProtocols(t *testing.T) {
 
 // TestLongNames: a name is kept and logged also when it is refused, so nobody can make rotor keep megabytes of it.
 func TestLongNames(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	long := strings.Repeat("x", 1<<20)
 	c := w.client().Admin().Keys
@@ -595,6 +604,7 @@ func TestLongNames(t *testing.T) {
 }
 
 func TestLimitOfStreams(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	c := rotorv1.NewAuditServiceClient(as(t, w.admin), "https://"+w.Address())
 	ctx, cancel := context.WithCancel(t.Context())
@@ -620,12 +630,12 @@ func TestLimitOfStreams(t *testing.T) {
 	}
 }
 
-// leftRunning is the stack of a goroutine of rotor's, empty when there is none.
+// leftRunning is the stack of a goroutine of rotor's, empty when there is none. A test that waits to run beside others is none.
 func leftRunning() string {
 	stacks := make([]byte, 1<<20)
 	stacks = stacks[:runtime.Stack(stacks, true)]
 	for _, g := range strings.Split(string(stacks), "\n\n") {
-		if strings.Contains(g, "rotor/internal/") && !strings.Contains(g, "server_test.") {
+		if strings.Contains(g, "rotor/internal/") && !strings.Contains(g, "server_test.") && !strings.Contains(g, "testing.(*T).Parallel") {
 			return g
 		}
 	}
@@ -660,6 +670,7 @@ func TestStartAndStop(t *testing.T) {
 }
 
 func TestReload(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	list := func() error {
 		_, err := w.client().Admin().Fleet.Instances(t.Context(), connect.NewRequest(&rotorv1.InstancesRequest{}))
@@ -693,6 +704,7 @@ func TestReload(t *testing.T) {
 }
 
 func TestConfigNamesTheField(t *testing.T) {
+	t.Parallel()
 	for field, c := range map[string]server.Config{
 		"dir":          {},
 		"lease_ttl":    {Dir: "d", LeaseTTL: time.Millisecond},
@@ -718,6 +730,7 @@ func TestConfigNamesTheField(t *testing.T) {
 
 // TestTokens: the published set says how long it may be kept, what a caller chooses is bounded, and no secret is in the log.
 func TestTokens(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	c := w.client()
 	key := &rotorv1.Key{Name: "tokens", Purpose: "sign", Rotation: &rotorv1.Rotation{MarginNs: int64(90 * time.Second)}}
@@ -759,6 +772,7 @@ func TestTokens(t *testing.T) {
 
 // TestInitAgain: an init that was cut off before its one commit is repeated; after it, server admin makes what is missing.
 func TestInitAgain(t *testing.T) {
+	t.Parallel()
 	c := server.Config{Dir: t.TempDir()}
 	db, err := bolt.Open(filepath.Join(c.Dir, "rotor.db"), bolt.Options{}) // all that is there
 	if err != nil {

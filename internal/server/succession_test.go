@@ -15,6 +15,7 @@ import (
 // TestExpiredAuthority rehearses docs/runbooks/expired-ca.md: every certificate of the cluster ended while its server stood. A start gives the authority
 // another certificate, who has store and seal is an administrator again in the same directory, and instances join.
 func TestExpiredAuthority(t *testing.T) {
+	t.Parallel()
 	w := newWorldAt(t, -10*365*24*time.Hour-24*time.Hour)
 	if err := w.Close(); err != nil {
 		t.Fatal(err)

@@ -69,6 +69,7 @@ func (r *receiver) find(t *testing.T, name string, kind tracev1.Span_SpanKind) *
 
 // TestOneTrace: a call of the SDK, the server's work on it, and the commit in the store are one trace, which tells no secret.
 func TestOneTrace(t *testing.T) {
+	t.Parallel()
 	w, r := newWorld(t), newReceiver(t)
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
@@ -132,6 +133,7 @@ func TestOneTrace(t *testing.T) {
 
 // TestTracesAreOff: without an endpoint no span is made and nothing stands in the way.
 func TestTracesAreOff(t *testing.T) {
+	t.Parallel()
 	w, r := newWorld(t), newReceiver(t)
 	w.made(&rotorv1.Key{Name: "records", Purpose: "encrypt"})
 	if err := w.Close(); err != nil {
@@ -148,6 +150,7 @@ func TestTracesAreOff(t *testing.T) {
 
 // TestLogHasTheTrace: what is logged in a trace names it.
 func TestLogHasTheTrace(t *testing.T) {
+	t.Parallel()
 	var b bytes.Buffer
 	log, _, err := server.Config{Logging: server.Logging{Format: "json"}}.Logger(&b)
 	if err != nil {

@@ -5,6 +5,7 @@ import "testing"
 // TestTrim: memory is given back some seconds after the process has grown and become quiet, a few times, and not while it works or when it has
 // grown little.
 func TestTrim(t *testing.T) {
+	t.Parallel()
 	const quiet, busy = 0, 100 // MiB that are allocated between two looks
 	for name, c := range map[string]struct {
 		looks []look

@@ -27,6 +27,7 @@ func asked(body string) []byte { return []byte(body) }
 
 // TestVaultNamespaceIsNoCluster: whoever may do everything in a namespace does nothing to the server, the root key, the log or other namespaces.
 func TestVaultNamespaceIsNoCluster(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	op := w.operator()
 	root := op.makes(t, m{"policies": "root", "ttl": "1h"})
@@ -48,6 +49,7 @@ func TestVaultNamespaceIsNoCluster(t *testing.T) {
 
 // TestVaultTellsNothingFirst: what cannot be read of a request is told to who has a right to its path.
 func TestVaultTellsNothingFirst(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	nobody := w.operator().makes(t, m{"policies": "default"})
 	for _, path := range []string{"transit/keys/orders", "none/keys/orders"} {
@@ -59,6 +61,7 @@ func TestVaultTellsNothingFirst(t *testing.T) {
 
 // TestVaultBombs: short requests that stand for much are refused before they cost it, with and without the right.
 func TestVaultBombs(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	op := w.operator()
 	nobody := op.makes(t, m{"policies": "default"})
@@ -76,6 +79,7 @@ func TestVaultBombs(t *testing.T) {
 
 // TestVaultDeniedParameters: what policies deny of a parameter is what the handler reads of it, also of a member that stands twice.
 func TestVaultDeniedParameters(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	op := w.operator()
 	op.must("POST", "transit/keys/sig", m{"type": "ecdsa-p256"})
@@ -100,6 +104,7 @@ denied_parameters = { "policies" = ["root", "admin"], "no_parent" = [] } }`})
 
 // TestVaultWrapKeepsDigits: an answer that was kept comes back as it was.
 func TestVaultWrapKeepsDigits(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	op := w.operator()
 	kept := op.keeping(t, "60s", "POST", "sys/wrapping/wrap", asked(`{"n":12345678901234567890}`))

@@ -32,6 +32,7 @@ path "auth/token/create" { capabilities = ["update"] }`
 
 // TestVaultTokens: an administrator's session makes a token, which does what its policies say, hands on no more, and ends with its children.
 func TestVaultTokens(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	op := w.operator()
 	op.do("PUT", "sys/policies/acl/app", fields{"policy": appPolicy}).want(t, "policy", 204, "")
@@ -94,6 +95,7 @@ func TestVaultTokens(t *testing.T) {
 
 // TestVaultAppRole is what an operator and an application do with AppRole.
 func TestVaultAppRole(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	op, nobody := w.operator(), w.vault("")
 	op.do("POST", "sys/auth/approle", fields{"type": "approle"}).want(t, "enable", 204, "")
@@ -156,6 +158,7 @@ func TestVaultAppRole(t *testing.T) {
 
 // TestVaultUserpass: names and passwords, and what somebody who tries them out finds.
 func TestVaultUserpass(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	op, nobody := w.operator(), w.vault("")
 	op.do("POST", "sys/auth/userpass", fields{"type": "userpass"}).want(t, "enable", 204, "")

@@ -90,6 +90,7 @@ func (s signer) serves(path, bearer string) (url, ca string) {
 
 // TestVaultJWT: tokens of a configured issuer, by its keys in PEM and by its key set, and what is not taken.
 func TestVaultJWT(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	op, nobody := w.operator(), w.vault("")
 	op.must("POST", "sys/auth/jwt", m{"type": "jwt"})
@@ -148,6 +149,7 @@ func TestVaultJWT(t *testing.T) {
 
 // TestVaultKubernetes: service accounts, by their keys in PEM and by those of the API server, which wants a token for them.
 func TestVaultKubernetes(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	op, nobody := w.operator(), w.vault("")
 	op.must("POST", "sys/auth/kubernetes", m{"type": "kubernetes"})
@@ -238,6 +240,7 @@ func certPEM(c tls.Certificate) string {
 
 // TestVaultCert: client certificates of a configured authority, and one that is configured itself.
 func TestVaultCert(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	op := w.operator()
 	op.must("POST", "sys/auth/cert", m{"type": "cert"})

@@ -34,6 +34,7 @@ func paths(l vault.Line) (out []string) {
 // TestVaultRightsOfNobody asks every path of the surface, by each method, as a caller whom no rule and no policy gives a right, and without a token: all refuse,
 // but for those that answer strangers and those by which a token looks after itself.
 func TestVaultRightsOfNobody(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	op := w.operator()
 	for _, engine := range []string{"approle", "userpass", "jwt", "kubernetes", "cert"} {

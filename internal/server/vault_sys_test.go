@@ -32,6 +32,7 @@ func (a answer) data(path string) any {
 
 // TestVaultStatus: what everybody may ask an open server, by the statuses that load balancers choose.
 func TestVaultStatus(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	nobody := w.vault("")
 	a := nobody.do("GET", "sys/health", nil).want(t, "health", 200, `"initialized":true`)
@@ -59,6 +60,7 @@ func TestVaultStatus(t *testing.T) {
 
 // TestVaultUnseal is what people do with the vault command: status, share after share, and the server serves at the same address at once.
 func TestVaultUnseal(t *testing.T) {
+	t.Parallel()
 	w, shares := sealedWorld(t, "shamir:2/3")
 	v := w.vault("")
 	status := func(what string, want map[string]any) {
@@ -99,6 +101,7 @@ func TestVaultUnseal(t *testing.T) {
 
 // TestVaultUnsealWrong: whoever tries shares is stopped after a number of wrong ones.
 func TestVaultUnsealWrong(t *testing.T) {
+	t.Parallel()
 	w, _ := sealedWorld(t, "shamir:2/3")
 	v := w.vault("")
 	for i := range 30 {
@@ -111,6 +114,7 @@ func TestVaultUnsealWrong(t *testing.T) {
 
 // TestVaultMounts: engines and ways to log in are mounted, tuned, listed and unmounted as in Vault.
 func TestVaultMounts(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	op := w.operator()
 	a := op.do("GET", "sys/mounts", nil).want(t, "mounts", 200, `"transit/"`)
@@ -172,6 +176,7 @@ func TestVaultMounts(t *testing.T) {
 
 // TestVaultVisible: a stranger sees what is mounted for strangers, and no more of it than what it is.
 func TestVaultVisible(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	op := w.operator()
 	op.do("POST", "sys/auth/approle", map[string]any{"type": "approle", "config": map[string]any{"listing_visibility": "unauth"}}).want(t, "enable", 204, "")
@@ -184,6 +189,7 @@ func TestVaultVisible(t *testing.T) {
 
 // TestVaultNamespaces: a namespace is made, is in the header, and stays.
 func TestVaultNamespaces(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	op := w.operator()
 	op.do("LIST", "sys/namespaces", nil).want(t, "none yet", 404, `{"errors":[]}`)
@@ -210,6 +216,7 @@ func TestVaultNamespaces(t *testing.T) {
 
 // TestVaultTools: random bytes and hashes, in each form of the call.
 func TestVaultTools(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	op := w.operator()
 	for _, c := range []struct {
@@ -247,6 +254,7 @@ func TestVaultTools(t *testing.T) {
 
 // TestVaultRoot: the rest of sys/, of the root of trust and the server.
 func TestVaultRoot(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	op := w.operator()
 	op.do("GET", "sys/key-status", nil).want(t, "key-status", 200, `"term":1`)
@@ -269,6 +277,7 @@ func TestVaultRoot(t *testing.T) {
 
 // TestVaultUnmount: an engine goes with its keys, which are not lost, and not while one of them does not allow deletion.
 func TestVaultUnmount(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	op := w.operator()
 	op.do("POST", "sys/mounts/team", map[string]any{"type": "transit"}).want(t, "enable", 204, "")
@@ -284,6 +293,7 @@ func TestVaultUnmount(t *testing.T) {
 
 // TestVaultHelp: each path of the surface says what it is for, to whoever has a token.
 func TestVaultHelp(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	op := w.operator()
 	for _, engine := range []string{"approle", "userpass", "jwt", "kubernetes", "cert"} {

@@ -94,6 +94,7 @@ func (c *vaultClient) do(method, path string, body any) answer {
 
 // TestVaultDoor: who comes in at /v1/, and what the others are told.
 func TestVaultDoor(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	op := w.operator()
 	for what, c := range map[string]struct {

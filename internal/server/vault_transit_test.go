@@ -54,6 +54,7 @@ func (c *vaultClient) refuses(status int, text, method, path string, body any) a
 
 // TestVaultKeys: a key's life as clients of Vault see it.
 func TestVaultKeys(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	c := w.operator()
 	c.refuses(404, "", "LIST", "transit/keys", nil)
@@ -118,6 +119,7 @@ func TestVaultKeys(t *testing.T) {
 
 // TestVaultKeyTypes: what clients read of each type of key, and what is refused.
 func TestVaultKeyTypes(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	c := w.operator()
 	for _, k := range []struct {
@@ -158,6 +160,7 @@ func TestVaultKeyTypes(t *testing.T) {
 
 // TestVaultEncrypt: encrypt, decrypt, rewrap and data keys, one by one and in batches.
 func TestVaultEncrypt(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	c := w.operator()
 	a := c.must("POST", "transit/encrypt/made", m{"plaintext": b64("hello")})
@@ -212,6 +215,7 @@ func TestVaultEncrypt(t *testing.T) {
 
 // TestVaultBatches: bad items fail alone, and the status tells.
 func TestVaultBatches(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	c := w.operator()
 	items := []m{{"plaintext": b64("a"), "reference": "r1"}, {"plaintext": "!", "reference": "r2"}, {"plaintext": b64("c"), "key_version": 9}}
@@ -259,6 +263,7 @@ func many(n int) []m {
 
 // TestVaultBadCiphertexts: each is refused in Vault's words, and the server goes on.
 func TestVaultBadCiphertexts(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	c := w.operator()
 	c.must("POST", "transit/keys/k", nil)
@@ -291,6 +296,7 @@ func TestVaultBadCiphertexts(t *testing.T) {
 
 // TestVaultSign: HMACs and signatures, one by one and in batches.
 func TestVaultSign(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	c := w.operator()
 	c.must("POST", "transit/keys/h", m{"type": "hmac"})
@@ -352,6 +358,7 @@ func TestVaultSign(t *testing.T) {
 // TestVaultHangUps: whoever hangs up in the middle of a request or before its answer leaves nothing half done: what was sent whole is done or is not, and the rest
 // goes on.
 func TestVaultHangUps(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	c := w.operator()
 	c.must("POST", "transit/keys/k", nil)

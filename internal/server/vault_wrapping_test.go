@@ -25,6 +25,7 @@ func (c *vaultClient) keeping(t *testing.T, ttl, method, path string, body any) 
 
 // TestVaultWrapping: an answer is kept for whoever shows the token first; who comes second hears that it was opened.
 func TestVaultWrapping(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	op := w.operator()
 	open := func(token string) answer { return w.vault(token).do("POST", "sys/wrapping/unwrap", nil) }
@@ -77,6 +78,7 @@ func TestVaultWrapping(t *testing.T) {
 
 // TestVaultWrappingOnce: of many who open at the same time one gets the answer.
 func TestVaultWrappingOnce(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	op := w.operator()
 	token := op.keeping(t, "5m", "POST", "sys/wrapping/wrap", m{"a": "b"})
@@ -103,6 +105,7 @@ func TestVaultWrappingOnce(t *testing.T) {
 
 // TestVaultWrappedLogin: what a login gives is kept, and so is who it is for.
 func TestVaultWrappedLogin(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	op := w.operator()
 	op.must("POST", "sys/auth/userpass", m{"type": "userpass"})

@@ -61,6 +61,7 @@ func (w *world) again() {
 
 // TestVaultInit is the whole way of vault operator init and unseal, over the local socket, by somebody who can read the server's directory.
 func TestVaultInit(t *testing.T) {
+	t.Parallel()
 	w, secret := waiting(t)
 	for path, mode := range map[string]os.FileMode{w.config.Socket: 0o600, filepath.Join(w.config.Dir, "init-secret"): 0o600} {
 		if at, err := os.Stat(path); err != nil || at.Mode().Perm() != mode {
@@ -127,6 +128,7 @@ func TestVaultInit(t *testing.T) {
 
 // TestVaultInitWithRoot: without shares the root of the configuration opens the cluster, and the server serves at once.
 func TestVaultInitWithRoot(t *testing.T) {
+	t.Parallel()
 	w, secret := waiting(t)
 	w.local(secret).do("PUT", "sys/init", map[string]any{"recovery_shares": 5, "recovery_threshold": 3}).want(t, "init", 200, "root_token")
 	w.again()
@@ -135,6 +137,7 @@ func TestVaultInitWithRoot(t *testing.T) {
 
 // TestLocalSocketTaken: a socket that a server answers on is not taken from it, one that is left over is, and a file of another kind stays.
 func TestLocalSocketTaken(t *testing.T) {
+	t.Parallel()
 	w, _ := waiting(t)
 	if _, err := server.Start(t.Context(), w.config); fault.CodeOf(err) != fault.Unavailable {
 		t.Errorf("a second server: %v", err)

@@ -124,6 +124,7 @@ func (w *world) roots() rotorv1.RootServiceClient {
 // TestAnInstanceIsAWitness: a store that was set back with everything that the server knew of it is found by an instance that has seen more,
 // and stays found at the next start, without the instance.
 func TestAnInstanceIsAWitness(t *testing.T) {
+	t.Parallel()
 	w := newWitnessed(t)
 	w.setBack()
 	w.start()
@@ -141,6 +142,7 @@ func TestAnInstanceIsAWitness(t *testing.T) {
 
 // TestTwoServersOnCopies: the copy has gone on by itself until it has as many entries as the instance has seen elsewhere.
 func TestTwoServersOnCopies(t *testing.T) {
+	t.Parallel()
 	w := newWitnessed(t)
 	w.setBack()
 	w.start()
@@ -154,6 +156,7 @@ func TestTwoServersOnCopies(t *testing.T) {
 
 // TestLiesOfWitnesses: a statement that the server did not sign, and one that is genuine and old, harm nobody.
 func TestLiesOfWitnesses(t *testing.T) {
+	t.Parallel()
 	w := newWitnessed(t)
 	path := filepath.Join(w.instance, "statement")
 	genuine, err := os.ReadFile(path)
