@@ -128,7 +128,7 @@ func TestLimits(t *testing.T) {
 		{"silence of an HTTP/2 connection; time to answer the ping after it: 15 s; 10 s", "internal/wire/wire.go", "pingEvery = 15 * time.Second;pingTimeout = 10 * time.Second"},
 		{"requests at a time of one caller; of one address of strangers: 256; 64", "internal/wire/callers.go", "maxInFlight = maxStreams;maxNobody = 64"},
 		{"requests at a time of one caller; of one address of strangers: 256; 64", "internal/wire/wire.go", "maxStreams = 256"},
-		{"bodies of requests at a time of one caller, together: 128 MiB", "internal/wire/callers.go", "maxBodies = 128 << 20"},
+		{"bodies of requests at a time of one caller, together; of all callers, what is beyond the first MiB of each: 64 MiB; 128 MiB", "internal/wire/callers.go", "maxBodies = 64 << 20;maxLarge = 128 << 20;smallBody = 1 << 20"},
 		{"streams at a time of one caller: 16", "internal/wire/callers.go", "maxOpen = 16"},
 		{"connections of the server: 20,000", "internal/wire/callers.go", "maxConnections = 20_000"},
 		{"request at `/v1/`; elements of one of its arrays or objects, for example a batch; of all of them; their depth: 32 MiB; 10,000; 500,000; 32", "internal/wire/vault/vault.go", "MaxBody = 32 << 20"},

@@ -22,7 +22,9 @@ const (
 	maxInFlight    = maxStreams // requests that are no streams
 	maxNobody      = 64         // the same, of strangers
 	maxOpen        = 16         // streams
-	maxBodies      = 128 << 20  // bytes of the bodies of requests that are no streams
+	maxBodies      = 64 << 20   // bytes of the bodies of requests that are no streams
+	maxLarge       = 128 << 20  // the same of all callers together, of what is beyond smallBody: a body takes several times its length until it is answered
+	smallBody      = 1 << 20    // bytes of a body that count for its caller alone, so that large ones keep no small ones out
 )
 
 // load is what one caller has in flight.
@@ -38,6 +40,8 @@ type callers struct {
 	loads    map[string]*load
 	streams  map[*peer]bool
 	draining bool
+
+	large atomic.Int64 // bytes of bodies beyond smallBody
 }
 
 func newCallers() *callers {
@@ -108,10 +112,11 @@ func (s *callers) enter(ctx context.Context, p *peer, stream bool, end time.Dura
 	if stream {
 		s.streams[p] = true
 	}
-	p.load = l
+	p.load, p.large = l, &s.large
 	return ctx, func() {
 		stop()
 		l.bodies.Add(-p.body.Load())
+		s.large.Add(-max(p.body.Load()-smallBody, 0))
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		*n--
@@ -130,7 +135,10 @@ type metered struct {
 
 func (m metered) Read(b []byte) (int, error) {
 	n, err := m.ReadCloser.Read(b)
-	m.peer.body.Add(int64(n))
+	all := m.peer.body.Add(int64(n))
+	if beyond := min(int64(n), max(all-smallBody, 0)); beyond > 0 && m.peer.large.Add(beyond) > maxLarge {
+		return 0, rpc.Encode(fault.New(fault.Unavailable, "server").WithHint("at most %d MiB of large requests at a time; ask again", maxLarge>>20))
+	}
 	if m.peer.load.bodies.Add(int64(n)) > maxBodies {
 		return 0, rpc.Encode(fault.New(fault.Unavailable, "server").WithHint("at most %d MiB of requests at a time for one caller", maxBodies>>20))
 	}

@@ -7,8 +7,12 @@ import (
 	"time"
 )
 
-// MaxBodies is maxBodies.
-const MaxBodies = maxBodies
+// Limits of bodies.
+const (
+	MaxBodies = maxBodies
+	MaxLarge  = maxLarge
+	SmallBody = smallBody
+)
 
 // NewHastyServer is a server that waits for clients for a fraction of a second.
 func NewHastyServer(c Config) *Server {

@@ -146,6 +146,7 @@ type peer struct {
 	outcome     *atomic.Pointer[fault.Code]     // nil inside: ok
 	load        *load                           // of its caller
 	body        atomic.Int64                    // bytes of its own in it
+	large       *atomic.Int64                   // bytes of all large bodies of the server
 	route       Route
 }
 

@@ -195,6 +195,45 @@ func TestBodiesOfOneCaller(t *testing.T) {
 	sent.Wait()
 }
 
+// TestLargeBodies: whoever has many names has no more of the server's memory for large bodies than it gives to all, and keeps no small one out.
+func TestLargeBodies(t *testing.T) {
+	read, release := make(chan error), make(chan struct{})
+	_, url := serve(t, func(_ http.ResponseWriter, r *http.Request) {
+		_, err := io.Copy(io.Discard, r.Body)
+		read <- err
+		<-release
+	})
+	body := make([]byte, wire.MaxMessage)
+	var sent sync.WaitGroup
+	send := func(name int64, size int) error {
+		c := client(t, name)
+		sent.Go(func() {
+			if resp, err := c.Post(url+"/rotor.v1.KeyService/List", "application/proto", bytes.NewReader(body[:size])); err == nil {
+				resp.Body.Close()
+			}
+		})
+		return <-read
+	}
+	const beyond = wire.MaxMessage - wire.SmallBody
+	for i := range wire.MaxLarge / beyond {
+		if err := send(int64(10+i/(wire.MaxBodies/wire.MaxMessage)), wire.MaxMessage); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := send(1000, wire.MaxMessage); fault.CodeOf(rpc.Decode(err)) != fault.Unavailable {
+		t.Errorf("one more: %v", err)
+	}
+	if err := send(1000, wire.SmallBody); err != nil {
+		t.Errorf("a small one: %v", err)
+	}
+	close(release)
+	sent.Wait()
+	if err := send(1000, wire.MaxMessage); err != nil {
+		t.Errorf("after they were answered: %v", err)
+	}
+	sent.Wait()
+}
+
 // TestStreamsOutliveTheTimeLimits: a request has deadlines, a stream has none but its certificate's.
 func TestStreamsOutliveTheTimeLimits(t *testing.T) {
 	_, url := serve(t, func(w http.ResponseWriter, r *http.Request) {

@@ -149,14 +149,26 @@ func (s *server) read(w http.ResponseWriter, h *http.Request, to target) (*reque
 	return r, err
 }
 
-// readAll reads a body, in one piece when it says how long it is.
+// soon is what a body gets room for before it is there, in bytes: who promises a long one and sends nothing takes no more.
+const soon = 1 << 20
+
+// readAll reads a body, in one piece when it says how long it is and is not long.
 func readAll(h *http.Request) ([]byte, error) {
 	if h.ContentLength <= 0 || h.ContentLength > MaxBody {
 		return io.ReadAll(h.Body)
 	}
-	b := make([]byte, h.ContentLength)
-	_, err := io.ReadFull(h.Body, b)
-	return b, err
+	b := make([]byte, 0, min(h.ContentLength, soon))
+	for {
+		room := b[len(b):cap(b)]
+		n, err := io.ReadFull(h.Body, room)
+		switch b = b[:len(b)+n]; {
+		case err != nil:
+			return b, err
+		case int64(len(b)) == h.ContentLength:
+			return b, nil
+		}
+		b = append(make([]byte, 0, min(4*int64(len(b)), h.ContentLength)), b...)
+	}
 }
 
 // tooLarge tells a body that passes the limit from one that did not come.
