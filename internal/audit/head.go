@@ -50,6 +50,8 @@ func (l *Log) RootAt(ctx context.Context, size int64) (string, error) {
 		l.mu.Unlock()
 		select {
 		case <-advanced:
+		case <-l.over:
+			return "", errOver()
 		case <-ctx.Done():
 			return "", fault.Wrap(fault.Canceled, "", ctx.Err())
 		}

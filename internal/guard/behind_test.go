@@ -256,3 +256,45 @@ func TestAnEntryOfAnOldRootIsNotBelieved(t *testing.T) {
 	w.tamper(old...)
 	wantCode(t, <-ended, fault.AuditBroken, "a waiting entry was put in")
 }
+
+// asked calls a function before a record is read for the first time.
+type asked struct {
+	store.Store
+	path string
+	once sync.Once
+	do   func()
+}
+
+func (a *asked) Get(ctx context.Context, path string) (store.Record, error) {
+	if path == a.path {
+		a.once.Do(a.do)
+	}
+	return a.Store.Get(ctx, path)
+}
+
+// TestAStartWhileTheRootIsRotated: between the log and the first record that a start reads, another server seals everything again. The start
+// must not wait for entries that nobody follows yet.
+func TestAStartWhileTheRootIsRotated(t *testing.T) {
+	for _, path := range []string{"guard/checkpoint-key", "guard/snapshot-key"} {
+		for rotations := range 3 {
+			w := newWorld(t, mem.New())
+			g, _ := w.open()
+			w.put(g, "y/0", "alive")
+			c := w.config()
+			c.Store = &asked{Store: w.store, path: path, do: func() {
+				for range rotations {
+					w.rotate(g, policy.ActRotateRoot)
+				}
+				if _, err := g.System("test", policy.ActStatus, policy.Resource{}).Commit(t.Context(), nil, []guard.Write{{Path: "y/1", Value: []byte("new")}}, nil); err != nil {
+					t.Error(err)
+				}
+			}}
+			other, _ := w.openWith(c)
+			for i, want := range []string{"alive", "new"} {
+				if r, err := other.Get(t.Context(), fmt.Sprintf("y/%d", i)); err != nil || string(r.Value) != want {
+					t.Errorf("%s, %d rotations: %q, %v", path, rotations, r.Value, err)
+				}
+			}
+		}
+	}
+}

@@ -181,6 +181,9 @@ func Open(ctx context.Context, c Config) (*Guard, error) {
 		if err == nil {
 			return g, nil
 		}
+		if errors.Is(err, errBehind) { // another server has sealed again what a start reads
+			continue
+		}
 		if now, gerr := c.Store.Get(ctx, rootPath); gerr != nil || now.Rev == r.rev { // else another server has changed the root meanwhile
 			return nil, err
 		}
@@ -221,6 +224,7 @@ func open(ctx context.Context, c Config, r *roots) (*Guard, error) {
 	if err := g.find(ctx, c); err != nil {
 		return nil, err
 	}
+	g.index.opened()
 	return g, nil
 }
 
@@ -228,6 +232,9 @@ func open(ctx context.Context, c Config, r *roots) (*Guard, error) {
 // RecordReplayed, unless the configuration says to open it all the same.
 func (g *Guard) find(ctx context.Context, c Config) error {
 	broken := g.openKeys(ctx)
+	if errors.Is(broken, errBehind) {
+		return broken
+	}
 	found, err := g.inspect(ctx, c)
 	if err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -45,6 +46,7 @@ type index struct {
 	destroyed  map[string]int64     // namespace, key and version -> the entry that destroyed it, counted from 1
 	applied    store.Rev
 	changed    chan struct{} // closed and replaced when applied grows
+	opening    bool          // Open is at work, and nobody follows the log yet
 	ended      chan struct{} // closed when applied will grow no more
 	why        error         // set before that
 }
@@ -52,7 +54,7 @@ type index struct {
 func newIndex() *index {
 	return &index{
 		paths: map[string]written{}, last: map[string]store.Rev{}, gone: map[string]store.Rev{}, turns: map[uint64]int64{}, sealers: map[string]span{}, destroyed: map[string]int64{},
-		changed: make(chan struct{}), ended: make(chan struct{}),
+		changed: make(chan struct{}), opening: true, ended: make(chan struct{}),
 	}
 }
 
@@ -320,14 +322,28 @@ func (x *index) end(why error) {
 	close(x.ended)
 }
 
-// wait returns when the index has seen the commit rev. fault.Unavailable when it never will, as the log is not followed any more.
+// errBehind: the store has come further than the log that a start has read, which has to read it again.
+var errBehind = errors.New("guard: the store has changed since its log was read")
+
+// opened says that the log is followed from now on, or will be.
+func (x *index) opened() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.opening = false
+}
+
+// wait returns when the index has seen the commit rev. fault.Unavailable when it never will, as the log is not followed any more; errBehind while
+// it is not followed yet.
 func (x *index) wait(ctx context.Context, rev store.Rev) error {
 	for {
 		x.mu.Lock()
-		applied, changed := x.applied, x.changed
+		applied, changed, opening := x.applied, x.changed, x.opening
 		x.mu.Unlock()
 		if applied >= rev {
 			return nil
+		}
+		if opening {
+			return errBehind
 		}
 		select {
 		case <-changed:

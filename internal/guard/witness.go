@@ -2,6 +2,7 @@ package guard
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -263,7 +264,11 @@ func (g *Guard) inspect(ctx context.Context, c Config) ([]Detection, error) {
 		found = append(found, Detection{"restored", "the store is a restored backup"})
 	}
 	if w, ok := g.index.latest(recoveryPath); ok && !w.deleted {
-		if r, err := g.recovering(ctx); err == nil && r.Target != 0 {
+		r, err := g.recovering(ctx)
+		if errors.Is(err, errBehind) {
+			return nil, err
+		}
+		if err == nil && r.Target != 0 {
 			found = append(found, Detection{"recovery unfinished", "it was approved and did not come to its end"})
 		}
 	}
