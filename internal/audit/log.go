@@ -239,17 +239,19 @@ func (l *Log) tagged(have []byte, r store.Record) bool {
 	return slices.ContainsFunc(all, func(mac secret.Bytes) bool { return hmac.Equal(have, tag(mac, r.Key, r.Value)) })
 }
 
-// untagNow is untag, with newer keys if there are.
-func (l *Log) untagNow(ctx context.Context, r store.Record) ([]byte, error) {
-	k := l.keys.Load()
-	entry, err := l.untag(r)
-	if err == nil {
-		return entry, nil
+// newest checks what another server may have tagged with keys that this one has not got yet, as long as there are newer ones: somebody else may
+// have fetched those after which another root key has come already.
+func (l *Log) newest(ctx context.Context, check func() error) error {
+	for {
+		k := l.keys.Load()
+		err := check()
+		if err == nil {
+			return nil
+		}
+		if moved, merr := l.moved(ctx, k); merr != nil || !moved {
+			return errors.Join(err, merr)
+		}
 	}
-	if moved, merr := l.moved(ctx, k); merr != nil || !moved {
-		return nil, errors.Join(err, merr)
-	}
-	return l.untag(r)
 }
 
 func (l *Log) untag(r store.Record) ([]byte, error) {
@@ -357,7 +359,11 @@ func (l *Log) sort(ctx context.Context, events []store.Event) (c Commit, batch [
 		case strings.HasPrefix(ev.Key, entryPrefix) && !ev.Deleted:
 			s.entries = append(s.entries, ev)
 		case strings.HasPrefix(ev.Key, pendingPrefix) && !ev.Deleted:
-			b, err := l.untagNow(ctx, store.Record{Key: ev.Key, Value: ev.Value, Rev: ev.Rev})
+			var b []byte
+			err := l.newest(ctx, func() (err error) {
+				b, err = l.untag(store.Record{Key: ev.Key, Value: ev.Value, Rev: ev.Rev})
+				return err
+			})
 			if err != nil {
 				return c, nil, nil, err
 			}
@@ -408,15 +414,7 @@ func (l *Log) advance(ctx context.Context, s *step) error {
 		}
 	}
 	l.state = s.rev
-	k := l.keys.Load()
-	err := l.matches(h)
-	if err != nil { // another server's step may be tagged with keys that this one has not got yet
-		if moved, merr := l.moved(ctx, k); merr != nil || !moved {
-			return errors.Join(err, merr)
-		}
-		err = l.matches(h)
-	}
-	if err != nil {
+	if err := l.newest(ctx, func() error { return l.matches(h) }); err != nil {
 		return err
 	}
 	l.took(len(s.entries))
