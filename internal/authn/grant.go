@@ -159,10 +159,11 @@ func (a *Authority) byACL(c policy.Caller, r policy.Resource) (rule string, ok, 
 	return "", false, false
 }
 
-// ofMount says whether a key is one of the mount that a path is in, or that it is about: its name is that of the mount, a slash, and more.
+// ofMount says whether a key is one of the mount that a path is in, or that it is about: its name is that of the mount, a slash, and more. Whoever may move mounts
+// may move any.
 func ofMount(key, path string) bool {
 	i := strings.LastIndexByte(key, '/')
-	return i > 0 && strings.HasPrefix(strings.TrimPrefix(path, "sys/mounts/")+"/", key[:i+1])
+	return i > 0 && (path == "sys/remount" || strings.HasPrefix(strings.TrimPrefix(path, "sys/mounts/")+"/", key[:i+1]))
 }
 
 // Spend implements guard.Spender: a grant for a number of uses is used once more, durably, before it counts. fault.Denied when it was used up.

@@ -258,6 +258,9 @@ func doors() map[string]call {
 		"TransitClear": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
 			return nil, s.TransitClear(ctx, c, k.Namespace, k.Name)
 		},
+		"TransitMove": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
+			return nil, s.TransitMove(ctx, c, k.Namespace, k.Name, k.Name+"2")
+		},
 		"TransitUndelete": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
 			return s.TransitUndelete(ctx, c, k.Ref, "")
 		},
@@ -336,7 +339,7 @@ func TestDoor(t *testing.T) {
 				if !maps.Equal(before, w.raw()) {
 					t.Error("a refused call changed the store")
 				}
-				if name != "List" && name != "TransitList" && name != "TransitWrappingKey" && name != "TransitClear" && name != "TransitRestore" && name != "MayStatus" && !w.noted(refusals, forbidden.Name) {
+				if name != "List" && name != "TransitList" && name != "TransitWrappingKey" && name != "TransitClear" && name != "TransitMove" && name != "TransitRestore" && name != "MayStatus" && !w.noted(refusals, forbidden.Name) {
 					t.Error("no entry tells of the refusal")
 				}
 			})

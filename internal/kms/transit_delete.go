@@ -3,6 +3,7 @@ package kms
 import (
 	"cmp"
 	"context"
+	"strings"
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/guard"
@@ -125,4 +126,61 @@ func (s *Service) TransitClear(ctx context.Context, c policy.Caller, ns keyring.
 		}
 	}
 	return nil
+}
+
+// TransitMove gives every key below a mount its name below another, before the mount goes there; first it looks whether each may go. It may be called again after
+// a crash, which finds fewer. Deleted keys keep their names. fault.Exists, Invalid, Denied.
+func (s *Service) TransitMove(ctx context.Context, c policy.Caller, ns keyring.Namespace, from, to string) error {
+	for _, mount := range []string{from, to} {
+		if _, err := s.guard.Admit(ctx, c, policy.ActDelete, policy.Resource{Namespace: string(ns), Key: mount + "/"}); err != nil {
+			return err
+		}
+	}
+	keys, err := s.TransitMounted(ctx, ns, from)
+	if err != nil {
+		return err
+	}
+	names := make([]string, len(keys))
+	for i, k := range keys {
+		names[i] = to + strings.TrimPrefix(k.Name, from)
+		if !keyring.ValidKeyName(names[i]) {
+			return fault.New(fault.Invalid, "name "+names[i]).WithHint("it is too long")
+		}
+		if _, there := s.Lookup(ns, names[i]); there {
+			return fault.New(fault.Exists, "key "+names[i])
+		}
+		for _, name := range []string{k.Name, names[i]} {
+			if _, err := s.guard.Admit(ctx, c, policy.ActDelete, policy.Resource{Namespace: string(ns), Key: name, Labels: k.Labels}); err != nil {
+				return err
+			}
+		}
+	}
+	for i, k := range keys {
+		if err := s.transitRename(ctx, c, k, names[i]); err != nil && fault.CodeOf(err) != fault.NotFound { // else somebody else has
+			return err
+		}
+	}
+	return nil
+}
+
+// transitRename gives a key another name, which its caller may give it.
+func (s *Service) transitRename(ctx context.Context, c policy.Caller, was keyring.Key, name string) error {
+	p, err := s.guard.Admit(ctx, c, policy.ActDelete, policy.Resource{Namespace: string(was.Namespace), Key: name, Labels: was.Labels})
+	if err != nil {
+		return err
+	}
+	detail := map[string]string{"event": "move", "from": was.Name, "key_id": string(was.ID)}
+	_, err = s.update(ctx, p, was.ID, detail, func(k keyring.Key) (keyring.Key, change, error) {
+		if k.Name != was.Name || k.Deleted() {
+			return k, change{}, fault.New(fault.NotFound, "key "+was.Name)
+		}
+		next := k.Clone()
+		next.Name = name
+		if err := next.Validate(); err != nil {
+			return k, change{}, err
+		}
+		w, err := s.rename(ctx, k, next)
+		return next, w, err
+	})
+	return err
 }

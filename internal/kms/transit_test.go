@@ -227,6 +227,36 @@ func TestTransitDelete(t *testing.T) {
 	}
 }
 
+// TestTransitMove: keys keep ID, versions and ciphertexts; none moves while one of them may not, or has no place; and a move that broke off goes on.
+func TestTransitMove(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.transit("a", ""), w.transit("b", "")
+	ct := one(t)(w.TransitEncrypt(t.Context(), alice, w.ref(a), item(kms.TransitItem{Plaintext: []byte("hello")})))
+	move := func(from, to string) error { return w.TransitMove(t.Context(), alice, "default", from, to) }
+	at := func(name string) kms.Ref { return kms.Ref{Namespace: "default", Name: name} }
+	taken, _, err := w.TransitCreate(t.Context(), alice, kms.TransitSpec{Ref: at("team/b")})
+	wantCode(t, err, "")
+	wantCode(t, move("transit", "team"), fault.Exists)
+	wantCode(t, move("transit", strings.Repeat("x", 192)), fault.Invalid)
+	if k := must(w.Get(t.Context(), alice, at("transit/a")))(t); k.ID != a.ID {
+		t.Errorf("a move that was refused moved %+v", k)
+	}
+	may := true
+	must(w.TransitConfigure(t.Context(), alice, at("team/b"), kms.TransitChange{DeletionAllowed: &may}))(t)
+	must(w.TransitDelete(t.Context(), alice, at("team/b")))(t)
+	wantCode(t, move("transit", "team"), "")
+	wantCode(t, move("transit", "team"), "") // as after a crash
+	k := must(w.Get(t.Context(), alice, at("team/a")))(t)
+	if k.ID != a.ID || must(w.Get(t.Context(), alice, at("team/b")))(t).ID != b.ID || must(w.Get(t.Context(), alice, at(taken.DeletedName())))(t).ID != taken.ID {
+		t.Errorf("%+v", k)
+	}
+	if p := one(t)(w.TransitDecrypt(t.Context(), alice, at("team/a"), item(kms.TransitItem{Ciphertext: ct.Ciphertext}))); string(p.Plaintext) != "hello" {
+		t.Errorf("%q", p.Plaintext)
+	}
+	_, err = w.Get(t.Context(), alice, at("transit/a"))
+	wantCode(t, err, fault.NotFound)
+}
+
 // TestDeletedIsDestroyedThroughTheGates: approvals, the wait and a census; and whoever brings the key back after that has a new version.
 func TestDeletedIsDestroyedThroughTheGates(t *testing.T) {
 	w := newWorld(t)

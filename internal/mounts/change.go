@@ -3,6 +3,7 @@ package mounts
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -67,10 +68,8 @@ func (s *Service) Enable(ctx context.Context, c policy.Caller, ns keyring.Namesp
 	}
 	m.Accessor, m.UUID = accessor(m, random(4)), uuid(random(16))
 	err = s.change(ctx, p, ns, map[string]string{"event": "enable", "mount": m.Full(), "type": m.Type}, func(all []Mount) ([]Mount, error) {
-		for _, other := range append(s.builtIn(ns), all...) {
-			if strings.HasPrefix(other.Full(), m.Full()) || strings.HasPrefix(m.Full(), other.Full()) {
-				return nil, fault.New(fault.Exists, "path is already in use at "+other.Path)
-			}
+		if other, ok := m.clash(append(s.builtIn(ns), all...)); ok {
+			return nil, fault.New(fault.Exists, "path is already in use at "+other)
 		}
 		if len(all) >= MaxMounts {
 			return nil, fault.New(fault.TooLarge, "mounts").WithHint("at most %d in a namespace", MaxMounts)
@@ -78,6 +77,22 @@ func (s *Service) Enable(ctx context.Context, c policy.Caller, ns keyring.Namesp
 		return append(all, m), nil
 	})
 	return m, err
+}
+
+// clash finds the path of another mount, or one that it is on its way to, that lies below or above this mount's.
+func (m Mount) clash(all []Mount) (path string, ok bool) {
+	for _, o := range all {
+		if o.Accessor == m.Accessor {
+			continue
+		}
+		for _, path := range []string{o.Path, o.To} {
+			full := Mount{Path: path, Auth: o.Auth}.Full()
+			if path != "" && (strings.HasPrefix(full, m.Full()) || strings.HasPrefix(m.Full(), full)) {
+				return path, true
+			}
+		}
+	}
+	return "", false
 }
 
 func (m Mount) mountable() error {
@@ -195,46 +210,65 @@ func (s *Service) Tune(ctx context.Context, c policy.Caller, ns keyring.Namespac
 	})
 }
 
-// Remount moves a mount to another path, with what is below it. fault.NotFound, Exists, Invalid, NotBuilt, Denied.
-func (s *Service) Remount(ctx context.Context, c policy.Caller, ns keyring.Namespace, auth bool, from, to string) error {
+// Remount moves a mount to another path, with what is below it, and returns it. From the first commit on nothing below it is served, until the last one, which
+// gives it the new path; after a crash between them the same call goes on. What another server makes below the old path before it hears of the first is there again
+// with a mount of that path. fault.NotFound, Exists, Invalid, Denied.
+func (s *Service) Remount(ctx context.Context, c policy.Caller, ns keyring.Namespace, auth bool, from, to string) (Mount, error) {
 	p, err := s.admit(ctx, c, ns)
 	if err != nil {
-		return err
+		return Mount{}, err
 	}
 	if err := s.Refresh(ctx, ns); err != nil {
-		return err
+		return Mount{}, err
 	}
 	m, ok := s.Mounted(ns, auth, from)
-	if !ok || m.BuiltIn {
-		return fault.New(fault.NotFound, fmt.Sprintf("no matching mount at %q", clean(from)))
+	switch {
+	case !ok:
+		return Mount{}, fault.New(fault.NotFound, fmt.Sprintf("no matching mount at %q", Mount{Path: clean(from), Auth: auth}.Full()))
+	case m.BuiltIn:
+		return Mount{}, fault.New(fault.Invalid, fmt.Sprintf("cannot remount %q", m.Full()))
+	case m.To != "" && m.To != clean(to):
+		return Mount{}, fault.New(fault.Exists, fmt.Sprintf("%q is on its way to %q", m.Path, m.To))
 	}
 	next := m
-	next.Path = clean(to)
+	next.Path, next.To = clean(to), ""
+	if next.Moved = (Moved{m.Moved.ID, m.Path}); m.To == "" {
+		next.Moved.ID = uuid(random(16))
+	}
+	if !auth && slices.ContainsFunc(reserved, func(r string) bool { return strings.HasPrefix(next.Path, r) }) {
+		return Mount{}, fault.New(fault.Invalid, "cannot remount to destination "+next.Path)
+	}
 	if err := next.mountable(); err != nil {
-		return err
+		return Mount{}, err
 	}
-	if s.Move == nil {
-		return fault.New(fault.NotBuilt, "remount").WithHint("keys stay below their mount; import or re-encrypt")
+	if m.Path == next.Path {
+		return Mount{}, fault.New(fault.Exists, fmt.Sprintf("path already in use at %q", next.Full()))
 	}
-	if other, _, there := s.Find(ns, next.Full()); there {
-		return fault.New(fault.Exists, "path already in use at "+other.Path)
-	}
-	if err := s.Move(ctx, c, ns, m, next.Path); err != nil {
-		return err
-	}
-	return s.change(ctx, p, ns, map[string]string{"event": "move", "mount": m.Full(), "to": next.Full()}, func(all []Mount) ([]Mount, error) {
-		for _, o := range append(s.builtIn(ns), all...) {
-			if o.Accessor != m.Accessor && (strings.HasPrefix(o.Full(), next.Full()) || strings.HasPrefix(next.Full(), o.Full())) {
-				return nil, fault.New(fault.Exists, "path already in use at "+o.Path)
+	moves := map[string]string{"event": "move", "mount": m.Full(), "to": next.Full()}
+	edit := func(to Mount) error {
+		return s.change(ctx, p, ns, moves, func(all []Mount) ([]Mount, error) {
+			if other, ok := next.clash(append(s.builtIn(ns), all...)); ok {
+				return nil, fault.New(fault.Exists, fmt.Sprintf("path already in use at %q", Mount{Path: other, Auth: auth}.Full()))
 			}
+			i := slices.IndexFunc(all, func(o Mount) bool { return o.Accessor == m.Accessor })
+			if i < 0 {
+				return nil, fault.New(fault.NotFound, fmt.Sprintf("no matching mount at %q", m.Full()))
+			}
+			all[i].Path, all[i].To, all[i].Moved = to.Path, to.To, to.Moved
+			return all, nil
+		})
+	}
+	away := next
+	away.Path, away.To = m.Path, next.Path
+	if err := edit(away); err != nil {
+		return Mount{}, err
+	}
+	if s.Move != nil {
+		if err := s.Move(ctx, c, ns, m, next.Path); err != nil {
+			return Mount{}, errors.Join(err, edit(Mount{Path: m.Path})) // what has moved already is found by the next try
 		}
-		i := slices.IndexFunc(all, func(o Mount) bool { return o.Accessor == m.Accessor })
-		if i < 0 {
-			return nil, fault.New(fault.NotFound, fmt.Sprintf("no matching mount at %q", m.Path))
-		}
-		all[i].Path = next.Path
-		return all, nil
-	})
+	}
+	return next, edit(next)
 }
 
 func (s *Service) admit(ctx context.Context, c policy.Caller, ns keyring.Namespace) (*guard.Permit, error) {

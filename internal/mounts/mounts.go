@@ -67,7 +67,15 @@ type Mount struct {
 	Local       bool              `json:"local,omitempty"`
 	SealWrap    bool              `json:"seal_wrap,omitempty"`
 	Settings    Settings          `json:"settings,omitzero"`
-	BuiltIn     bool              `json:"-"` // it is there in every namespace and stays
+	To          string            `json:"to,omitempty"`   // path that it is on its way to; meanwhile nothing below it is served
+	Moved       Moved             `json:"moved,omitzero"` // the last move
+	BuiltIn     bool              `json:"-"`              // it is there in every namespace and stays
+}
+
+// Moved is a move of a mount to where it is, or on its way to.
+type Moved struct {
+	ID   string `json:"id"`
+	From string `json:"from"` // the path that it had
 }
 
 // Settings are what can be tuned. But for the leases and the type of token, which ways to log in go by, they are kept and shown, and change nothing.
@@ -109,7 +117,7 @@ type Config struct {
 
 	// Clear removes what is below a mount that goes, before it does; it is called again after a crash, and an error keeps the mount. nil: nothing is.
 	Clear func(ctx context.Context, c policy.Caller, ns keyring.Namespace, m Mount) error
-	// Move takes what is below a mount to another path, before the mount goes there; it is called again after a crash. nil: mounts stay where they are.
+	// Move takes what is below a mount to another path, before the mount goes there; it is called again after a crash, and an error keeps the mount. nil: nothing is.
 	Move func(ctx context.Context, c policy.Caller, ns keyring.Namespace, m Mount, to string) error
 }
 
@@ -283,17 +291,21 @@ func (s *Service) Has(ns keyring.Namespace) bool {
 }
 
 // Find finds the mount that a path of a namespace is below, such as "transit/keys/a" or "auth/approle/login", and what of the path follows it. A path
-// that ends where the mount does may lack the slash.
+// that ends where the mount does may lack the slash. One that is on its way elsewhere is not found.
 func (s *Service) Find(ns keyring.Namespace, path string) (m Mount, rest string, ok bool) {
-	byPath := s.of(ns).byPath
+	m, rest, ok = s.of(ns).find(path)
+	return m, rest, ok && m.To == ""
+}
+
+func (t *table) find(path string) (m Mount, rest string, ok bool) {
 	for at := 0; at < len(path); {
 		slash := strings.IndexByte(path[at:], '/')
 		if slash < 0 {
-			m, ok = byPath[path+"/"]
+			m, ok = t.byPath[path+"/"]
 			return m, "", ok
 		}
 		at += slash + 1
-		if m, ok = byPath[path[:at]]; ok {
+		if m, ok = t.byPath[path[:at]]; ok {
 			return m, path[at:], true
 		}
 	}

@@ -304,3 +304,73 @@ func TestClear(t *testing.T) {
 		t.Error(asked)
 	}
 }
+
+// TestRemount: what is below goes along; nothing is served meanwhile; a failure leaves the mount where it was, and a crash between the commits is gone on from by
+// the same call, at any server.
+func TestRemount(t *testing.T) {
+	w := newWorld(t)
+	var fail error
+	s, served := w.start(), true
+	s.Move = func(context.Context, policy.Caller, keyring.Namespace, mounts.Mount, string) error {
+		_, _, served = s.Find(ns, "a/keys/k")
+		return fail
+	}
+	ctx := t.Context()
+	made, err := s.Enable(ctx, root, ns, mounts.Mount{Path: "a", Type: "transit"})
+	want(t, err, "")
+	_, err = s.Enable(ctx, root, ns, mounts.Mount{Path: "taken/x", Type: "transit"})
+	want(t, err, "")
+	for _, c := range []struct {
+		from, to string
+		code     fault.Code
+	}{
+		{"none", "b", fault.NotFound}, {"sys", "b", fault.Invalid}, {"a", "sys/x", fault.Invalid}, {"a", "a", fault.Exists}, {"a", "taken", fault.Exists}, {"a", "taken/x/y", fault.Exists}, {"a", "..", fault.Invalid},
+	} {
+		_, err := s.Remount(ctx, root, ns, false, c.from, c.to)
+		want(t, err, c.code)
+	}
+	_, err = s.Remount(ctx, eve, ns, false, "a", "b")
+	want(t, err, fault.Denied)
+	fail = errors.New("a key may not")
+	if _, err := s.Remount(ctx, root, ns, false, "a", "b"); !errors.Is(err, fail) || served {
+		t.Errorf("%v, served %t", err, served)
+	}
+	if _, _, ok := s.Find(ns, "a/keys/k"); !ok {
+		t.Error("a mount that stays is not served")
+	}
+	moved, err := s.move(ctx, "a", "b", func() { panic("crash") })
+	if err == nil {
+		t.Fatalf("%+v", moved)
+	}
+	other := w.start()
+	if _, _, ok := other.Find(ns, "a/keys/k"); ok {
+		t.Error("what is half moved is served")
+	}
+	_, err = other.Enable(ctx, root, ns, mounts.Mount{Path: "b/x", Type: "transit"})
+	want(t, err, fault.Exists)
+	_, err = other.Remount(ctx, root, ns, false, "a", "c")
+	want(t, err, fault.Exists)
+	m, err := other.Remount(ctx, root, ns, false, "a", "b")
+	want(t, err, "")
+	found, rest, ok := other.Find(ns, "b/keys/k")
+	if !ok || rest != "keys/k" || found.Accessor != made.Accessor || found.Moved != m.Moved || m.Moved.From != "a/" || len(m.Moved.ID) != 36 {
+		t.Errorf("%+v, %+v", m, found)
+	}
+	if _, _, ok := other.Find(ns, "a/keys/k"); ok {
+		t.Error("the old path is served")
+	}
+}
+
+// move is a Remount in whose middle something happens to the process.
+func (s server) move(ctx context.Context, from, to string, what func()) (m mounts.Mount, err error) {
+	s.Move = func(context.Context, policy.Caller, keyring.Namespace, mounts.Mount, string) error {
+		what()
+		return nil
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("%v", r)
+		}
+	}()
+	return s.Remount(ctx, root, ns, false, from, to)
+}

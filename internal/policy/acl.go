@@ -382,6 +382,37 @@ func (a *ACL) Sees(namespace string) bool {
 // Root says whether the policy root is among the policies.
 func (a *ACL) Root() bool { return a != nil && a.root }
 
+// Paths are what the policies say of whole paths, and of those that begin so, without their *; paths with a + are not among them. What is denied, or has no
+// capability, has deny alone.
+func (a *ACL) Paths() (exact, prefixes map[string]Grants) {
+	if a == nil {
+		return nil, nil
+	}
+	return grantsOf(a.exact), grantsOf(a.prefixes)
+}
+
+func grantsOf(all map[string]*permissions) map[string]Grants {
+	out := make(map[string]Grants, len(all))
+	for path, p := range all {
+		out[path] = Grants{p.capabilities(), p.allowed, p.denied, p.required, p.min, p.max}
+	}
+	return out
+}
+
+// capabilities are those that are granted, as they are shown; deny alone where there is none.
+func (p *permissions) capabilities() []Operation {
+	if p == nil || len(p.granted) == 0 {
+		return []Operation{CapDeny}
+	}
+	var out []Operation
+	for _, c := range Capabilities() {
+		if _, there := p.granted[c]; there {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
 // Capabilities are those on a path of a namespace, sorted as they are shown; "root" alone, or "deny" alone where there is none.
 func (a *ACL) Capabilities(namespace, path string) []string {
 	if a == nil {
@@ -394,18 +425,9 @@ func (a *ACL) Capabilities(namespace, path string) []string {
 	case !ok:
 		return []string{string(CapDeny)}
 	}
-	p := a.find(path, true)
-	if p == nil {
-		return []string{string(CapDeny)}
-	}
 	var out []string
-	for _, c := range Capabilities() {
-		if _, there := p.granted[c]; there {
-			out = append(out, string(c))
-		}
-	}
-	if len(out) == 0 {
-		return []string{string(CapDeny)}
+	for _, c := range a.find(path, true).capabilities() {
+		out = append(out, string(c))
 	}
 	return out
 }

@@ -364,7 +364,7 @@ func (s *Server) build(ctx context.Context) (r rooms, err error) {
 	if r.acl, err = acl.New(ctx, acl.Config{Guard: s.guard, Authority: r.authority, Mounts: r.mounts, Now: c.Now}); err != nil {
 		return r, err
 	}
-	r.mounts.Clear = unmounted(r.kms, r.acl)
+	r.mounts.Clear, r.mounts.Move = unmounted(r.kms, r.acl), moved(r.kms)
 	r.rollout = rollout.New(rollout.Config{KMS: r.kms, Fleet: r.fleet, Floors: r.campaigns, Lead: s.lead(), Now: c.Now, Log: c.Log})
 	return r, nil
 }
@@ -379,6 +379,16 @@ func unmounted(keys *kms.Service, tokens *acl.Service) func(context.Context, pol
 			return keys.TransitClear(ctx, c, ns, strings.TrimSuffix(m.Path, "/"))
 		}
 		return nil
+	}
+}
+
+// moved takes the keys below an engine along to another path. What is below a way to log in goes by the accessor of its mount.
+func moved(keys *kms.Service) func(context.Context, policy.Caller, keyring.Namespace, mounts.Mount, string) error {
+	return func(ctx context.Context, c policy.Caller, ns keyring.Namespace, m mounts.Mount, to string) error {
+		if m.Auth || m.Type != mounts.Transit {
+			return nil
+		}
+		return keys.TransitMove(ctx, c, ns, strings.TrimSuffix(m.Path, "/"), strings.TrimSuffix(to, "/"))
 	}
 }
 
@@ -404,7 +414,7 @@ func (s *Server) vault(r rooms) vault.Config {
 	c, started := s.config, s.config.Now()
 	engine, _ := engineOf(c.Store) // validate has asked it
 	return vault.Config{
-		Guard: s.guard, KMS: r.kms, Rollout: r.rollout, Authority: r.authority, Mounts: r.mounts, ACL: r.acl, Seals: s.seals, Now: c.Now, Log: c.Log,
+		Guard: s.guard, KMS: r.kms, Rollout: r.rollout, Authority: r.authority, Mounts: r.mounts, ACL: r.acl, Seals: s.seals, Now: c.Now, Log: c.Log, Metrics: s.metrics.Handler(),
 		About: func(ctx context.Context) vault.About {
 			return vault.About{
 				Version: Version, Cluster: s.guard.ClusterID(), Engine: engine, Address: s.Advertised(), Shared: s.keeper != nil, Started: started, Ready: s.health.look(ctx).Ready,

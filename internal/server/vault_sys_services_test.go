@@ -137,6 +137,8 @@ func sysConversation() []step {
 		ok("GET", "sys/nothing", nil), ok("GET", "nowhere/x", nil), known("a path, without that operation", "LIST", "sys/mounts", nil), ok("GET", "sys/namespaces", nil), known("namespaces are free", "POST", "sys/namespaces/x", nil),
 		ok("POST", "sys/tools/random", nil), ok("POST", "sys/tools/random/0", nil), ok("POST", "sys/tools/random/131073", nil), ok("POST", "sys/tools/random/x", nil), ok("POST", "sys/tools/random/nowhere/3", nil), ok("POST", "sys/tools/random", m{"format": "x"}),
 		ok("POST", "sys/tools/random/seal", m{"bytes": 3}), ok("POST", "sys/tools/hash", m{"input": "YWJj"}), ok("POST", "sys/tools/hash/sha3-512", m{"input": "YWJj", "format": "base64"}), ok("POST", "sys/tools/hash", m{"input": "%"}),
-		ok("POST", "sys/tools/hash/md5", m{"input": ""}), ok("POST", "sys/tools/hash", m{"input": "YWJj", "format": "x"}), ok("POST", "sys/remount", m{"from": "", "to": ""}), known("paths are short", "POST", "sys/mounts/"+long, m{"type": "transit"}),
+		ok("POST", "sys/tools/hash/md5", m{"input": ""}), ok("POST", "sys/tools/hash", m{"input": "YWJj", "format": "x"}), ok("POST", "sys/remount", m{"from": "", "to": ""}), ok("POST", "sys/remount", m{"from": "none", "to": "b"}), ok("POST", "sys/remount", m{"from": "sys", "to": "b"}), ok("POST", "sys/remount", m{"from": "transit", "to": "sys/b"}), ok("POST", "sys/remount", m{"from": "auth/token", "to": "auth/b"}),
+		ok("POST", "sys/remount", m{"from": "transit", "to": "transit"}), ok("POST", "sys/remount", m{"from": "transit", "to": "elsewhere"}), ok("GET", "sys/remount/status/none", nil),
+		ok("GET", "sys/ha-status", nil), ok("GET", "sys/internal/ui/resultant-acl", nil), known("paths are short", "POST", "sys/mounts/"+long, m{"type": "transit"}),
 	}
 }

@@ -3,6 +3,7 @@ package server_test
 import (
 	"encoding/base64"
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
 	"testing"
@@ -161,7 +162,18 @@ func TestVaultMounts(t *testing.T) {
 		{"GET", "sys/auth", nil, 200, `"approle/"`},
 		{"PUT", "sys/auth/token/tune", map[string]any{"max_lease_ttl": "1h"}, 204, ""},
 		{"GET", "sys/auth/token/tune", nil, 200, `"max_lease_ttl":3600`},
-		{"POST", "sys/remount", map[string]any{"from": "team/a", "to": "team/b"}, 400, "remount"},
+		{"POST", "sys/remount", map[string]any{"from": "team/none", "to": "team/b"}, 400, `no matching mount at \"team/none/\"`},
+		{"POST", "sys/remount", map[string]any{"from": "sys", "to": "team/b"}, 400, `cannot remount \"sys/\"`},
+		{"POST", "team/a/keys/x", nil, 200, ""},
+		{"POST", "sys/remount", map[string]any{"from": "team/a", "to": "team/b"}, 200, `"migration_id"`},
+		{"GET", "team/b/keys/x", nil, 200, `"latest_version":1`},
+		{"GET", "team/a/keys/x", nil, 404, "no handler for route"},
+		{"GET", "sys/remount/status/none", nil, 404, ""},
+		{"POST", "team/b/keys/x/config", map[string]any{"deletion_allowed": true}, 200, ""},
+		{"POST", "sys/remount", map[string]any{"from": "team/b", "to": "team/a"}, 200, `"migration_id"`},
+		{"POST", "sys/remount", map[string]any{"from": "auth/approle", "to": "auth/apps"}, 200, `"migration_id"`},
+		{"POST", "sys/remount", map[string]any{"from": "auth/apps", "to": "apps"}, 400, "cannot remount auth mount to non-auth mount"},
+		{"GET", "auth/apps/role/x", nil, 404, `{"errors":[]}`},
 		{"GET", "sys/internal/ui/mounts", nil, 200, `"team/a/"`},
 		{"GET", "sys/internal/ui/mounts/team/a/keys/x", nil, 200, `"path":"team/a/"`},
 		{"GET", "sys/internal/ui/mounts/nowhere/x", nil, 403, `grant access to path \"nowhere/x/\"`},
@@ -265,6 +277,26 @@ func TestVaultRoot(t *testing.T) {
 	op.do("DELETE", "sys/audit/rotor", nil).want(t, "no device", 400, "always on")
 	op.do("LIST", "sys/version-history", nil).want(t, "versions", 200, "rotor."+server.Version)
 	op.do("GET", "sys/config/cors", nil).want(t, "cors", 200, `"enabled":false`)
+	op.do("GET", "sys/ha-status", nil).want(t, "ha-status", 200, `"active_node":true`)
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, op.address+"sys/metrics?format=prometheus", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("X-Vault-Token", op.token)
+	resp, err := op.http.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if text, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode != http.StatusOK || !strings.Contains(string(text), "# TYPE rotor_") {
+		t.Errorf("metrics: %s, %v\n%s", resp.Status, err, text)
+	}
+	op.do("GET", "sys/metrics?format=json", nil).want(t, "metrics in another form", 400, "prometheus is")
+	op.do("GET", "sys/host-info", nil).want(t, "host-info", 400, "host-info is not supported")
+	op.do("GET", "sys/internal/counters/requests", nil).want(t, "counters", 400, "counters of clients are not kept")
+	for _, path := range []string{"ha-status", "metrics", "host-info", "internal/counters/activity"} {
+		w.vault("").do("GET", "sys/"+path, nil).want(t, path+" for a stranger", 403, "permission denied")
+	}
 	op.do("PUT", "sys/leases/lookup", map[string]any{"lease_id": "x"}).want(t, "lease", 400, "invalid lease")
 	op.do("PUT", "sys/leases/renew", map[string]any{"lease_id": "x"}).want(t, "lease", 400, "lease not found")
 	op.do("PUT", "sys/leases/revoke", map[string]any{"lease_id": "x"}).want(t, "lease", 204, "")

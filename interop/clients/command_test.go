@@ -205,6 +205,21 @@ func commandSystem(v vault) {
 	v.shows(v.run("version-history"), "Version")
 	v.shows(v.run("auth", "help", "userpass"), "username")
 	v.shows(v.run("write", "-output-curl-string", "-f", "interop/command/keys/orders"), "curl -X PUT")
+	v.shows(v.run("operator", "members"), "Active Node", "true")
+	v.shows(v.run("read", "sys/internal/ui/resultant-acl"), "root", "true")
+	v.run("secrets", "enable", "-path=interop/before", "transit")
+	v.run("write", "-f", "interop/before/keys/moved")
+	text := v.run("write", "-field=ciphertext", "interop/before/encrypt/moved", "plaintext="+b64("m"))
+	id := v.run("write", "-field=migration_id", "sys/remount", "from=interop/before", "to=interop/after") // secrets move looks each 10 s
+	for range 200 {
+		if strings.Contains(v.run("read", "sys/remount/status/"+id), "success") {
+			break
+		}
+	}
+	v.same(v.run("write", "-field=plaintext", "interop/after/decrypt/moved", "ciphertext="+text), b64("m"), "the plaintext")
+	v.refused("interop/before/keys/moved", "read", "interop/before/keys/moved")
+	v.run("write", "interop/after/keys/moved/config", "deletion_allowed=true")
+	v.run("secrets", "disable", "interop/after")
 	v.run("auth", "disable", "interop-command")
 	v.run("policy", "delete", "interop-command")
 	v.refused("No policy named: interop-command", "policy", "read", "interop-command")

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"net/http"
 	"slices"
+	"time"
 
 	"github.com/rotorkms/rotor/internal/acl"
 	"github.com/rotorkms/rotor/internal/fault"
@@ -22,7 +23,8 @@ func policyRoutes(c Config) []route {
 			fields: []field{paths, {"token", "string", "token", true}}, doc: "Says what a token may do at some paths."},
 		{pattern: "sys/capabilities-accessor", ops: map[operation]handler{opUpdate: c.first(policy.ActTokens, c.capabilitiesOf(func(r *request) acl.Who { return acl.Who{Accessor: r.str("accessor")} }))},
 			fields: []field{paths, {"accessor", "string", "accessor of a token", true}}, doc: "Says what a token may do at some paths."},
-		{pattern: "sys/internal/ui/resultant-acl", ops: map[operation]handler{opRead: c.resultant}, doc: "Says whether the caller's token has the policy root."},
+		{pattern: "sys/internal/ui/resultant-acl", ops: map[operation]handler{opRead: c.resultant}, doc: "Shows what the caller's policies say of paths.",
+			differs: "a session of rotor's own is root if it may write policies, and has no paths else"},
 	})
 }
 
@@ -150,10 +152,37 @@ func (c Config) capabilitiesOf(of func(*request) acl.Who) handler {
 	}
 }
 
-// resultant is what the user interface asks for.
+// resultant is what the user interface asks for. A session of rotor's own has no paths.
 func (c Config) resultant(_ context.Context, r *request) (*response, error) {
 	if r.caller.ACL != nil && !r.caller.ACL.Decide(r.caller.Request).Allowed {
 		return nil, fault.New(fault.Denied, "path")
 	}
-	return &response{data: map[string]any{"root": r.caller.ACL.Root(), "exact_paths": map[string]any{}, "glob_paths": map[string]any{}}}, nil
+	if r.caller.ACL.Root() || r.caller.ACL == nil && c.Guard.Allows(r.caller, policy.ActPolicyChange, policy.Resource{Namespace: string(r.namespace)}) {
+		return &response{data: map[string]any{"root": true}}, nil
+	}
+	exact, globs := r.caller.ACL.Paths()
+	return &response{data: map[string]any{"root": false, "exact_paths": pathsTold(exact), "glob_paths": pathsTold(globs)}}, nil
+}
+
+// pathsTold is what policies say of paths, as the user interface reads it.
+func pathsTold(all map[string]policy.Grants) map[string]any {
+	out := map[string]any{}
+	for path, g := range all {
+		told := map[string]any{"capabilities": g.Capabilities}
+		for name, v := range map[string]map[string][]any{"allowed_parameters": g.Allowed, "denied_parameters": g.Denied} {
+			if len(v) > 0 {
+				told[name] = v
+			}
+		}
+		if len(g.Required) > 0 {
+			told["required_parameters"] = g.Required
+		}
+		for name, d := range map[string]time.Duration{"min_wrapping_ttl": g.MinWrap, "max_wrapping_ttl": g.MaxWrap} {
+			if d > 0 {
+				told[name] = seconds(d)
+			}
+		}
+		out[path] = told
+	}
+	return out
 }

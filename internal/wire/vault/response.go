@@ -15,6 +15,7 @@ type response struct {
 	wrap     *wrapInfo
 	warnings []string
 	top      map[string]any // also beside data, as some answers of sys/ have it
+	other    http.Handler   // writes the whole answer instead, of a route that is raw
 }
 
 // auth is what a login gives.

@@ -60,6 +60,8 @@ func (s *server) ServeHTTP(w http.ResponseWriter, h *http.Request) {
 	case out == nil:
 		w.Header().Set("Cache-Control", "no-store")
 		w.WriteHeader(http.StatusNoContent)
+	case out.other != nil:
+		out.other.ServeHTTP(w, h)
 	default:
 		write(w, to.route, out)
 	}

@@ -11,7 +11,7 @@ import (
 
 // sysRoutes are those of sys/.
 func sysRoutes(c Config) []route {
-	return slices.Concat(statusRoutes(c.Node()), mountRoutes(c), authMountRoutes(c), namespaceRoutes(c), visibleRoutes(c), rootRoutes(c), wrappingRoutes(c), toolRoutes(c), leaseRoutes(c))
+	return slices.Concat(statusRoutes(c.Node()), mountRoutes(c), authMountRoutes(c), namespaceRoutes(c), visibleRoutes(c), rootRoutes(c), serverRoutes(c), wrappingRoutes(c), toolRoutes(c), leaseRoutes(c))
 }
 
 // rootRoutes are about the root of trust, and about the server as a whole.

@@ -51,8 +51,10 @@ func (c Config) mountRoutes(auth bool) []route {
 	if !auth {
 		all[1].differs += "; an engine with a key whose deletion_allowed is false stays; the other keys of one that goes wait, retired, for an administrator"
 		all = append(all, route{
-			pattern: "sys/remount", ops: map[operation]handler{opUpdate: c.remount}, sudo: true, doc: "Refuses to move a mount.", fields: []field{{"from", "string", "path", true}, {"to", "string", "path", true}},
-			differs: "a key's name is part of what its ciphertexts are bound to in the audit log; make the mount and import",
+			pattern: "sys/remount", ops: map[operation]handler{opUpdate: c.remount}, sudo: true, doc: "Moves a mount with what is below it.", fields: []field{{"from", "string", "path", true}, {"to", "string", "path", true}},
+			differs: "it has moved when the answer comes; meanwhile nothing below it is served; tokens of a way to log in that moves stay; not from one namespace to another",
+		}, route{
+			pattern: "sys/remount/status/:migration_id", ops: map[operation]handler{opRead: c.remounted}, doc: "Tells of a move.", differs: "of the last one of each mount",
 		})
 	}
 	return all
@@ -338,15 +340,47 @@ func scalars(r *request, auth bool) (func(*mounts.Settings), error) {
 
 // remount moves a mount.
 func (c Config) remount(ctx context.Context, r *request) (*response, error) {
+	if _, err := c.permit(ctx, r, policy.ActMountChange); err != nil { // before it is told what is wrong with the request
+		return nil, err
+	}
 	from, fromAuth := strings.CutPrefix(strings.Trim(r.str("from"), "/"), "auth/")
 	to, toAuth := strings.CutPrefix(strings.Trim(r.str("to"), "/"), "auth/")
 	switch {
 	case from == "" || to == "":
 		return nil, bad("both 'from' and 'to' path must be specified as a string")
-	case fromAuth != toAuth:
-		return nil, bad("cannot remount %q to %q: one of them is a way to log in", r.str("from"), r.str("to"))
+	case fromAuth && !toAuth:
+		return nil, bad("cannot remount auth mount to non-auth mount %q", to+"/")
+	case toAuth && !fromAuth:
+		return nil, bad("cannot remount to destination auth/%s/", to)
 	}
-	return nil, plainly(c.Mounts.Remount(stays(ctx), r.caller, r.namespace, fromAuth, from, to))
+	m, err := c.Mounts.Remount(stays(ctx), r.caller, r.namespace, fromAuth, from, to)
+	if err != nil {
+		return nil, plainly(err)
+	}
+	return both(map[string]any{"migration_id": m.Moved.ID}), nil
+}
+
+// remounted tells of a move.
+func (c Config) remounted(ctx context.Context, r *request) (*response, error) {
+	if _, err := c.permit(ctx, r, policy.ActMounts); err != nil {
+		return nil, err
+	}
+	if err := c.Mounts.Refresh(ctx, r.namespace); err != nil {
+		return nil, err
+	}
+	for _, m := range c.Mounts.All(r.namespace) {
+		if m.Moved.ID != r.vars["migration_id"] {
+			continue
+		}
+		status, target := "success", m
+		if m.To != "" {
+			status, target.Path = "in-progress", m.To
+		}
+		source := m
+		source.Path = m.Moved.From
+		return both(map[string]any{"migration_id": m.Moved.ID, "migration_info": map[string]any{"source_mount": source.Full(), "target_mount": target.Full(), "status": status}}), nil
+	}
+	return nil, nil
 }
 
 // plainly is an error of the mounts in Vault's words: they are the subject of the fault.

@@ -31,6 +31,7 @@ type Config struct {
 	ACL       *acl.Service
 	Seals     *sealing.Keeper
 	About     func(context.Context) About
+	Metrics   http.Handler // that /metrics shows
 	Now       func() time.Time
 	Log       *slog.Logger
 }
