@@ -114,6 +114,7 @@ func (m Mount) Full() string {
 type Config struct {
 	Guard *guard.Guard
 	Log   *slog.Logger
+	Home  keyring.Namespace // the namespace that the others are in
 
 	// Clear removes what is below a mount that goes, before it does; it is called again after a crash, and an error keeps the mount. nil: nothing is.
 	Clear func(ctx context.Context, c policy.Caller, ns keyring.Namespace, m Mount) error

@@ -2,6 +2,8 @@ package mounts
 
 import (
 	"context"
+	"slices"
+	"strings"
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/keyring"
@@ -32,8 +34,24 @@ func (s *Service) CreateNamespace(ctx context.Context, c policy.Caller, ns keyri
 	if !keyring.ValidName(string(ns)) {
 		return fault.New(fault.Invalid, "namespace").WithHint("lower-case letters, digits, and inside . _ -")
 	}
+	if s.named(ns) {
+		return fault.New(fault.InUse, "name of a namespace").WithHint("paths of the namespace that the others are in begin with it")
+	}
 	if len(s.Guard.Namespaces()) >= MaxNamespaces {
 		return fault.New(fault.TooLarge, "namespaces").WithHint("at most %d", MaxNamespaces)
 	}
 	return s.Guard.CreateNamespace(ctx, p, string(ns))
+}
+
+// named says whether paths of the home namespace begin with a name, now or for ever. Policies of that namespace name paths of the others behind the
+// namespace's name: what one allows below a mount would be everything in a namespace that is called so.
+func (s *Service) named(ns keyring.Namespace) bool {
+	first := string(ns) + "/"
+	return ns == "root" || slices.Contains(reserved, first) || slices.ContainsFunc(s.All(s.Home), func(m Mount) bool { return firstOf(m.Full())+"/" == first })
+}
+
+// firstOf is the first segment of a path.
+func firstOf(path string) string {
+	first, _, _ := strings.Cut(path, "/")
+	return first
 }

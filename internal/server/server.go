@@ -358,7 +358,7 @@ func (s *Server) build(ctx context.Context) (r rooms, err error) {
 	if r.campaigns, err = campaign.New(ctx, work); err != nil {
 		return r, err
 	}
-	if r.mounts, err = mounts.New(ctx, mounts.Config{Guard: s.guard, Log: c.Log}); err != nil {
+	if r.mounts, err = mounts.New(ctx, mounts.Config{Guard: s.guard, Log: c.Log, Home: keyring.Namespace(r.authority.Namespace)}); err != nil {
 		return r, err
 	}
 	if r.acl, err = acl.New(ctx, acl.Config{Guard: s.guard, Authority: r.authority, Mounts: r.mounts, Now: c.Now}); err != nil {

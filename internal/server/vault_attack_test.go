@@ -75,6 +75,8 @@ func TestVaultBombs(t *testing.T) {
 	op.refuses(400, "at most 10000 elements", "POST", "auth/token/create", m{"policies": strings.Repeat("a,", 20_000)})
 	op.refuses(400, "at most 10000 elements", "POST", "auth/token/create", m{"meta": `{` + strings.Repeat(`"a":"b",`, 20_000) + `"c":"d"}`})
 	op.refuses(400, "", "GET", "sys/health?activecode=101", nil)
+	nobody.refuses(403, "permission denied", "POST", "transit/keys/x", m{"auto_rotate_windows": strings.Repeat(";", 20_000)})
+	op.refuses(400, "windows", "POST", "transit/keys/x", m{"auto_rotate_windows": strings.Repeat(";", 20_000)})
 }
 
 // TestVaultDeniedParameters: what policies deny of a parameter is what the handler reads of it, also of a member that stands twice.
@@ -229,4 +231,21 @@ func TestVaultConfigIsWhole(t *testing.T) {
 	if a := op.must("GET", "auth/kubernetes/config", nil); a.str("token_reviewer_jwt_set") != "false" {
 		t.Error(a.text)
 	}
+}
+
+// TestVaultNamespaceNames: no namespace has a name with which paths of the home namespace begin, and no mount there has that of a namespace: what a policy
+// allows below the one would be everything in the other.
+func TestVaultNamespaceNames(t *testing.T) {
+	w := newWorld(t)
+	op := w.operator()
+	for _, name := range []string{"sys", "auth", "root", "transit", "identity", "cubbyhole", "audit"} {
+		op.refuses(400, "paths of the namespace that the others are in begin with it", "POST", "sys/namespaces/"+name, nil)
+	}
+	op.must("POST", "sys/mounts/team/keys", m{"type": "transit"})
+	op.refuses(400, "begin with it", "POST", "sys/namespaces/team", nil)
+	op.must("POST", "sys/namespaces/prod", nil)
+	op.refuses(400, "in use by the namespace prod", "POST", "sys/mounts/prod", m{"type": "transit"})
+	op.refuses(400, "in use by the namespace prod", "POST", "sys/mounts/prod/keys", m{"type": "transit"})
+	op.must("POST", "sys/mounts/default", m{"type": "transit"})
+	op.in("prod").must("POST", "sys/mounts/prod", m{"type": "transit"})
 }

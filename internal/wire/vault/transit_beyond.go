@@ -99,6 +99,9 @@ func (r *request) windows() (*[]keyring.Window, error) {
 			return nil, bad("auto_rotate_windows is a list of texts")
 		}
 	} else {
+		if strings.Count(r.str("auto_rotate_windows"), ";") >= maxElements {
+			return nil, bad("auto_rotate_windows has at most %d windows", keyring.MaxWindows)
+		}
 		for one := range strings.SplitSeq(r.str("auto_rotate_windows"), ";") {
 			texts = append(texts, text(one))
 		}
