@@ -90,6 +90,7 @@ func (s *Service) Create(ctx context.Context, c policy.Caller, ns string, ask As
 	if err != nil {
 		return Ticket{}, err
 	}
+	warnings = append(warnings, s.unknown(t)...)
 	var out Ticket
 	err = again(ctx, func() error {
 		d, err := s.prepare(t)
@@ -105,6 +106,18 @@ func (s *Service) Create(ctx context.Context, c policy.Caller, ns string, ask As
 		return nil
 	})
 	return out, err
+}
+
+// unknown warns of policies of a token that nobody has written: they give nothing until somebody does.
+func (s *Service) unknown(t token) (warnings []string) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for _, name := range t.Policies {
+		if _, ok := s.text(t.Namespace, name); !ok {
+			warnings = append(warnings, fmt.Sprintf("Policy %q does not exist", name))
+		}
+	}
+	return warnings
 }
 
 // ownLife is how long a token with every right lives that a caller of rotor's own asked for without saying which rights and how long.
@@ -476,7 +489,7 @@ func (s *Service) prolong(t *token, increment time.Duration) (warnings []string,
 	end := now.Add(min(ttl, policy.MaxTTL))
 	if end.After(last) {
 		end = last
-		warnings = append(warnings, fmt.Sprintf("TTL of %q exceeded the effective max_ttl of %q; TTL value is capped accordingly", ttl, max(last.Sub(now), 0).Round(time.Second)))
+		warnings = append(warnings, fmt.Sprintf("TTL of %q exceeded the effective max_ttl of %q; TTL value is capped accordingly", ttl, max(last.Sub(now), 0).Truncate(time.Second)))
 	}
 	if !end.After(now) {
 		return nil, bad("past max TTL, cannot renew")
@@ -488,12 +501,18 @@ func (s *Service) prolong(t *token, increment time.Duration) (warnings []string,
 // terms are how long tokens live: usually, and with all renewals; or for a period after each of them.
 type terms struct{ usual, most, period time.Duration }
 
-// terms are those of a token that is there, as what it comes from has them now. fault.Invalid when that is gone.
+// terms are those of a token that is there, as what it comes from has them now. Usual is for one that another token made what it was given last, so
+// that a short one stays short. fault.Invalid when what it comes from is gone.
 func (s *Service) terms(t token) (out terms, err error) {
 	if t.Source != "" {
 		return s.entryTerms(t)
 	}
-	out.usual, out.most = s.leases(t.Namespace)
+	_, out.most = s.leases(t.Namespace)
+	since := t.Created
+	if !t.Renewed.IsZero() {
+		since = t.Renewed
+	}
+	out.usual = t.Expires.Sub(since)
 	if out.period = t.Period; t.Role != "" {
 		role, err := s.tokenRole(t.Namespace, t.Role)
 		if fault.CodeOf(err) == fault.Invalid {

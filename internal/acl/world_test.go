@@ -369,6 +369,43 @@ func TestPeriodicAndExplicit(t *testing.T) {
 	wants(t, "one that is not renewable", err, fault.Invalid)
 }
 
+// TestShortStaysShort: a renewal that asks for no time gives as much as the last time, as at Vault (1.14.2), and not what is usual at the mount.
+func TestShortStaysShort(t *testing.T) {
+	w := newWorld(t)
+	s := w.start()
+	tk := s.create(admin, acl.Ask{Policies: []string{"default"}, TTL: 5 * time.Minute})
+	for i, step := range []struct{ ask, want time.Duration }{{0, 5 * time.Minute}, {time.Hour, time.Hour}, {0, time.Hour}, {2 * time.Minute, 2 * time.Minute}, {0, 2 * time.Minute}} {
+		w.advance(time.Minute)
+		got, err := s.Renew(s.ctx, admin, ns, acl.Who{Text: tk.Text}, step.ask)
+		if err != nil || got.TTL != step.want || len(got.Warnings) > 0 {
+			t.Errorf("%d: %s, %v, %v", i, got.TTL, got.Warnings, err)
+		}
+	}
+	if got := s.create(admin, acl.Ask{Policies: []string{"default", "nosuch"}}); !slices.Equal(got.Warnings, []string{`Policy "nosuch" does not exist`}) {
+		t.Errorf("warnings of a token: %q", got.Warnings)
+	}
+}
+
+// TestRoleOfRenewal: a token that a role made lives on by what the role is now, and not without it.
+func TestRoleOfRenewal(t *testing.T) {
+	w := newWorld(t)
+	s := w.start()
+	m, _ := s.mount.Mounted(ns, true, "token/")
+	at := acl.At{Namespace: ns, Mount: m, Kind: acl.KindTokenRole, Name: "ci"}
+	must(t, s.Put(s.ctx, admin, at, set(`{"allowed_policies": "default", "token_period": "1h"}`)))
+	tk := s.create(admin, acl.Ask{Role: "ci", Path: "auth/token/create/ci"})
+	must(t, s.Put(s.ctx, admin, at, set(`{"token_period": "10m"}`)))
+	for i, want := range []time.Duration{10 * time.Minute, 10 * time.Minute} {
+		w.advance(9 * time.Minute)
+		if got, err := s.Renew(s.ctx, admin, ns, acl.Who{Text: tk.Text}, 0); err != nil || got.TTL != want {
+			t.Errorf("%d: %s, %v", i, got.TTL, err)
+		}
+	}
+	must(t, s.Delete(s.ctx, admin, at))
+	_, err := s.Renew(s.ctx, admin, ns, acl.Who{Text: tk.Text}, 0)
+	wants(t, "without the role", err, fault.Invalid)
+}
+
 func TestTokenRoles(t *testing.T) {
 	s := newWorld(t).start()
 	s.policy("app", appPolicy)

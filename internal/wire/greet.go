@@ -3,10 +3,13 @@ package wire
 import (
 	"context"
 	"crypto/tls"
+	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 )
@@ -72,6 +75,7 @@ func (g *greeter) shake(c net.Conn) {
 		defer cancel()
 		if err := t.HandshakeContext(ctx); err != nil {
 			g.log.Debug("no TLS connection", "from", c.RemoteAddr(), "error", err)
+			plain(err)
 			return
 		}
 	}
@@ -80,6 +84,20 @@ func (g *greeter) shake(c net.Conn) {
 		done = true
 	case <-g.ctx.Done():
 	}
+}
+
+// toPlain is what is told to a client that speaks HTTP without TLS, in the form that Vault's clients show.
+const toPlain = "HTTP/1.0 400 Bad Request\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n" +
+	`{"errors":["this is HTTP without TLS: the address of the server begins with https://"]}` + "\n"
+
+// plain tells a client so whose first bytes are those of an HTTP request. Nobody waits for it: what is told fits into the socket's buffer.
+func plain(err error) {
+	var h tls.RecordHeaderError
+	if !errors.As(err, &h) || h.Conn == nil || !slices.Contains([]string{"GET /", "HEAD ", "POST ", "PUT /", "LIST ", "PATCH", "DELET", "OPTIO"}, string(h.RecordHeader[:])) {
+		return
+	}
+	_ = h.Conn.SetWriteDeadline(time.Now().Add(time.Second)) // it is closed next, whatever comes of it
+	_, _ = io.WriteString(h.Conn, toPlain)
 }
 
 // Accept implements net.Listener.

@@ -43,6 +43,32 @@ func TestSilentConnections(t *testing.T) {
 	}
 }
 
+// TestPlain: who forgot the s of https is told so; nothing of the request is served, and other bytes get no answer.
+func TestPlain(t *testing.T) {
+	s, url := serve(t, func(http.ResponseWriter, *http.Request) { t.Error("it was served") })
+	resp, err := http.Post(strings.Replace(url, "https", "http", 1)+"/v1/sys/health", "", strings.NewReader("{}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if text, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode != http.StatusBadRequest || !strings.Contains(string(text), "begins with https://") {
+		t.Errorf("%s %q, %v", resp.Status, text, err)
+	}
+	c, err := net.Dial("tcp", strings.TrimPrefix(url, "https://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_, _ = io.WriteString(c, "EHLO client.example\r\n")
+	if text, _ := io.ReadAll(c); strings.Contains(string(text), "HTTP") {
+		t.Errorf("%q", text)
+	}
+	s.Shutdown(context.Background())
+	if n := s.Load().Connections; n != 0 {
+		t.Errorf("%d connections are left", n)
+	}
+}
+
 // TestAside: a panic is one of the caller's.
 func TestAside(t *testing.T) {
 	ran := false
