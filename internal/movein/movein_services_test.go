@@ -6,8 +6,10 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
+	"errors"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -103,7 +105,7 @@ func again(t *testing.T, m movein.Move, from, to *testenv.VaultServer) {
 		}
 	}
 	for _, kind := range []string{"aes256-gcm96", "ed25519", "hmac"} {
-		settings := map[string]any{"type": kind}
+		settings := map[string]any{"type": kind, "exportable": true}
 		if kind == "hmac" {
 			settings["key_size"] = 32
 		}
@@ -117,9 +119,8 @@ func again(t *testing.T, m movein.Move, from, to *testenv.VaultServer) {
 			t.Errorf("%s: %v", kind, err)
 		}
 	}
-	if _, err := m.Plan(t.Context(), []string{"missing"}); fault.CodeOf(err) != fault.NotFound {
-		t.Error(err)
-	}
+	begun(t, m, to)
+	astray(t, m)
 	denied := from.Token(`path "transit/keys/*" { capabilities = ["read"] }`)
 	m.From.Token = func() (string, error) { return denied, nil }
 	plan, err = m.Plan(t.Context(), []string{"other-hmac"})
@@ -129,6 +130,50 @@ func again(t *testing.T, m movein.Move, from, to *testenv.VaultServer) {
 	if err := m.Copy(t.Context(), plan[0], time.Now()); fault.CodeOf(err) != fault.Denied {
 		t.Error(err)
 	}
+}
+
+// begun: who has made a key here by the first step of a plan finds the other steps in the next one, and is not told that the keys differ.
+func begun(t *testing.T, m movein.Move, to *testenv.VaultServer) {
+	t.Helper()
+	for _, kind := range []string{"aes256-gcm96", "ed25519"} {
+		name := kind + "-kept"
+		first, err := m.Plan(t.Context(), []string{name})
+		if err != nil {
+			t.Fatal(err)
+		}
+		to.Do(to.Root, "POST", "transit/keys/"+name, map[string]any{"type": kind})
+		for range 3 { // with fewer, as many, and more versions than the source
+			plan, err := m.Plan(t.Context(), []string{name})
+			if err != nil || plan[0].Way != movein.Reencrypt || !slices.Equal(plan[0].Steps, first[0].Steps[1:]) {
+				t.Errorf("%+v, %v", plan, err)
+			}
+			to.Do(to.Root, "POST", "transit/keys/"+name+"/rotate", nil)
+			to.Do(to.Root, "POST", "transit/keys/"+name+"/rotate", nil)
+		}
+	}
+}
+
+// astray: a name, a mount and an authority that are wrong are told as such before anything is copied.
+func astray(t *testing.T, m movein.Move) {
+	t.Helper()
+	hint := func(m movein.Move, names []string, code fault.Code, want string) {
+		t.Helper()
+		_, err := m.Plan(t.Context(), names)
+		var f *fault.Error
+		if !errors.As(err, &f) || f.Code != code || !strings.Contains(f.Hint, want) {
+			t.Errorf("%v: %+v", err, f)
+		}
+	}
+	hint(m, []string{"missing"}, fault.NotFound, "no key of the name")
+	one := []string{"hmac-export"}
+	from, to := *m.From, *m.To
+	from.Mount, to.Mount = "nowhere", "nowhere"
+	hint(movein.Move{From: &from, To: m.To}, nil, fault.NotFound, "no engine at nowhere/")
+	hint(movein.Move{From: &from, To: m.To}, one, fault.NotFound, "no engine at nowhere/")
+	hint(movein.Move{From: m.From, To: &to}, one, fault.NotFound, "no engine at nowhere/")
+	from = *m.From
+	from.HTTP = http.DefaultClient
+	hint(movein.Move{From: &from, To: m.To}, nil, fault.Unavailable, "--ca-file")
 }
 
 func b64(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }

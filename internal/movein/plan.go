@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -28,6 +29,9 @@ const (
 	There     Way = "there"      // a key of the name is here: it is proved to be the same
 	Left      Way = "left"       // rotor has no keys of its type
 )
+
+// keptBack is why a key is not copied.
+const keptBack = "the source lets no version out: neither exportable nor allow_plaintext_backup"
 
 // Item is what is planned for one key.
 type Item struct {
@@ -101,7 +105,7 @@ type Move struct{ From, To *Server }
 func (m Move) Plan(ctx context.Context, names []string) ([]Item, error) {
 	if len(names) == 0 {
 		var listed struct{ Keys []string }
-		if err := m.From.get(ctx, "LIST", &listed, "keys"); err != nil && fault.CodeOf(err) != fault.NotFound {
+		if err := m.From.get(ctx, "LIST", &listed, "keys"); err != nil && !errors.Is(err, errNothing) {
 			return nil, err
 		}
 		names = listed.Keys
@@ -124,19 +128,27 @@ func (m Move) Plan(ctx context.Context, names []string) ([]Item, error) {
 func (m Move) plan(ctx context.Context, name string) (Item, error) {
 	item := Item{Key: name}
 	k := &item.known
-	if err := m.From.get(ctx, "GET", k, "keys", name); err != nil {
+	err := m.From.get(ctx, "GET", k, "keys", name)
+	if errors.Is(err, errNothing) {
+		return item, fault.New(fault.NotFound, "key "+name).WithHint("the source has no key of the name in %s/", m.From.Mount)
+	}
+	if err != nil {
 		return item, err
 	}
 	item.Type, item.Versions = k.Type, k.Latest-max(1, k.MinAvailable)+1
 	var here info
-	err := m.To.get(ctx, "GET", &here, "keys", name)
-	if err != nil && fault.CodeOf(err) != fault.NotFound {
+	err = m.To.get(ctx, "GET", &here, "keys", name)
+	if err != nil && !errors.Is(err, errNothing) {
 		return item, err
 	}
 	_, unknown := k.algorithm()
+	kept := !k.Exportable && !k.Imported // so no key that is elsewhere can be the same
 	switch {
 	case unknown != nil:
 		item.Way, item.Versions, item.Why = Left, 0, "rotor has no keys of this type"
+	case err == nil && kept && here.Type == k.Type:
+		item.Way, item.Why = Reencrypt, keptBack+"; the key of its name here is for what is encrypted or signed from now on"
+		item.Steps = m.steps(name, *k)[1:]
 	case err == nil && (here.Type != k.Type || here.Latest < k.Latest):
 		item.Way, item.Versions, item.Why = Left, 0, fmt.Sprintf("another key has the name here: %s with %d versions", here.Type, here.Latest)
 	case err == nil:
@@ -150,7 +162,7 @@ func (m Move) plan(ctx context.Context, name string) (Item, error) {
 			item.Why = fmt.Sprintf("%d older versions stay: the source exports none below min_decryption_version %d", older, k.MinDecryption)
 		}
 	default:
-		item.Way, item.Why = Reencrypt, "the source lets no version out: neither exportable nor allow_plaintext_backup"
+		item.Way, item.Why = Reencrypt, keptBack
 		item.Steps = m.steps(name, *k)
 	}
 	return item, nil

@@ -5,8 +5,10 @@ package movein
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -77,6 +79,9 @@ func (s *Server) do(ctx context.Context, method, to string, body []byte, out any
 		r.Header.Set("X-Vault-Namespace", s.Namespace)
 	}
 	resp, err := s.HTTP.Do(r)
+	if strange := new(tls.CertificateVerificationError); errors.As(err, &strange) {
+		return fault.Wrap(fault.Unavailable, s.What, err).WithHint("its certificate is not of an authority that is trusted here: --ca-file or VAULT_CACERT names the file with its authority")
+	}
 	if err != nil {
 		return fault.Wrap(fault.Unavailable, s.What, err)
 	}
@@ -102,6 +107,9 @@ func (s *Server) do(ctx context.Context, method, to string, body []byte, out any
 	return nil
 }
 
+// errNothing is of an answer that says that a path is right and nothing is there: a list without elements, a key that is not.
+var errNothing = errors.New("nothing is there")
+
 // refusal makes a fault of what a server says.
 func (s *Server) refusal(status int, b []byte) error {
 	var said struct{ Errors []string }
@@ -116,6 +124,12 @@ func (s *Server) refusal(status int, b []byte) error {
 		code = fault.Unavailable
 	}
 	text := strings.Join(strings.Fields(strings.Join(said.Errors, "; ")), " ")
+	switch {
+	case code == fault.NotFound && text == "":
+		return fault.Wrap(code, s.What, errNothing)
+	case code == fault.NotFound && strings.HasPrefix(text, "no handler for route"):
+		return fault.New(code, s.What).WithHint("it has no engine at %s/; a mount of type transit makes one", s.Mount)
+	}
 	if len(text) > 300 {
 		text = text[:300]
 	}

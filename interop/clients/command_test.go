@@ -184,7 +184,7 @@ func commandTokens(v vault, token string) {
 	v.ok(json.Unmarshal([]byte(v.run("token", "lookup", "-format=json", child)), &looked), "parse the answer")
 	accessor := looked.Data.Accessor
 	v.shows(v.run("token", "lookup", "-accessor", accessor), "token-child")
-	v.run("token", "renew", "-accessor", accessor)
+	v.shows(v.run("token", "renew", "-accessor", accessor), "token_duration", "10m") // as much as it was given first, not what is usual
 	v.shows(v.run("list", "auth/token/accessors"), accessor)
 	v.run("token", "revoke", "-accessor", accessor)
 	v.refused("bad token", "token", "lookup", child)
@@ -192,7 +192,10 @@ func commandTokens(v vault, token string) {
 	v.shows(v.run("token", "create", "-role=command", "-format=json"), `"client_token"`)
 	periodic := v.run("token", "create", "-orphan", "-period=1h", "-policy=default", "-field=token")
 	v.shows(v.run("token", "lookup", periodic), "period", "orphan")
+	made := v.run("token", "create", "-role=command", "-ttl=10m", "-field=token")
+	v.shows(v.run("token", "renew", made), "10m")
 	v.run("delete", "auth/token/roles/command")
+	v.refused("Error renewing token", "token", "renew", made)
 }
 
 // commandSystem asks what operators ask, and clears up.
