@@ -42,7 +42,7 @@ without the network; with "hsm" it is made in a PKCS #11 token and never leaves 
 		RunE: func(c *cobra.Command, args []string) error { return a.createKey(c, args[0], s) },
 	}
 	f := c.Flags()
-	f.StringVar(&s.purpose, "purpose", "", "encrypt (data), wrap (the data keys of files), sign (tokens, messages), mac; of key pairs decrypt (what others encrypt) or decapsulate (shared secrets)")
+	f.StringVar(&s.purpose, "purpose", "", "encrypt (data), wrap (the data keys of files), sign (tokens, messages), mac; of key pairs decrypt (what others encrypt) or decapsulate (shared secrets); transit: of Vault's clients, and named MOUNT/NAME")
 	f.BoolVar(&s.exportable, "exportable", false, "versions may leave sealed to a recipient, where rules allow it; never changes")
 	f.StringVar(&s.custody, "custody", "", "server, fleet or hsm (default server)")
 	f.StringVar(&s.algorithm, "algorithm", "", "algorithm (default: the purpose's; rotor key algorithms)")

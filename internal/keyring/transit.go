@@ -87,7 +87,9 @@ func wordy(c byte) bool {
 func (k Key) validName() error {
 	_, _, mounted := CutMount(k.Name)
 	switch {
-	case k.Purpose != suite.Transit && (mounted || !ValidName(k.Name)):
+	case k.Purpose != suite.Transit && mounted:
+		return invalid("name", "a name with a mount, such as %s, is of a key for clients of Vault: its purpose is transit", k.Name)
+	case k.Purpose != suite.Transit && !ValidName(k.Name):
 		return invalid("name", "a name has 1 to %d lower-case letters, digits, and inside . _ -", MaxName)
 	case k.Purpose == suite.Transit && (!mounted || !ValidKeyName(k.Name)):
 		return invalid("name", "a key of purpose transit is named MOUNT/NAME, for example transit/orders: at most %d letters, digits and . _ -", MaxKeyName)
@@ -143,7 +145,7 @@ func (k Key) MayProtectAs(v Version, now time.Time) error {
 		if floor := max(t.MinEncryption, t.MinDecryption, t.MinAvailable); v.Number < floor {
 			return fault.New(fault.BelowFloor, k.versionName(v.Number)).WithHint("only version %d and later ones may protect", floor)
 		}
-		if v.Phase == PhaseDecryptOnly {
+		if v.Phase == PhaseDecryptOnly && v.State == Active { // others are refused as what they are
 			v.Phase = PhasePrimary
 		}
 	}

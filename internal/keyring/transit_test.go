@@ -1,6 +1,7 @@
 package keyring_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -134,6 +135,8 @@ func TestNamedVersionProtects(t *testing.T) {
 		v.State, v.Phase = c.state, c.phase
 		if err := k.MayProtectAs(v, t0.Add(time.Hour)); fault.CodeOf(err) != c.want {
 			t.Errorf("%s: %v", name, err)
+		} else if c.want == fault.WrongState && !strings.Contains(err.Error(), fmt.Sprintf("is %s and %s", c.state, c.phase)) {
+			t.Errorf("%s: it is called something else: %v", name, err)
 		}
 	}
 	k := keyIn(suite.Encrypt, keyring.Active, keyring.PhaseDecryptOnly)

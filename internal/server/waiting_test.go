@@ -76,7 +76,7 @@ func TestVaultInit(t *testing.T) {
 	nobody.do("GET", "sys/mounts", nil).want(t, "the rest", 503, "Vault is sealed")
 	nobody.do("PUT", "sys/unseal", map[string]any{"key": "x"}).want(t, "unseal", 400, "Vault is not initialized")
 	init := map[string]any{"secret_shares": 3, "secret_threshold": 2}
-	nobody.do("PUT", "sys/init", init).want(t, "without the secret", 403, "permission denied")
+	nobody.do("PUT", "sys/init", init).want(t, "without the secret", 403, "permission denied: the token is the enrolment secret in ")
 	w.local(secret+"x").do("PUT", "sys/init", init).want(t, "with another", 403, "permission denied")
 	me.do("PUT", "sys/init", map[string]any{"secret_shares": 1, "secret_threshold": 1}).want(t, "one share", 400, "at least 2")
 	me.do("PUT", "sys/init", map[string]any{"secret_shares": 3, "secret_threshold": 2, "pgp_keys": []string{"x", "y", "z"}}).want(t, "PGP", 400, "parameter pgp_keys is not supported")

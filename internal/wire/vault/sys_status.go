@@ -3,6 +3,7 @@ package vault
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"net/http"
 	"strconv"
 	"time"
@@ -272,6 +273,9 @@ func (n Node) init(ctx context.Context, r *request) (*response, error) {
 		return nil, err
 	}
 	made, err := n.Init(stays(ctx), InitRequest{r.header.Get("X-Vault-Token"), int(shares), int(threshold)})
+	if f := new(fault.Error); errors.As(err, &f) && f.Code == fault.Unauthenticated { // who is on the local socket may hear which token it takes
+		return nil, &refusal{http.StatusForbidden, []string{"permission denied: " + f.Hint}, nil, err}
+	}
 	if err != nil {
 		return nil, err
 	}

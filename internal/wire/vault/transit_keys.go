@@ -48,7 +48,7 @@ func keyRoutes(c Config) []route {
 			fields: []field{
 				fieldName,
 				{"min_decryption_version", "int", "What older versions protected is refused; 0 is 1.", false},
-				{"min_encryption_version", "int", "The oldest version that may protect; 0: the latest alone.", false},
+				{"min_encryption_version", "int", "The oldest version that may protect, by key_version; 0: any.", false},
 				{"deletion_allowed", "bool", "The key may be deleted.", false},
 				fieldExportable, fieldBackup, fieldPeriod, fieldJitter, fieldMaxUses, fieldWindows,
 			},
