@@ -6,6 +6,7 @@ import (
 	"crypto/hkdf"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"iter"
 	"maps"
@@ -53,22 +54,12 @@ type Snapshot struct {
 
 // NewBackup records a backup and, before it gives anything out, that it left. fault.Invalid for a time out of bounds.
 func (g *Guard) NewBackup(ctx context.Context, p *Permit, keep time.Duration) (Snapshot, error) {
-	r := g.keys.Load()
 	b, err := g.newBackup(p, keep)
 	if err != nil {
 		return Snapshot{}, err
 	}
-	b.Generation = slices.Min(append(r.older(), r.current.generation))
-	value, err := json.Marshal(b)
+	r, err := g.recordBackup(ctx, p, &b)
 	if err != nil {
-		return Snapshot{}, fmt.Errorf("encode backup: %w", err)
-	}
-	path := backupPrefix + b.ID
-	detail := map[string]string{"backup": b.ID, "expires": b.Expires.Format(time.RFC3339), "generation": number(b.Generation)}
-	if _, err := p.Commit(ctx, []Cond{{Path: path}}, []Write{{Path: path, Value: value}}, detail); err != nil {
-		return Snapshot{}, err
-	}
-	if err := p.Release(ctx, detail); err != nil {
 		return Snapshot{}, err
 	}
 	root, err := json.Marshal(r.record)
@@ -87,6 +78,31 @@ func (g *Guard) NewBackup(ctx context.Context, p *Permit, keep time.Duration) (S
 		}
 	}
 	return Snapshot{Backup: b, Root: root, Wrapper: backupKeys{r.all, r.current.generation}, Rev: rev, Records: kept}, nil
+}
+
+// recordBackup records a backup and that it leaves, and returns the root keys that it is under. They are those of the commit: a shred that was done
+// before it did not wait for it, and has had the sealers forget what it would be under.
+func (g *Guard) recordBackup(ctx context.Context, p *Permit, b *Backup) (*roots, error) {
+	for {
+		r := g.keys.Load()
+		b.Generation = slices.Min(append(r.older(), r.current.generation))
+		value, err := json.Marshal(b)
+		if err != nil {
+			return nil, fmt.Errorf("encode backup: %w", err)
+		}
+		path := backupPrefix + b.ID
+		detail := map[string]string{"backup": b.ID, "expires": b.Expires.Format(time.RFC3339), "generation": number(b.Generation)}
+		_, err = p.Commit(ctx, []Cond{{Path: rootPath, Rev: r.rev}, {Path: path}}, []Write{{Path: path, Value: value}}, detail)
+		if err == nil {
+			return r, p.Release(ctx, detail)
+		}
+		if fault.CodeOf(err) != fault.Conflict {
+			return nil, err
+		}
+		if moved, merr := g.catchUp(ctx, r); merr != nil || !moved {
+			return nil, errors.Join(err, merr)
+		}
+	}
 }
 
 // newBackup is a backup that is kept for so long. fault.Invalid for a time out of bounds.

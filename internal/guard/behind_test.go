@@ -2,14 +2,18 @@ package guard_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"iter"
+	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/seal"
 	"github.com/rotorkms/rotor/internal/store"
 	"github.com/rotorkms/rotor/internal/store/mem"
 )
@@ -296,5 +300,44 @@ func TestAStartWhileTheRootIsRotated(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// meanwhile calls a function before the first commit that writes a record in a room.
+type meanwhile struct {
+	store.Store
+	room string
+	once sync.Once
+	do   func()
+}
+
+func (m *meanwhile) Commit(ctx context.Context, conds []store.Cond, ops []store.Op) (store.Rev, error) {
+	for _, op := range ops {
+		if strings.HasPrefix(op.Key, m.room) {
+			m.once.Do(m.do)
+		}
+	}
+	return m.Store.Commit(ctx, conds, ops)
+}
+
+// TestABackupIsUnderTheRootOfItsRecord: a shred that is done before a backup is on record does not wait for it. The backup is then under the root
+// key of now, and not under that which the sealers have forgotten.
+func TestABackupIsUnderTheRootOfItsRecord(t *testing.T) {
+	w := newWorld(t, mem.New())
+	g, _ := w.open()
+	other := w.at(&meanwhile{Store: w.store, room: "backup/", do: func() { w.rotate(g, policy.ActShred) }})
+	s, err := other.NewBackup(t.Context(), w.permit(other), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var root rootJSON
+	if err := json.Unmarshal(s.Root, &root); err != nil || root.Root != 2 || s.Backup.Generation != 2 {
+		t.Errorf("it is under %d, on record as of %d, %v", root.Root, s.Backup.Generation, err)
+	}
+	if _, _, err := guard.BackupOpener(t.Context(), []seal.Sealer{w.sealer}, s.Root); err != nil {
+		t.Error(err)
+	}
+	if all, err := g.Backups(t.Context()); err != nil || len(all) != 1 || all[0].Generation != 2 {
+		t.Errorf("%+v, %v", all, err)
 	}
 }
