@@ -32,6 +32,7 @@ test-services: ## what needs a real PostgreSQL, etcd, SoftHSM or Vault, which it
 	scripts/services
 	go test -tags "services pkcs11" -count=1 -timeout 20m $(SERVICES_ROOMS)
 	go test -tags "services pkcs11" -count=1 -run 'PKCS11|HSM' ./internal/cli ./internal/kms
+	go test -tags services -count=1 -run OnServices ./internal/guard
 
 test-fips: ## the FIPS suites, a server and its clients within Go's cryptographic module, under GODEBUG=fips140=only
 	GOFIPS140=v1.26.0 GODEBUG=fips140=only go test -tags fips -count=1 -run FIPS ./internal/suite ./envelope ./internal/delivery ./internal/cli

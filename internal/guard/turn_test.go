@@ -154,8 +154,16 @@ func wantEntry(t *testing.T, entries []audit.Entry, action string, detail map[st
 // TestRotateRootWhileServing: writers and readers see nothing of it.
 func TestRotateRootWhileServing(t *testing.T) {
 	w := newWorld(t, mem.New())
+	rotateWhileServing(t, w, w.store)
+}
+
+// rotateWhileServing rotates at one server, while others write and read there and at a second one, which has a connection of its own to the store.
+func rotateWhileServing(t *testing.T, w *world, second store.Store) {
+	t.Helper()
 	g, _ := w.open()
-	other, _ := w.open() // another server over the same store
+	c := w.config()
+	c.Store = second
+	other, _ := w.openWith(c)
 	var users sync.WaitGroup
 	var done atomic.Bool
 	for n := range 4 {
