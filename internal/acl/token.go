@@ -348,8 +348,47 @@ type draft struct {
 	done  func() // gives the slot back, if it was not taken
 }
 
-// prepare makes the record and the text of a token. Commit its write under its condition, and call done after.
+// owner is whom a token counts for: who logged in, for all that was made of it.
+func (t token) owner() string { return ownerOf(t.Caller, t.Makers) }
+
+func ownerOf(caller string, makers []policy.Maker) string {
+	if len(makers) > 0 {
+		return makers[0].Name
+	}
+	return caller
+}
+
+// share refuses one owner more than half of what there is room for, so that nobody keeps all others out. Who has how many is counted when half of the room
+// is taken at all. fault.TooLarge.
+func share(what string, most, taken int, has func() int) error {
+	if taken < most/2 || has() < most/2 {
+		return nil
+	}
+	return fault.New(fault.TooLarge, what).WithHint("at most %d at a time of one caller and of what it has made", most/2)
+}
+
+// roomForToken says whether a token's owner may have one more. fault.TooLarge.
+func (s *Service) roomForToken(owner string) error {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return share("tokens", maxTokens, len(s.tokens.rows), func() (n int) {
+		for _, r := range s.tokens.rows {
+			if r.deleted || r.value.Uses < 0 || r.value.owner() != owner {
+				continue
+			}
+			if alive, _ := s.living(r.value); alive {
+				n++
+			}
+		}
+		return n
+	})
+}
+
+// prepare makes the record and the text of a token. Commit its write under its condition, and call done after. fault.TooLarge.
 func (s *Service) prepare(t token) (*draft, error) {
+	if err := s.roomForToken(t.owner()); err != nil {
+		return nil, err
+	}
 	slot, rev, done, err := s.freeSlot(shelf{"tokens", tokenPrefix, maxTokens, func() int { return len(s.tokens.rows) }, func(slot string) (store.Rev, bool, bool) {
 		r, there := s.tokens.rows[slot]
 		alive, _ := s.living(r.value)

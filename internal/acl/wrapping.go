@@ -27,6 +27,7 @@ type wrap struct {
 	Expires         time.Time     `json:"expires"`
 	TTL             time.Duration `json:"ttl_ns"`
 	WrappedAccessor string        `json:"wrapped_accessor,omitempty"`
+	Owner           string        `json:"owner,omitempty"` // whom it counts for
 }
 
 // wrapped is the whole record. Only Unwrap reads it; it is sealed like every other.
@@ -60,8 +61,29 @@ func (s *Service) CreateWrapping(ctx context.Context, c policy.Caller, ns, path 
 	if !c.IsZero() {
 		p = s.Guard.Vouch(c, "vault.wrap", "of its own answer")
 	}
+	owner, err := s.roomForWrap(c, inner)
+	if err != nil {
+		return Wrapping{}, err
+	}
 	return s.keep(ctx, p, func() (wrapped, []guard.Cond, []guard.Write, error) {
-		return wrapped{wrap{Namespace: ns, Path: path, TTL: ttl, WrappedAccessor: inner}, answer}, nil, nil, nil
+		return wrapped{wrap{Namespace: ns, Path: path, TTL: ttl, WrappedAccessor: inner, Owner: owner}, answer}, nil, nil, nil
+	})
+}
+
+// roomForWrap says for whom an answer is kept, and whether it may have one more; of a login it is the token in the answer. fault.TooLarge.
+func (s *Service) roomForWrap(c policy.Caller, inner string) (owner string, err error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if owner = ownerOf(c.Name, c.Makers); c.IsZero() {
+		owner = s.tokens.rows[s.index.accessors[inner]].value.owner()
+	}
+	return owner, share("wrapped answers", maxWraps, len(s.wraps.rows), func() (n int) {
+		for _, r := range s.wraps.rows {
+			if !r.deleted && r.value.Owner == owner && s.Now().Before(r.value.Expires) {
+				n++
+			}
+		}
+		return n
 	})
 }
 

@@ -66,8 +66,8 @@ func (s *Service) Enable(ctx context.Context, c policy.Caller, ns keyring.Namesp
 	if err := m.mountable(); err != nil {
 		return Mount{}, err
 	}
-	if first := keyring.Namespace(firstOf(m.Full())); ns == s.Home && first != s.Home && s.Guard.HasNamespace(string(first)) {
-		return Mount{}, fault.New(fault.Exists, "path is already in use by the namespace "+string(first))
+	if err := s.ofNamespace(ns, m); err != nil {
+		return Mount{}, err
 	}
 	m.Accessor, m.UUID = accessor(m, random(4)), uuid(random(16))
 	err = s.change(ctx, p, ns, map[string]string{"event": "enable", "mount": m.Full(), "type": m.Type}, func(all []Mount) ([]Mount, error) {
@@ -242,6 +242,9 @@ func (s *Service) Remount(ctx context.Context, c policy.Caller, ns keyring.Names
 		return Mount{}, fault.New(fault.Invalid, "cannot remount to destination "+next.Path)
 	}
 	if err := next.mountable(); err != nil {
+		return Mount{}, err
+	}
+	if err := s.ofNamespace(ns, next); err != nil {
 		return Mount{}, err
 	}
 	if m.Path == next.Path {

@@ -50,6 +50,14 @@ func (s *Service) named(ns keyring.Namespace) bool {
 	return ns == "root" || slices.Contains(reserved, first) || slices.ContainsFunc(s.All(s.Home), func(m Mount) bool { return firstOf(m.Full())+"/" == first })
 }
 
+// ofNamespace refuses a path of the home namespace that begins with the name of another. fault.Exists.
+func (s *Service) ofNamespace(ns keyring.Namespace, m Mount) error {
+	if first := keyring.Namespace(firstOf(m.Full())); ns == s.Home && first != s.Home && s.Guard.HasNamespace(string(first)) {
+		return fault.New(fault.Exists, "path is already in use by the namespace "+string(first))
+	}
+	return nil
+}
+
 // firstOf is the first segment of a path.
 func firstOf(path string) string {
 	first, _, _ := strings.Cut(path, "/")

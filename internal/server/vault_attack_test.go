@@ -36,7 +36,7 @@ func TestVaultNamespaceIsNoCluster(t *testing.T) {
 	team := inTeam.makes(t, m{"policies": "root", "ttl": "1h"})
 	team.must("POST", "transit/keys/orders", nil)
 	for _, q := range []struct{ method, path string }{
-		{"POST", "sys/rotate"}, {"POST", "sys/seal"}, {"GET", "sys/audit"}, {"GET", "sys/key-status"}, {"LIST", "sys/namespaces"}, {"LIST", "sys/version-history"}, {"GET", "sys/config/cors"},
+		{"POST", "sys/rotate"}, {"POST", "sys/seal"}, {"GET", "sys/audit"}, {"GET", "sys/key-status"}, {"LIST", "sys/namespaces"}, {"LIST", "sys/version-history"}, {"GET", "sys/config/cors"}, {"GET", "sys/ha-status"}, {"GET", "sys/metrics"},
 	} {
 		team.refuses(403, "permission denied", q.method, q.path, nil)
 		inTeam.refuses(403, "permission denied", q.method, q.path, nil)
@@ -246,6 +246,7 @@ func TestVaultNamespaceNames(t *testing.T) {
 	op.must("POST", "sys/namespaces/prod", nil)
 	op.refuses(400, "in use by the namespace prod", "POST", "sys/mounts/prod", m{"type": "transit"})
 	op.refuses(400, "in use by the namespace prod", "POST", "sys/mounts/prod/keys", m{"type": "transit"})
+	op.refuses(400, "in use by the namespace prod", "POST", "sys/remount", m{"from": "transit", "to": "prod/transit"})
 	op.must("POST", "sys/mounts/default", m{"type": "transit"})
 	op.in("prod").must("POST", "sys/mounts/prod", m{"type": "transit"})
 }
