@@ -236,16 +236,13 @@ type Ref struct {
 // exists or not.
 func (s *Service) admit(ctx context.Context, c policy.Caller, a policy.Action, ref Ref, parts ...envelope.Part) (keyring.Key, *guard.Permit, error) {
 	k, ok := s.Lookup(ref.Namespace, ref.Name)
-	if !ok && !c.IsZero() && keyring.ValidKeyName(ref.Name) {
-		if err := s.CatchUp(ctx); err != nil {
+	if !ok && !c.IsZero() {
+		var err error
+		if k, ok, err = s.lookLate(ctx, ref); err != nil {
 			return k, nil, err
 		}
-		k, ok = s.Lookup(ref.Namespace, ref.Name)
 	}
-	res := policy.Resource{Namespace: string(ref.Namespace), Key: ref.Name}
-	if ok {
-		res = Resource(k)
-	}
+	res := resourceOf(ref, k, ok)
 	res.Context = contextOf(parts)
 	p, err := s.guard.Admit(ctx, c, a, res)
 	if err != nil {
@@ -255,6 +252,37 @@ func (s *Service) admit(ctx context.Context, c policy.Caller, a policy.Action, r
 		return k, nil, fault.New(fault.NotFound, "key "+ref.Name)
 	}
 	return k, p, nil
+}
+
+// lookLate finds a key that this server did not know a moment ago.
+func (s *Service) lookLate(ctx context.Context, ref Ref) (keyring.Key, bool, error) {
+	if !keyring.ValidKeyName(ref.Name) {
+		return keyring.Key{}, false, nil
+	}
+	if err := s.CatchUp(ctx); err != nil {
+		return keyring.Key{}, false, err
+	}
+	k, ok := s.Lookup(ref.Namespace, ref.Name)
+	return k, ok, nil
+}
+
+// ResourceOf is how policy sees the key of a name, also where there is none: for a front end that asks for a right before it looks at a request.
+func (s *Service) ResourceOf(ctx context.Context, ref Ref) (policy.Resource, error) {
+	k, ok := s.Lookup(ref.Namespace, ref.Name)
+	if !ok {
+		var err error
+		if k, ok, err = s.lookLate(ctx, ref); err != nil {
+			return policy.Resource{}, err
+		}
+	}
+	return resourceOf(ref, k, ok), nil
+}
+
+func resourceOf(ref Ref, k keyring.Key, there bool) policy.Resource {
+	if there {
+		return Resource(k)
+	}
+	return policy.Resource{Namespace: string(ref.Namespace), Key: ref.Name}
 }
 
 // contextOf is the associated data as policy sees it. A label that stands twice means nothing.

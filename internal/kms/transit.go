@@ -101,11 +101,10 @@ func (s *Service) usable(ctx context.Context, c policy.Caller, a policy.Action, 
 
 // TransitExists says whether a name is taken, as of now and for nobody: a front end asks it to tell which right a request needs.
 func (s *Service) TransitExists(ctx context.Context, ref Ref) (bool, error) {
-	if _, ok := s.Lookup(ref.Namespace, ref.Name); ok || !keyring.ValidKeyName(ref.Name) {
-		return ok, nil
+	if _, ok := s.Lookup(ref.Namespace, ref.Name); ok {
+		return true, nil
 	}
-	err := s.CatchUp(ctx)
-	_, ok := s.Lookup(ref.Namespace, ref.Name)
+	_, ok, err := s.lookLate(ctx, ref)
 	return ok, err
 }
 

@@ -37,6 +37,7 @@ type Request struct {
 	Parameters map[string]any // of the body and the query, as encoding/json has them; names as they came
 	Wrap       time.Duration  // that the answer is to be wrapped for; 0: it is not
 	Sudo       bool           // the path is one of those that need the capability sudo, too
+	Unread     bool           // neither Parameters nor Wrap are known yet: who may with some of them may
 }
 
 // Grants are what one stanza of a policy says of its path.
@@ -302,13 +303,14 @@ func (a *ACL) Decide(r *Request) Verdict {
 		return Verdict{Denied: true}
 	}
 	policy, ok := p.granted[r.Operation]
-	if _, sudo := p.granted[CapSudo]; !ok || r.Sudo && !sudo || !p.admits(r) {
+	if _, sudo := p.granted[CapSudo]; !ok || r.Sudo && !sudo || !r.Unread && !p.admits(r) {
 		return Verdict{}
 	}
 	return Verdict{Allowed: true, Policy: policy}
 }
 
-// Weighs says whether what is decided about a request depends on its parameters, so that they need not be decoded where it does not.
+// Weighs says whether what is decided about a request depends on its parameters, or on how its answer is wrapped, so that they need not be decoded where it
+// does not.
 func (a *ACL) Weighs(r *Request) bool {
 	if a == nil || a.root {
 		return false
@@ -318,7 +320,7 @@ func (a *ACL) Weighs(r *Request) bool {
 		return false
 	}
 	p := a.find(path, r.Operation == OpList)
-	return p != nil && len(p.required)+len(p.denied)+len(p.allowed) > 0
+	return p != nil && (len(p.required)+len(p.denied)+len(p.allowed) > 0 || p.min+p.max > 0)
 }
 
 // Reaches says whether something that begins with a path of a namespace may be allowed: whether a caller has anything to do there.

@@ -46,15 +46,8 @@ func forbidden(err error) error {
 	return said(err)
 }
 
-// first asks for a right before a request is looked at: what is wrong with it is told to who has the right alone.
-func (c Config) first(a policy.Action, h handler) handler {
-	return func(ctx context.Context, r *request) (*response, error) {
-		if _, err := c.Guard.Admit(ctx, r.caller, a, policy.Resource{Namespace: string(r.namespace)}); err != nil {
-			return nil, err
-		}
-		return h(ctx, r)
-	}
-}
+// authNeeds are the needs of ways to log in and of what is kept for them.
+var authNeeds = readsAnd(right(policy.ActAuthShow), right(policy.ActAuthChange))
 
 // authOf is the block of an answer that carries a token.
 func authOf(t acl.Ticket) *auth {
@@ -144,10 +137,10 @@ func (e entries) delete(ctx context.Context, r *request) (*response, error) {
 // routes are those of the kind: pattern names one, list all.
 func (e entries) routes(engine, pattern, list, doc, differs string, fields []field) []route {
 	all := []route{{
-		pattern: pattern, engine: engine, ops: map[operation]handler{opRead: e.read, opUpdate: e.write, opDelete: e.delete}, exists: e.exists, fields: fields, doc: doc, differs: differs,
+		pattern: pattern, engine: engine, ops: map[operation]handler{opRead: e.read, opUpdate: e.write, opDelete: e.delete}, needs: authNeeds, exists: e.exists, fields: fields, doc: doc, differs: differs,
 	}}
 	if list != "" {
-		all = append(all, route{pattern: list, engine: engine, ops: map[operation]handler{opList: e.list}, doc: "Lists them."})
+		all = append(all, route{pattern: list, engine: engine, ops: map[operation]handler{opList: e.list}, needs: authNeeds, doc: "Lists them."})
 	}
 	return all
 }

@@ -38,20 +38,24 @@ func appRoleRoutes(c Config) []route {
 		{"num_uses", "int", "logins with it", false}, {"ttl", "duration", "life", false},
 	}
 	t := func(pattern, doc string, fields []field, ops map[operation]handler) route {
-		return route{pattern: "role/:role_name/" + pattern, engine: "approle", ops: ops, fields: fields, doc: doc}
+		return route{pattern: "role/:role_name/" + pattern, engine: "approle", ops: ops, needs: authNeeds, fields: fields, doc: doc}
+	}
+	shows := func(r route) route {
+		r.needs = every(right(policy.ActAuthShow))
+		return r
 	}
 	one, handle := []field{{"secret_id", "string", "secret ID", true}}, []field{{"secret_id_accessor", "string", "accessor of a secret ID", true}}
 	gone := func(h handler) map[operation]handler { return map[operation]handler{opUpdate: h, opDelete: h} }
 	return slices.Concat(role, []route{
 		{pattern: "login", engine: "approle", ops: map[operation]handler{opUpdate: a.login}, stranger: true, login: true, doc: "Exchanges a role ID and a secret ID for a token.",
 			fields: []field{{"role_id", "string", "role ID", true}, {"secret_id", "string", "secret ID", false}}},
-		{pattern: "tidy/secret-id", engine: "approle", ops: map[operation]handler{opUpdate: c.tidy}, doc: "Deletes the records of secret IDs that are over."},
-		t("role-id", "Shows and sets the role ID.", []field{{"role_id", "string", "role ID of the client's choice", true}}, map[operation]handler{opRead: a.roleID, opUpdate: a.first(policy.ActAuthChange, a.setRoleID)}),
-		t("secret-id", "Makes a secret ID; lists the accessors of the role's.", secret, map[operation]handler{opUpdate: a.first(policy.ActAuthChange, a.secretID), opList: a.secretIDs}),
-		t("custom-secret-id", "Takes a secret ID of the client's choice, of 8 bytes at least.", append(one, secret...), map[operation]handler{opUpdate: a.first(policy.ActAuthChange, a.secretID)}),
-		t("secret-id/lookup", "Shows a secret ID.", one, map[operation]handler{opUpdate: a.lookup(text)}),
+		{pattern: "tidy/secret-id", engine: "approle", ops: map[operation]handler{opUpdate: c.tidy}, needs: every(right(policy.ActTokenRevoke)), doc: "Deletes the records of secret IDs that are over."},
+		t("role-id", "Shows and sets the role ID.", []field{{"role_id", "string", "role ID of the client's choice", true}}, map[operation]handler{opRead: a.roleID, opUpdate: a.setRoleID}),
+		t("secret-id", "Makes a secret ID; lists the accessors of the role's.", secret, map[operation]handler{opUpdate: a.secretID, opList: a.secretIDs}),
+		t("custom-secret-id", "Takes a secret ID of the client's choice, of 8 bytes at least.", append(one, secret...), map[operation]handler{opUpdate: a.secretID}),
+		shows(t("secret-id/lookup", "Shows a secret ID.", one, map[operation]handler{opUpdate: a.lookup(text)})),
 		t("secret-id/destroy", "Ends a secret ID.", one, gone(a.destroy(text))),
-		t("secret-id-accessor/lookup", "Shows a secret ID.", handle, map[operation]handler{opUpdate: a.lookup(accessor)}),
+		shows(t("secret-id-accessor/lookup", "Shows a secret ID.", handle, map[operation]handler{opUpdate: a.lookup(accessor)})),
 		t("secret-id-accessor/destroy", "Ends a secret ID.", handle, gone(a.destroy(accessor))),
 	}, a.parts())
 }
@@ -81,7 +85,7 @@ func (a appRole) parts() (all []route) {
 		}
 		all = append(all, route{
 			pattern: "role/:role_name/" + name, engine: "approle", doc: "Shows, sets and resets a field of a role.", fields: []field{{member, "string", "as of the role", true}},
-			ops: map[operation]handler{opRead: a.part(member, stored), opUpdate: a.first(policy.ActAuthChange, a.setPart(member, stored)), opDelete: a.resetPart(stored)},
+			ops: map[operation]handler{opRead: a.part(member, stored), opUpdate: a.setPart(member, stored), opDelete: a.resetPart(stored)}, needs: authNeeds,
 		})
 	}
 	return all

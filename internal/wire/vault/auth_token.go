@@ -24,38 +24,35 @@ func tokenRoutes(c Config) []route {
 	accessor := []field{{"accessor", "string", "accessor of a token", true}}
 	more := field{"increment", "duration", "life from now", false}
 	make := func(orphan bool) handler {
-		return c.first(policy.ActTokenCreate, func(ctx context.Context, r *request) (*response, error) { return c.create(ctx, r, orphan) })
+		return func(ctx context.Context, r *request) (*response, error) { return c.create(ctx, r, orphan) }
 	}
-	revoke := func(of func(*request) acl.Who, orphans bool) handler {
-		return c.first(policy.ActTokenRevoke, c.revoke(of, orphans))
-	}
-	look := func(of func(*request) acl.Who) handler { return c.first(policy.ActTokens, c.lookup(of)) }
 	self := func(*request) acl.Who { return acl.Who{Self: true} }
 	text := func(r *request) acl.Who { return acl.Who{Text: r.str("token")} }
 	by := func(r *request) acl.Who { return acl.Who{Accessor: r.str("accessor")} }
-	t := func(pattern, doc string, fields []field, ops map[operation]handler) route {
-		return route{pattern: pattern, engine: "token", ops: ops, fields: fields, doc: doc}
+	t := func(pattern, doc string, n need, fields []field, ops map[operation]handler) route {
+		return route{pattern: pattern, engine: "token", ops: ops, needs: every(n), fields: fields, doc: doc}
 	}
+	shows, makes, ends := right(policy.ActTokens), right(policy.ActTokenCreate), right(policy.ActTokenRevoke)
 	update := func(h handler) map[operation]handler { return map[operation]handler{opUpdate: h} }
-	create := t("create(/:role_name)", "Makes a token below that of the caller, or by a role.", ask, update(make(false)))
+	create := t("create(/:role_name)", "Makes a token below that of the caller, or by a role.", makes, ask, update(make(false)))
 	create.differs = "no batch tokens, no id of the caller's choice; a role without allowed_policies gives no policies that the caller's token lacks"
-	orphans := t("revoke-orphan", "Ends a token; those below it live on.", one, update(revoke(text, true)))
+	orphans := t("revoke-orphan", "Ends a token; those below it live on.", ends, one, update(c.revoke(text, true)))
 	orphans.sudo = true
-	all := t("accessors", "Lists the accessors of the living tokens.", nil, map[operation]handler{opList: c.accessors})
+	all := t("accessors", "Lists the accessors of the living tokens.", shows, nil, map[operation]handler{opList: c.accessors})
 	all.sudo = true
 	return []route{
 		create, orphans, all,
-		t("create-orphan", "Makes a token without a parent.", ask, update(make(true))),
-		t("lookup", "Shows a token.", one, map[operation]handler{opUpdate: look(text), opRead: look(text)}),
-		t("lookup-self", "Shows the caller's token.", nil, map[operation]handler{opRead: c.lookup(self), opUpdate: c.lookup(self)}),
-		t("lookup-accessor", "Shows a token, but not its text.", accessor, update(look(by))),
-		t("renew", "Gives a token more time.", append(one, more), update(c.first(policy.ActTokenCreate, c.renew(text)))),
-		t("renew-self", "Gives the caller's token more time.", []field{more}, update(c.renew(self))),
-		t("renew-accessor", "Gives a token more time.", append(accessor, more), update(c.first(policy.ActTokenCreate, c.renew(by)))),
-		t("revoke", "Ends a token and those below it.", one, update(revoke(text, false))),
-		t("revoke-self", "Ends the caller's token and those below it.", nil, update(c.revoke(self, false))),
-		t("revoke-accessor", "Ends a token and those below it.", accessor, update(revoke(by, false))),
-		t("tidy", "Deletes the records of tokens that are over.", nil, update(c.tidy)),
+		t("create-orphan", "Makes a token without a parent.", makes, ask, update(make(true))),
+		t("lookup", "Shows a token.", shows, one, map[operation]handler{opUpdate: c.lookup(text), opRead: c.lookup(text)}),
+		t("lookup-self", "Shows the caller's token.", own(policy.ActTokens), nil, map[operation]handler{opRead: c.lookup(self), opUpdate: c.lookup(self)}),
+		t("lookup-accessor", "Shows a token, but not its text.", shows, accessor, update(c.lookup(by))),
+		t("renew", "Gives a token more time.", makes, append(one, more), update(c.renew(text))),
+		t("renew-self", "Gives the caller's token more time.", own(policy.ActTokenCreate), []field{more}, update(c.renew(self))),
+		t("renew-accessor", "Gives a token more time.", makes, append(accessor, more), update(c.renew(by))),
+		t("revoke", "Ends a token and those below it.", ends, one, update(c.revoke(text, false))),
+		t("revoke-self", "Ends the caller's token and those below it.", own(policy.ActTokenRevoke), nil, update(c.revoke(self, false))),
+		t("revoke-accessor", "Ends a token and those below it.", ends, accessor, update(c.revoke(by, false))),
+		t("tidy", "Deletes the records of tokens that are over.", ends, nil, update(c.tidy)),
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 
 	"github.com/rotorkms/rotor/internal/acl"
 	"github.com/rotorkms/rotor/internal/fault"
-	"github.com/rotorkms/rotor/internal/policy"
 )
 
 // userRoutes are those below a mount of userpass.
@@ -15,11 +14,11 @@ func userRoutes(c Config) []route {
 	u := users{c, entries{Config: c, kind: acl.KindUser, name: "username", older: olderNames}}
 	password := field{"password", "string", "8 characters to 512 bytes", true}
 	all := u.entries.routes("userpass", "users/:username", "users", "Shows, writes and deletes a user.", "password_hash is not taken; passwords have 8 characters at least, and are kept as Argon2id", append([]field{password}, tokenFields...))
-	all[0].ops[opUpdate], all[0].exists = u.first(policy.ActAuthChange, u.write), u.exists
+	all[0].ops[opUpdate], all[0].exists = u.write, u.exists
 	all[0].ops[opRead], all[0].ops[opDelete] = lower(u.entries.read), lower(u.entries.delete)
 	return append(all,
-		route{pattern: "users/:username/password", engine: "userpass", ops: map[operation]handler{opUpdate: u.first(policy.ActAuthChange, u.password)}, fields: []field{password}, doc: "Sets a user's password."},
-		route{pattern: "users/:username/policies", engine: "userpass", ops: map[operation]handler{opUpdate: u.first(policy.ActAuthChange, u.policies)}, fields: tokenFields[:1], doc: "Sets the policies of a user's tokens."},
+		route{pattern: "users/:username/password", engine: "userpass", ops: map[operation]handler{opUpdate: u.password}, needs: authNeeds, fields: []field{password}, doc: "Sets a user's password."},
+		route{pattern: "users/:username/policies", engine: "userpass", ops: map[operation]handler{opUpdate: u.policies}, needs: authNeeds, fields: tokenFields[:1], doc: "Sets the policies of a user's tokens."},
 		route{
 			pattern: "login/:username", engine: "userpass", ops: map[operation]handler{opUpdate: u.login}, stranger: true, login: true, fields: []field{password},
 			doc: "Exchanges a password for a token.", differs: "after 5 wrong passwords in a row none is taken for 15 minutes, which user_lockout_config does not change",

@@ -17,13 +17,13 @@ func policyRoutes(c Config) []route {
 	old, now := policies{c, "rules", "sys/policy"}, policies{c, "policy", "sys/policies/acl"}
 	paths := field{"paths", "list", "paths", true}
 	return slices.Concat(old.routes(), now.routes(), []route{
-		{pattern: "sys/capabilities-self", ops: map[operation]handler{opUpdate: c.capabilitiesSelf}, fields: []field{paths}, doc: "Says what the caller may do at some paths.",
+		{pattern: "sys/capabilities-self", ops: map[operation]handler{opUpdate: c.capabilitiesSelf}, needs: every(own(policy.ActTokens)), fields: []field{paths}, doc: "Says what the caller may do at some paths.",
 			differs: "a session of rotor's own is told root if it may write policies, and deny else: its rights are about keys"},
-		{pattern: "sys/capabilities", ops: map[operation]handler{opUpdate: c.first(policy.ActTokens, c.capabilitiesOf(func(r *request) acl.Who { return acl.Who{Text: r.str("token")} }))},
+		{pattern: "sys/capabilities", ops: map[operation]handler{opUpdate: c.capabilitiesOf(func(r *request) acl.Who { return acl.Who{Text: r.str("token")} })}, needs: every(right(policy.ActTokens)),
 			fields: []field{paths, {"token", "string", "token", true}}, doc: "Says what a token may do at some paths."},
-		{pattern: "sys/capabilities-accessor", ops: map[operation]handler{opUpdate: c.first(policy.ActTokens, c.capabilitiesOf(func(r *request) acl.Who { return acl.Who{Accessor: r.str("accessor")} }))},
+		{pattern: "sys/capabilities-accessor", ops: map[operation]handler{opUpdate: c.capabilitiesOf(func(r *request) acl.Who { return acl.Who{Accessor: r.str("accessor")} })}, needs: every(right(policy.ActTokens)),
 			fields: []field{paths, {"accessor", "string", "accessor of a token", true}}, doc: "Says what a token may do at some paths."},
-		{pattern: "sys/internal/ui/resultant-acl", ops: map[operation]handler{opRead: c.resultant}, doc: "Shows what the caller's policies say of paths.",
+		{pattern: "sys/internal/ui/resultant-acl", ops: map[operation]handler{opRead: c.resultant}, needs: every(own(policy.ActTokens)), doc: "Shows what the caller's policies say of paths.",
 			differs: "a session of rotor's own is root if it may write policies, and has no paths else"},
 	})
 }
@@ -38,9 +38,9 @@ type policies struct {
 func (p policies) routes() []route {
 	fields := []field{{"policy", "string", "the policy, in HCL or JSON, also in base64", true}}
 	return []route{
-		{pattern: p.base, ops: map[operation]handler{opRead: p.list, opList: p.list}, doc: "Lists the policies."},
+		{pattern: p.base, ops: map[operation]handler{opRead: p.list, opList: p.list}, needs: every(right(policy.ActPolicies)), doc: "Lists the policies."},
 		{
-			pattern: p.base + "/:name", ops: map[operation]handler{opRead: p.read, opUpdate: p.write, opDelete: p.delete}, fields: fields, doc: "Shows, writes and deletes a policy.",
+			pattern: p.base + "/:name", ops: map[operation]handler{opRead: p.read, opUpdate: p.write, opDelete: p.delete}, needs: readsAnd(right(policy.ActPolicies), right(policy.ActPolicyChange)), fields: fields, doc: "Shows, writes and deletes a policy.",
 			differs: "no templates in paths, no control groups, no methods of a second factor",
 		},
 	}
@@ -121,9 +121,6 @@ func capable(all map[string][]string) *response {
 }
 
 func (c Config) capabilitiesSelf(_ context.Context, r *request) (*response, error) {
-	if r.caller.ACL != nil && !r.caller.ACL.Decide(r.caller.Request).Allowed {
-		return nil, fault.New(fault.Denied, "path")
-	}
 	paths, err := askedPaths(r)
 	if err != nil {
 		return nil, err
@@ -154,9 +151,6 @@ func (c Config) capabilitiesOf(of func(*request) acl.Who) handler {
 
 // resultant is what the user interface asks for. A session of rotor's own has no paths.
 func (c Config) resultant(_ context.Context, r *request) (*response, error) {
-	if r.caller.ACL != nil && !r.caller.ACL.Decide(r.caller.Request).Allowed {
-		return nil, fault.New(fault.Denied, "path")
-	}
 	if r.caller.ACL.Root() || r.caller.ACL == nil && c.Guard.Allows(r.caller, policy.ActPolicyChange, policy.Resource{Namespace: string(r.namespace)}) {
 		return &response{data: map[string]any{"root": true}}, nil
 	}

@@ -32,7 +32,9 @@ type request struct {
 	body      body
 	raw       []byte // the body as it came
 	wrapTTL   time.Duration
-	address   string // of the client
+	address   string         // of the client
+	late      *asking        // a need that the caller lacks so far
+	ask       policy.Request // that caller.Request points to
 }
 
 // target is where a request leads.
@@ -111,12 +113,9 @@ func unsupported() error {
 	return &refusal{http.StatusMethodNotAllowed, []string{"1 error occurred:\n\t* unsupported operation\n\n"}, nil, fault.New(fault.Invalid, "method")}
 }
 
-// read decodes a request for its route.
-func (s *server) read(w http.ResponseWriter, h *http.Request, to target) (*request, error) {
+// begin is a request of which the path is known, and nothing else was looked at but what it does there.
+func begin(h *http.Request, to target) (*request, error) {
 	op, err := operationOf(h)
-	if err != nil {
-		return nil, err
-	}
 	ctx := h.Context()
 	r := &request{
 		caller: wire.Caller(ctx), namespace: to.namespace, mount: to.mount, path: strings.TrimSuffix(to.path, "/"), op: op, vars: to.vars, header: h.Header,
@@ -125,28 +124,35 @@ func (s *server) read(w http.ResponseWriter, h *http.Request, to target) (*reque
 	if op == opList {
 		r.path += "/"
 	}
+	return r, err
+}
+
+// read takes the rest of a request.
+func (r *request) read(h *http.Request, to target) (err error) {
 	if r.wrapTTL, err = parseDuration(h.Header.Get("X-Vault-Wrap-TTL")); err != nil || r.wrapTTL < 0 {
-		return nil, bad("error parsing X-Vault-Wrap-TTL header: it is a duration")
+		return bad("error parsing X-Vault-Wrap-TTL header: it is a duration")
 	}
-	if op != opUpdate && op != opPatch {
+	switch r.op {
+	case opUpdate, opCreate, opPatch:
+	default:
 		r.body, err = query(h.URL.RawQuery)
-		return r, err
+		return err
 	}
 	if r.raw, err = readAll(h); err != nil {
-		return nil, tooLarge(err)
+		return tooLarge(err)
 	}
-	if err := wire.Stands(ctx); err != nil { // the body can come long after the header
-		return nil, err
+	if err := wire.Stands(h.Context()); err != nil { // the body can come long after the header
+		return err
 	}
 	if isForm(h.Header.Get("Content-Type"), r.raw) {
 		r.body, err = query(string(r.raw))
-		return r, err
+		return err
 	}
 	if to.direct {
-		return r, checked(bounded(r.raw))
+		return checked(bounded(r.raw))
 	}
 	r.body, err = parse(r.raw)
-	return r, err
+	return err
 }
 
 // soon is what a body gets room for before it is there, in bytes: who promises a long one and sends nothing takes no more.

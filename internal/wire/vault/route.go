@@ -33,7 +33,8 @@ type route struct {
 	pattern string
 	engine  string // "transit", "approle"…; "": from the root
 	ops     map[operation]handler
-	exists  func(ctx context.Context, r *request) (bool, error) // whether POST is opUpdate and not opCreate; nil: it is
+	needs   needs                                               // rights that the operations take
+	exists  func(ctx context.Context, r *request) (bool, error) // whether POST is opUpdate and not opCreate; nil: it is. It looks at the path alone
 	fields  []field
 	doc     string // one sentence
 	differs string // from Vault; "": nothing that is known

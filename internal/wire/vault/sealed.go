@@ -37,7 +37,10 @@ func (s sealed) ServeHTTP(w http.ResponseWriter, h *http.Request) {
 		s.refuse(w, h, s.why)
 		return
 	}
-	r, err := s.read(w, h, to)
+	r, err := begin(h, to)
+	if err == nil {
+		err = r.read(h, to)
+	}
 	if err != nil {
 		s.refuse(w, h, err)
 		return

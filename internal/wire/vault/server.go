@@ -1,7 +1,6 @@
 package vault
 
 import (
-	"context"
 	"fmt"
 	"net/http"
 	"runtime/debug"
@@ -30,28 +29,17 @@ func (s *server) ServeHTTP(w http.ResponseWriter, h *http.Request) {
 		}
 	}()
 	to, err := s.target(h)
-	asksHelp := h.Method == http.MethodGet && h.URL.Query().Has("help") && wire.Caller(h.Context()).ACL.Sees(string(to.namespace))
-	if asksHelp && err != nil && to.mount != "" && strings.TrimSuffix(to.path, "/") == to.mount {
-		write(w, &route{raw: true}, s.engineHelp(to))
-		return
+	if h.Method == http.MethodGet && h.URL.Query().Has("help") {
+		if out := s.help(h, to, err == nil); out != nil {
+			write(w, &route{raw: true}, out)
+			return
+		}
 	}
 	if err != nil {
 		s.fail(w, h, s.nowhere(h, to, err))
 		return
 	}
-	if asksHelp {
-		write(w, &route{raw: true}, help(to))
-		return
-	}
-	r, err := s.read(w, h, to)
-	if fault.CodeOf(err) == fault.Invalid && !to.stranger {
-		err = s.nowhere(h, to, err)
-	}
-	if err != nil {
-		s.fail(w, h, err)
-		return
-	}
-	out, err := s.answer(h.Context(), to, r)
+	r, out, err := s.ask(h, to)
 	switch {
 	case err != nil:
 		s.fail(w, h, err)
@@ -89,58 +77,77 @@ func (s *server) target(h *http.Request) (target, error) {
 	return s.resolve(h)
 }
 
-// answer calls the handler of a route.
-func (s *server) answer(ctx context.Context, to target, r *request) (*response, error) {
-	handle, ok := to.ops[r.op]
-	if !ok && r.caller.ACL != nil && !r.caller.ACL.Decide(&policy.Request{Namespace: string(r.namespace), Path: r.path, Operation: r.op}).Allowed {
-		return nil, fault.New(fault.Denied, "path") // which operations a path has is told to who has a right to it
+// ask lets a request in, reads it and has it answered.
+func (s *server) ask(h *http.Request, to target) (*request, *response, error) {
+	ctx := h.Context()
+	r, wrong := begin(h, to)
+	if wrong != nil && !s.knows(ctx, to, r) {
+		wrong = fault.New(fault.Denied, "path")
 	}
-	if !ok {
+	if wrong != nil {
+		return r, nil, wrong
+	}
+	if err := s.gate(ctx, to, r); err != nil {
+		return r, nil, err
+	}
+	out, err := s.answer(h, to, r)
+	if err != nil && r.late != nil && fault.CodeOf(err) != fault.Denied { // what is wrong with a request is not told to who may not make it
+		if denied := s.config.refuse(ctx, r, *r.late); denied != nil {
+			err = denied
+		}
+	}
+	return r, out, err
+}
+
+// answer reads a request that was let in and calls the handler of its route.
+func (s *server) answer(h *http.Request, to target, r *request) (*response, error) {
+	ctx := h.Context()
+	if err := r.read(h, to); err != nil {
+		return nil, err
+	}
+	handle := to.handler(r.op)
+	if handle == nil { // of a stranger's route
 		return nil, unsupported()
 	}
 	if r.wrapTTL > acl.MaxWrapTTL { // before anything is done
 		return nil, bad("requested wrapping TTL is not valid: above 0 and at most %d days", int(acl.MaxWrapTTL.Hours()/24))
 	}
-	if to.exists != nil && r.op == opUpdate {
-		there, err := to.exists(ctx, r)
-		if err != nil {
-			return nil, err
-		}
-		if !there {
-			r.op = opCreate
-		}
+	if err := s.weigh(ctx, to, r); err != nil {
+		return nil, err
 	}
-	asked := &policy.Request{Namespace: string(r.namespace), Path: r.path, Operation: r.op, Wrap: r.wrapTTL, Sudo: to.sudo}
-	if r.caller.ACL.Weighs(asked) {
-		var err error
-		if asked.Parameters, err = r.parameters(); err != nil {
-			return nil, err
-		}
-	}
-	r.caller.Request = asked
 	if !to.stranger {
 		if err := wire.EnterNamespace(ctx, string(r.namespace)); err != nil {
 			return nil, err
 		}
 	}
 	out, err := handle(ctx, r)
-	if fault.CodeOf(err) == fault.Invalid && r.caller.ACL != nil && !r.caller.ACL.Decide(asked).Allowed {
-		return nil, fault.New(fault.Denied, "path") // what is wrong with a request is told to who has a right to its path
-	}
 	if err != nil || out == nil || r.wrapTTL == 0 || to.raw || out.wrap != nil {
 		return out, err
 	}
 	return wrapped(ctx, s.config, to.engine, r, out)
 }
 
-// nowhere is the answer about a path that is none, and about a request that cannot be read. Who has no right to the path does not learn which it is.
+// handler is that of an operation.
+func (r *route) handler(op operation) handler {
+	if op == opCreate {
+		op = opUpdate
+	}
+	return r.ops[op]
+}
+
+// nowhere is the answer about a path that is none. Who has no right to it does not learn that.
 func (s *server) nowhere(h *http.Request, to target, err error) error {
-	op, _ := operationOf(h) // a method that there is not is no operation that a policy gives
-	acl := wire.Caller(h.Context()).ACL
-	if acl == nil || acl.Decide(&policy.Request{Namespace: string(to.namespace), Path: to.path, Operation: op}).Allowed {
+	r, _ := begin(h, to)
+	if s.seesMounts(r) {
 		return err
 	}
 	return fault.New(fault.Denied, "path")
+}
+
+// seesMounts says whether a caller may know what is mounted where it asks: by its policies for the path, else by the rules.
+func (s *server) seesMounts(r *request) bool {
+	r.caller.Request = &policy.Request{Namespace: string(r.namespace), Path: r.path, Operation: r.op, Unread: true}
+	return s.config.Guard.Allows(r.caller, policy.ActMounts, policy.Resource{Namespace: string(r.namespace)})
 }
 
 // fail answers with an error, and logs what is a mistake of ours.
@@ -156,8 +163,28 @@ func (s *server) fail(w http.ResponseWriter, h *http.Request, err error) {
 	writeError(w, err)
 }
 
-// help tells what a path is for.
-func help(to target) *response {
+// help tells what a path or a mount is for, to who may use something of the mount; nil: there is none. What is not below a mount is the same everywhere.
+func (s *server) help(h *http.Request, to target, found bool) *response {
+	if !wire.Caller(h.Context()).ACL.Sees(string(to.namespace)) {
+		return nil
+	}
+	if to.engine != "" && (!found || !to.login) { // whose mounts answer everybody
+		r := &request{caller: wire.Caller(h.Context()), namespace: to.namespace}
+		m, _, ok := s.config.Mounts.Find(to.namespace, to.mount+"/")
+		if !ok || !s.config.usable(r, m) {
+			return nil
+		}
+	}
+	switch {
+	case found:
+		return routeHelp(to)
+	case to.mount != "" && strings.TrimSuffix(to.path, "/") == to.mount:
+		return s.engineHelp(to)
+	}
+	return nil
+}
+
+func routeHelp(to target) *response {
 	out := fmt.Sprintf("## DESCRIPTION\n\n%s\n\n## PARAMETERS\n", to.doc)
 	for _, f := range to.fields {
 		out += fmt.Sprintf("\n    %s (%s)\n\n        %s\n", f.name, f.kind, f.doc)

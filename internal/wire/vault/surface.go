@@ -14,9 +14,19 @@ type Line struct {
 	Doc       string
 	Differs   string // from Vault
 	Fields    []FieldLine
+	Rights    []RightLine
 	Stranger  bool // it answers without a token
+	Creates   bool // POST takes create where nothing is there yet, and update else
 	Sudo      bool // needs the capability sudo
 	Enveloped bool
+}
+
+// RightLine is what a method of a route takes.
+type RightLine struct {
+	Methods []string
+	Action  string // that rotor's rules name; empty: none
+	Own     bool   // it is about the caller alone: a session of rotor's has it, a token by its policies
+	Open    bool   // every known caller is answered
 }
 
 // FieldLine is one parameter of a route.
@@ -30,7 +40,7 @@ func Surface() []Line {
 	all := Config{}.routes()
 	out := make([]Line, len(all))
 	for i, r := range all {
-		out[i] = Line{Pattern: r.pattern, Engine: r.engine, Methods: methods(r), Doc: r.doc, Differs: r.differs, Stranger: r.stranger || r.login, Sudo: r.sudo, Enveloped: !r.raw}
+		out[i] = Line{Pattern: r.pattern, Engine: r.engine, Methods: methods(r), Doc: r.doc, Differs: r.differs, Stranger: r.stranger || r.login, Sudo: r.sudo, Enveloped: !r.raw, Rights: rights(r), Creates: r.exists != nil}
 		for _, f := range r.fields {
 			out[i].Fields = append(out[i].Fields, FieldLine{f.name, f.kind, f.doc, f.required})
 		}
@@ -52,15 +62,36 @@ func (l Line) group() string {
 	return first
 }
 
+// verbs are the HTTP methods of the operations.
+var verbs = []struct {
+	op    operation
+	names []string
+}{{opRead, []string{"GET"}}, {opList, []string{"LIST"}}, {opUpdate, []string{"POST", "PUT"}}, {opPatch, []string{"PATCH"}}, {opDelete, []string{"DELETE"}}}
+
 // methods are the HTTP methods of a route.
 func methods(r route) (out []string) {
-	for _, m := range []struct {
-		op    operation
-		names []string
-	}{{opRead, []string{"GET"}}, {opList, []string{"LIST"}}, {opUpdate, []string{"POST", "PUT"}}, {opPatch, []string{"PATCH"}}, {opDelete, []string{"DELETE"}}} {
+	for _, m := range verbs {
 		if r.ops[m.op] != nil {
 			out = append(out, m.names...)
 		}
+	}
+	return out
+}
+
+// rights are what the methods of a route take; those that take the same together.
+func rights(r route) (out []RightLine) {
+	for _, m := range verbs {
+		n, ok := r.needs.of(m.op)
+		if r.ops[m.op] == nil || !ok {
+			continue
+		}
+		line := RightLine{m.names, string(n.action), n.own, n.open}
+		at := slices.IndexFunc(out, func(o RightLine) bool { return o.Action == line.Action && o.Own == line.Own && o.Open == line.Open })
+		if at < 0 {
+			out = append(out, line)
+			continue
+		}
+		out[at].Methods = slices.Concat(out[at].Methods, m.names)
 	}
 	return out
 }
@@ -89,6 +120,7 @@ func (l Line) write(b *strings.Builder) {
 	if l.Stranger {
 		b.WriteString(" Answers without a token.")
 	}
+	b.WriteString(l.rights())
 	if l.Sudo {
 		b.WriteString(" A policy has to give `sudo` too.")
 	}
@@ -107,6 +139,25 @@ func (l Line) write(b *strings.Builder) {
 		}
 		b.WriteString("| `" + f.Name + "` | " + kind + " | " + strings.ReplaceAll(strings.TrimSuffix(f.Doc, "."), "|", "\\|") + " |\n")
 	}
+}
+
+// rights tells what rotor's rules have to give.
+func (l Line) rights() string {
+	var all []string
+	for _, r := range l.Rights {
+		text := "`" + r.Action + "`"
+		if r.Own || r.Open {
+			text = "nothing"
+		}
+		if len(l.Rights) > 1 {
+			text += " (" + strings.Join(r.Methods, ", ") + ")"
+		}
+		all = append(all, text)
+	}
+	if len(all) == 0 {
+		return ""
+	}
+	return " By rotor's rules it takes " + strings.Join(all, ", ") + "."
 }
 
 // sentenceOf ends a text with a point.

@@ -18,28 +18,28 @@ func sysRoutes(c Config) []route {
 func rootRoutes(c Config) []route {
 	return []route{
 		{
-			pattern: "sys/seal", ops: map[operation]handler{opUpdate: c.seal}, sudo: true, doc: "Seals this server.",
+			pattern: "sys/seal", ops: map[operation]handler{opUpdate: c.seal}, needs: every(global(policy.ActSeal)), sudo: true, doc: "Seals this server.",
 			differs: "needs the right seal.change; a server that the configuration opens by itself opens again only when it is told to or restarted",
 		},
 		{
-			pattern: "sys/key-status", ops: map[operation]handler{opRead: c.keyStatus}, doc: "Says which generation of the root key is the current one.",
+			pattern: "sys/key-status", ops: map[operation]handler{opRead: c.keyStatus}, needs: every(global(policy.ActStatus)), doc: "Says which generation of the root key is the current one.",
 			differs: "no count of uses: records are sealed under keys derived of it, with random nonces of 192 bits",
 		},
 		{
-			pattern: "sys/rotate", ops: map[operation]handler{opUpdate: c.rotateRoot}, sudo: true, doc: "Makes another root key; what is sealed is sealed again under it.",
+			pattern: "sys/rotate", ops: map[operation]handler{opUpdate: c.rotateRoot}, needs: every(global(policy.ActRotateRoot)), sudo: true, doc: "Makes another root key; what is sealed is sealed again under it.",
 			differs: "needs the right server.rotate; refused while an earlier one is not done",
 		},
 		{
-			pattern: "sys/audit", ops: map[operation]handler{opRead: c.audits}, sudo: true, doc: "Lists the audit devices: the one log, which is always there.",
+			pattern: "sys/audit", ops: map[operation]handler{opRead: c.audits}, needs: every(global(policy.ActAudit)), sudo: true, doc: "Lists the audit devices: the one log, which is always there.",
 		},
 		{
-			pattern: "sys/audit/:path", ops: map[operation]handler{opUpdate: fixedAudit, opDelete: fixedAudit}, sudo: true, doc: "Refuses to add or remove an audit device.",
+			pattern: "sys/audit/:path", ops: map[operation]handler{opUpdate: fixedAudit, opDelete: fixedAudit}, needs: every(global(policy.ActAudit)), sudo: true, doc: "Refuses to add or remove an audit device.",
 			differs: "the log can be neither turned off nor doubled; rotor audit export gives a copy that can be verified",
 		},
 		{
-			pattern: "sys/version-history", ops: map[operation]handler{opList: c.versions}, doc: "Lists the version that runs.", differs: "earlier ones are in the audit log (server.start)",
+			pattern: "sys/version-history", ops: map[operation]handler{opList: c.versions}, needs: every(global(policy.ActStatus)), doc: "Lists the version that runs.", differs: "earlier ones are in the audit log (server.start)",
 		},
-		{pattern: "sys/config/cors", ops: map[operation]handler{opRead: c.cors}, sudo: true, doc: "Says that other origins are not let in.", differs: "cannot be changed"},
+		{pattern: "sys/config/cors", ops: map[operation]handler{opRead: c.cors}, needs: every(global(policy.ActStatus)), sudo: true, doc: "Says that other origins are not let in.", differs: "cannot be changed"},
 	}
 }
 
@@ -118,11 +118,11 @@ func leaseRoutes(c Config) []route {
 	}
 	id := []field{{"lease_id", "string", "of the lease", true}}
 	return []route{
-		{pattern: "sys/leases/lookup", ops: map[operation]handler{opUpdate: answer("invalid lease")}, fields: id, doc: "Knows no lease.", differs: "there are no leases; tokens are looked up as tokens"},
-		{pattern: "sys/leases/renew", ops: map[operation]handler{opUpdate: answer("lease not found")}, fields: id, doc: "Knows no lease."},
-		{pattern: "sys/leases/revoke", ops: map[operation]handler{opUpdate: answer("")}, fields: id, doc: "Revokes nothing, as of a lease that is over."},
-		{pattern: "sys/renew", ops: map[operation]handler{opUpdate: answer("lease not found")}, fields: id, doc: "Is sys/leases/renew of older clients."},
-		{pattern: "sys/revoke", ops: map[operation]handler{opUpdate: answer("")}, fields: id, doc: "Is sys/leases/revoke of older clients."},
+		{pattern: "sys/leases/lookup", ops: map[operation]handler{opUpdate: answer("invalid lease")}, needs: every(right(policy.ActTools)), fields: id, doc: "Knows no lease.", differs: "there are no leases; tokens are looked up as tokens"},
+		{pattern: "sys/leases/renew", ops: map[operation]handler{opUpdate: answer("lease not found")}, needs: every(right(policy.ActTools)), fields: id, doc: "Knows no lease."},
+		{pattern: "sys/leases/revoke", ops: map[operation]handler{opUpdate: answer("")}, needs: every(right(policy.ActTools)), fields: id, doc: "Revokes nothing, as of a lease that is over."},
+		{pattern: "sys/renew", ops: map[operation]handler{opUpdate: answer("lease not found")}, needs: every(right(policy.ActTools)), fields: id, doc: "Is sys/leases/renew of older clients."},
+		{pattern: "sys/revoke", ops: map[operation]handler{opUpdate: answer("")}, needs: every(right(policy.ActTools)), fields: id, doc: "Is sys/leases/revoke of older clients."},
 	}
 }
 

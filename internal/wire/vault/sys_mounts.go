@@ -28,6 +28,9 @@ var (
 	}
 )
 
+// mountNeeds are the needs of what is about a mount.
+var mountNeeds = readsAnd(right(policy.ActMounts), right(policy.ActMountChange))
+
 // mountRoutes are about secret engines.
 func mountRoutes(c Config) []route { return c.mountRoutes(false) }
 
@@ -41,20 +44,20 @@ func (c Config) mountRoutes(auth bool) []route {
 	}
 	t := mountTable{c, auth}
 	all := []route{
-		{pattern: base, ops: map[operation]handler{opRead: t.list}, sudo: auth, doc: "Lists the " + what + "."},
+		{pattern: base, ops: map[operation]handler{opRead: t.list}, needs: every(right(policy.ActMounts)), sudo: auth, doc: "Lists the " + what + "."},
 		{
-			pattern: base + "/*path", ops: map[operation]handler{opRead: t.show, opUpdate: t.enable, opDelete: t.disable}, fields: mountFields, sudo: auth,
+			pattern: base + "/*path", ops: map[operation]handler{opRead: t.show, opUpdate: t.enable, opDelete: t.disable}, needs: mountNeeds, fields: mountFields, sudo: auth,
 			doc: "Shows, mounts and unmounts one of the " + what + ".", differs: "paths have at most 96 bytes, of letters, digits, _, -, . and /",
 		},
-		{pattern: base + "/*path/tune", ops: map[operation]handler{opRead: t.tuned, opUpdate: t.tune}, fields: tuneFields, sudo: auth, doc: "Shows and changes what can be tuned of a mount."},
+		{pattern: base + "/*path/tune", ops: map[operation]handler{opRead: t.tuned, opUpdate: t.tune}, needs: mountNeeds, fields: tuneFields, sudo: auth, doc: "Shows and changes what can be tuned of a mount."},
 	}
 	if !auth {
 		all[1].differs += "; an engine with a key whose deletion_allowed is false stays; the other keys of one that goes wait, retired, for an administrator"
 		all = append(all, route{
-			pattern: "sys/remount", ops: map[operation]handler{opUpdate: c.remount}, sudo: true, doc: "Moves a mount with what is below it.", fields: []field{{"from", "string", "path", true}, {"to", "string", "path", true}},
+			pattern: "sys/remount", ops: map[operation]handler{opUpdate: c.remount}, needs: every(right(policy.ActMountChange)), sudo: true, doc: "Moves a mount with what is below it.", fields: []field{{"from", "string", "path", true}, {"to", "string", "path", true}},
 			differs: "it has moved when the answer comes; meanwhile nothing below it is served; tokens of a way to log in that moves stay; not from one namespace to another",
 		}, route{
-			pattern: "sys/remount/status/:migration_id", ops: map[operation]handler{opRead: c.remounted}, doc: "Tells of a move.", differs: "of the last one of each mount",
+			pattern: "sys/remount/status/:migration_id", ops: map[operation]handler{opRead: c.remounted}, needs: every(right(policy.ActMounts)), doc: "Tells of a move.", differs: "of the last one of each mount",
 		})
 	}
 	return all
@@ -182,9 +185,6 @@ func (t mountTable) tuned(ctx context.Context, r *request) (*response, error) {
 }
 
 func (t mountTable) enable(ctx context.Context, r *request) (*response, error) {
-	if _, err := t.permit(ctx, r, policy.ActMountChange); err != nil { // before it is told what is wrong with the request
-		return nil, err
-	}
 	m := mounts.Mount{Path: r.vars["path"], Type: r.str("type"), Auth: t.auth, Description: r.str("description")}
 	var err error
 	if m.Local, err = r.is("local", false); err != nil {
@@ -229,9 +229,6 @@ func (t mountTable) disable(ctx context.Context, r *request) (*response, error) 
 }
 
 func (t mountTable) tune(ctx context.Context, r *request) (*response, error) {
-	if _, err := t.permit(ctx, r, policy.ActMountChange); err != nil { // before it is told what is wrong with the request
-		return nil, err
-	}
 	set, err := tuning(r, t.auth)
 	if err != nil {
 		return nil, err
@@ -403,8 +400,8 @@ func visibleRoutes(c Config) []route {
 			pattern: "sys/internal/ui/mounts", ops: map[operation]handler{opRead: c.visible}, stranger: true,
 			doc: "Lists what the caller could use; to strangers what is mounted with listing_visibility unauth.",
 		},
-		{pattern: "sys/internal/ui/mounts/*path", ops: map[operation]handler{opRead: c.visibleOne}, doc: "Shows the mount that a path is below, to a caller who may do anything there."},
-		{pattern: "sys/internal/ui/namespaces", ops: map[operation]handler{opRead: c.visibleNamespaces}, doc: "Lists the namespaces that the caller may list."},
+		{pattern: "sys/internal/ui/mounts/*path", ops: map[operation]handler{opRead: c.visibleOne}, needs: every(need{open: true}), doc: "Shows the mount that a path is below, to a caller who may do anything there."},
+		{pattern: "sys/internal/ui/namespaces", ops: map[operation]handler{opRead: c.visibleNamespaces}, needs: every(need{open: true}), doc: "Lists the namespaces that the caller may list."},
 	}
 }
 

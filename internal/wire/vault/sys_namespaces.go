@@ -15,10 +15,11 @@ import (
 // namespaceRoutes are about namespaces, which are rotor's.
 func namespaceRoutes(c Config) []route {
 	return []route{
-		{pattern: "sys/namespaces", ops: map[operation]handler{opList: c.namespaces}, doc: "Lists the namespaces.", differs: "there is one level of them"},
+		{pattern: "sys/namespaces", ops: map[operation]handler{opList: c.namespaces}, needs: every(global(policy.ActNamespaces)), doc: "Lists the namespaces.", differs: "there is one level of them"},
 		{
 			pattern: "sys/namespaces/:name", ops: map[operation]handler{opRead: c.showNamespace, opUpdate: c.createNamespace, opDelete: c.deleteNamespace},
-			doc: "Shows a namespace, or makes one.", differs: "a namespace stays: ciphertexts are bound to its name; custom_metadata is not kept",
+			needs: needs{opRead: right(policy.ActNamespaces), opUpdate: global(policy.ActNamespaceCreate), opDelete: global(policy.ActNamespaceCreate)},
+			doc:   "Shows a namespace, or makes one.", differs: "a namespace stays: ciphertexts are bound to its name; custom_metadata is not kept",
 		},
 	}
 }

@@ -13,20 +13,20 @@ import (
 func serverRoutes(c Config) []route {
 	counters := func(path, instead string) route {
 		return route{
-			pattern: "sys/internal/counters/" + path, ops: map[operation]handler{opRead: c.uncounted(instead)}, doc: "Refuses: it is not counted.", differs: "nobody is billed by it; " + instead,
+			pattern: "sys/internal/counters/" + path, ops: map[operation]handler{opRead: c.uncounted(instead)}, needs: every(global(policy.ActStatus)), doc: "Refuses: it is not counted.", differs: "nobody is billed by it; " + instead,
 		}
 	}
 	return []route{
 		{
-			pattern: "sys/ha-status", ops: map[operation]handler{opRead: c.members}, doc: "Tells of this server as the active one.",
+			pattern: "sys/ha-status", ops: map[operation]handler{opRead: c.members}, needs: every(global(policy.ActStatus)), doc: "Tells of this server as the active one.",
 			differs: "every server of a cluster serves, and each tells of itself alone; ask each",
 		},
 		{
-			pattern: "sys/metrics", ops: map[operation]handler{opRead: c.metrics}, raw: true, fields: []field{{"format", "string", "prometheus, also when it is left out", false}}, doc: "Shows the metrics of this server, as /metrics does.",
+			pattern: "sys/metrics", ops: map[operation]handler{opRead: c.metrics}, needs: every(global(policy.ActMetrics)), raw: true, fields: []field{{"format", "string", "prometheus, also when it is left out", false}}, doc: "Shows the metrics of this server, as /metrics does.",
 			differs: "the metrics are rotor's (reference/metrics.md), in Prometheus' text form alone; needs the right server.metrics",
 		},
 		{
-			pattern: "sys/host-info", ops: map[operation]handler{opRead: c.hostInfo}, sudo: true, doc: "Refuses to tell of the server's machine.",
+			pattern: "sys/host-info", ops: map[operation]handler{opRead: c.hostInfo}, needs: every(global(policy.ActStatus)), sudo: true, doc: "Refuses to tell of the server's machine.",
 			differs: "the process has shut itself in, and sees neither the machine's disks nor its users; ask the machine",
 		},
 		counters("requests", "sys/metrics has the requests by path"), counters("tokens", "auth/token/accessors lists them"), counters("entities", "there are no entities"),

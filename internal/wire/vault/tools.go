@@ -11,6 +11,8 @@ import (
 	"encoding/hex"
 	"hash"
 	"strconv"
+
+	"github.com/rotorkms/rotor/internal/policy"
 )
 
 // maxRandom bounds what is asked for at once, in bytes, as Vault does.
@@ -20,10 +22,10 @@ const maxRandom = 128 << 10
 func toolRoutes(c Config) []route {
 	return []route{
 		{
-			pattern: "sys/tools/random(/:source(/:urlbytes))", ops: map[operation]handler{opUpdate: c.random}, doc: "Gives random bytes.", fields: randomFields,
+			pattern: "sys/tools/random(/:source(/:urlbytes))", ops: map[operation]handler{opUpdate: c.random}, needs: every(right(policy.ActTools)), doc: "Gives random bytes.", fields: randomFields,
 			differs: "the source is always crypto/rand of this server's operating system",
 		},
-		{pattern: "sys/tools/hash(/:urlalgorithm)", ops: map[operation]handler{opUpdate: c.hash}, doc: "Gives the hash of an input.", fields: hashFields},
+		{pattern: "sys/tools/hash(/:urlalgorithm)", ops: map[operation]handler{opUpdate: c.hash}, needs: every(right(policy.ActTools)), doc: "Gives the hash of an input.", fields: hashFields},
 	}
 }
 

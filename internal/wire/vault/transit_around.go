@@ -12,15 +12,15 @@ import (
 // aroundRoutes are those of a mount that are about no key.
 func aroundRoutes(c Config) []route {
 	return []route{
-		{pattern: "random(/:source(/:urlbytes))", doc: "Gives random bytes.", ops: map[operation]handler{opUpdate: c.random}, fields: randomFields},
-		{pattern: "hash(/:urlalgorithm)", doc: "Hashes an input.", ops: map[operation]handler{opUpdate: c.hash}, fields: hashFields},
+		{pattern: "random(/:source(/:urlbytes))", doc: "Gives random bytes.", ops: map[operation]handler{opUpdate: c.random}, needs: every(right(policy.ActTools)), fields: randomFields},
+		{pattern: "hash(/:urlalgorithm)", doc: "Hashes an input.", ops: map[operation]handler{opUpdate: c.hash}, needs: every(right(policy.ActTools)), fields: hashFields},
 		{
-			pattern: "cache-config", doc: "Shows and sets the size of the cache of keys.", ops: map[operation]handler{opRead: c.readCache, opUpdate: c.writeCache},
+			pattern: "cache-config", doc: "Shows and sets the size of the cache of keys.", ops: map[operation]handler{opRead: c.readCache, opUpdate: c.writeCache}, needs: readsAnd(mount(policy.ActShow), right(policy.ActMountChange)),
 			fields:  []field{{"size", "int", "0, or at least 10.", false}},
 			differs: "It is kept, and changes nothing: all keys are in memory.",
 		},
 		{
-			pattern: "config/keys", doc: "Says whether encrypt may make keys.", ops: map[operation]handler{opRead: c.readKeysConfig, opUpdate: c.writeKeysConfig},
+			pattern: "config/keys", doc: "Says whether encrypt may make keys.", ops: map[operation]handler{opRead: c.readKeysConfig, opUpdate: c.writeKeysConfig}, needs: readsAnd(mount(policy.ActShow), right(policy.ActMountChange)),
 			fields: []field{{"disable_upsert", "bool", "encrypt makes none, whatever the caller may do.", false}},
 		},
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/kms"
+	"github.com/rotorkms/rotor/internal/policy"
 )
 
 // What Vault has no words for, at its paths: single versions, and schedules that say more than a time.
@@ -25,17 +26,18 @@ var (
 
 // versionRoutes change one version of a key.
 func versionRoutes(c Config) []route {
-	change := func(e keyring.Event, doc string) route {
+	change := func(e keyring.Event, a policy.Action, doc string) route {
 		return route{
 			pattern: "keys/:name/versions/:version/" + string(e), doc: doc, fields: []field{fieldName, fieldNumber, fieldReason},
 			ops:     map[operation]handler{opUpdate: func(ctx context.Context, r *request) (*response, error) { return c.changeVersion(ctx, r, e) }},
+			needs:   every(key(a)),
 			differs: "Vault does not have it.",
 		}
 	}
 	return []route{
-		change(keyring.Suspend, "Suspends one version: it is refused until it is resumed, and the others go on."),
-		change(keyring.Resume, "Takes a suspended version up again."),
-		change(keyring.Compromise, "Revokes one version for good: what it protected is refused, and if it was the latest another takes its place at once. The others go on."),
+		change(keyring.Suspend, policy.ActSuspend, "Suspends one version: it is refused until it is resumed, and the others go on."),
+		change(keyring.Resume, policy.ActSuspend, "Takes a suspended version up again."),
+		change(keyring.Compromise, policy.ActCompromise, "Revokes one version for good: what it protected is refused, and if it was the latest another takes its place at once. The others go on."),
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/kms"
+	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/suite"
 	"github.com/rotorkms/rotor/internal/transit"
 )
@@ -23,11 +24,12 @@ import (
 func keyRoutes(c Config) []route {
 	return []route{
 		{
-			pattern: "keys", ops: map[operation]handler{opList: c.listKeys}, doc: "Lists the names of the keys.",
+			pattern: "keys", ops: map[operation]handler{opList: c.listKeys}, needs: every(mount(policy.ActShow)), doc: "Lists the names of the keys.",
 		},
 		{
 			pattern: "keys/:name", doc: "Creates, shows and deletes a key.", exists: c.keyThere,
-			ops: map[operation]handler{opRead: c.readKey, opUpdate: c.createKey, opDelete: c.deleteKey},
+			ops:   map[operation]handler{opRead: c.readKey, opUpdate: c.createKey, opDelete: c.deleteKey},
+			needs: needs{opRead: key(policy.ActShow), opUpdate: key(policy.ActCreate), opDelete: key(policy.ActDelete)},
 			fields: []field{
 				fieldName,
 				{"type", "string", "Type of the key: " + strings.Join(transit.Types(), ", ") + ". Default aes256-gcm96.", false},
@@ -44,7 +46,7 @@ func keyRoutes(c Config) []route {
 				"compromised, or a newer version is on its way. A client that polls moves what is older than latest_version; this says that it is about to change, or should. managed_key, hybrid, slh-dsa, cmac and cbc types are not there.",
 		},
 		{
-			pattern: "keys/:name/config", doc: "Changes settings of a key.", ops: map[operation]handler{opUpdate: c.configureKey},
+			pattern: "keys/:name/config", doc: "Changes settings of a key.", ops: map[operation]handler{opUpdate: c.configureKey}, needs: every(key(policy.ActConfigure)),
 			fields: []field{
 				fieldName,
 				{"min_decryption_version", "int", "What older versions protected is refused; 0 is 1.", false},
@@ -54,20 +56,20 @@ func keyRoutes(c Config) []route {
 			},
 		},
 		{
-			pattern: "keys/:name/rotate", doc: "Makes the next version of a key.", ops: map[operation]handler{opUpdate: c.rotateKey}, fields: []field{fieldName},
+			pattern: "keys/:name/rotate", doc: "Makes the next version of a key.", ops: map[operation]handler{opUpdate: c.rotateKey}, needs: every(key(policy.ActRotate)), fields: []field{fieldName},
 			differs: "A key that processes hold, or that has a margin, is staged first: the answer then has the latest_version of before. The answer has the newest 100 versions, however many there are.",
 		},
 		{
-			pattern: "keys/:name/trim", doc: "Takes the versions before a number away from clients.", ops: map[operation]handler{opUpdate: c.trimKey},
+			pattern: "keys/:name/trim", doc: "Takes the versions before a number away from clients.", ops: map[operation]handler{opUpdate: c.trimKey}, needs: every(key(policy.ActConfigure)),
 			fields:  []field{fieldName, {"min_available_version", "int", "The first version that stays.", true}},
 			differs: "Material stays until it is retired and destroyed through rotor's gates.",
 		},
 		{
 			pattern: "keys/:name/soft-delete", doc: "Puts a key aside: nothing can be done with it until it is restored.",
-			ops: map[operation]handler{opDelete: c.softDelete, opUpdate: c.softDelete}, fields: []field{fieldName},
+			ops: map[operation]handler{opDelete: c.softDelete, opUpdate: c.softDelete}, needs: every(key(policy.ActDelete)), fields: []field{fieldName},
 		},
 		{
-			pattern: "keys/:name/soft-delete-restore", doc: "Takes a key up again that was put aside.", ops: map[operation]handler{opUpdate: c.softRestore}, fields: []field{fieldName},
+			pattern: "keys/:name/soft-delete-restore", doc: "Takes a key up again that was put aside.", ops: map[operation]handler{opUpdate: c.softRestore}, needs: every(key(policy.ActDelete)), fields: []field{fieldName},
 		},
 	}
 }

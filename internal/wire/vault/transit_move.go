@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/rotorkms/rotor/internal/kms"
+	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/transit"
 )
 
@@ -17,22 +18,22 @@ func moveRoutes(c Config) []route {
 		{"hash_function", "string", "Of RSAES-OAEP: SHA1, SHA224, SHA256 (default), SHA384, SHA512.", false},
 	}
 	return []route{
-		{pattern: "wrapping_key", doc: "Shows the public key that imports are wrapped with.", ops: map[operation]handler{opRead: c.wrappingKey}},
+		{pattern: "wrapping_key", doc: "Shows the public key that imports are wrapped with.", ops: map[operation]handler{opRead: c.wrappingKey}, needs: every(mount(policy.ActImport))},
 		{
-			pattern: "keys/:name/import", doc: "Makes a key whose first version comes from outside.", ops: map[operation]handler{opUpdate: c.importKey},
+			pattern: "keys/:name/import", doc: "Makes a key whose first version comes from outside.", ops: map[operation]handler{opUpdate: c.importKey}, needs: every(key(policy.ActImport)),
 			fields: append(imported[:len(imported):len(imported)], field{"type", "string", "As when it is created.", false}, field{"allow_rotation", "bool", "Later versions may be made here.", false},
 				field{"derived", "bool", "Each context has a key of its own.", false}, fieldExportable, fieldBackup, fieldPeriod, fieldJitter, fieldMaxUses, fieldWindows, fieldMargin),
 		},
 		{
-			pattern: "keys/:name/import_version", doc: "Brings the next version of an imported key, or the private half of one.", ops: map[operation]handler{opUpdate: c.importVersion},
+			pattern: "keys/:name/import_version", doc: "Brings the next version of an imported key, or the private half of one.", ops: map[operation]handler{opUpdate: c.importVersion}, needs: every(key(policy.ActImport)),
 			fields: append(imported[:len(imported):len(imported)], field{"version", "int", "Version whose private half comes.", false}),
 		},
 		{
-			pattern: "keys/:name/csr", doc: "Makes a request for a certificate (PKCS #10).", ops: map[operation]handler{opUpdate: c.csr},
+			pattern: "keys/:name/csr", doc: "Makes a request for a certificate (PKCS #10).", ops: map[operation]handler{opUpdate: c.csr}, needs: every(key(policy.ActSign)),
 			fields: []field{fieldName, {"version", "int", "Left out: the latest.", false}, {"csr", "string", "Template in PEM.", false}},
 		},
 		{
-			pattern: "keys/:name/set-certificate", doc: "Keeps a chain of certificates with a version.", ops: map[operation]handler{opUpdate: c.setCertificate},
+			pattern: "keys/:name/set-certificate", doc: "Keeps a chain of certificates with a version.", ops: map[operation]handler{opUpdate: c.setCertificate}, needs: every(key(policy.ActConfigure)),
 			fields: []field{fieldName, {"version", "int", "Left out: the latest.", false}, {"certificate_chain", "string", "PEM, its own certificate first.", true}},
 		},
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/kms"
+	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/secret"
 	"github.com/rotorkms/rotor/internal/transit"
 )
@@ -18,12 +19,12 @@ func releaseRoutes(c Config) []route {
 	version := field{"version", "string", "Number of a version, or latest; left out: all.", false}
 	return []route{
 		{
-			pattern: "export/:type/:name(/:version)", doc: "Releases versions in clear.", ops: map[operation]handler{opRead: c.export},
+			pattern: "export/:type/:name(/:version)", doc: "Releases versions in clear.", ops: map[operation]handler{opRead: c.export}, needs: every(exporting()),
 			fields:  []field{{"type", "string", "encryption-key, signing-key, hmac-key, public-key or certificate-chain.", true}, fieldName, version},
 			differs: "It is a release: a right of its own (key.export), and in the audit log before the answer leaves.",
 		},
 		{
-			pattern: "byok-export/:destination/:source(/:version)", doc: "Releases versions wrapped to a key.", ops: map[operation]handler{opRead: c.byok},
+			pattern: "byok-export/:destination/:source(/:version)", doc: "Releases versions wrapped to a key.", ops: map[operation]handler{opRead: c.byok}, needs: every(keyCalled("source", policy.ActExport)),
 			fields: []field{
 				{"destination", "string", "RSA key that they are wrapped with.", true}, {"source", "string", "Key that is released.", true}, version,
 				{"hash", "string", "Of RSAES-OAEP; default SHA256.", false},
@@ -31,11 +32,11 @@ func releaseRoutes(c Config) []route {
 			differs: "It is a release, as export is.",
 		},
 		{
-			pattern: "backup/:name", doc: "Releases a key with all versions and settings, in clear.", ops: map[operation]handler{opRead: c.backup}, fields: []field{fieldName},
+			pattern: "backup/:name", doc: "Releases a key with all versions and settings, in clear.", ops: map[operation]handler{opRead: c.backup}, needs: every(key(policy.ActKeyBackup)), fields: []field{fieldName},
 			differs: "It is a release (key.backup and key.export). Another Vault can restore it, and rotor what a Vault has backed up.",
 		},
 		{
-			pattern: "restore(/:name)", doc: "Makes a key of a backup.", ops: map[operation]handler{opUpdate: c.restore},
+			pattern: "restore(/:name)", doc: "Makes a key of a backup.", ops: map[operation]handler{opUpdate: c.restore}, needs: every(restoring()),
 			fields: []field{
 				{"backup", "string", "What backup gave.", true}, {"name", "string", "Another name.", false},
 				{"force", "bool", "A key that has the name is deleted first, if it may be.", false},

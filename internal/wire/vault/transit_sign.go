@@ -7,6 +7,7 @@ import (
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/kms"
+	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/transit"
 )
 
@@ -24,16 +25,16 @@ func signRoutes(c Config) []route {
 	}
 	return []route{
 		{
-			pattern: "hmac/:name(/:urlalgorithm)", doc: "Makes HMACs.", direct: true, ops: map[operation]handler{opUpdate: c.hmac},
+			pattern: "hmac/:name(/:urlalgorithm)", doc: "Makes HMACs.", direct: true, ops: map[operation]handler{opUpdate: c.hmac}, needs: every(key(policy.ActMAC)),
 			fields: []field{fieldName, input, fieldHash, fieldURLHash, fieldVersion, fieldBatch},
 		},
-		{pattern: "sign/:name(/:urlalgorithm)", doc: "Signs.", direct: true, ops: map[operation]handler{opUpdate: c.sign}, fields: append(how[:len(how):len(how)], fieldVersion)},
+		{pattern: "sign/:name(/:urlalgorithm)", doc: "Signs.", direct: true, ops: map[operation]handler{opUpdate: c.sign}, needs: every(key(policy.ActSign)), fields: append(how[:len(how):len(how)], fieldVersion)},
 		{
-			pattern: "verify/:name(/:urlalgorithm)", doc: "Verifies signatures or HMACs.", direct: true, ops: map[operation]handler{opUpdate: c.verify},
+			pattern: "verify/:name(/:urlalgorithm)", doc: "Verifies signatures or HMACs.", direct: true, ops: map[operation]handler{opUpdate: c.verify}, needs: every(key(policy.ActVerify)),
 			fields: append(how[:len(how):len(how)], field{"signature", "string", "vault:vN: and base64.", false}, field{"hmac", "string", "The same of an HMAC.", false}),
 		},
 		{
-			pattern: "derive-key/:name", doc: "Makes a key of the secret that a key agrees on with a peer's (ECDH).", ops: map[operation]handler{opUpdate: c.deriveKey},
+			pattern: "derive-key/:name", doc: "Makes a key of the secret that a key agrees on with a peer's (ECDH).", ops: map[operation]handler{opUpdate: c.deriveKey}, needs: every(key(policy.ActCreate)),
 			differs: "A policy has to give derive-key/BASE_KEY_NAME, too: the private half of that key is used",
 			fields: []field{
 				fieldName, {"base_key_name", "string", "ECDSA key whose private half agrees.", true}, {"base_key_version", "int", "Its version; 0: the latest.", false},

@@ -10,6 +10,7 @@ import (
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/kms"
+	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/suite"
 	"github.com/rotorkms/rotor/internal/transit"
 )
@@ -20,24 +21,24 @@ func useRoutes(c Config) []route {
 	return []route{
 		{
 			pattern: "encrypt/:name", doc: "Encrypts one plaintext or a batch; makes the key if it is not there and the caller may create it.", exists: c.keyThere, direct: true,
-			ops: map[operation]handler{opUpdate: c.encrypt},
+			ops: map[operation]handler{opUpdate: c.encrypt}, needs: every(key(policy.ActEncrypt)),
 			fields: []field{
 				fieldName, {"plaintext", "base64", "What is encrypted.", true}, fieldContext, fieldAssociated, fieldNonce, fieldVersion, fieldPadding, fieldBatch, fieldPartial,
 				{"type", "string", "Of a key that is made.", false}, {"convergent_encryption", "bool", "Of a key that is made.", false},
 			},
 		},
 		{
-			pattern: "decrypt/:name", doc: "Decrypts one ciphertext or a batch.", direct: true, ops: map[operation]handler{opUpdate: c.decrypt},
+			pattern: "decrypt/:name", doc: "Decrypts one ciphertext or a batch.", direct: true, ops: map[operation]handler{opUpdate: c.decrypt}, needs: every(key(policy.ActDecrypt)),
 			fields: []field{fieldName, ciphertext, fieldContext, fieldAssociated, fieldNonce, fieldPadding, fieldBatch, fieldPartial},
 		},
 		{
-			pattern: "rewrap/:name", doc: "Decrypts and encrypts again, with the latest version; nobody sees the plaintext.", direct: true, ops: map[operation]handler{opUpdate: c.rewrap},
+			pattern: "rewrap/:name", doc: "Decrypts and encrypts again, with the latest version; nobody sees the plaintext.", direct: true, ops: map[operation]handler{opUpdate: c.rewrap}, needs: every(key(policy.ActRewrap)),
 			fields: []field{fieldName, ciphertext, fieldContext, fieldAssociated, fieldNonce, fieldVersion, fieldBatch, fieldPartial},
 			differs: "It takes associated_data. What is of the version already comes back as it is; changed says which. A batch with a bad item is answered with " +
 				"200, as Vault does, unless partial_failure_response_code is there.",
 		},
 		{
-			pattern: "datakey/:plaintext/:name", doc: "Makes a data key: plaintext and wrapped, or wrapped alone.", ops: map[operation]handler{opUpdate: c.dataKey},
+			pattern: "datakey/:plaintext/:name", doc: "Makes a data key: plaintext and wrapped, or wrapped alone.", ops: map[operation]handler{opUpdate: c.dataKey}, needs: every(key(policy.ActEncrypt)),
 			fields: []field{
 				{"plaintext", "string", "plaintext or wrapped.", true}, fieldName, {"bits", "int", "128, 256 (default) or 512.", false}, fieldContext, fieldAssociated, fieldNonce, fieldVersion, fieldPadding,
 			},

@@ -9,6 +9,7 @@ import (
 
 	"github.com/rotorkms/rotor/internal/acl"
 	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/policy"
 )
 
 // wrappingRoutes are sys/wrapping.
@@ -17,7 +18,7 @@ func wrappingRoutes(c Config) []route {
 	open := "whoever shows the token is told what it stands for, so none is needed beside it"
 	return []route{
 		{
-			pattern: "sys/wrapping/wrap", ops: map[operation]handler{opUpdate: c.wrap}, doc: "Keeps the body of the request under a token that opens it once.",
+			pattern: "sys/wrapping/wrap", ops: map[operation]handler{opUpdate: c.wrap}, needs: every(right(policy.ActTools)), doc: "Keeps the body of the request under a token that opens it once.",
 			fields: []field{{"X-Vault-Wrap-TTL", "duration", "header: how long; at most 32 days", true}},
 		},
 		{
