@@ -110,6 +110,9 @@ func (s *Service) TransitImport(ctx context.Context, c policy.Caller, spec Trans
 		return keyring.Key{}, invalid("auto_rotate_period", "allow_rotation must be set to true if auto-rotation is enabled")
 	}
 	k, err := s.make(ctx, c, spec.key(), func(ctx context.Context, k keyring.Key, now time.Time) (keyring.Version, change, error) {
+		if _, there := s.Lookup(k.Namespace, k.Name); there { // before what came is opened
+			return keyring.Version{}, change{}, fault.New(fault.Exists, "key "+k.Name)
+		}
 		return s.cameIn(ctx, k, 1, now, in)
 	})
 	if fault.CodeOf(err) == fault.Exists {

@@ -97,7 +97,7 @@ func (s *Service) verify(
 		return nil, err
 	}
 	if words == verifying {
-		if err := transit.CanSign(b.key.Algorithm); err != nil {
+		if err := transit.CanVerify(b.key.Algorithm); err != nil {
 			return refusing(len(items), err), nil
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/rotorkms/rotor/internal/kms"
 	"github.com/rotorkms/rotor/internal/seal"
 	"github.com/rotorkms/rotor/internal/store"
 )
@@ -59,3 +60,6 @@ func (s *Server) Opened() {
 	case <-s.ended:
 	}
 }
+
+// KMS is the use cases of keys that stand behind every protocol.
+func (s *Server) KMS() *kms.Service { return s.rooms.Load().kms }

@@ -488,7 +488,7 @@ func compare(path string, r, v answer) string {
 
 // said is the text of an answer's errors, in one form.
 func said(a answer) string {
-	return strings.Join(strings.Fields(strings.NewReplacer("1 error occurred:", "", "* ", "", "does not support verification", "does not support signing").Replace(a.errors())), " ")
+	return strings.Join(strings.Fields(strings.NewReplacer("1 error occurred:", "", "* ", "").Replace(a.errors())), " ")
 }
 
 // lacks says what of Vault's members is not in rotor's, or of another type or value. What rotor has more is its own.

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
-	"strings"
 	"testing"
 
 	"github.com/rotorkms/rotor/internal/wire/vault"
@@ -87,8 +86,8 @@ func (c *vaultClient) do(method, path string, body any) answer {
 		c.t.Fatal(err)
 	}
 	out.text = string(b)
-	metrics := strings.Contains(resp.Header.Get("Content-Type"), "version=0.0.4") // which are text
-	if len(b) > 0 && !metrics && json.Unmarshal(b, &out.body) != nil {
+	isJSON := resp.Header.Get("Content-Type") == "application/json" || resp.StatusCode != http.StatusOK && resp.StatusCode/100 != 3 // metrics are text
+	if len(b) > 0 && isJSON && json.Unmarshal(b, &out.body) != nil {
 		c.t.Errorf("%s %s: no JSON: %.200s", method, path, b)
 	}
 	return out

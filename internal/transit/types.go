@@ -112,9 +112,14 @@ func CanDecrypt(a suite.Algorithm) error {
 	return can(Encrypts(a), "message decryption not supported for key type ", a, "")
 }
 
-// CanSign is CanEncrypt of signatures, made and verified.
+// CanSign is CanEncrypt of signatures.
 func CanSign(a suite.Algorithm) error {
 	return can(Signs(a), "key type ", a, " does not support signing")
+}
+
+// CanVerify is CanSign of signatures that are verified.
+func CanVerify(a suite.Algorithm) error {
+	return can(Signs(a), "key type ", a, " does not support verification")
 }
 
 func can(does bool, before string, a suite.Algorithm, after string) error {

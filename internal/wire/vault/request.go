@@ -259,10 +259,24 @@ func (r *request) decode(into any) error {
 	if len(bytes.TrimSpace(b)) == 0 {
 		return nil
 	}
-	if err := json.Unmarshal(b, into); err != nil {
-		return bad("Field validation failed: %s", err)
+	return undecoded(json.Unmarshal(b, into))
+}
+
+// undecoded says what is wrong with a body, and not how it is called here.
+func undecoded(err error) error {
+	var syntax *json.SyntaxError
+	var kind *json.UnmarshalTypeError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &syntax):
+		return bad("error parsing JSON: failed to parse JSON input: %s", err)
+	case errors.As(err, &kind) && kind.Field == "":
+		return bad("error parsing JSON: failed to parse JSON input: expected an object")
+	case errors.As(err, &kind):
+		return bad("Field validation failed: error converting input %s for field %q", kind.Value, kind.Field[strings.LastIndexByte(kind.Field, '.')+1:])
 	}
-	return nil
+	return bad("Field validation failed: %s", err)
 }
 
 // member reads one member by its kind. The zero value of one that is not there.
