@@ -288,29 +288,9 @@ func (s *Service) SecretIDs(ctx context.Context, c policy.Caller, at At) ([]stri
 	return out, nil
 }
 
-// dropSecrets deletes secret IDs, some at a time.
+// dropSecrets deletes secret IDs.
 func (s *Service) dropSecrets(ctx context.Context, p *guard.Permit, pick func(secretID) bool) error {
-	for {
-		var conds []guard.Cond
-		var writes []guard.Write
-		s.mu.RLock()
-		for slot, r := range s.secrets.rows {
-			if !r.deleted && pick(r.value) && len(writes) < batch {
-				conds = append(conds, guard.Cond{Path: secretPrefix + slot, Rev: r.rev})
-				writes = append(writes, guard.Write{Path: secretPrefix + slot, Delete: true})
-			}
-		}
-		s.mu.RUnlock()
-		if len(writes) == 0 {
-			return nil
-		}
-		if err := s.commit(ctx, p, conds, writes, map[string]string{"event": "drop secret-ids"}); err != nil && fault.CodeOf(err) != fault.Conflict {
-			return err
-		}
-		if err := ctx.Err(); err != nil {
-			return fault.Wrap(fault.Canceled, "secret IDs", err)
-		}
-	}
+	return dropAll(ctx, s, p, s.secrets, "drop secret-ids", pick)
 }
 
 // invalidAppRole is the one answer to role IDs and secret IDs that do not fit, so that nobody learns which there are.

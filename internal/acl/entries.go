@@ -53,27 +53,23 @@ type entry struct {
 // Spec is what a client sets of an entry.
 type Spec interface{ check() error }
 
-// newSpec gives the spec of a kind with what holds unless something else is said.
-func newSpec(kind string) Spec {
-	switch kind {
-	case KindTokenRole:
-		return &TokenRole{Renewable: true, Params: Params{Type: "default-service"}}
-	case KindAppRole:
-		return &AppRole{BindSecretID: true, Params: Params{Type: "default"}}
-	case KindUser:
-		return &User{Params{Type: "default"}}
-	case KindJWTConfig:
-		return &JWTConfig{}
-	case KindJWTRole:
+// kind is what there is of a kind of entries.
+type kind struct {
+	spec  func() Spec // with what holds unless something else is said
+	whole bool        // it is written as a whole, nothing is kept of what was there: so no secret of one goes to another host
+}
+
+var kinds = map[string]kind{
+	KindTokenRole: {spec: func() Spec { return &TokenRole{Renewable: true, Params: Params{Type: "default-service"}} }},
+	KindAppRole:   {spec: func() Spec { return &AppRole{BindSecretID: true, Params: Params{Type: "default"}} }},
+	KindUser:      {spec: func() Spec { return &User{Params{Type: "default"}} }},
+	KindJWTConfig: {spec: func() Spec { return &JWTConfig{} }, whole: true},
+	KindJWTRole: {spec: func() Spec {
 		return &JWTRole{Params: Params{Type: "default"}, RoleType: "jwt", BoundClaimsType: "string"}
-	case KindKubeConfig:
-		return &KubeConfig{DisableIssuer: true}
-	case KindKubeRole:
-		return &KubeRole{Params: Params{Type: "default"}, AliasSource: "serviceaccount_uid"}
-	case KindCert:
-		return &Cert{Params: Params{Type: "default"}}
-	}
-	return nil
+	}},
+	KindKubeConfig: {spec: func() Spec { return &KubeConfig{DisableIssuer: true} }, whole: true},
+	KindKubeRole:   {spec: func() Spec { return &KubeRole{Params: Params{Type: "default"}, AliasSource: "serviceaccount_uid"} }},
+	KindCert:       {spec: func() Spec { return &Cert{Params: Params{Type: "default"}} }},
 }
 
 // Params are what the tokens of a way to log in are like.
@@ -181,8 +177,8 @@ func (s *Service) put(ctx context.Context, p *guard.Permit, at At, change func(*
 			return err
 		}
 		e.Namespace, e.Name = at.Namespace, at.Name
-		spec := newSpec(at.Kind)
-		if e.Spec != nil && at.Kind != KindJWTConfig && at.Kind != KindKubeConfig { // those are written whole: no secret of one goes to another host
+		spec := kinds[at.Kind].spec()
+		if e.Spec != nil && !kinds[at.Kind].whole {
 			if err := json.Unmarshal(e.Spec, spec); err != nil {
 				return fault.Wrap(fault.RecordTampered, cond.Path, err)
 			}
@@ -238,10 +234,11 @@ func (s *Service) entry(id, kind string) (entry, Spec, error) {
 	s.mu.RLock()
 	r, ok := s.entries.get(id)
 	s.mu.RUnlock()
-	spec := newSpec(kind)
-	if !ok {
-		return entry{}, spec, fault.New(fault.NotFound, kind)
+	k, known := kinds[kind] // a newer build may have more of them
+	if !ok || !known {
+		return entry{}, nil, fault.New(fault.NotFound, kind)
 	}
+	spec := k.spec()
 	if err := json.Unmarshal(r.value.Spec, spec); err != nil {
 		return entry{}, spec, fault.Wrap(fault.RecordTampered, entryPrefix+id, err)
 	}
@@ -304,27 +301,32 @@ func (s *Service) Clear(ctx context.Context, c policy.Caller, ns keyring.Namespa
 	return s.endTokens(ctx, p, func(t token) bool { return t.Source != "" && mountOf(t.Source) == m.Accessor })
 }
 
-// endTokens revokes tokens, some at a time.
+// endTokens revokes tokens.
 func (s *Service) endTokens(ctx context.Context, p *guard.Permit, pick func(token) bool) error {
+	return dropAll(ctx, s, p, s.tokens, "revoke", pick)
+}
+
+// dropAll deletes the records of a table that are picked, some at a time.
+func dropAll[T any](ctx context.Context, s *Service, p *guard.Permit, of table[T], event string, pick func(T) bool) error {
 	for {
 		var conds []guard.Cond
 		var writes []guard.Write
 		s.mu.RLock()
-		for slot, r := range s.tokens.rows {
+		for slot, r := range of.rows {
 			if !r.deleted && pick(r.value) && len(writes) < batch {
-				conds = append(conds, guard.Cond{Path: tokenPrefix + slot, Rev: r.rev})
-				writes = append(writes, guard.Write{Path: tokenPrefix + slot, Delete: true})
+				conds = append(conds, guard.Cond{Path: of.prefix + slot, Rev: r.rev})
+				writes = append(writes, guard.Write{Path: of.prefix + slot, Delete: true})
 			}
 		}
 		s.mu.RUnlock()
 		if len(writes) == 0 {
 			return nil
 		}
-		if err := s.commit(ctx, p, conds, writes, map[string]string{"event": "revoke"}); err != nil && fault.CodeOf(err) != fault.Conflict {
+		if err := s.commit(ctx, p, conds, writes, map[string]string{"event": event}); err != nil && fault.CodeOf(err) != fault.Conflict {
 			return err
 		}
 		if err := ctx.Err(); err != nil {
-			return fault.Wrap(fault.Canceled, "tokens", err)
+			return fault.Wrap(fault.Canceled, event, err)
 		}
 	}
 }

@@ -101,28 +101,9 @@ func (s *Service) verify(
 			return refusing(len(items), err), nil
 		}
 	}
-	out, bodies := make([]TransitResult, len(items)), make([][]byte, len(items))
-	n := counts{}
-	for i, it := range items {
-		if out[i].Version, bodies[i], out[i].Err = parse(it); out[i].Err == nil {
-			n[out[i].Version]++
-		}
-	}
-	keys, err := b.ready(ctx, n, words, processes, b.processing)
-	if err != nil {
-		return nil, err
-	}
-	for i, it := range items {
-		if out[i].Err != nil {
-			continue
-		}
-		if r := keys[out[i].Version]; r.err != nil {
-			out[i].Err = r.err
-		} else {
-			out[i].Valid, out[i].Err = do(r.key, it, bodies[i])
-		}
-	}
-	return out, failed(out)
+	return each(ctx, b, words, items, parse, func(k *transit.Key, it TransitMessage, body []byte, out *TransitResult) {
+		out.Valid, out.Err = do(k, it, body)
+	})
 }
 
 // TransitPublic returns the public halves (32 bytes) that the versions of a derived key of Ed25519 have for a context, by number: those of the versions

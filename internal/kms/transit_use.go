@@ -243,14 +243,25 @@ func (b *batch) decrypt(ctx context.Context, items []TransitItem) ([]TransitResu
 	if err := transit.CanDecrypt(b.key.Algorithm); err != nil {
 		return refusing(len(items), err), nil
 	}
+	return each(ctx, b, decrypting, items, func(it TransitItem) (uint32, []byte, error) { return transit.Parse(it.Ciphertext) },
+		func(k *transit.Key, it TransitItem, body []byte, out *TransitResult) {
+			out.Plaintext, out.Err = k.Decrypt(body, it.params())
+		})
+}
+
+// each has what other versions protected parsed, and processed by the version that each item names.
+func each[T any](
+	ctx context.Context, b *batch, words wording, items []T,
+	parse func(T) (version uint32, body []byte, err error), do func(k *transit.Key, item T, body []byte, out *TransitResult),
+) ([]TransitResult, error) {
 	out, bodies := make([]TransitResult, len(items)), make([][]byte, len(items))
 	n := counts{}
 	for i, it := range items {
-		if out[i].Version, bodies[i], out[i].Err = transit.Parse(it.Ciphertext); out[i].Err == nil {
+		if out[i].Version, bodies[i], out[i].Err = parse(it); out[i].Err == nil {
 			n[out[i].Version]++
 		}
 	}
-	keys, err := b.ready(ctx, n, decrypting, processes, b.processing)
+	keys, err := b.ready(ctx, n, words, processes, b.processing)
 	if err != nil {
 		return nil, err
 	}
@@ -261,7 +272,7 @@ func (b *batch) decrypt(ctx context.Context, items []TransitItem) ([]TransitResu
 		if r := keys[out[i].Version]; r.err != nil {
 			out[i].Err = r.err
 		} else {
-			out[i].Plaintext, out[i].Err = r.key.Decrypt(bodies[i], it.params())
+			do(r.key, it, bodies[i], &out[i])
 		}
 	}
 	return out, failed(out)

@@ -44,8 +44,8 @@ func ValidPath(path string) bool {
 	return true
 }
 
-// engines are the types that can be mounted.
-func engines(auth bool) []string {
+// Types are those that can be mounted.
+func Types(auth bool) []string {
 	if auth {
 		return []string{AppRole, Userpass, JWT, Kubernetes, Cert}
 	}
@@ -108,8 +108,8 @@ func (m Mount) mountable() error {
 		return fault.New(fault.Invalid, "backend type must be specified as a string")
 	case m.Type == Token || m.Type == System || m.Type == Cubbyhole || m.Type == Identity:
 		return fault.New(fault.Invalid, fmt.Sprintf("mount type of %q is not mountable", m.Type))
-	case !slices.Contains(engines(m.Auth), m.Type):
-		return fault.New(fault.NotBuilt, fmt.Sprintf("plugin not found in the catalog: %.64s", m.Type)).WithHint("there are %s", strings.Join(engines(m.Auth), ", "))
+	case !slices.Contains(Types(m.Auth), m.Type):
+		return fault.New(fault.NotBuilt, fmt.Sprintf("plugin not found in the catalog: %.64s", m.Type)).WithHint("there are %s", strings.Join(Types(m.Auth), ", "))
 	}
 	return m.check()
 }
@@ -150,14 +150,10 @@ func (m Mount) check() error {
 // Disable unmounts something, with what is below it. One that is not there is no error, as clients expect. What came below it between the look at it
 // and the end of the mount stays in the store, unseen, and is there again with a mount of that path: nothing is lost. fault.Invalid, Denied, InUse.
 func (s *Service) Disable(ctx context.Context, c policy.Caller, ns keyring.Namespace, auth bool, path string) error {
-	p, err := s.admit(ctx, c, ns)
+	p, m, ok, err := s.admitAt(ctx, c, ns, auth, path)
 	if err != nil {
 		return err
 	}
-	if err := s.Refresh(ctx, ns); err != nil {
-		return err
-	}
-	m, ok := s.Mounted(ns, auth, path)
 	switch {
 	case !ok:
 		return nil
@@ -178,14 +174,10 @@ func (s *Service) Disable(ctx context.Context, c policy.Caller, ns keyring.Names
 
 // Tune changes what can be changed of a mount. fault.NotFound, Invalid, TooLarge, Denied.
 func (s *Service) Tune(ctx context.Context, c policy.Caller, ns keyring.Namespace, auth bool, path string, change Change) error {
-	p, err := s.admit(ctx, c, ns)
+	p, m, ok, err := s.admitAt(ctx, c, ns, auth, path)
 	if err != nil {
 		return err
 	}
-	if err := s.Refresh(ctx, ns); err != nil {
-		return err
-	}
-	m, ok := s.Mounted(ns, auth, path)
 	switch {
 	case !ok:
 		return fault.New(fault.NotFound, fmt.Sprintf("tune of path %q failed: no mount entry found", clean(path)))
@@ -217,14 +209,10 @@ func (s *Service) Tune(ctx context.Context, c policy.Caller, ns keyring.Namespac
 // gives it the new path; after a crash between them the same call goes on. What another server makes below the old path before it hears of the first is there again
 // with a mount of that path. fault.NotFound, Exists, Invalid, Denied.
 func (s *Service) Remount(ctx context.Context, c policy.Caller, ns keyring.Namespace, auth bool, from, to string) (Mount, error) {
-	p, err := s.admit(ctx, c, ns)
+	p, m, ok, err := s.admitAt(ctx, c, ns, auth, from)
 	if err != nil {
 		return Mount{}, err
 	}
-	if err := s.Refresh(ctx, ns); err != nil {
-		return Mount{}, err
-	}
-	m, ok := s.Mounted(ns, auth, from)
 	switch {
 	case !ok:
 		return Mount{}, fault.New(fault.NotFound, fmt.Sprintf("no matching mount at %q", Mount{Path: clean(from), Auth: auth}.Full()))
@@ -286,6 +274,18 @@ func (s *Service) admit(ctx context.Context, c policy.Caller, ns keyring.Namespa
 		return nil, fault.New(fault.NotFound, "namespace "+string(ns))
 	}
 	return p, nil
+}
+
+// admitAt is admit with what is mounted at a path now, also by another server.
+func (s *Service) admitAt(ctx context.Context, c policy.Caller, ns keyring.Namespace, auth bool, path string) (p *guard.Permit, m Mount, ok bool, err error) {
+	if p, err = s.admit(ctx, c, ns); err != nil {
+		return nil, Mount{}, false, err
+	}
+	if err := s.Refresh(ctx, ns); err != nil {
+		return nil, Mount{}, false, err
+	}
+	m, ok = s.Mounted(ns, auth, path)
+	return p, m, ok, nil
 }
 
 // Refresh reads the mounts of a namespace anew, for whoever has to know what another server committed just now.

@@ -85,15 +85,7 @@ func PrivateKey(a Algorithm, material secret.Bytes) (crypto.Signer, error) {
 	if err != nil {
 		return nil, err
 	}
-	parsed, err := parsePrivate(s, material)
-	if err != nil {
-		return nil, err
-	}
-	key, ok := parsed.(crypto.Signer)
-	if !ok {
-		return nil, fault.New(fault.AlgorithmForbidden, "private key for "+string(a))
-	}
-	return key, nil
+	return parseSigner(s, material)
 }
 
 // EncodePrivate is the inverse of PrivateKey: PKCS #8. fault.AlgorithmForbidden when the key is of another algorithm.

@@ -28,15 +28,24 @@ func NewSigner(a Algorithm, material secret.Bytes) (*Signer, error) {
 	if err != nil {
 		return nil, err
 	}
+	key, err := parseSigner(s, material)
+	if err != nil {
+		return nil, err
+	}
+	return &Signer{spec: s, key: key}, nil
+}
+
+// parseSigner is parsePrivate of keys that sign. fault.AlgorithmForbidden when it does not.
+func parseSigner(s Spec, material secret.Bytes) (crypto.Signer, error) {
 	parsed, err := parsePrivate(s, material)
 	if err != nil {
 		return nil, err
 	}
 	key, ok := parsed.(crypto.Signer)
 	if !ok {
-		return nil, fault.New(fault.AlgorithmForbidden, "private key for "+string(a))
+		return nil, fault.New(fault.AlgorithmForbidden, "private key for "+string(s.ID))
 	}
-	return &Signer{spec: s, key: key}, nil
+	return key, nil
 }
 
 // Sign returns the signature of msg in the form that JWS uses (RFC 7518, 3; RFC 8037, 3.1); of ML-DSA that of FIPS 204, hedged, without a

@@ -32,9 +32,9 @@ func (k *Key) Encrypt(plaintext []byte, p Params) (string, error) {
 	var body []byte
 	var err error
 	switch {
-	case rsaKey(k.spec.ID):
+	case is(k.spec.ID, classRSA):
 		body, err = k.encryptRSA(plaintext, p)
-	case symmetric(k.spec.ID):
+	case is(k.spec.ID, classAEAD):
 		body, err = k.seal(plaintext, p)
 	default:
 		err = CanEncrypt(k.spec.ID)
@@ -98,7 +98,7 @@ func (k *Key) seal(plaintext []byte, p Params) ([]byte, error) {
 // for what is wrong with the request.
 func (k *Key) Decrypt(body []byte, p Params) ([]byte, error) {
 	switch {
-	case rsaKey(k.spec.ID):
+	case is(k.spec.ID, classRSA):
 		private, _ := k.rsa()
 		if private == nil {
 			return nil, refused("cannot decrypt ciphertext, key version does not have a private counterpart")
@@ -111,7 +111,7 @@ func (k *Key) Decrypt(body []byte, p Params) ([]byte, error) {
 			return nil, fault.Wrap(fault.DecryptFailed, "ciphertext", WrongRSA)
 		}
 		return out, nil
-	case symmetric(k.spec.ID):
+	case is(k.spec.ID, classAEAD):
 		return k.open(body, p)
 	}
 	return nil, CanDecrypt(k.spec.ID)

@@ -132,16 +132,16 @@ func (e *wireEntry) version(b Backup, p *wirePolicy) (v BackupVersion, err error
 func (e *wireEntry) material(a suite.Algorithm) (key secret.Bytes, public []byte, err error) {
 	bad := refused(Refusal("backup has a key that is not of type " + TypeName(a)))
 	switch {
-	case symmetric(a), a == suite.HMAC:
+	case is(a, classAEAD, classMAC):
 		if len(e.Key) == 0 {
 			return key, nil, bad
 		}
 		return secret.Copy(e.Key), nil, nil
 	case a == suite.Ed25519:
 		return e.ed25519(bad)
-	case ecKey(a):
+	case is(a, classECDSA):
 		return e.ecdsa(a, bad)
-	case rsaKey(a):
+	case is(a, classRSA):
 		return e.rsa(a, bad)
 	}
 	if len(e.Key) == 0 { // ML-DSA is in PKCS #8
@@ -241,7 +241,7 @@ func entryOf(a suite.Algorithm, v BackupVersion) (*wireEntry, error) {
 		return nil, err
 	}
 	e := &wireEntry{HMACKey: mac.Reveal(), Time: v.Created, Created: v.Created.Unix(), Convergent: v.Convergent, Chain: v.Chain}
-	if symmetric(a) || a == suite.HMAC {
+	if is(a, classAEAD, classMAC) {
 		e.Key = key.Reveal()
 		if a == suite.HMAC {
 			e.HMACKey = e.Key // they are one in the engine

@@ -66,7 +66,7 @@ func (k *Key) Export(e Export) (secret.Bytes, error) {
 		return k.exportKey()
 	case ExportPublic:
 		text, err := k.PublicText()
-		if ecKey(k.spec.ID) {
+		if is(k.spec.ID, classECDSA) {
 			text = strings.TrimSpace(text)
 		}
 		return secret.Take([]byte(text)), err
@@ -79,7 +79,7 @@ func coded(b []byte) secret.Bytes {
 }
 
 func (k *Key) exportKey() (secret.Bytes, error) {
-	if symmetric(k.spec.ID) {
+	if is(k.spec.ID, classAEAD) {
 		return coded(k.raw.Reveal()), nil
 	}
 	switch key := k.private.(type) {
@@ -162,7 +162,7 @@ func ParseExport(a suite.Algorithm, text secret.Bytes) (secret.Bytes, error) {
 		return secret.Bytes{}, fault.New(fault.TooLarge, "exported key").WithHint("at most %d bytes", maxText)
 	}
 	bad := refused(Refusal("export is not of a key of type " + TypeName(a)))
-	if rsaKey(a) || ecKey(a) {
+	if Hashes(a) {
 		block, _ := pem.Decode(text.Reveal())
 		if block == nil {
 			return secret.Bytes{}, bad

@@ -91,7 +91,7 @@ func Import(a suite.Algorithm, key secret.Bytes) (bundle secret.Bytes, public []
 
 // bundleOf joins a foreign key with an HMAC key. fault.Invalid with a Refusal.
 func bundleOf(a suite.Algorithm, key, mac secret.Bytes) (bundle secret.Bytes, public []byte, err error) {
-	if !symmetric(a) && a != suite.HMAC {
+	if !is(a, classAEAD, classMAC) {
 		key = plainRSA(key)
 	}
 	normal, err := suite.Normal(a, key)
@@ -108,7 +108,7 @@ func bundleOf(a suite.Algorithm, key, mac secret.Bytes) (bundle secret.Bytes, pu
 
 func badKey(a suite.Algorithm, key secret.Bytes, err error) error {
 	text := Refusal("error parsing asymmetric key")
-	if symmetric(a) || a == suite.HMAC {
+	if is(a, classAEAD, classMAC) {
 		text = Refusal("invalid key size " + itoa(key.Len()) + " bytes for key type " + TypeName(a))
 	} else if fault.CodeOf(err) == fault.AlgorithmForbidden {
 		text = Refusal("invalid key type: expected " + TypeName(a))

@@ -79,11 +79,11 @@ func (o SignOptions) check(a suite.Algorithm) error {
 func (o SignOptions) digest(a suite.Algorithm, input []byte) ([]byte, error) {
 	switch {
 	case a == suite.Ed25519 && o.Prehashed && len(input) != crypto.SHA512.Size(),
-		rsaKey(a) && o.Prehashed && o.Hash != 0 && len(input) != crypto.Hash(o.Hash).Size():
+		is(a, classRSA) && o.Prehashed && o.Hash != 0 && len(input) != crypto.Hash(o.Hash).Size():
 		return nil, refused("crypto/rsa: input must be hashed message")
 	case Hashes(a) && !o.Prehashed:
 		return o.Hash.Sum(input), nil
-	case ecKey(a) && len(input) == 0:
+	case is(a, classECDSA) && len(input) == 0:
 		return nil, refused("input must be hashed message")
 	}
 	return input, nil

@@ -1,15 +1,29 @@
 package transit
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/suite"
 )
 
+// class is what the keys of a type are, which decides what they can do.
+type class byte
+
+const (
+	classAEAD  class = iota + 1 // symmetric, encrypts
+	classMAC                    // HMAC alone
+	classRSA                    // a pair that encrypts and signs
+	classECDSA                  // a pair that signs, and agrees on secrets (ECDH)
+	classEdDSA
+	classMLDSA
+)
+
 // keyType is a row of Vault's key types.
 type keyType struct {
 	algorithm suite.Algorithm
+	class     class
 	name      string
 	number    int    // in backups
 	set       string // parameter set of ml-dsa
@@ -18,21 +32,21 @@ type keyType struct {
 
 // types lists them. Numbers of backups are Vault's; that of xchacha20-poly1305 is OpenBao's, which Vault gives to keys of 16 bytes.
 var types = []keyType{
-	{algorithm: suite.AES256GCM, name: "aes256-gcm96", number: 0},
-	{algorithm: suite.ES256, name: "ecdsa-p256", number: 1},
-	{algorithm: suite.Ed25519, name: "ed25519", number: 2},
-	{algorithm: suite.RSA2048, name: "rsa-2048", number: 3},
-	{algorithm: suite.RSA4096, name: "rsa-4096", number: 4},
-	{algorithm: suite.ChaCha20Poly1305, name: "chacha20-poly1305", number: 5},
-	{algorithm: suite.ES384, name: "ecdsa-p384", number: 6},
-	{algorithm: suite.ES512, name: "ecdsa-p521", number: 7},
-	{algorithm: suite.AES128GCM, name: "aes128-gcm96", number: 8},
-	{algorithm: suite.RSA3072, name: "rsa-3072", number: 9},
-	{algorithm: suite.HMAC, name: "hmac", number: 11},
-	{algorithm: suite.XChaCha20Poly1305, name: "xchacha20-poly1305", number: 12},
-	{algorithm: suite.MLDSA44, name: "ml-dsa", number: 14, set: "44", second: "mldsa-44"},
-	{algorithm: suite.MLDSA65, name: "ml-dsa", number: 14, set: "65", second: "mldsa-65"},
-	{algorithm: suite.MLDSA87, name: "ml-dsa", number: 14, set: "87", second: "mldsa-87"},
+	{algorithm: suite.AES256GCM, class: classAEAD, name: "aes256-gcm96", number: 0},
+	{algorithm: suite.ES256, class: classECDSA, name: "ecdsa-p256", number: 1},
+	{algorithm: suite.Ed25519, class: classEdDSA, name: "ed25519", number: 2},
+	{algorithm: suite.RSA2048, class: classRSA, name: "rsa-2048", number: 3},
+	{algorithm: suite.RSA4096, class: classRSA, name: "rsa-4096", number: 4},
+	{algorithm: suite.ChaCha20Poly1305, class: classAEAD, name: "chacha20-poly1305", number: 5},
+	{algorithm: suite.ES384, class: classECDSA, name: "ecdsa-p384", number: 6},
+	{algorithm: suite.ES512, class: classECDSA, name: "ecdsa-p521", number: 7},
+	{algorithm: suite.AES128GCM, class: classAEAD, name: "aes128-gcm96", number: 8},
+	{algorithm: suite.RSA3072, class: classRSA, name: "rsa-3072", number: 9},
+	{algorithm: suite.HMAC, class: classMAC, name: "hmac", number: 11},
+	{algorithm: suite.XChaCha20Poly1305, class: classAEAD, name: "xchacha20-poly1305", number: 12},
+	{algorithm: suite.MLDSA44, class: classMLDSA, name: "ml-dsa", number: 14, set: "44", second: "mldsa-44"},
+	{algorithm: suite.MLDSA65, class: classMLDSA, name: "ml-dsa", number: 14, set: "65", second: "mldsa-65"},
+	{algorithm: suite.MLDSA87, class: classMLDSA, name: "ml-dsa", number: 14, set: "87", second: "mldsa-87"},
 }
 
 func typeOf(a suite.Algorithm) (keyType, error) {
@@ -99,8 +113,22 @@ func Types() (names []string) {
 	return names
 }
 
+// classes are the rows' classes by algorithm.
+var classes = func() map[suite.Algorithm]class {
+	out := map[suite.Algorithm]class{}
+	for _, t := range types {
+		out[t.algorithm] = t.class
+	}
+	return out
+}()
+
+// is says whether keys of an algorithm are of one of some classes; none of an algorithm that has no type.
+func is(a suite.Algorithm, some ...class) bool {
+	return slices.Contains(some, classes[a])
+}
+
 // Encrypts says whether keys of an algorithm encrypt and decrypt.
-func Encrypts(a suite.Algorithm) bool { return symmetric(a) || rsaKey(a) }
+func Encrypts(a suite.Algorithm) bool { return is(a, classAEAD, classRSA) }
 
 // CanEncrypt refuses what keys of an algorithm cannot do, in the words of that. fault.Invalid with a Refusal.
 func CanEncrypt(a suite.Algorithm) error {
@@ -130,35 +158,22 @@ func can(does bool, before string, a suite.Algorithm, after string) error {
 }
 
 // Signs says whether keys of an algorithm sign and verify.
-func Signs(a suite.Algorithm) bool {
-	_, err := typeOf(a)
-	return err == nil && !symmetric(a) && a != suite.HMAC
-}
+func Signs(a suite.Algorithm) bool { return is(a, classRSA, classECDSA, classEdDSA, classMLDSA) }
 
 // Derives says whether keys of an algorithm may be derived by context.
-func Derives(a suite.Algorithm) bool { return symmetric(a) || a == suite.Ed25519 }
+func Derives(a suite.Algorithm) bool { return is(a, classAEAD, classEdDSA) }
 
 // Converges says whether keys of an algorithm may be convergent.
-func Converges(a suite.Algorithm) bool { return symmetric(a) }
+func Converges(a suite.Algorithm) bool { return is(a, classAEAD) }
 
 // Associates says whether keys of an algorithm take associated data.
-func Associates(a suite.Algorithm) bool { return symmetric(a) }
+func Associates(a suite.Algorithm) bool { return is(a, classAEAD) }
 
 // Hashes says whether messages are hashed before keys of an algorithm sign them.
-func Hashes(a suite.Algorithm) bool { return rsaKey(a) || ecKey(a) }
+func Hashes(a suite.Algorithm) bool { return is(a, classRSA, classECDSA) }
 
 // ImportsPublic says whether a version may be imported of which the public half alone is known.
-func ImportsPublic(a suite.Algorithm) bool { return Hashes(a) || a == suite.Ed25519 }
+func ImportsPublic(a suite.Algorithm) bool { return is(a, classRSA, classECDSA, classEdDSA) }
 
 // Agrees says whether keys of an algorithm agree on secrets with those of others (ECDH).
-func Agrees(a suite.Algorithm) bool { return ecKey(a) }
-
-func symmetric(a suite.Algorithm) bool {
-	return a == suite.AES128GCM || a == suite.AES256GCM || a == suite.ChaCha20Poly1305 || a == suite.XChaCha20Poly1305
-}
-
-func rsaKey(a suite.Algorithm) bool {
-	return a == suite.RSA2048 || a == suite.RSA3072 || a == suite.RSA4096
-}
-
-func ecKey(a suite.Algorithm) bool { return a == suite.ES256 || a == suite.ES384 || a == suite.ES512 }
+func Agrees(a suite.Algorithm) bool { return is(a, classECDSA) }

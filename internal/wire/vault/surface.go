@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"slices"
 	"strings"
+
+	"github.com/rotorkms/rotor/internal/mounts"
 )
 
 // Line is one route of the surface, for the reference and for whoever asks each path.
@@ -173,12 +175,12 @@ rotor's [rules](rules.md). A client certificate names nobody here. X-Vault-Names
 numbers, booleans and their texts are taken for one another. An empty list and a read of what is not there are 404 with ` + "`{\"errors\":[]}`" + `. Bounds are in [limits.md](limits.md).
 `
 
-const referenceEnd = `
+var referenceEnd = `
 ## What is not there
 
 | | |
 |---|---|
-| secret engines other than transit, and auth methods other than token, approle, userpass, jwt, kubernetes and cert | they cannot be mounted |
+| secret engines other than transit, and auth methods other than token, ` + strings.Join(mounts.Types(true), ", ") + ` | they cannot be mounted |
 | key types managed_key, hybrid, slh-dsa, and those for CMAC and CBC | ` + "`unknown key type`" + ` |
 | padding ` + "`pkcs1v15`" + ` of RSA ciphertexts (RSAES-PKCS1-v1_5) | refused: it has been broken for as long as it has been used without care |
 | leases, replication, plugins, quotas, identity entities and groups, raft, Vault Enterprise's features | not here; several servers share one store instead |

@@ -16,7 +16,7 @@ import (
 // Fields of what is mounted.
 var (
 	mountFields = []field{
-		{"type", "string", "transit; of ways to log in approle, userpass, jwt, kubernetes or cert", true}, {"description", "string", "for people", false},
+		{"type", "string", strings.Join(mounts.Types(false), ", ") + "; of ways to log in " + strings.Join(mounts.Types(true), ", "), true}, {"description", "string", "for people", false},
 		{"config", "map", "what can be tuned", false}, {"options", "map", "kept and shown", false}, {"local", "bool", "kept and shown", false}, {"seal_wrap", "bool", "kept and shown", false},
 	}
 	tuneFields = []field{
