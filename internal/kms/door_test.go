@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/rotorkms/rotor/envelope"
+	"github.com/rotorkms/rotor/internal/audit"
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/keyring"
@@ -349,13 +350,23 @@ func TestDoor(t *testing.T) {
 
 // refused counts the refusals in the log by caller and key.
 func (w *world) refused() map[[2]string]int {
-	out := map[[2]string]int{}
-	for _, e := range w.entries() {
-		if e.Outcome == "refused" {
-			out[[2]string{e.Caller, e.Key}]++
-		}
+	w.t.Helper()
+	l := must(w.guard.ReadLog(w.t.Context(), alice))(w.t)
+	if err := l.Settled(w.t.Context()); err != nil {
+		w.t.Fatal(err)
 	}
-	return out
+	err := l.Tail(w.t.Context(), w.refusals.read, false, func(i int64, b []byte) error {
+		e, err := audit.Decode(b)
+		if e.Outcome == "refused" {
+			w.refusals.by[[2]string{e.Caller, e.Key}]++
+		}
+		w.refusals.read = i + 1
+		return err
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return maps.Clone(w.refusals.by)
 }
 
 // noted says whether refusals of mallory and dave on a key came to the log since. Authenticate is Sign to those who may not, and what

@@ -45,6 +45,11 @@ type world struct {
 	hsm   kms.HSM
 	clock atomic.Int64 // seconds
 	older atomic.Bool  // a server of an older build works on the store
+
+	refusals struct { // in the log, as far as it was read: by caller and key
+		read int64
+		by   map[[2]string]int
+	}
 }
 
 func (w *world) now() time.Time            { return time.Unix(w.clock.Load(), 0) }
@@ -65,6 +70,7 @@ func newWorldWith(t *testing.T, token func(cluster string) kms.HSM) *world {
 	}
 	w := &world{t: t, store: &shaky{Store: mem.New()}, seal: sealer}
 	w.clock.Store(1_800_000_000)
+	w.refusals.by = map[[2]string]int{}
 	c := guard.Config{Store: w.store, Sealers: []seal.Sealer{sealer}, Rules: rules{}, Now: w.now}
 	if _, err := guard.Init(t.Context(), c); err != nil {
 		t.Fatal(err)

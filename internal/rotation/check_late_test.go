@@ -172,7 +172,7 @@ func lateModel(silence keyring.Silence) config {
 func TestLate(t *testing.T) {
 	for _, silence := range []keyring.Silence{keyring.Block, keyring.Fence} {
 		c := lateModel(silence)
-		r := explore(c, 0)
+		r := explored(c)
 		t.Logf("%s: %v", silence, r)
 		if r.broken != "" {
 			t.Error(r.print())
@@ -185,7 +185,7 @@ func TestLate(t *testing.T) {
 	}
 	c := lateModel(keyring.Block)
 	c.rollbacks, c.crashes = 1, false
-	if r := explore(c, 0); r.broken != "" {
+	if r := explored(c); r.broken != "" {
 		t.Error(r.print())
 	}
 }
@@ -203,7 +203,7 @@ func TestLeadCarriesNothing(t *testing.T) {
 	for _, silence := range []keyring.Silence{keyring.Block, keyring.Fence} {
 		c := lateModel(silence)
 		c.off = guardLateLead
-		r := explore(c, 0)
+		r := explored(c)
 		t.Logf("%s: %v", silence, r)
 		if r.broken != "" {
 			t.Error(r.print())

@@ -394,8 +394,7 @@ func (w *world) canon(s state) state {
 		s.retired[n] = capped(s.retired[n], w.wait, retired)
 	}
 	w.capLate(&s.late)
-	v, err := k.Version(k.Target)
-	s.waited = capped(s.waited, w.waitCap, err == nil && v.Phase != keyring.PhaseStaged)
+	s.waited = capped(s.waited, w.waitCap, underWay(k))
 	s.quiet = capped(s.quiet, w.inflight+1, !w.floor)
 	s.session = capped(s.session, w.session+w.skew+1, true)
 	s.replaced = s.replaced && w.off == guardSession
@@ -422,6 +421,15 @@ func (w *world) canon(s state) state {
 		s = w.sorted(s)
 	}
 	return s
+}
+
+// underWay says whether the target is with instances. To ask for a version that is not there makes an error with a hint, which took a sixth of the search.
+func underWay(k keyring.Key) bool {
+	if k.Target == 0 {
+		return false
+	}
+	v, err := k.Version(k.Target)
+	return err == nil && v.Phase != keyring.PhaseStaged
 }
 
 func (w *world) sorted(s state) state {

@@ -56,13 +56,10 @@ func TestMutants(t *testing.T) {
 func TestRules(t *testing.T) { kill(t, rules()) }
 
 func kill(t *testing.T, all []mutant) {
-	clean := map[config]result{}
 	for _, m := range all {
-		if _, known := clean[m.model]; !known {
-			clean[m.model] = explore(m.model, 0)
-		}
-		if r := clean[m.model]; r.broken != "" {
-			t.Errorf("%s: the model is broken with the guard on: %s", m.off, r.print())
+		clean := explored(m.model)
+		if clean.broken != "" {
+			t.Errorf("%s: the model is broken with the guard on: %s", m.off, clean.print())
 		}
 		r := explore(m.model.without(m.off, m.breaks), 0)
 		if r.broken != m.breaks {
@@ -70,7 +67,7 @@ func kill(t *testing.T, all []mutant) {
 			continue
 		}
 		t.Logf("caught: %-50s breaks %s in %2d steps (%d states; %d with the guard on)\n%s",
-			m.off, r.broken, len(r.trace)-1, r.states, clean[m.model].states, r.print())
+			m.off, r.broken, len(r.trace)-1, r.states, clean.states, r.print())
 	}
 }
 
@@ -96,7 +93,7 @@ func TestSkewBound(t *testing.T) {
 func TestEveryActionHappens(t *testing.T) {
 	var did [kinds]int
 	count := func(c config) {
-		for k, n := range explore(c, 0).did {
+		for k, n := range explored(c).did {
 			did[k] += n
 		}
 	}

@@ -3,6 +3,7 @@ package rotation_test
 import (
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -44,6 +45,24 @@ type explorer struct {
 	from    []uint32 // the fault-free transitions, as pairs, for L1
 	to      []uint32
 	edges   bool
+}
+
+// searched are the results of exhaustive searches, which are the same each time and which several tests look at.
+var searched = struct {
+	mu sync.Mutex // guards of
+	of map[config]result
+}{of: map[config]result{}}
+
+// explored is explore to exhaustion, once for each configuration.
+func explored(c config) result {
+	searched.mu.Lock()
+	defer searched.mu.Unlock()
+	r, known := searched.of[c]
+	if !known {
+		r = explore(c, 0)
+		searched.of[c] = r
+	}
+	return r
 }
 
 // explore searches a configuration to exhaustion, or to maxDepth if that is above 0. L1 is checked when the search was exhausted.

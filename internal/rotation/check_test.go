@@ -17,7 +17,7 @@ func small(silence keyring.Silence) config {
 
 func TestExhaustSmall(t *testing.T) {
 	for _, silence := range []keyring.Silence{keyring.Block, keyring.Fence} {
-		r := explore(small(silence), 0)
+		r := explored(small(silence))
 		t.Logf("%s, 1 instance, 1 record: %v", silence, r)
 		if r.broken != "" {
 			t.Errorf("%s: %s", silence, r.print())
