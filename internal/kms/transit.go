@@ -154,8 +154,8 @@ func (s *Service) mounted(ns keyring.Namespace, mount string) (out []keyring.Key
 	return out
 }
 
-// TransitMounted returns the keys of a mount as they are now, by name, without asking whether anybody may; for the room of mounts.
-func (s *Service) TransitMounted(ctx context.Context, ns keyring.Namespace, mount string) ([]keyring.Key, error) {
+// mountedKeys returns the keys of a mount as they are now, by name, without asking whether anybody may.
+func (s *Service) mountedKeys(ctx context.Context, ns keyring.Namespace, mount string) ([]keyring.Key, error) {
 	if err := s.CatchUp(ctx); err != nil {
 		return nil, err
 	}

@@ -111,7 +111,7 @@ func (s *Service) TransitClear(ctx context.Context, c policy.Caller, ns keyring.
 	if _, err := s.guard.Admit(ctx, c, policy.ActDelete, policy.Resource{Namespace: string(ns), Key: mount + "/"}); err != nil {
 		return err
 	}
-	keys, err := s.TransitMounted(ctx, ns, mount)
+	keys, err := s.mountedKeys(ctx, ns, mount)
 	if err != nil {
 		return err
 	}
@@ -136,7 +136,7 @@ func (s *Service) TransitMove(ctx context.Context, c policy.Caller, ns keyring.N
 			return err
 		}
 	}
-	keys, err := s.TransitMounted(ctx, ns, from)
+	keys, err := s.mountedKeys(ctx, ns, from)
 	if err != nil {
 		return err
 	}

@@ -156,8 +156,8 @@ func ChainText(chain [][]byte) (string, error) {
 	return strings.Join(parts, "\n"), nil
 }
 
-// ParseExport reads the text of an export of a key back: raw, or PKCS #8. fault.Invalid with a Refusal.
-func ParseExport(a suite.Algorithm, text secret.Bytes) (secret.Bytes, error) {
+// parseExport reads the text of an export of a key back: raw, or PKCS #8. fault.Invalid with a Refusal.
+func parseExport(a suite.Algorithm, text secret.Bytes) (secret.Bytes, error) {
 	if text.Len() > maxText {
 		return secret.Bytes{}, fault.New(fault.TooLarge, "exported key").WithHint("at most %d bytes", maxText)
 	}
@@ -197,12 +197,12 @@ func parseDER(block *pem.Block) (crypto.Signer, error) {
 // Refusal.
 func (b *Backup) Add(number uint32, created time.Time, key, mac secret.Bytes) error {
 	v := BackupVersion{Number: number, Created: created, Convergent: b.Settings.Convergent}
-	raw, err := ParseExport(b.Algorithm, key)
+	raw, err := parseExport(b.Algorithm, key)
 	if err != nil {
 		return err
 	}
 	defer raw.Destroy()
-	sum, err := ParseExport(suite.HMAC, mac)
+	sum, err := parseExport(suite.HMAC, mac)
 	if err != nil {
 		return err
 	}

@@ -145,7 +145,7 @@ func plainRSA(key secret.Bytes) secret.Bytes {
 
 // ImportPublic reads a public key in PEM (PKIX) and returns it in PKIX. fault.Invalid with a Refusal.
 func ImportPublic(a suite.Algorithm, text []byte) ([]byte, error) {
-	if !ImportsPublic(a) {
+	if !importsPublic(a) {
 		return nil, refused("provided type does not support public_key import")
 	}
 	if len(text) > maxText {

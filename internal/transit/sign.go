@@ -121,7 +121,7 @@ func (k *Key) Sign(input []byte, o SignOptions) (text string, public []byte, err
 	if err != nil {
 		return "", nil, err
 	}
-	return FormatSignature(k.number, sig, o.Marshaling), public, nil
+	return formatSignature(k.number, sig, o.Marshaling), public, nil
 }
 
 func (o SignOptions) ed25519() *ed25519.Options {

@@ -40,8 +40,8 @@ const prefix = "vault:v"
 // Format is the text of a ciphertext or an HMAC of a version.
 func Format(number uint32, body []byte) string { return format(number, body, base64.StdEncoding) }
 
-// FormatSignature is the text of a signature of a version.
-func FormatSignature(number uint32, body []byte, m Marshaling) string {
+// formatSignature is the text of a signature of a version.
+func formatSignature(number uint32, body []byte, m Marshaling) string {
 	return format(number, body, m.encoding())
 }
 

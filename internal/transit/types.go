@@ -172,8 +172,8 @@ func Associates(a suite.Algorithm) bool { return is(a, classAEAD) }
 // Hashes says whether messages are hashed before keys of an algorithm sign them.
 func Hashes(a suite.Algorithm) bool { return is(a, classRSA, classECDSA) }
 
-// ImportsPublic says whether a version may be imported of which the public half alone is known.
-func ImportsPublic(a suite.Algorithm) bool { return is(a, classRSA, classECDSA, classEdDSA) }
+// importsPublic says whether a version may be imported of which the public half alone is known.
+func importsPublic(a suite.Algorithm) bool { return is(a, classRSA, classECDSA, classEdDSA) }
 
 // Agrees says whether keys of an algorithm agree on secrets with those of others (ECDH).
 func Agrees(a suite.Algorithm) bool { return is(a, classECDSA) }
