@@ -34,7 +34,7 @@ const ConfigName = "config"
 
 // Bounds of entries.
 const (
-	maxEntries = 20_000   // of a mount and kind
+	maxEntries = 20_000   // of all mounts and kinds
 	maxSpec    = 64 << 10 // bytes of one
 )
 
