@@ -28,6 +28,7 @@ func (s *Server) FreezeLimits(l Limits) *atomic.Int64 {
 
 // TestBucketsAreBounded: however many names come, so many are remembered, and who is being refused is not forgotten for them.
 func TestBucketsAreBounded(t *testing.T) {
+	t.Parallel()
 	b, now := newBuckets(1, 2), time.Unix(0, 0)
 	for range 3 {
 		_ = b.take("greedy", "x", now)
@@ -45,6 +46,7 @@ func TestBucketsAreBounded(t *testing.T) {
 }
 
 func TestNetworks(t *testing.T) {
+	t.Parallel()
 	for address, want := range map[string]string{
 		"192.0.2.1": "192.0.2.1", "::ffff:192.0.2.1": "::ffff:192.0.2.1", "2001:db8::1": "2001:db8::/64", "2001:db8::ffff:1": "2001:db8::/64", "fe80::1%eth0": "fe80::/64", "x": "x",
 	} {

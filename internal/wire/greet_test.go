@@ -13,6 +13,7 @@ import (
 
 // TestSilentConnections: who connects and says nothing is counted, holds up nobody, and is let go when the server stops.
 func TestSilentConnections(t *testing.T) {
+	t.Parallel()
 	const silent = 50
 	s, url := serve(t, func(http.ResponseWriter, *http.Request) {})
 	var all []net.Conn
@@ -71,6 +72,7 @@ func TestPlain(t *testing.T) {
 
 // TestAside: a panic is one of the caller's.
 func TestAside(t *testing.T) {
+	t.Parallel()
 	ran := false
 	wire.Aside(func() { ran = true })
 	defer func() {

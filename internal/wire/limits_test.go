@@ -40,6 +40,7 @@ func get(t *testing.T, c *http.Client, url string, header ...string) int {
 
 // TestRates: who asks too often is refused for a while; others are not, and limits can be lifted.
 func TestRates(t *testing.T) {
+	t.Parallel()
 	s, url := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		if err := wire.EnterNamespace(r.Context(), r.URL.Query().Get("ns")); err != nil {
 			if fault.CodeOf(err) != fault.RateLimited {
@@ -84,6 +85,7 @@ func TestRates(t *testing.T) {
 
 // TestSessions: one bearer, well formed, counts alone.
 func TestSessions(t *testing.T) {
+	t.Parallel()
 	_, url := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprint(w, wire.Caller(r.Context()).Name, wire.Certificate(r.Context()) == nil)
 	})
@@ -137,6 +139,7 @@ func write(t *testing.T, path string, b []byte, version int64) {
 }
 
 func TestKeyPairIsReloaded(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	var clock atomic.Int64
 	certificate, key := pair(t, dir, 1)
@@ -173,6 +176,7 @@ func TestKeyPairIsReloaded(t *testing.T) {
 }
 
 func TestOldTLS(t *testing.T) {
+	t.Parallel()
 	certificate, key := pair(t, t.TempDir(), 1)
 	k, err := wire.NewKeyPair(certificate, key, time.Now, slog.Default())
 	if err != nil {

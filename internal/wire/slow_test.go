@@ -69,6 +69,7 @@ func rudes() map[string]rude {
 // TestSlowClients: whoever takes a connection and does not do its part loses it: before the TLS connection, in the headers, in the body, by not
 // reading, by HTTP/1.1 and HTTP/2. Others do not notice.
 func TestSlowClients(t *testing.T) {
+	t.Parallel()
 	_, url := serveAs(t, wire.NewHastyServer, func(_ http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body) // it fails, if the body does not come
 	})
@@ -127,6 +128,7 @@ func (c rude) loses(certificate tls.Certificate, address string) error {
 
 // TestSlowReader: an answer that nobody reads ends, although the client shows signs of life.
 func TestSlowReader(t *testing.T) {
+	t.Parallel()
 	for _, proto := range []string{"http/1.1", "h2"} {
 		ended := make(chan error, 1)
 		_, url := serveAs(t, wire.NewHastyServer, func(w http.ResponseWriter, _ *http.Request) {
@@ -166,6 +168,7 @@ func TestSlowReader(t *testing.T) {
 
 // TestLargeRequests: what is too large is refused before it is read, and no more than the limit is read of what does not say its size.
 func TestLargeRequests(t *testing.T) {
+	t.Parallel()
 	read := make(chan int64, 1)
 	_, url := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		n, err := io.Copy(io.Discard, r.Body)

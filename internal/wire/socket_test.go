@@ -26,6 +26,7 @@ func listen(t *testing.T, c *tls.Config) net.Listener {
 
 // TestSocket: who connects while nobody accepts is served by the next listener, and the one before hears that it is closed.
 func TestSocket(t *testing.T) {
+	t.Parallel()
 	s, err := wire.Bind(t.Context(), "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

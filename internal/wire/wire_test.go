@@ -108,6 +108,7 @@ func client(t *testing.T, serial int64) *http.Client {
 
 // TestOneCallerCannotTakeAll: who has too much in flight is refused, and others are not.
 func TestOneCallerCannotTakeAll(t *testing.T) {
+	t.Parallel()
 	entered, release := make(chan struct{}), make(chan struct{})
 	_, url := serve(t, func(_ http.ResponseWriter, r *http.Request) {
 		if r.URL.Query().Has("wait") {
@@ -157,6 +158,7 @@ func TestOneCallerCannotTakeAll(t *testing.T) {
 
 // TestBodiesOfOneCaller: the bodies that one caller has at a server are bounded together, others are not touched, and what was answered counts no more.
 func TestBodiesOfOneCaller(t *testing.T) {
+	t.Parallel()
 	read, release := make(chan error), make(chan struct{})
 	_, url := serve(t, func(_ http.ResponseWriter, r *http.Request) {
 		_, err := io.Copy(io.Discard, r.Body)
@@ -197,6 +199,7 @@ func TestBodiesOfOneCaller(t *testing.T) {
 
 // TestLargeBodies: whoever has many names has no more of the server's memory for large bodies than it gives to all, and keeps no small one out.
 func TestLargeBodies(t *testing.T) {
+	t.Parallel()
 	read, release := make(chan error), make(chan struct{})
 	_, url := serve(t, func(_ http.ResponseWriter, r *http.Request) {
 		_, err := io.Copy(io.Discard, r.Body)
@@ -236,6 +239,7 @@ func TestLargeBodies(t *testing.T) {
 
 // TestStreamsOutliveTheTimeLimits: a request has deadlines, a stream has none but its certificate's.
 func TestStreamsOutliveTheTimeLimits(t *testing.T) {
+	t.Parallel()
 	_, url := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		end, ok := r.Context().Deadline()
 		fmt.Fprint(w, ok && time.Until(end) > 50*time.Minute)
@@ -258,6 +262,7 @@ func TestStreamsOutliveTheTimeLimits(t *testing.T) {
 
 // TestCutAndDrain: the connections of one instance are closed at once; streams end when the server drains, and no new one begins.
 func TestCutAndDrain(t *testing.T) {
+	t.Parallel()
 	entered := make(chan struct{}, 2)
 	s, url := serve(t, func(_ http.ResponseWriter, r *http.Request) {
 		entered <- struct{}{}
@@ -294,6 +299,7 @@ func TestCutAndDrain(t *testing.T) {
 
 // TestPanicsStayInTheirRequest.
 func TestPanicsStayInTheirRequest(t *testing.T) {
+	t.Parallel()
 	_, url := serve(t, func(_ http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/healthz" {
 			panic("a mistake")
@@ -313,6 +319,7 @@ func TestPanicsStayInTheirRequest(t *testing.T) {
 
 // TestNoise: what is no TLS and no HTTP does not disturb others.
 func TestNoise(t *testing.T) {
+	t.Parallel()
 	_, url := serve(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") })
 	for _, noise := range []string{"GET / HTTP/1.0\r\n\r\n", strings.Repeat("\x16\x03\x01", 1000), "\x16\x03\x01\xff\xff"} {
 		c, err := net.Dial("tcp", strings.TrimPrefix(url, "https://"))
@@ -352,6 +359,7 @@ func (r revocable) Session(ctx context.Context, token, address string) (policy.C
 
 // TestReconsider: what goes on is looked at again, and what is of nobody any more ends: streams at once, other requests when their body is there.
 func TestReconsider(t *testing.T) {
+	t.Parallel()
 	var gone sync.Map
 	entered, look, stands := make(chan string, 2), make(chan struct{}), make(chan error, 1)
 	s, url := serveAs(t, func(c wire.Config) *wire.Server {
@@ -415,6 +423,7 @@ func (broken) Session(context.Context, string, string) (policy.Caller, time.Time
 
 // TestCausesStayBehind: what is behind the server is not told to strangers, in any protocol.
 func TestCausesStayBehind(t *testing.T) {
+	t.Parallel()
 	_, url := serveAs(t, func(c wire.Config) *wire.Server {
 		c.Identifier = broken{}
 		return wire.NewServer(c)
@@ -439,6 +448,7 @@ func TestCausesStayBehind(t *testing.T) {
 
 // TestStrangersBeginNoTrace: the trace of a caller goes on, that of a stranger does not.
 func TestStrangersBeginNoTrace(t *testing.T) {
+	t.Parallel()
 	got := make(chan string, 1)
 	_, url := serve(t, func(_ http.ResponseWriter, r *http.Request) {
 		got <- r.Header.Get("Traceparent") + r.Header.Get("Tracestate")
@@ -485,6 +495,7 @@ func other() wire.Front {
 
 // TestFronts: each protocol names callers and refuses them in its own way, and what one takes for a token is none to another.
 func TestFronts(t *testing.T) {
+	t.Parallel()
 	_, url := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		if _, err := io.Copy(io.Discard, r.Body); err != nil {
 			http.Error(w, err.Error(), http.StatusRequestEntityTooLarge)
