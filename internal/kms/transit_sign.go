@@ -48,6 +48,9 @@ func (s *Service) sign(
 	} else if err := transit.CanSign(b.key.Algorithm); err != nil {
 		return refusing(len(items), err), nil
 	}
+	if b.key.Transit.MinEncryption == 0 { // what is too old then is below min_decryption_version, and put away at Vault
+		words.tooOld = "no such key version"
+	}
 	n := counts{}
 	for _, it := range items {
 		n[it.Version]++
