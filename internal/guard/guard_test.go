@@ -211,8 +211,15 @@ func TestCountersUnderRaces(t *testing.T) {
 	}
 }
 
-// TestWindowsOutlastFullStore: a disk without room ends neither the guard nor a count.
-func TestWindowsOutlastFullStore(t *testing.T) {
+// TestWindowsOutlastTheStore: a disk without room and an engine that is away end neither the guard nor a count. One whose commit has no known outcome
+// ends the count, as a crash would, and not the guard.
+func TestWindowsOutlastTheStore(t *testing.T) {
+	for broken, want := range map[error]string{store.ErrFull: "[3]", store.ErrUnavailable: "[3]", store.ErrUnknown: "[]"} {
+		t.Run(broken.Error(), func(t *testing.T) { windowsOutlast(t, broken, want) })
+	}
+}
+
+func windowsOutlast(t *testing.T, broken error, want string) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &failing{Store: newMem()}
 		w := newWorld(t, f)
@@ -225,7 +232,7 @@ func TestWindowsOutlastFullStore(t *testing.T) {
 		}
 		w.entries(g)
 		w.clock.Add(60)
-		f.fail(store.ErrFull)
+		f.fail(broken)
 		time.Sleep(5 * time.Minute) // of synctest's clock: the guard tries to close the window each minute
 		f.heal()
 		time.Sleep(time.Minute)
@@ -236,8 +243,8 @@ func TestWindowsOutlastFullStore(t *testing.T) {
 				counts = append(counts, e.Detail["count"])
 			}
 		}
-		if fmt.Sprint(counts) != "[3]" {
-			t.Errorf("counts after the store had no room: %q", counts)
+		if fmt.Sprint(counts) != want {
+			t.Errorf("counts after the store took nothing: %q; want %s", counts, want)
 		}
 		stop()
 	})

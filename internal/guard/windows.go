@@ -150,15 +150,20 @@ func (w *window) closing(version uint32) []audit.Entry {
 
 func (g *Guard) minute() int64 { return g.now().Unix() / int64(windowLength/time.Second) }
 
-// sweep closes the windows that were not used in the last minute, until ctx ends.
+// sweep closes the windows that were not used in the last minute, until ctx ends. A store that is full or away ends it as little as it ends Follow;
+// one that is damaged or closed does.
 func (g *Guard) sweep(ctx context.Context) error {
 	tick := time.NewTicker(windowLength)
 	defer tick.Stop()
 	for {
 		select {
 		case <-tick.C:
-			if err := g.CloseWindows(ctx, false); err != nil && !errors.Is(err, store.ErrFull) {
+			err := g.CloseWindows(ctx, false)
+			if errors.Is(err, store.ErrCorrupt) || errors.Is(err, store.ErrClosed) || fault.CodeOf(err) == fault.AuditBroken {
 				return err
+			}
+			if err != nil && ctx.Err() == nil {
+				g.log.WarnContext(ctx, "counts of uses: not written yet", "error", err)
 			}
 		case <-ctx.Done():
 			return nil
@@ -166,8 +171,8 @@ func (g *Guard) sweep(ctx context.Context) error {
 	}
 }
 
-// CloseWindows writes the counts of windows and of repeated refusals; all: of the present minute too, as when the server stops. What a full
-// store does not take is kept for the next call.
+// CloseWindows writes the counts of windows and of repeated refusals; all: of the present minute too, as when the server stops. What the
+// store does not take is kept for the next call, but for entries of which it is not known whether it did: written again they would count twice.
 func (g *Guard) CloseWindows(ctx context.Context, all bool) error {
 	if len(g.Detected()) > 0 { // nothing more is written to a store that is not the one that it was
 		return nil
@@ -192,9 +197,10 @@ func (g *Guard) CloseWindows(ctx context.Context, all bool) error {
 	for len(entries) > 0 {
 		n := min(len(entries), 50)
 		if err := g.audit.Append(ctx, entries[:n]...); err != nil {
-			if errors.Is(err, store.ErrFull) {
-				g.windows.keep(entries)
+			if errors.Is(err, store.ErrUnknown) {
+				entries = entries[n:]
 			}
+			g.windows.keep(entries)
 			return fmt.Errorf("close use windows: %w", err)
 		}
 		entries = entries[n:]
