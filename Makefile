@@ -11,7 +11,7 @@ help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 build: ## build the rotor command and the example worker into bin/
-	go build -o bin/ ./cmd/rotor ./examples/worker
+	go build -tags grpcnotrace -o bin/ ./cmd/rotor ./examples/worker
 
 demo: build ## a fleet of 50 processes rotates its keys under load and faults; report in demo-report.json
 	go build -o bin/fleet ./examples/fleet

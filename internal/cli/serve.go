@@ -109,6 +109,7 @@ func (a *app) serve(ctx context.Context, c server.Config, ready func(address str
 		return errors.Join(err, s.CloseNow())
 	}
 	ready(s.Address())
+	sandbox.Settle()
 	for {
 		select {
 		case <-ctx.Done():

@@ -255,7 +255,7 @@ func (g *Guard) believe(ctx context.Context, r store.Record, known store.Rev) (o
 		return Record{}, true, nil
 	}
 	if r.Key == rootPath { // it opened, so its tag holds
-		if !ok || want.hash != hashOf(r.Value) {
+		if !ok || want.hash != digestOf(r.Value) {
 			return Record{}, false, fault.New(fault.RecordReplayed, r.Key)
 		}
 		return Record{Path: r.Key, Value: r.Value, Counter: want.counter, Rev: r.Rev}, false, nil
@@ -269,7 +269,7 @@ func (g *Guard) believe(ctx context.Context, r store.Record, known store.Rev) (o
 	if err != nil {
 		return Record{}, false, err
 	}
-	if !ok || want.deleted || counter != want.counter || hashOf(r.Value) != want.hash {
+	if !ok || want.deleted || counter != want.counter || digestOf(r.Value) != want.hash {
 		return Record{}, false, fault.New(fault.RecordReplayed, r.Key)
 	}
 	return Record{Path: r.Key, Value: value, Counter: counter, Rev: r.Rev}, false, nil
@@ -344,7 +344,7 @@ func (g *Guard) checkRoom(ctx context.Context, room string, wrong func(path stri
 		}
 		there[r.Key] = true
 		w, ok := g.index.latest(r.Key)
-		if ok && !w.deleted && w.hash == hashOf(r.Value) || r.Rev > g.after && r.Rev <= rev {
+		if ok && !w.deleted && w.hash == digestOf(r.Value) || r.Rev > g.after && r.Rev <= rev {
 			continue
 		}
 		if _, _, err := g.believe(ctx, r, g.after); err != nil {
@@ -438,7 +438,7 @@ func (g *Guard) change(ctx context.Context, e store.Event) (Change, error) {
 	case w.rev > e.Rev:
 		good = e.Deleted || c.Counter < w.counter
 	case w.rev == e.Rev:
-		good = w.deleted == e.Deleted && (e.Deleted || w.hash == hashOf(e.Value))
+		good = w.deleted == e.Deleted && (e.Deleted || w.hash == digestOf(e.Value))
 	}
 	if !good {
 		return c, fault.New(fault.RecordReplayed, e.Key)

@@ -21,11 +21,24 @@ import (
 // written is what the log says of a path: the latest write.
 type written struct {
 	counter uint64
-	hash    string
-	deleted bool
+	hash    digest    // of the sealed blob
 	rev     store.Rev // of the commit; not known when loaded
 	at      int64     // its entry, counted from 1 in the order of the log
-	loaded  bool      // from the ordered log at start, which keeps no revisions
+	deleted bool
+	loaded  bool // from the ordered log at start, which keeps no revisions
+}
+
+// digest is a SHA-256. There is one of each path in memory, so it is not kept as the text that it is in the log.
+type digest [sha256.Size]byte
+
+func digestOf(blob []byte) digest { return sha256.Sum256(blob) }
+
+// digestIn reads the hash of an entry. What is none matches no record: it becomes the digest that nothing is known to have.
+func digestIn(text string) (d digest) {
+	if b, err := hex.DecodeString(text); err == nil && len(b) == len(d) {
+		d = digest(b)
+	}
+	return d
 }
 
 // index is the log's view of every record, fed from the log alone, in commit order.
@@ -81,7 +94,7 @@ func (x *index) add(e audit.Entry, rev store.Rev) error {
 		if last := x.paths[w.Path].counter; w.Counter != last+1 {
 			return fault.New(fault.AuditBroken, fmt.Sprintf("record %s goes from %d to %d", w.Path, last, w.Counter))
 		}
-		x.paths[w.Path] = written{w.Counter, w.SHA256, w.SHA256 == audit.Deleted, rev, x.entries, rev == 0}
+		x.paths[w.Path] = written{w.Counter, digestIn(w.SHA256), rev, x.entries, w.SHA256 == audit.Deleted, rev == 0}
 		room, _, _ := strings.Cut(w.Path, "/")
 		x.last[room] = max(x.last[room], rev)
 	}
@@ -373,6 +386,6 @@ func (x *index) missing(prefix string, have []Record, rev store.Rev) (path strin
 }
 
 func hashOf(blob []byte) string {
-	sum := sha256.Sum256(blob)
+	sum := digestOf(blob)
 	return hex.EncodeToString(sum[:])
 }

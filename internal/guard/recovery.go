@@ -248,7 +248,7 @@ func (g *Guard) keepRoot(ctx context.Context) error {
 	if err != nil {
 		return storeFault(rootPath, err)
 	}
-	if w, ok := g.index.latest(rootPath); ok && w.hash == hashOf(rec.Value) {
+	if w, ok := g.index.latest(rootPath); ok && w.hash == digestOf(rec.Value) {
 		return nil
 	}
 	value, err := json.Marshal(r.record)
@@ -317,7 +317,7 @@ func (g *Guard) judge(r store.Record, past *Past) (forced, bool) {
 	if past.Deleted[r.Key] {
 		return forced{path: r.Key, rev: r.Rev, why: "deleted by the newer log"}, true
 	}
-	if known && !w.deleted && w.hash == hashOf(r.Value) {
+	if known && !w.deleted && w.hash == digestOf(r.Value) {
 		return forced{}, false
 	}
 	if !known || w.deleted {

@@ -225,7 +225,7 @@ func (g *Guard) rootNow(ctx context.Context) (rootRecord, store.Rev, error) {
 		if rec.Cluster != keys.record.Cluster || !hmac.Equal(rec.Tag, rec.tag(keys.current.root)) {
 			return rec, 0, fault.New(fault.RecordTampered, rootPath)
 		}
-		if ok && want.hash != hashOf(r.Value) {
+		if ok && want.hash != digestOf(r.Value) {
 			return rec, 0, fault.New(fault.RecordReplayed, rootPath)
 		}
 		return rec, r.Rev, nil

@@ -130,6 +130,7 @@ type Version struct {
 	Convergent  int             `json:"convergent,omitempty"`    // imported: of another version of the construction than its key; 0: of that one
 	Chain       [][]byte        `json:"chain,omitempty"`         // certificates of the public half, in DER, its own first
 	Attempts    uint64          `json:"attempts,omitempty"`      // to use it while it was retired, as far as they were written down: at least so many
+	Taken       uint64          `json:"taken,omitempty"`         // of the uses that its algorithm allows, by the commit that made it primary; a record of more has them all
 }
 
 // Key is a named key with all its versions, in the order of their numbers.

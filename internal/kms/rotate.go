@@ -91,7 +91,7 @@ func (s *Service) further(
 		return k, change{}, err
 	}
 	describe(detail, v)
-	block, err := s.firstBlock(k, v, detail)
+	block, err := s.firstBlock(k, &v, detail)
 	if err != nil {
 		return k, made, err
 	}

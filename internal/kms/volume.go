@@ -52,7 +52,18 @@ func (v *volumes) of(id materialID) *volume {
 	return v.left[id]
 }
 
-// taken is the record of a version's uses: how many were ever taken, by any server. What a crash left of a block is not given back.
+// recent is how many versions of a key keep what they have left here when the next is made. One before them that still protects takes another block.
+const recent = 8
+
+// forget forfeits what a version has left.
+func (v *volumes) forget(id materialID) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	delete(v.left, id)
+}
+
+// taken is the record of a version's uses: how many were ever taken, by any server, the version's own first block among them. What a crash left of a
+// block is not given back.
 type taken struct {
 	Uses uint64 `json:"uses"`
 }
@@ -86,31 +97,39 @@ func (s *Service) spend(ctx context.Context, k keyring.Key, v keyring.Version, n
 }
 
 // firstBlock takes a block of uses of a version in the commit that makes it primary, so that the first who protect under it need not wait for another.
-// Nobody can before that commit: only then is there a version of that handle.
-func (s *Service) firstBlock(k keyring.Key, v keyring.Version, detail map[string]string) (change, error) {
+// Nobody can before that commit: only then is there a version of that handle. Where all servers know pages the version itself says so: most are
+// replaced before they need a second block, and with it a record of their own.
+func (s *Service) firstBlock(k keyring.Key, v *keyring.Version, detail map[string]string) (change, error) {
 	spec, err := suite.Lookup(v.Algorithm)
 	if err != nil || spec.MaxUses == 0 || !rotation.AtOnce(k) {
 		return change{}, err
 	}
 	n := min(cmp.Or(s.volumes.block, DefaultBlock), spec.MaxUses)
-	value, err := json.Marshal(taken{n})
-	if err != nil {
-		return change{}, fmt.Errorf("encode volume: %w", err)
-	}
 	u := s.volumes.of(materialID{k.ID, v.Number})
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.first.handle, u.first.uses = v.Handle, n
+	s.volumes.forget(materialID{k.ID, v.Number - min(v.Number, recent)})
 	path := volumePath(k, v.Number)
 	detail["uses_taken"] = strconv.FormatUint(n, 10)
-	return change{conds: []guard.Cond{{Path: path}}, writes: []guard.Write{{Path: path, Value: value}}}, nil
+	c := change{conds: []guard.Cond{{Path: path}}}
+	if s.paged(k) {
+		v.Taken = n
+		return c, nil
+	}
+	value, err := json.Marshal(taken{n})
+	if err != nil {
+		return change{}, fmt.Errorf("encode volume: %w", err)
+	}
+	c.writes = []guard.Write{{Path: path, Value: value}}
+	return c, nil
 }
 
 // take commits another block of uses. A commit of unknown outcome gives none: should it have happened, its block is forfeited.
 func (s *Service) take(ctx context.Context, k keyring.Key, v keyring.Version, limit uint64) (uint64, error) {
 	path := volumePath(k, v.Number)
 	for {
-		var t taken
+		t := taken{v.Taken}
 		rec, err := s.guard.Get(ctx, path)
 		switch {
 		case fault.CodeOf(err) == fault.NotFound:

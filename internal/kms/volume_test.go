@@ -90,6 +90,26 @@ func TestVolume(t *testing.T) {
 	}
 }
 
+// TestVolumeOfAFirstBlock: what a rotation took of the version that it made counts, though the version alone says so, whoever takes more.
+func TestVolumeOfAFirstBlock(t *testing.T) {
+	w := newWorld(t)
+	big := func() *kms.Service {
+		s := must(kms.New(t.Context(), kms.Config{Guard: w.guard, Now: w.now, Block: 1 << 30}))(t)
+		w.run(s.Run)
+		return s
+	}
+	k := w.transit("k", suite.AES256GCM)
+	items := make([]kms.TransitItem, 1)
+	must(big().TransitRotate(t.Context(), alice, w.ref(k)))(t)
+	if r := one(t)(big().TransitEncrypt(t.Context(), alice, w.ref(k), items)); r.Err != nil { // the other half
+		t.Fatal(r.Err)
+	}
+	wantCode(t, one(t)(big().TransitEncrypt(t.Context(), alice, w.ref(k), items)).Err, fault.VolumeOver)
+	if got := w.taken(k, "2"); !slices.Equal(got, []string{"1073741824", "2147483648"}) {
+		t.Errorf("entries of blocks: %v", got)
+	}
+}
+
 // TestVolumeBlocks: a block is one commit, also under many at once, and servers never share one.
 func TestVolumeBlocks(t *testing.T) {
 	w := newWorld(t)

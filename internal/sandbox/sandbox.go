@@ -32,16 +32,6 @@ func Harden() (locked bool, err error) {
 	return lockMemory(), nil
 }
 
-// lockMemory locks what the process touches from now on, if the limit lets all of it be locked (LimitMEMLOCK=infinity of systemd): one that is too
-// low would make the process fail later, in the middle of something. Locked memory is not given back to the system.
-func lockMemory() bool {
-	var l unix.Rlimit
-	if unix.Getrlimit(unix.RLIMIT_MEMLOCK, &l) != nil || l.Cur != unix.RLIM_INFINITY {
-		return false
-	}
-	return unix.Mlockall(unix.MCL_CURRENT|unix.MCL_FUTURE|unix.MCL_ONFAULT) == nil
-}
-
 // Become gives up root for good and goes on as a user, with its group and no other. Whoever is not root is that already, or is refused.
 // fault.Invalid, Denied.
 func Become(name string) error {

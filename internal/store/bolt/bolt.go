@@ -33,7 +33,8 @@ var (
 
 // Options change how a store is opened; the zero value is good.
 type Options struct {
-	History int // commits that a watch can look back; default 100,000
+	History int // commits that a watch can look back when it begins; default 1,000
+	Behind  int // commits that are kept for a watch that is under way and has not read them; default 100,000
 }
 
 // maxBatch bounds the commits that share one transaction.
@@ -41,12 +42,13 @@ const maxBatch = 512
 
 // Store is an open file. It is safe for concurrent use.
 type Store struct {
-	db      *bbolt.DB
-	history store.Rev
-	queue   chan *pending
-	stop    chan struct{}
-	writer  sync.WaitGroup
-	closing sync.Once
+	db              *bbolt.DB
+	history, behind store.Rev
+	queue           chan *pending
+	stop            chan struct{}
+	writer          sync.WaitGroup
+	closing         sync.Once
+	written         int64 // bytes since the writer gave back what is mapped; the writer's own
 
 	// durable is the newest transaction whose sync returned. Readers see a transaction in the memory map before that, and wait.
 	durable atomic.Uint64
@@ -56,6 +58,7 @@ type Store struct {
 	stuck   bool       // bbolt panicked with its locks held, so even its Close would wait for ever
 	rev     store.Rev  // of the newest durable commit; only the writer changes it
 	changed chan struct{}
+	reached map[*store.Rev]store.Rev // how far each watch that is under way has read
 }
 
 // pending is a commit that waits for its transaction.
@@ -71,7 +74,10 @@ type pending struct {
 // store.ErrCorrupt when it is damaged.
 func Open(path string, o Options) (*Store, error) {
 	if o.History <= 0 {
-		o.History = 100_000
+		o.History = 1_000
+	}
+	if o.Behind <= 0 {
+		o.Behind = 100_000
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("make folder of store: %w", err)
@@ -82,7 +88,8 @@ func Open(path string, o Options) (*Store, error) {
 		}
 	}
 	s := &Store{
-		history: store.Rev(o.History), queue: make(chan *pending, maxBatch), stop: make(chan struct{}), changed: make(chan struct{}),
+		history: store.Rev(o.History), behind: store.Rev(max(o.Behind, o.History)), queue: make(chan *pending, maxBatch),
+		stop: make(chan struct{}), changed: make(chan struct{}), reached: map[*store.Rev]store.Rev{},
 	}
 	if err := s.open(path); err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)

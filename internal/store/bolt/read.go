@@ -137,8 +137,14 @@ const (
 func (s *Store) Watch(ctx context.Context, prefix string, after store.Rev) iter.Seq2[[]store.Event, error] {
 	return func(yield func([]store.Event, error) bool) {
 		after := after
+		defer func() {
+			s.mu.Lock()
+			delete(s.reached, &after)
+			s.mu.Unlock()
+		}()
 		for {
 			s.mu.Lock()
+			s.reached[&after] = after
 			changed, newest, failed := s.changed, s.rev, s.failed
 			s.mu.Unlock()
 			switch {

@@ -92,15 +92,32 @@ func (s *Store) transact(batch []*pending) error {
 	if rev == s.rev {
 		return rollback(tx) // nothing but conflicts
 	}
+	size := tx.Size()
 	if err := commit(tx); err != nil {
 		return s.fail(durable, err)
 	}
 	s.durable.Store(durable + 1)
+	stats := tx.Stats()
+	s.unmap(size, stats.GetPageAlloc())
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.rev = rev
 	s.wake()
 	return nil
+}
+
+// mappedBytes is how much may be written before what is mapped of the file is given back.
+const mappedBytes = 8 << 20
+
+// unmap gives back what is mapped of the file, from time to time: each page that was read once would count as memory of the process as long as it
+// runs, though nearly all were replaced by a later transaction. What is read again is mapped again from the page cache. The writer alone calls it,
+// and nobody else makes bbolt map the file anew.
+func (s *Store) unmap(size, written int64) {
+	if s.written += written; s.written < mappedBytes {
+		return
+	}
+	s.written = 0
+	_, _, _ = unix.Syscall(unix.SYS_MADVISE, s.db.Info().Data, uintptr(size), unix.MADV_DONTNEED) // refused for memory that is locked, and of no other consequence
 }
 
 // begin starts a transaction. bbolt panics with its locks held when it finds no good meta page, and is of no use after that.
@@ -165,11 +182,16 @@ func (s *Store) newest() uint64 {
 	return id
 }
 
+// fill is how much of a page stays on the left when it is split. Most keys of a kind grow (revisions, numbers of entries and of versions), so what is left
+// on the left stays as it is.
+const fill = 0.75
+
 // apply applies the commits of a batch to the transaction and returns the revision of the last.
 func (s *Store) apply(tx *bbolt.Tx, batch []*pending) (rev store.Rev, err error) {
 	defer corrupt(&err)
 	b := batchTx{tx: tx, data: tx.Bucket(bucketData), log: tx.Bucket(bucketLog), meta: tx.Bucket(bucketMeta), rev: s.rev}
 	b.sum = uint64(number(b.meta.Get(keySum)))
+	b.data.FillPercent, b.log.FillPercent = fill, fill
 	for _, p := range batch {
 		p.rev, p.err = 0, b.conditions(p.conds)
 		if errors.Is(p.err, store.ErrConflict) {
@@ -190,7 +212,19 @@ func (s *Store) apply(tx *bbolt.Tx, batch []*pending) (rev store.Rev, err error)
 	if err != nil {
 		return 0, err
 	}
-	return b.rev, b.trim(s.history)
+	return b.rev, b.trim(s.unneeded(b.rev), trimAtLeast+2*int(b.rev-s.rev))
+}
+
+// unneeded is the newest commit that nobody has to be told any more when the store has reached a revision: no watch that is under way, as far
+// as behind allows, and none that begins from what was listed a moment ago.
+func (s *Store) unneeded(rev store.Rev) store.Rev {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	first := rev - min(rev, s.history)
+	for _, at := range s.reached {
+		first = min(first, at)
+	}
+	return max(first, rev-min(rev, s.behind))
 }
 
 // conditions reports store.ErrConflict when one does not hold.
@@ -244,17 +278,18 @@ func (b *batchTx) write(ops []store.Op) error {
 	return nil
 }
 
-// trim forgets the commits that no watch may ask for any more.
-func (b *batchTx) trim(history store.Rev) error {
-	if b.rev <= history {
-		return nil
-	}
-	first := b.rev - history
+// trimAtLeast is how many commits a transaction may forget beside two for each that it makes: what a slow watch left goes bit by bit.
+const trimAtLeast = 64
+
+// trim forgets the commits up to one that no watch may ask for any more, at most a number of them.
+func (b *batchTx) trim(last store.Rev, most int) error {
+	first := number(b.meta.Get(keyFirst))
 	c := b.log.Cursor()
-	for k, _ := c.First(); k != nil && number(k) <= first; k, _ = c.First() {
+	for k, _ := c.First(); k != nil && number(k) <= last && most > 0; k, _ = c.First() {
+		first, most = number(k), most-1
 		if err := c.Delete(); err != nil {
 			return fmt.Errorf("trim history: %w", err)
 		}
 	}
-	return b.meta.Put(keyFirst, numbered(max(first, number(b.meta.Get(keyFirst)))))
+	return b.meta.Put(keyFirst, numbered(first))
 }
