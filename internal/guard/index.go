@@ -56,7 +56,7 @@ type index struct {
 	sealers    map[string]span      // that have wrapped a generation that is not erased
 	began      time.Time            // of the first entry
 	shredded   time.Time            // when the last shred was asked for
-	destroyed  map[string]int64     // namespace, key and version -> the entry that destroyed it, counted from 1
+	destroyed  map[string]int64     // namespace, ID of the key and version -> the entry that destroyed it, counted from 1
 	applied    store.Rev
 	changed    chan struct{} // closed and replaced when applied grows
 	opening    bool          // Open is at work, and nobody follows the log yet
@@ -85,7 +85,7 @@ func (x *index) add(e audit.Entry, rev store.Rev) error {
 	}
 	x.turned(e)
 	if e.Action == audit.ActDestroy && e.Class == audit.ClassChange && e.Outcome == "done" && e.Detail["destroyed"] == "true" {
-		x.destroyed[versionName(e.Namespace, e.Key, e.Detail["version"])] = x.entries
+		x.destroyed[versionName(e.Namespace, e.Detail["key_id"], e.Detail["version"])] = x.entries
 	}
 	for _, w := range e.Writes {
 		if w.Path == rootPath {
@@ -209,13 +209,13 @@ func (t Trace) Indexes() []int64 {
 	return all
 }
 
-// TraceOf finds the end of a version whose material stood at a path.
-func (g *Guard) TraceOf(namespace, key string, version uint32, path string) Trace {
+// TraceOf finds the end of a version of the key with an ID, whose material stood at a path. A name can be another key's by now.
+func (g *Guard) TraceOf(namespace, keyID string, version uint32, path string) Trace {
 	x := g.index
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	t := Trace{-1, -1, -1, -1}
-	if at, ok := x.destroyed[versionName(namespace, key, number(uint64(version)))]; ok {
+	if at, ok := x.destroyed[versionName(namespace, keyID, number(uint64(version)))]; ok {
 		t.Destroyed = at - 1
 	}
 	w := x.paths[path]
@@ -232,7 +232,9 @@ func (g *Guard) TraceOf(namespace, key string, version uint32, path string) Trac
 	return t
 }
 
-func versionName(namespace, key, version string) string { return namespace + "/" + key + "/" + version }
+func versionName(namespace, keyID, version string) string {
+	return namespace + "/" + keyID + "/" + version
+}
 
 // erasedAt says since when a deleted path is erased.
 func (x *index) erasedAt(path string) (time.Time, bool) {

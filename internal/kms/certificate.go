@@ -33,7 +33,7 @@ func (s *Service) Certificate(ctx context.Context, c policy.Caller, ref Ref, n u
 	if err := log.Settled(ctx); err != nil {
 		return nil, err
 	}
-	t := s.guard.TraceOf(string(k.Namespace), k.Name, n, materialPath(k, n))
+	t := s.guard.TraceOf(string(k.Namespace), string(k.ID), n, materialPath(k, n))
 	if t.Destroyed < 0 || t.Deleted < 0 {
 		return nil, fault.New(fault.NotFound, "destruction of "+name).WithHint("the audit log has no decision to destroy it")
 	}

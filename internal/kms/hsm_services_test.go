@@ -134,21 +134,6 @@ func (w *world) gone(s *testenv.SoftHSM, want int) {
 	w.await(fmt.Sprintf("%d objects", want), func() bool { return s.Objects() == want })
 }
 
-func (w *world) await(what string, is func() bool) {
-	w.t.Helper()
-	ctx, cancel := context.WithTimeout(w.t.Context(), time.Minute)
-	defer cancel()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for !is() {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			w.t.Fatalf("waited in vain for %s", what)
-		}
-	}
-}
-
 // logged are the details of the log's entries of an action.
 func (w *world) logged(action string) (all []map[string]string) {
 	for _, e := range w.entries() {

@@ -93,10 +93,13 @@ func (s *Service) make(ctx context.Context, c policy.Caller, spec keyring.Key, f
 		made.takeBack()
 		return k, fault.New(fault.Exists, "key "+k.Name)
 	}
+	if err == nil {
+		err = s.await(ctx, rev)
+	}
 	if err != nil {
 		return k, err
 	}
-	return k, s.await(ctx, rev)
+	return k, s.dropped(ctx, k.Namespace, k.Name)
 }
 
 // Get returns a key's record as it is now, whichever server changed it last. It holds no material.

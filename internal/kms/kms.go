@@ -34,6 +34,8 @@ type Config struct {
 	Now   func() time.Time
 	// Fresh says whether this server may still act on its memory: no other server takes it for dead. Nothing is protected without. nil: always.
 	Fresh func() bool
+	// Heard returns once no server acts on memory that is older than a revision. nil: there are no others.
+	Heard func(ctx context.Context, rev store.Rev) error
 	// Quotas says what there is room for; nil: for everything.
 	Quotas func() Quotas
 	// Floors says what destructions need at least, whatever keys say; nil: what keys say.
@@ -53,6 +55,7 @@ type Service struct {
 	guard *guard.Guard
 	now   func() time.Time
 	fresh func() bool
+	heard func(context.Context, store.Rev) error
 	room  func() Quotas
 	least func() Floors
 	agree func() bool
@@ -76,7 +79,7 @@ type Service struct {
 
 // New reads all keys. Run must follow to see changes.
 func New(ctx context.Context, c Config) (*Service, error) {
-	s := &Service{guard: c.Guard, now: c.Now, fresh: c.Fresh, room: c.Quotas, least: c.Floors, agree: c.Agreed, swap: make(chan struct{})}
+	s := &Service{guard: c.Guard, now: c.Now, fresh: c.Fresh, heard: c.Heard, room: c.Quotas, least: c.Floors, agree: c.Agreed, swap: make(chan struct{})}
 	s.vault.cache, s.volumes.block, s.suites = map[materialID]opened{}, c.Block, c.Suites
 	s.hsm, s.log, s.sweep = c.HSM, c.Log, make(chan struct{}, 1)
 	if s.log == nil {

@@ -2,6 +2,8 @@ package kms_test
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"iter"
 	"sync/atomic"
 	"testing"
@@ -156,6 +158,104 @@ func TestServerWithoutSession(t *testing.T) {
 		t.Error(err)
 	}
 	if _, err := other.Unwrap(t.Context(), alice, wrap, immutable); err != nil {
+		t.Error(err)
+	}
+}
+
+// withHeard is a server that waits for another one, as servers do by what they say of themselves.
+func (w *world) withHeard(other *kms.Service) *kms.Service {
+	w.t.Helper()
+	s, err := kms.New(w.t.Context(), kms.Config{Guard: w.guard, Now: w.now, Heard: other.Reached})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.run(s.Run)
+	return s
+}
+
+// TestDeletionIsHeardOf: a deletion, and whatever gives the name of a deleted key to another one, is answered when no server protects under the old key any
+// more, so that nobody has a ciphertext by a name that does not open it.
+func TestDeletionIsHeardOf(t *testing.T) {
+	w := newWorld(t)
+	other, s := w.second(nil)
+	first := w.withHeard(other)
+	spec := kms.TransitSpec{Ref: kms.Ref{Namespace: "default", Name: "transit/k"}, Transit: keyring.Transit{DeletionAllowed: true, Exportable: true, PlaintextBackup: true}}
+	id := func(s *kms.Service) keyring.KeyID { k, _ := s.Lookup(spec.Namespace, spec.Name); return k.ID }
+	old := w.transit("k", "", leaves)
+	text := must(w.TransitBackup(t.Context(), alice, spec.Ref))(t)
+	must(w.TransitDelete(t.Context(), alice, spec.Ref))(t)
+	gone := kms.Ref{Namespace: spec.Namespace, Name: old.DeletedName()}
+	encrypts := func() error { // at the other server, which has a window of use and a block of uses after the first time
+		_, err := other.TransitEncrypt(t.Context(), alice, spec.Ref, item(kms.TransitItem{Plaintext: []byte("x")}))
+		return err
+	}
+	for _, c := range []struct {
+		what string
+		call func() error
+		done func(k keyring.KeyID) bool // at the server that is asked; the name was the key's
+	}{
+		{"delete", func() error { _, err := first.TransitDelete(t.Context(), alice, spec.Ref); return err }, func(keyring.KeyID) bool { return id(first) == "" }},
+		{"create", func() error { return second(first.TransitCreate(t.Context(), alice, spec)) }, func(k keyring.KeyID) bool { return id(first) != "" && id(first) != k }},
+		{"restore", func() error {
+			_, err := first.TransitRestore(t.Context(), alice, kms.TransitRestoring{Namespace: "default", Mount: "transit", Backup: text})
+			return err
+		}, func(k keyring.KeyID) bool { return id(first) != "" && id(first) != k }},
+		{"undelete", func() error { _, err := first.TransitUndelete(t.Context(), alice, gone, ""); return err }, func(keyring.KeyID) bool { return id(first) == "" }}, // it waits before
+	} {
+		if err := w.CatchUp(t.Context()); err != nil { // it is a third server, which nobody waits for
+			t.Fatal(err)
+		}
+		k := w.transit("k", "", leaves)
+		if err := errors.Join(first.CatchUp(t.Context()), other.CatchUp(t.Context()), encrypts()); err != nil {
+			t.Fatal(err)
+		}
+		release := s.hold()
+		if c.what != "delete" {
+			must(w.TransitDelete(t.Context(), alice, spec.Ref))(t) // without an answer that waits, as if it had been lost
+			if err := first.CatchUp(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		answered := make(chan error, 1)
+		go func() { answered <- c.call() }()
+		w.await(c.what, func() bool { return c.done(k.ID) })
+		if err := encrypts(); err != nil || id(other) != k.ID {
+			t.Errorf("%s: the other server has %s, %v", c.what, id(other), err)
+		}
+		select {
+		case err := <-answered:
+			t.Fatalf("%s: answered while another server protects under the deleted key, %v", c.what, err)
+		default:
+		}
+		release()
+		if err := <-answered; err != nil || id(other) == k.ID {
+			t.Errorf("%s: the other server still has the deleted key, %v", c.what, err)
+		}
+		if id(first) != "" {
+			must(first.TransitDelete(t.Context(), alice, spec.Ref))(t)
+		}
+	}
+}
+
+// TestClearIsHeardOfOnce: a mount's keys are deleted one after the other, and waited for together.
+func TestClearIsHeardOfOnce(t *testing.T) {
+	w := newWorld(t)
+	other, s := w.second(nil)
+	first := w.withHeard(other)
+	for i := range 5 {
+		w.transit(fmt.Sprint("k", i), "", deletable)
+	}
+	if err := other.CatchUp(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	release, done := s.hold(), make(chan error)
+	go func() { done <- first.TransitClear(t.Context(), alice, "default", "transit") }()
+	w.await("deletions", func() bool {
+		keys, err := w.TransitMounted(t.Context(), "default", "transit")
+		return err == nil && len(keys) == 0
+	})
+	release()
+	if err := <-done; err != nil {
 		t.Error(err)
 	}
 }

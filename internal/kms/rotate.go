@@ -318,13 +318,13 @@ func (s *Service) MayStatus(ctx context.Context, c policy.Caller) error {
 
 // attempted restarts the destruction wait of a retired version that somebody tried to use. Failing to is no reason to answer
 // the caller differently; the refusal itself stands in the answer.
-func (s *Service) attempted(ctx context.Context, by *guard.Permit, k keyring.Key, n uint32) {
+func (s *Service) attempted(ctx context.Context, who string, k keyring.Key, n uint32) {
 	v, err := k.Version(n)
 	if err != nil || v.Phase != keyring.PhaseRetired || s.now().Sub(v.Retired) < attemptGrain {
 		return
 	}
 	ctx = context.WithoutCancel(ctx) // who hangs up has tried all the same
-	_ = s.noteAttempts(ctx, by.Caller().Name, k, n, 1)
+	_ = s.noteAttempts(ctx, who, k, n, 1)
 }
 
 // HolderAttempts is attempted of a process that holds the key and refused to use a retired version by itself so many times; for the

@@ -10,13 +10,24 @@ import (
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/rotation"
+	"github.com/rotorkms/rotor/internal/store"
 	"github.com/rotorkms/rotor/internal/suite"
 	"github.com/rotorkms/rotor/internal/transit"
 )
 
 // TransitDelete takes a key away from clients: it is missing, and its name free, at once. It is kept under DeletedName with every version retired, until
-// TransitUndelete brings it back or its versions are destroyed through the gates. fault.NotFound, WrongState with ErrDeletionNotAllowed.
+// TransitUndelete brings it back or its versions are destroyed through the gates. It returns when no server uses the key any more. fault.NotFound,
+// WrongState with ErrDeletionNotAllowed, OutcomeUnknown when another server may go on for a moment.
 func (s *Service) TransitDelete(ctx context.Context, c policy.Caller, ref Ref) (keyring.Key, error) {
+	k, err := s.delete(ctx, c, ref)
+	if err != nil {
+		return keyring.Key{}, err
+	}
+	return k, s.dropped(ctx, k.Namespace, ref.Name)
+}
+
+// delete is TransitDelete for this server alone.
+func (s *Service) delete(ctx context.Context, c policy.Caller, ref Ref) (keyring.Key, error) {
 	k, p, err := s.transit(ctx, c, policy.ActDelete, ref)
 	if err != nil {
 		return keyring.Key{}, err
@@ -33,6 +44,26 @@ func (s *Service) TransitDelete(ctx context.Context, c policy.Caller, ref Ref) (
 		w, err := s.rename(ctx, k, next)
 		return next, w, err
 	})
+}
+
+// dropped returns once every server knows that the deleted keys that had a name do not have it any more. A deletion, and whatever gives the name to another
+// key, is answered only then: a server that has not heard of it yet may still protect under the old key, and what it answers before somebody knows
+// of the deletion came before that. fault.OutcomeUnknown.
+func (s *Service) dropped(ctx context.Context, ns keyring.Namespace, name string) error {
+	if s.heard == nil {
+		return nil
+	}
+	var rev store.Rev
+	for _, old := range s.ring.Load().former(ns, name) {
+		rev = max(rev, old.rev)
+	}
+	if rev == 0 {
+		return nil
+	}
+	if err := s.heard(ctx, rev); err != nil {
+		return fault.Wrap(fault.OutcomeUnknown, "key "+name, err).WithHint("it is done here, but a server may go on using the deleted key for a moment")
+	}
+	return nil
 }
 
 // rename moves the record of a key's name, which says whose it is, to another that is free.
@@ -66,8 +97,12 @@ func (s *Service) TransitUndelete(ctx context.Context, c policy.Caller, ref Ref,
 	if !k.Deleted() {
 		return keyring.Key{}, fault.New(fault.WrongState, "key "+k.Name).WithHint("it is not deleted")
 	}
-	as = cmp.Or(as, k.Transit.Former)
+	former := k.Transit.Former
+	as = cmp.Or(as, former)
 	if _, err := s.guard.Admit(ctx, c, policy.ActDelete, policy.Resource{Namespace: string(k.Namespace), Key: as, Labels: k.Labels}); err != nil {
+		return keyring.Key{}, err
+	}
+	if err := s.dropped(ctx, k.Namespace, former); err != nil { // under another name it would not be known any more which servers still have it under this one
 		return keyring.Key{}, err
 	}
 	detail := map[string]string{"renamed": as, "key_id": string(k.ID)}
@@ -77,7 +112,10 @@ func (s *Service) TransitUndelete(ctx context.Context, c policy.Caller, ref Ref,
 			return keyring.Key{}, fault.New(fault.Exists, "key "+as).WithHint("another key has this name by now; bring it back under another one with --as")
 		}
 	}
-	return out, err
+	if err != nil {
+		return out, err
+	}
+	return out, s.dropped(ctx, k.Namespace, as)
 }
 
 func (s *Service) undelete(ctx context.Context, k keyring.Key, from, as string, detail map[string]string) (keyring.Key, change, error) {
@@ -121,7 +159,12 @@ func (s *Service) TransitClear(ctx context.Context, c policy.Caller, ns keyring.
 		}
 	}
 	for _, k := range keys {
-		if _, err := s.TransitDelete(ctx, c, Ref{ns, k.Name}); err != nil && fault.CodeOf(err) != fault.NotFound { // else somebody else has
+		if _, err := s.delete(ctx, c, Ref{ns, k.Name}); err != nil && fault.CodeOf(err) != fault.NotFound { // else somebody else has
+			return err
+		}
+	}
+	for _, k := range keys { // they have all been told of by now, so the first one waits for all
+		if err := s.dropped(ctx, ns, k.Name); err != nil {
 			return err
 		}
 	}

@@ -271,7 +271,7 @@ func (s *Service) TransitRestore(ctx context.Context, c policy.Caller, in Transi
 			return keyring.Key{}, err
 		}
 		if rest = rest[n:]; len(rest) == 0 {
-			return k, nil
+			return k, s.dropped(ctx, ref.Namespace, ref.Name)
 		}
 	}
 }

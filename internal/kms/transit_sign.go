@@ -3,6 +3,7 @@ package kms
 import (
 	"context"
 	"fmt"
+	"iter"
 	"time"
 
 	"github.com/rotorkms/rotor/internal/keyring"
@@ -41,7 +42,7 @@ func (s *Service) sign(
 ) ([]TransitResult, error) {
 	b, err := s.begin(ctx, c, a, ref, len(items))
 	if err != nil {
-		return nil, err
+		return nil, s.missed(ctx, c, ref, err, versionsOf(items, func(it TransitMessage) (uint32, []byte, error) { return it.Version, nil, nil }))
 	}
 	if a == policy.ActMAC {
 		words.tooNew = transit.Refusal(fmt.Sprintf("key version does not exist; latest key version is %d", b.key.Primary))
@@ -97,16 +98,31 @@ func (s *Service) verify(
 ) ([]TransitResult, error) {
 	b, err := s.begin(ctx, c, policy.ActVerify, ref, len(items))
 	if err != nil {
-		return nil, err
+		return nil, s.missed(ctx, c, ref, err, versionsOf(items, parse))
 	}
 	if words == verifying {
 		if err := transit.CanVerify(b.key.Algorithm); err != nil {
 			return refusing(len(items), err), nil
 		}
 	}
-	return each(ctx, b, words, items, parse, func(k *transit.Key, it TransitMessage, body []byte, out *TransitResult) {
+	out, err := each(ctx, b, words, items, parse, func(k *transit.Key, it TransitMessage, body []byte, out *TransitResult) {
 		out.Valid, out.Err = do(k, it, body)
 	})
+	if err == nil {
+		b.misread(ctx, out, func(r TransitResult) bool { return r.Err == nil && !r.Valid })
+	}
+	return out, err
+}
+
+// versionsOf are the versions that messages are about; 0: the primary.
+func versionsOf(items []TransitMessage, parse func(TransitMessage) (uint32, []byte, error)) iter.Seq[uint32] {
+	return func(yield func(uint32) bool) {
+		for _, it := range items {
+			if n, _, err := parse(it); err == nil && !yield(n) {
+				return
+			}
+		}
+	}
 }
 
 // TransitPublic returns the public halves (32 bytes) that the versions of a derived key of Ed25519 have for a context, by number: those of the versions

@@ -2,6 +2,7 @@ package kms_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -17,6 +18,7 @@ import (
 	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/kms"
+	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/rotation"
 	"github.com/rotorkms/rotor/internal/secret"
 	"github.com/rotorkms/rotor/internal/suite"
@@ -808,4 +810,87 @@ func TestTransitClear(t *testing.T) {
 		must(w.TransitUndelete(t.Context(), alice, kms.Ref{Namespace: "default", Name: k.DeletedName()}, ""))(t)
 	}
 	must(w.TransitGet(t.Context(), alice, w.ref(below)))(t)
+}
+
+// TestDeletedNameIsStillUsed: whoever may, and uses a deleted key by the name that it had, restarts the wait before the destruction of the version, also when
+// the name is another key's by now; strangers do not.
+func TestDeletedNameIsStillUsed(t *testing.T) {
+	w := newWorld(t)
+	k := w.transit("k", "", deletable)
+	ct := one(t)(w.TransitEncrypt(t.Context(), alice, w.ref(k), item(kms.TransitItem{Plaintext: []byte("x")}))).Ciphertext
+	sum := one(t)(w.TransitHMAC(t.Context(), alice, w.ref(k), []kms.TransitMessage{{Hash: transit.SHA256}})).Ciphertext
+	k = must(w.TransitRotate(t.Context(), alice, w.ref(k)))(t)
+	gone := must(w.TransitDelete(t.Context(), alice, w.ref(k)))(t)
+	uses := map[string]func(policy.Caller, kms.Ref) error{
+		"decrypt": func(c policy.Caller, ref kms.Ref) error {
+			_, err := w.TransitDecrypt(t.Context(), c, ref, item(kms.TransitItem{Ciphertext: ct}))
+			return err
+		},
+		"rewrap": func(c policy.Caller, ref kms.Ref) error {
+			_, err := w.TransitRewrap(t.Context(), c, ref, item(kms.TransitItem{Ciphertext: ct}))
+			return err
+		},
+		"verify": func(c policy.Caller, ref kms.Ref) error {
+			_, err := w.TransitVerifyHMAC(t.Context(), c, ref, []kms.TransitMessage{{Hash: transit.SHA256, Text: sum}})
+			return err
+		},
+	}
+	try := func(what string, c policy.Caller, ref kms.Ref, n uint32, restarts bool, use func(policy.Caller, kms.Ref) error) {
+		t.Helper()
+		w.pass(time.Hour)
+		_ = use(c, ref) // how it is refused is told elsewhere
+		now, _ := w.Key(k.ID)
+		if v := must(now.Version(n))(t); v.Retired.Equal(w.now()) != restarts || v.Phase != keyring.PhaseRetired {
+			t.Errorf("%s by %s: version %d is %s, and waits from %s on", what, c.Name, n, v.Phase, v.Retired)
+		}
+	}
+	for what, use := range uses {
+		try(what, alice, w.ref(k), 1, true, use)
+		try(what, alice, w.ref(gone), 1, true, use)
+		try(what, mallory, w.ref(k), 1, false, use)
+		try(what+", of another version", alice, w.ref(k), 2, false, use)
+	}
+	protects := func(c policy.Caller, ref kms.Ref) error {
+		_, err := w.TransitEncrypt(t.Context(), c, ref, item(kms.TransitItem{Plaintext: []byte("x")}))
+		return err
+	}
+	try("encrypt", alice, w.ref(k), 2, true, protects)
+	w.transit("k", "", deletable)
+	for what, use := range uses {
+		try(what+" at the key that has the name", alice, w.ref(k), 1, true, use)
+	}
+	try("encrypt at the key that has the name", alice, w.ref(k), 2, false, protects)
+	if now, _ := w.Key(k.ID); now.At(0).Attempts != 12 || now.At(1).Attempts != 1 {
+		t.Errorf("%d and %d attempts", now.At(0).Attempts, now.At(1).Attempts)
+	}
+}
+
+// TestCertificateIsOfTheKey: two keys that had one name have certificates of their own.
+func TestCertificateIsOfTheKey(t *testing.T) {
+	w := newWorld(t)
+	deleted := func() keyring.Key {
+		k := w.transit("k", "", deletable)
+		gone := must(w.TransitDelete(t.Context(), alice, w.ref(k)))(t)
+		return gone
+	}
+	first, second := deleted(), deleted()
+	destroy := func(k keyring.Key) keyring.Key {
+		must(w.Approve(t.Context(), alice, w.ref(k), 1))(t)
+		must(w.Approve(t.Context(), bob, w.ref(k), 1))(t)
+		w.pass(8 * 24 * time.Hour)
+		census := rotation.Census{Version: 1, Epoch: must(w.Get(t.Context(), alice, w.ref(k)))(t).Epoch, Settled: true, Started: w.now()}
+		return must(w.Destroyed(t.Context(), k.ID, 1, nil, guard.Cond{}, func(k keyring.Key, now time.Time) (keyring.Key, error) {
+			return rotation.Destroy(w.Floored(k), 1, census, nil, now)
+		}))(t)
+	}
+	for _, k := range []keyring.Key{first, second} { // each comes back by the name that both had, and is destroyed with it
+		destroy(k)
+		back := must(w.TransitUndelete(t.Context(), alice, w.ref(k), "transit/k"))(t)
+		b := must(w.Certificate(t.Context(), alice, w.ref(back), 1))(t)
+		var c audit.DestroyCertificate
+		if err := json.Unmarshal(b, &c); err != nil || c.KeyID != string(k.ID) || c.Version != 1 {
+			t.Errorf("%s, version %d, %v; want %s", c.KeyID, c.Version, err, k.ID)
+		}
+		must(w.TransitDelete(t.Context(), alice, w.ref(back)))(t)
+	}
 }

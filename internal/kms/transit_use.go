@@ -1,8 +1,10 @@
 package kms
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"iter"
 	"slices"
 	"time"
 
@@ -174,7 +176,7 @@ func (b *batch) processing(ctx context.Context, n uint32, _ uint64) (v keyring.V
 		return k.MayProcess(v, time.Time{}, b.s.now(), false)
 	})
 	if fault.CodeOf(err) == fault.VersionRetired {
-		b.s.attempted(ctx, b.permit, b.key, n)
+		b.s.attempted(ctx, b.permit.Caller().Name, b.key, n)
 	}
 	return v, err
 }
@@ -183,7 +185,7 @@ func (b *batch) processing(ctx context.Context, n uint32, _ uint64) (v keyring.V
 func (s *Service) TransitEncrypt(ctx context.Context, c policy.Caller, ref Ref, items []TransitItem) ([]TransitResult, error) {
 	b, err := s.begin(ctx, c, policy.ActEncrypt, ref, len(items))
 	if err != nil {
-		return nil, err
+		return nil, s.missed(ctx, c, ref, err, named(items))
 	}
 	return b.encrypt(ctx, items)
 }
@@ -234,7 +236,7 @@ func failed(out []TransitResult) error {
 func (s *Service) TransitDecrypt(ctx context.Context, c policy.Caller, ref Ref, items []TransitItem) ([]TransitResult, error) {
 	b, err := s.begin(ctx, c, policy.ActDecrypt, ref, len(items))
 	if err != nil {
-		return nil, err
+		return nil, s.missed(ctx, c, ref, err, parsed(items))
 	}
 	return b.decrypt(ctx, items)
 }
@@ -275,7 +277,78 @@ func each[T any](
 			do(r.key, it, bodies[i], &out[i])
 		}
 	}
+	b.misread(ctx, out, func(r TransitResult) bool {
+		code := fault.CodeOf(r.Err)
+		return code == fault.DecryptFailed || code == fault.UnknownVersion
+	})
 	return out, failed(out)
+}
+
+// named are the versions that items name; 0: the primary.
+func named(items []TransitItem) iter.Seq[uint32] {
+	return func(yield func(uint32) bool) {
+		for _, it := range items {
+			if !yield(it.Version) {
+				return
+			}
+		}
+	}
+}
+
+// parsed are the versions that the ciphertexts of items name.
+func parsed(items []TransitItem) iter.Seq[uint32] {
+	return func(yield func(uint32) bool) {
+		for _, it := range items {
+			if n, _, err := transit.Parse(it.Ciphertext); err == nil && !yield(n) {
+				return
+			}
+		}
+	}
+}
+
+// maxMissed is how many versions of one deleted key a request is noted at.
+const maxMissed = 16
+
+// missed restarts the destruction wait of versions of deleted keys whose name a caller, who has the right to it, wanted to use them by: somebody still
+// depends on them. It returns the refusal.
+func (s *Service) missed(ctx context.Context, c policy.Caller, ref Ref, refusal error, versions iter.Seq[uint32]) error {
+	if fault.CodeOf(refusal) == fault.NotFound {
+		s.missedBy(ctx, c.Name, ref, versions)
+	}
+	return refusal
+}
+
+func (s *Service) missedBy(ctx context.Context, who string, ref Ref, versions iter.Seq[uint32]) {
+	old := s.ring.Load().former(ref.Namespace, ref.Name)
+	if k := s.ring.Load().find(ref.Namespace, ref.Name); k != nil && k.key.Deleted() { // by the name that it has now
+		old = append(old, k)
+	}
+	for _, k := range old {
+		done := map[uint32]bool{}
+		for n := range versions {
+			if n = cmp.Or(n, k.key.Primary); done[n] {
+				continue
+			}
+			if done[n] = true; len(done) > maxMissed {
+				break
+			}
+			s.attempted(ctx, who, k.key, n)
+		}
+	}
+}
+
+// misread is missedBy for what a key does not open: it may be of a deleted key that had its name.
+func (b *batch) misread(ctx context.Context, out []TransitResult, is func(TransitResult) bool) {
+	if len(b.s.ring.Load().former(b.key.Namespace, b.key.Name)) == 0 {
+		return
+	}
+	b.s.missedBy(ctx, b.permit.Caller().Name, Ref{b.key.Namespace, b.key.Name}, func(yield func(uint32) bool) {
+		for _, r := range out {
+			if r.Version != 0 && is(r) && !yield(r.Version) {
+				return
+			}
+		}
+	})
 }
 
 // TransitRewrap moves ciphertexts to the version that each item names, without showing what they hold. One that is there already is opened all the
@@ -283,7 +356,7 @@ func each[T any](
 func (s *Service) TransitRewrap(ctx context.Context, c policy.Caller, ref Ref, items []TransitItem) ([]TransitResult, error) {
 	b, err := s.begin(ctx, c, policy.ActRewrap, ref, len(items))
 	if err != nil {
-		return nil, err
+		return nil, s.missed(ctx, c, ref, err, parsed(items))
 	}
 	out, err := b.decrypt(ctx, items)
 	defer func() {
@@ -336,7 +409,7 @@ const actDataKey policy.Action = "datakey"
 func (s *Service) TransitDataKey(ctx context.Context, c policy.Caller, ref Ref, bits int, item TransitItem, release bool) (plain secret.Bytes, ciphertext string, version uint32, err error) {
 	b, err := s.begin(ctx, c, policy.ActEncrypt, ref, 1)
 	if err != nil {
-		return plain, "", 0, err
+		return plain, "", 0, s.missed(ctx, c, ref, err, named([]TransitItem{item}))
 	}
 	key, err := transit.DataKey(bits)
 	if err != nil {

@@ -120,7 +120,7 @@ func (s *Service) mayProcess(ctx context.Context, k keyring.Key, p *guard.Permit
 		return k.MayProcess(v, protectedAt, s.now(), compromised)
 	})
 	if fault.CodeOf(err) == fault.VersionRetired {
-		s.attempted(ctx, p, k, v.Number)
+		s.attempted(ctx, p.Caller().Name, k, v.Number)
 	}
 	return k, v, err
 }

@@ -136,6 +136,22 @@ func (w *world) distribute(k keyring.Key) keyring.Key {
 	return must(w.Step(w.t.Context(), k.ID, guard.Cond{}, distribute))(w.t)
 }
 
+// await looks until something is so.
+func (w *world) await(what string, is func() bool) {
+	w.t.Helper()
+	ctx, cancel := context.WithTimeout(w.t.Context(), time.Minute)
+	defer cancel()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !is() {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			w.t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
+
 // raw returns the records of keys as the store has them, without the log.
 func (w *world) raw() map[string]string {
 	w.t.Helper()

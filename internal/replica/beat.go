@@ -102,6 +102,14 @@ func (k *Keeper) reread(ctx context.Context, next record, cause error) (store.Re
 	return 0, cause
 }
 
+// Hurry has the next sign of life, which says what this server has seen, be given now.
+func (k *Keeper) Hurry() {
+	select {
+	case k.hurry <- struct{}{}:
+	default: // it is about to be
+	}
+}
+
 // fresh says whether the own session lasts. Call with mu held.
 func (k *Keeper) fresh() bool { return !k.ended && k.heardRev != 0 && k.Clock() < k.heard+k.TTL }
 

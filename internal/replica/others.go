@@ -2,9 +2,12 @@ package replica
 
 import (
 	"cmp"
+	"context"
 	"slices"
+	"strings"
 	"time"
 
+	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/store"
 )
 
@@ -56,6 +59,30 @@ func (k *Keeper) Behind(rev store.Rev) []string {
 	slices.Sort(names)
 	return names
 }
+
+// Heard returns once no server acts on memory that is older than a revision. One that is silent does not count from when it is dead. fault.Unavailable when
+// this server's own session ends meanwhile, or somebody else stays behind.
+func (k *Keeper) Heard(ctx context.Context, rev store.Rev) error {
+	ctx, cancel := context.WithTimeout(ctx, patience*k.TTL)
+	defer cancel()
+	for {
+		k.mu.Lock()
+		changed := k.changed
+		k.mu.Unlock()
+		behind := k.Behind(rev)
+		if len(behind) == 0 {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fault.New(fault.Unavailable, strings.Join(behind, ", "))
+		}
+	}
+}
+
+// patience is how many TTLs Heard waits: a server that is silent is dead after one and a tenth, and a sign of life of this one has to follow.
+const patience = 3
 
 // Info describes a session.
 type Info struct {

@@ -94,6 +94,7 @@ type Keeper struct {
 	Config
 	id    string
 	began time.Duration
+	hurry chan struct{} // has one when the next sign of life shall not wait for its time
 
 	mu       sync.Mutex // guards what follows
 	own      record
@@ -126,7 +127,7 @@ func New(c Config) *Keeper {
 	var id [8]byte
 	rand.Read(id[:])
 	return &Keeper{
-		Config: c, id: hex.EncodeToString(id[:]), began: c.Clock(), sessions: map[string]observed{}, changed: make(chan struct{}),
+		Config: c, id: hex.EncodeToString(id[:]), began: c.Clock(), sessions: map[string]observed{}, changed: make(chan struct{}), hurry: make(chan struct{}, 1),
 		own: record{Address: c.Address, Version: c.Version, Issuer: c.Issuer, Format: c.Newest, Started: c.Now().UTC().Truncate(time.Second), TTL: c.TTL},
 	}
 }
@@ -207,6 +208,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 			watch.Wait()
 			return failed
 		case <-tick.C:
+		case <-k.hurry:
 		}
 	}
 }

@@ -387,3 +387,47 @@ func TestFormatMeanwhile(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestHeard: who waits for a revision waits for a sign of life of every server, which a hurry brings before its time, and for a silent one until it is dead.
+func TestHeard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := mem.New()
+		sees := func(c *replica.Config) {
+			var seen atomic.Uint64
+			c.Seen = func() store.Rev { return store.Rev(seen.Load()) }
+			c.Caught = func(_ context.Context, rev store.Rev) error { seen.Store(uint64(rev)); return nil }
+		}
+		a, b := start(t, s, "a", sees), start(t, s, "b", sees)
+		defer a.stop()
+		defer b.stop()
+		wait(ttl)
+		rev := func() store.Rev {
+			rev, err := s.Commit(t.Context(), nil, []store.Op{{Key: "x"}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return rev
+		}
+		at, since := rev(), time.Now()
+		for range 2 { // the first says that memory has come so far, the next that it has
+			a.Hurry()
+			b.Hurry()
+			synctest.Wait()
+		}
+		if err := a.Heard(t.Context(), at); err != nil || time.Since(since) != 0 {
+			t.Errorf("%v, after %v", err, time.Since(since))
+		}
+		if err := a.Heard(t.Context(), rev()); err != nil || time.Since(since) > ttl {
+			t.Errorf("without a hurry: %v, after %v", err, time.Since(since))
+		}
+		b.gate.shut.Store(true)
+		at, since = rev(), time.Now()
+		if err := a.Heard(t.Context(), at); err != nil || time.Since(since) < ttl/2 || b.Fresh() {
+			t.Errorf("of a silent server: %v, after %v", err, time.Since(since))
+		}
+		a.gate.shut.Store(true)
+		if err := a.Heard(t.Context(), rev()); fault.CodeOf(err) != fault.Unavailable {
+			t.Errorf("without a session of its own: %v", err)
+		}
+	})
+}

@@ -74,6 +74,17 @@ func (s *Server) fresh() func() bool {
 	return s.keeper.Fresh
 }
 
+// heard waits until no server acts on memory older than a revision; nil when there is no other.
+func (s *Server) heard() func(context.Context, store.Rev) error {
+	if s.keeper == nil {
+		return nil
+	}
+	return func(ctx context.Context, rev store.Rev) error {
+		s.keeper.Hurry()
+		return s.keeper.Heard(ctx, rev)
+	}
+}
+
 // lag is how old a key set may be that this server hands out.
 func (s *Server) lag() time.Duration {
 	if s.keeper == nil {

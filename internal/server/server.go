@@ -304,6 +304,9 @@ func (s *Server) serve(ctx, run context.Context, group *errgroup.Group, sealer s
 	r.kms.OnChange(func(k keyring.Key) {
 		r.fleet.Publish(run, k)
 		r.rollout.Look(k.ID)
+		if k.Deleted() && s.keeper != nil { // whoever deleted it waits until every server has said that it knows
+			s.keeper.Hurry()
+		}
 	})
 	r.fleet.OnChange = r.rollout.Look
 	for _, loop := range []func(context.Context) error{r.authority.Run, s.seals.Run, r.kms.Run, r.kms.Sweep, r.kms.CountUses, r.fleet.Run, r.campaigns.Run, r.rollout.Run, r.mounts.Run, r.acl.Run} {
@@ -342,7 +345,7 @@ func (s *Server) build(ctx context.Context) (r rooms, err error) {
 	if err != nil {
 		return r, err
 	}
-	if r.kms, err = kms.New(ctx, kms.Config{Guard: s.guard, Now: c.Now, Quotas: s.quotas, Floors: s.floors, Fresh: s.fresh(), Agreed: s.agreed, Suites: c.Suites.policy(), HSM: token, Log: c.Log}); err != nil {
+	if r.kms, err = kms.New(ctx, kms.Config{Guard: s.guard, Now: c.Now, Quotas: s.quotas, Floors: s.floors, Fresh: s.fresh(), Heard: s.heard(), Agreed: s.agreed, Suites: c.Suites.policy(), HSM: token, Log: c.Log}); err != nil {
 		return r, err
 	}
 	leases := rotation.Leases{TTL: c.LeaseTTL, MaxSkew: c.MaxSkew}

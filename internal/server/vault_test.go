@@ -25,14 +25,17 @@ func (w *world) vault(token string) *vaultClient {
 	return &vaultClient{w.t, "https://" + w.Address() + "/v1/", token, http.Header{}, as(w.t, "")}
 }
 
-// operator is a client with the session of a caller who may do everything by rotor's own rules.
-func (w *world) operator() *vaultClient {
-	w.t.Helper()
-	w.rules(adminOnly + `  - name: vault
+// operatorRules let the caller operator do everything.
+const operatorRules = `  - name: vault
     callers: ["credential/operator"]
     actions: ["*"]
     keys: {namespace: "**", names: ["**"]}
-`)
+`
+
+// operator is a client with the session of a caller who may do everything by rotor's own rules.
+func (w *world) operator() *vaultClient {
+	w.t.Helper()
+	w.rules(adminOnly + operatorRules)
 	_, path := w.credential("operator")
 	return w.vault(w.session(path).Token())
 }

@@ -40,7 +40,7 @@ func keyRoutes(c Config) []route {
 				{"key_size", "int", "Length of an hmac key in bytes, 32 to 512; 0: 32.", false},
 				{"context", "base64", "When read: of a derived ed25519 key the context whose public key is shown.", false},
 			},
-			differs: "A deleted key is gone for clients and its name free at once; it is kept under another name until it is destroyed through rotor's gates, and can be restored. auto_rotate_period may be " +
+			differs: "A deleted key is gone for clients and its name free at once; it is kept under another name until it is destroyed through rotor's gates, and can be restored (rotor key undelete). With several servers the answer comes when all know of it, else 503. Use by the deleted name restarts the wait before the destruction. auto_rotate_period may be " +
 				"as short as a second. What is read also has primary_version, next_rotation (of a key that rotates by itself), versions with what is known of each and how often it was used, and rotation_required with rotation_reasons: " +
 				"true while another version should protect than does, because the schedule asks for it by time or by uses, the cryptoperiod is over, 15/16 of the uses that the algorithm allows are spent, the primary is " +
 				"compromised, or a newer version is on its way. A client that polls moves what is older than latest_version; this says that it is about to change, or should. managed_key, hybrid, slh-dsa, cmac and cbc types are not there.",
