@@ -145,6 +145,9 @@ func (k Key) MayProtectAs(v Version, now time.Time) error {
 		if floor := max(t.MinEncryption, t.MinDecryption, t.MinAvailable); v.Number < floor {
 			return fault.New(fault.BelowFloor, k.versionName(v.Number)).WithHint("only version %d and later ones may protect", floor)
 		}
+		if v.Phase == PhaseDecryptOnly && v.State == Deactivated { // for clients a floor as any other
+			return fault.New(fault.BelowFloor, k.versionName(v.Number)).WithHint("its rollback window is over, or it was restored from a backup: it processes what it protected, and protects no more")
+		}
 		if v.Phase == PhaseDecryptOnly && v.State == Active { // others are refused as what they are
 			v.Phase = PhasePrimary
 		}

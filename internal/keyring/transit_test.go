@@ -121,7 +121,7 @@ func TestNamedVersionProtects(t *testing.T) {
 		"no floor":             {0, 2, keyring.Active, keyring.PhaseDecryptOnly, ""},
 		"below it":             {3, 2, keyring.Active, keyring.PhaseDecryptOnly, fault.BelowFloor},
 		"at it":                {2, 2, keyring.Active, keyring.PhaseDecryptOnly, ""},
-		"window over":          {2, 2, keyring.Deactivated, keyring.PhaseDecryptOnly, fault.WrongState},
+		"window over":          {2, 2, keyring.Deactivated, keyring.PhaseDecryptOnly, fault.BelowFloor},
 		"suspended":            {1, 2, keyring.Suspended, keyring.PhaseDecryptOnly, fault.WrongState},
 		"compromised":          {1, 2, keyring.Compromised, keyring.PhaseDecryptOnly, fault.WrongState},
 		"retired":              {1, 2, keyring.Deactivated, keyring.PhaseRetired, fault.WrongState},

@@ -211,7 +211,15 @@ func (p *wirePolicy) head() (b Backup, err error) {
 	return b, b.Settings.check(b.Algorithm)
 }
 
+// algorithm finds the algorithm of a type's number. Two numbers mean different things at Vault and at OpenBao, which has no managed keys. What tells them apart is the
+// size of the key, which both write for HMAC keys and for no others.
 func (p *wirePolicy) algorithm() (suite.Algorithm, error) {
+	switch {
+	case p.Type == bothHMAC && p.KeySize == 0:
+		return suite.XChaCha20Poly1305, nil
+	case (p.Type == bothHMAC || p.Type == openBaoHMAC) && p.KeySize > 0:
+		return suite.HMAC, nil
+	}
 	for _, t := range types {
 		if t.number == p.Type && t.set == p.ParameterSet {
 			return t.algorithm, nil
@@ -219,6 +227,12 @@ func (p *wirePolicy) algorithm() (suite.Algorithm, error) {
 	}
 	return "", refused(Refusal("backup is of a key of the type " + itoa(p.Type) + ", which is not known"))
 }
+
+// Numbers of types.
+const (
+	openBaoHMAC = 10
+	bothHMAC    = 11 // of Vault's HMAC keys, and of OpenBao's XChaCha20-Poly1305
+)
 
 // convergent is the construction of a version with one of its own, or 0 for that of the key.
 func (p *wirePolicy) convergent(own int) int {
@@ -231,6 +245,20 @@ func (p *wirePolicy) convergent(own int) int {
 		return ConvergentVersion
 	}
 	return max(p.ConvergentVersion, 1)
+}
+
+// keySize is the length of an HMAC key's next version, which the engine has to know; of other types 0.
+func (b Backup) keySize() (int, error) {
+	if b.Algorithm != suite.HMAC || b.KeyBytes != 0 || len(b.Versions) == 0 {
+		return b.KeyBytes, nil
+	}
+	key, mac, err := suite.SplitBundle(b.Versions[len(b.Versions)-1].Bundle)
+	if err != nil {
+		return 0, err
+	}
+	defer key.Destroy()
+	defer mac.Destroy()
+	return key.Len(), nil
 }
 
 // Text writes the backup as the engine reads it, dated now. fault.Invalid.
@@ -247,6 +275,9 @@ func (b Backup) Text(now time.Time) (secret.Bytes, error) {
 	}
 	if b.Settings.Counter {
 		p.KDF = 0
+	}
+	if p.KeySize, err = b.keySize(); err != nil {
+		return secret.Bytes{}, err
 	}
 	if b.Latest > MaxBackupVersions || b.MinAvailable > b.Latest {
 		return secret.Bytes{}, fault.New(fault.TooLarge, "backup").WithHint("at most %d versions", MaxBackupVersions)

@@ -661,3 +661,42 @@ func TestBackupTooLarge(t *testing.T) {
 		t.Errorf("%d bytes, %v", text.Len(), err)
 	}
 }
+
+// TestTypesOfBackups: the numbers that Vault and OpenBao give to their types (sdk/helper/keysutil of both), of which one is HMAC there and XChaCha20-Poly1305 here.
+func TestTypesOfBackups(t *testing.T) {
+	text := func(number, size int, key []byte) secret.Bytes {
+		b, err := json.Marshal(map[string]any{"policy": map[string]any{
+			"name": "k", "type": number, "key_size": size, "latest_version": 1, "min_decryption_version": 1, "kdf": 1, "keys": map[string]any{"1": map[string]any{"key": key, "hmac_key": make([]byte, 32)}},
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return secret.Copy([]byte(base64.StdEncoding.EncodeToString(b)))
+	}
+	for name, c := range map[string]struct {
+		number, size int
+		want         suite.Algorithm
+	}{
+		"HMAC of Vault": {11, 32, suite.HMAC}, "HMAC of OpenBao": {10, 32, suite.HMAC}, "XChaCha20-Poly1305 of OpenBao": {11, 0, suite.XChaCha20Poly1305},
+		"a managed key of Vault": {10, 0, ""}, "AES-CMAC of Vault": {12, 0, ""}, "ChaCha20-Poly1305": {5, 0, suite.ChaCha20Poly1305},
+	} {
+		b, err := transit.ParseBackup(text(c.number, c.size, make([]byte, 32)))
+		if b.Algorithm != c.want || (err == nil) != (c.want != "") {
+			t.Errorf("%s: %q, %v", name, b.Algorithm, err)
+		}
+	}
+	for _, a := range []suite.Algorithm{suite.HMAC, suite.XChaCha20Poly1305} { // and what is written here comes back as what it was
+		m, public, err := suite.GenerateTransit(a, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := transit.Backup{Name: "k", Algorithm: a, Latest: 1, Versions: []transit.BackupVersion{{Number: 1, Bundle: m, Public: public}}}
+		text, err := b.Text(time.Unix(1, 0))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if back, err := transit.ParseBackup(text); err != nil || back.Algorithm != a || (back.KeyBytes == 32) != (a == suite.HMAC) {
+			t.Errorf("%s: %q, %d, %v", a, back.Algorithm, back.KeyBytes, err)
+		}
+	}
+}

@@ -30,7 +30,8 @@ type keyType struct {
 	second    string // a second spelling
 }
 
-// types lists them. Numbers of backups are Vault's; that of xchacha20-poly1305 is OpenBao's, which Vault gives to keys of 16 bytes.
+// types lists them. Numbers of backups are Vault's (sdk/helper/keysutil of 1.14: 10 is a managed key, 11 HMAC). xchacha20-poly1305 is OpenBao's alone, where it
+// is 11, and HMAC is 10 (wirePolicy.algorithm).
 var types = []keyType{
 	{algorithm: suite.AES256GCM, class: classAEAD, name: "aes256-gcm96", number: 0},
 	{algorithm: suite.ES256, class: classECDSA, name: "ecdsa-p256", number: 1},
@@ -43,7 +44,7 @@ var types = []keyType{
 	{algorithm: suite.AES128GCM, class: classAEAD, name: "aes128-gcm96", number: 8},
 	{algorithm: suite.RSA3072, class: classRSA, name: "rsa-3072", number: 9},
 	{algorithm: suite.HMAC, class: classMAC, name: "hmac", number: 11},
-	{algorithm: suite.XChaCha20Poly1305, class: classAEAD, name: "xchacha20-poly1305", number: 12},
+	{algorithm: suite.XChaCha20Poly1305, class: classAEAD, name: "xchacha20-poly1305", number: 11},
 	{algorithm: suite.MLDSA44, class: classMLDSA, name: "ml-dsa", number: 14, set: "44", second: "mldsa-44"},
 	{algorithm: suite.MLDSA65, class: classMLDSA, name: "ml-dsa", number: 14, set: "65", second: "mldsa-65"},
 	{algorithm: suite.MLDSA87, class: classMLDSA, name: "ml-dsa", number: 14, set: "87", second: "mldsa-87"},

@@ -13,7 +13,7 @@ var (
 	fieldContext    = field{"context", "base64", "Context that the key of a derived key is derived by; needed by those alone.", false}
 	fieldAssociated = field{"associated_data", "base64", "Data that is authenticated and not kept; AEAD keys alone.", false}
 	fieldNonce      = field{"nonce", "base64", "Of convergent keys of version 1 alone.", false}
-	fieldVersion    = field{"key_version", "int", "Version of the key; 0, or left out: the latest. At least min_encryption_version.", false}
+	fieldVersion    = field{"key_version", "int", "Version of the key; 0, or left out: the latest. At least min_encryption_version, and within its rollback window: a day after the next version, unless the key says otherwise.", false}
 	fieldPadding    = field{"padding_scheme", "string", "Of RSA keys: oaep.", false}
 	fieldBatch      = field{"batch_input", "batch", "Items, each with the fields of a single request and `reference`, which comes back; at most 10,000. What is beside it is ignored.", false}
 	fieldPartial    = field{"partial_failure_response_code", "int", "Status of the answer when some items of a batch failed and others did not; 400 otherwise.", false}

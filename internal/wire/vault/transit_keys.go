@@ -50,7 +50,7 @@ func keyRoutes(c Config) []route {
 			fields: []field{
 				fieldName,
 				{"min_decryption_version", "int", "What older versions protected is refused; 0 is 1.", false},
-				{"min_encryption_version", "int", "The oldest version that may protect, by key_version; 0: any.", false},
+				{"min_encryption_version", "int", "The oldest version that may protect when key_version names it; 0: any whose rollback window is open.", false},
 				{"deletion_allowed", "bool", "The key may be deleted.", false},
 				fieldExportable, fieldBackup, fieldPeriod, fieldJitter, fieldMaxUses, fieldWindows,
 			},

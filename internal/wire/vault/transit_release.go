@@ -41,7 +41,7 @@ func releaseRoutes(c Config) []route {
 				{"backup", "string", "What backup gave.", true}, {"name", "string", "Another name.", false},
 				{"force", "bool", "A key that has the name is deleted first, if it may be.", false},
 			},
-			differs: "It overwrites no key, and uses no handle again: with force the key that is there is deleted as DELETE does, and can be brought back. Versions of a backup decrypt; only the latest protects.",
+			differs: "It overwrites no key, and uses no handle again: with force the key that is there is deleted as DELETE does, and can be brought back. Versions of a backup decrypt; only the latest protects, and key_version of another one is refused as below min_encryption_version is: what took its place elsewhere nobody knows here.",
 		},
 	}
 }
