@@ -44,7 +44,7 @@ func newImportVault(a *app) *cobra.Command {
 		Short: "Copy the keys of a transit engine of Vault or OpenBao, with all versions, and prove each",
 		Long: `Copy keys of a transit engine of Vault or OpenBao with all their versions and settings, so that clients and what they encrypted go on unchanged at rotor's own
 /v1/MOUNT. Where the source allows plaintext backup a key is copied by that, else where it is exportable by its exports; then each end reads what the other made under the latest
-version, and rotor what the source made under the oldest. Keys that are here already are proved, so that a run can be repeated. Of a key that the source never lets out the plan says how to re-encrypt, with both ends.
+version, rotor what the source encrypts under each, and both what each version makes with the material that was copied. Keys that are here already are proved, so that a run can be repeated. Of a key that the source never lets out the plan says how to re-encrypt, with both ends.
 
 The token of the source comes from --token-file or $VAULT_TOKEN; it needs to read, list, back up or export, and use the keys. At rotor the caller needs key.import and to use them.`,
 		Example: "  rotor import vault --address https://vault.example:8200 --mount transit --token-file token --plan\n" +

@@ -16,12 +16,14 @@ import (
 // Copy carries an item out: it copies the key, unless it is there, and proves it. Repeating it is harmless: what is there is proved again.
 // fault.WrongState for an item that cannot be copied, RecordTampered when the key here is not the source's.
 func (m Move) Copy(ctx context.Context, item Item, now time.Time) error {
+	var content transit.Backup
 	var err error
+	defer func() { forget(content) }()
 	switch item.Way {
 	case Backup:
-		err = m.byBackup(ctx, item.Key)
+		content, err = m.byBackup(ctx, item.Key)
 	case Export:
-		err = m.byExport(ctx, item, now)
+		content, err = m.byExport(ctx, item, now)
 	case There:
 	default:
 		return fault.New(fault.WrongState, "key "+item.Key).WithHint("%s", item.Why)
@@ -29,26 +31,38 @@ func (m Move) Copy(ctx context.Context, item Item, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	return m.prove(ctx, item)
+	if err := m.prove(ctx, item); err != nil {
+		return err
+	}
+	if err := m.readsEach(ctx, item); err != nil {
+		return err
+	}
+	return m.proveEach(ctx, item, content)
 }
 
-func (m Move) byBackup(ctx context.Context, name string) error {
+func forget(content transit.Backup) {
+	for _, v := range content.Versions {
+		v.Bundle.Destroy()
+	}
+}
+
+func (m Move) byBackup(ctx context.Context, name string) (content transit.Backup, err error) {
 	var out struct{ Backup text }
 	if err := m.From.get(ctx, "GET", &out, "backup", name); err != nil {
-		return err
+		return content, err
 	}
 	defer out.Backup.Destroy()
-	if _, err := transit.ParseBackup(out.Backup.Bytes); err != nil { // rather here than in the middle of the other end
-		return err
+	if content, err = transit.ParseBackup(out.Backup.Bytes); err != nil { // rather here than in the middle of the other end
+		return content, err
 	}
-	return m.To.restore(ctx, name, out.Backup.Bytes)
+	return content, m.To.restore(ctx, name, out.Backup.Bytes)
 }
 
-func (m Move) byExport(ctx context.Context, item Item, now time.Time) error {
+func (m Move) byExport(ctx context.Context, item Item, now time.Time) (b transit.Backup, err error) {
 	k := item.known
 	a, err := k.algorithm()
 	if err != nil {
-		return err
+		return b, err
 	}
 	kind := transit.ExportEncryption
 	switch {
@@ -59,13 +73,13 @@ func (m Move) byExport(ctx context.Context, item Item, now time.Time) error {
 	}
 	keys, err := m.export(ctx, kind, item.Key)
 	if err != nil {
-		return err
+		return b, err
 	}
 	macs, err := m.export(ctx, transit.ExportHMAC, item.Key)
 	if err != nil {
-		return err
+		return b, err
 	}
-	b := transit.Backup{
+	b = transit.Backup{
 		Name: item.Key, Algorithm: a, Settings: transit.Settings{Derived: k.Derived, Counter: k.Derived && k.KDF == "hmac-sha256-counter"},
 		MinDecryption: uint32(k.MinDecryption), MinEncryption: uint32(k.MinEncryption), MinAvailable: uint32(k.oldest()), Latest: uint32(k.Latest), // #nosec G115 -- bounded by ParseBackup at the other end
 		Exportable: true, DeletionAllowed: k.Deletion, Imported: k.Imported, RotationAllowed: k.Rotation, AutoRotate: k.autoRotate(),
@@ -79,18 +93,18 @@ func (m Move) byExport(ctx context.Context, item Item, now time.Time) error {
 	for _, number := range slices.SortedFunc(maps.Keys(keys), byNumber) {
 		n, err := strconv.ParseUint(number, 10, 31)
 		if err != nil || n > uint64(b.Latest) {
-			return fault.New(fault.Invalid, "export of key "+item.Key).WithHint("version %q", number)
+			return b, fault.New(fault.Invalid, "export of key "+item.Key).WithHint("version %q", number)
 		}
 		if err := b.Add(uint32(n), k.created(number), keys[number].Bytes, macs[number].Bytes); err != nil {
-			return err
+			return b, err
 		}
 	}
 	text, err := b.Text(now)
 	if err != nil {
-		return err
+		return b, err
 	}
 	defer text.Destroy()
-	return m.To.restore(ctx, item.Key, text)
+	return b, m.To.restore(ctx, item.Key, text)
 }
 
 func byNumber(a, b string) int {
@@ -140,12 +154,7 @@ func proof(ctx context.Context, makes, reads *Server, item Item, version int, en
 	differs := func(what string) error {
 		return fault.New(fault.RecordTampered, "key "+item.Key).WithHint("version %d: what the %s %s, the %s does not know: the keys are not the same", version, makes.What, what, reads.What)
 	}
-	params := func(more map[string]any) map[string]any {
-		if item.known.Derived {
-			more["context"] = s.context
-		}
-		return more
-	}
+	params := func(more map[string]any) map[string]any { return item.known.params(s, more) }
 	if encrypts {
 		var made struct{ Ciphertext string }
 		if err := makes.post(ctx, params(map[string]any{"plaintext": s.plain, "key_version": version}), &made, "encrypt", item.Key); err != nil {

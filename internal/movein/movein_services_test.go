@@ -16,7 +16,10 @@ import (
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/movein"
+	"github.com/rotorkms/rotor/internal/secret"
+	"github.com/rotorkms/rotor/internal/suite"
 	"github.com/rotorkms/rotor/internal/testenv"
+	"github.com/rotorkms/rotor/internal/transit"
 )
 
 func end(t *testing.T, s *testenv.VaultServer, what string) *movein.Server {
@@ -177,3 +180,37 @@ func astray(t *testing.T, m movein.Move) {
 }
 
 func b64(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }
+
+// TestEveryVersionIsProved: a key here that differs from the source's in one version, neither its oldest nor its latest, is found out; so is a source that does not know
+// what was copied of it.
+func TestEveryVersionIsProved(t *testing.T) {
+	from, to := testenv.Vault(t), testenv.Vault(t)
+	m := movein.Move{From: end(t, from, "source"), To: end(t, to, "target")}
+	from.Do(from.Root, "POST", "transit/keys/k", map[string]any{"exportable": true, "allow_plaintext_backup": true})
+	for range 2 {
+		from.Do(from.Root, "POST", "transit/keys/k/rotate", nil)
+	}
+	text := from.Do(from.Root, "GET", "transit/backup/k", nil)["data"].(map[string]any)["backup"].(string)
+	b, err := transit.ParseBackup(secret.Copy([]byte(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b.Versions[1].Bundle, _, err = suite.GenerateTransit(b.Algorithm, 0); err != nil {
+		t.Fatal(err)
+	}
+	bent, err := b.Text(time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	to.Do(to.Root, "POST", "transit/restore/k", map[string]any{"backup": string(bent.Reveal())})
+	plan, err := m.Plan(t.Context(), []string{"k"})
+	if err != nil || plan[0].Way != movein.There {
+		t.Fatalf("%+v, %v", plan, err)
+	}
+	if err := m.Copy(t.Context(), plan[0], time.Now()); fault.CodeOf(err) != fault.RecordTampered {
+		t.Errorf("another version 2 is here: %v", err)
+	}
+	if err := movein.ProveEach(t.Context(), m, plan[0], b); fault.CodeOf(err) != fault.RecordTampered {
+		t.Errorf("another version 2 was copied: %v", err)
+	}
+}

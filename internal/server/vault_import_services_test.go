@@ -21,7 +21,8 @@ func TestImportVault(t *testing.T) {
 	op := w.operator()
 	there := &vaultClient{t, real.Address + "/v1/", real.Root, op.header, op.http}
 	want := map[string]string{"kept": "re-encrypt"}
-	there.must("POST", "transit/keys/kept", m{})
+	there.must("POST", "transit/keys/kept", m{"derived": true})
+	kept := there.must("POST", "transit/encrypt/kept", m{"plaintext": "YQ==", "context": "Yg=="}).str("ciphertext")
 	type made struct{ text, sig string }
 	before := map[string]made{}
 	for _, kind := range []string{"aes128-gcm96", "aes256-gcm96", "chacha20-poly1305", "ecdsa-p256", "ecdsa-p521", "ed25519", "rsa-2048", "hmac"} {
@@ -68,7 +69,9 @@ func TestImportVault(t *testing.T) {
 		}
 		return keys
 	}
-	for name, k := range run(3, "--plan") {
+	plan := run(3, "--plan")
+	reencrypted(t, op, there, plan["kept"]["steps"].([]any), kept)
+	for name, k := range plan {
 		if k["way"] != want[name] || k["proved"] != false || (k["steps"] != nil) != (name == "kept") {
 			t.Errorf("plan: %v", k)
 		}
@@ -90,9 +93,25 @@ func TestImportVault(t *testing.T) {
 	if k := run(0, "--yes", "--key", "hmac-export")["hmac-export"]; k["way"] != "there" || k["proved"] != true {
 		t.Errorf("again: %v", k)
 	}
-	there.must("POST", "transit/keys/other", nil)
+	there.must("POST", "transit/keys/other", m{"exportable": true}) // one that may leave is the same here or none
 	op.must("POST", "transit/keys/other", nil)
 	if k := run(5, "--yes", "--key", "other")["other"]; k["proved"] != false {
 		t.Errorf("another key of the name: %v", k)
 	}
+}
+
+// reencrypted does what the steps of a plan say for a key that the source does not let out.
+func reencrypted(t *testing.T, here, there *vaultClient, steps []any, text string) {
+	t.Helper()
+	if len(steps) != 5 || steps[0] != "make it here: write transit/keys/kept type=aes256-gcm96 derived=true" || !strings.Contains(steps[2].(string), "transit/decrypt/kept at the source, transit/encrypt/kept here (batch_input") {
+		t.Fatalf("%q", steps)
+	}
+	here.must("POST", "transit/keys/kept", m{"type": "aes256-gcm96", "derived": "true"})
+	plain := there.must("POST", "transit/decrypt/kept", m{"batch_input": []m{{"ciphertext": text, "context": "Yg=="}}}).batch()[0]["plaintext"]
+	moved := here.must("POST", "transit/encrypt/kept", m{"batch_input": []m{{"plaintext": plain, "context": "Yg=="}}}).batch()[0]["ciphertext"]
+	if got := here.must("POST", "transit/decrypt/kept", m{"ciphertext": moved, "context": "Yg=="}).str("plaintext"); got != "YQ==" {
+		t.Errorf("%q", got)
+	}
+	here.must("POST", "transit/keys/kept/config", m{"deletion_allowed": true})
+	here.must("DELETE", "transit/keys/kept", nil)
 }
