@@ -243,6 +243,7 @@ func TestLimits(t *testing.T) {
 		{"tokens; wrapped answers; secret IDs, each at a time: 100,000; 10,000; 100,000", "internal/acl/token.go", "maxTokens = 100_000;maxWraps = 10_000"},
 		{"tokens; wrapped answers; secret IDs, each at a time: 100,000; 10,000; 100,000", "internal/acl/approle.go", "maxSecrets = 100_000"},
 		{"tokens below one another: 32", "internal/acl/token.go", "maxChain = 32"},
+		{"batch token: 4,000 bytes", "internal/acl/batch.go", "maxBatchText = 4000"},
 		{"policies of one; networks; display name: 64; 64; 256 bytes", "internal/acl/token.go", "maxPolicies = 64;maxCIDRs = 64;maxDisplay = 256"},
 		{"metadata: 64 elements, 4 KiB together", "internal/acl/token.go", "maxMeta = 64;maxMetaText = 4 << 10"},
 		{"makers that a token comes from; their names and metadata: 32; 8 KiB", "internal/acl/token.go", "maxMakers = 32;maxMakerText = 8 << 10"},

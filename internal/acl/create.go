@@ -86,20 +86,25 @@ func (s *Service) Create(ctx context.Context, c policy.Caller, ns string, ask As
 			return Ticket{}, err
 		}
 	}
-	t, warnings, err := s.plan(m, ns, ask, role)
+	batch, err := ask.batch(role)
+	if err != nil {
+		return Ticket{}, err
+	}
+	t, warnings, err := s.plan(m, ns, ask, role, batch)
 	if err != nil {
 		return Ticket{}, err
 	}
 	warnings = append(warnings, s.unknown(t)...)
 	var out Ticket
 	err = again(ctx, func() error {
-		d, err := s.prepare(t)
+		d, err := s.prepare(ctx, t)
 		if err != nil {
 			return err
 		}
 		defer d.done()
 		detail := map[string]string{"accessor": d.Accessor, "policies": strings.Join(d.Policies, ","), "display_name": d.Display}
-		if err := s.commit(ctx, p, []guard.Cond{d.cond}, []guard.Write{d.write}, detail); err != nil {
+		conds, writes := d.changes(nil, nil)
+		if err := s.commit(ctx, p, conds, writes, detail); err != nil {
 			return err
 		}
 		out = d.ticket(s.Now(), warnings...)
@@ -133,7 +138,7 @@ func (s *Service) First(ctx context.Context) (out Ticket, err error) {
 		Namespace: s.home, Path: "sys/init", Display: "root", Caller: "vault/token/root", Policies: []string{policy.RootPolicy}, Created: now, TTL: FirstLife, Expires: now.Add(FirstLife),
 	}
 	err = again(ctx, func() error {
-		d, err := s.prepare(t)
+		d, err := s.prepare(ctx, t)
 		if err != nil {
 			return err
 		}
@@ -152,6 +157,9 @@ func (s *Service) First(ctx context.Context) (out Ticket, err error) {
 func (s *Service) maker(c policy.Caller, ns, path string) (maker, error) {
 	if c.ACL == nil {
 		return maker{caller: c, own: true, sudo: true, root: true}, nil
+	}
+	if strings.HasPrefix(c.Accessor, batchAccessor) {
+		return maker{}, bad("batch tokens cannot create more tokens")
 	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -179,8 +187,8 @@ func (ask Ask) check(m maker, ns string) error {
 	switch {
 	case ask.ID != "":
 		return bad("a token of the client's own choice is not supported: it would be no secret of the server's")
-	case !slices.Contains([]string{"", "default", "service", "default-service"}, ask.Type):
-		return bad("token type %q is not supported: ask for service tokens", ask.Type)
+	case !slices.Contains([]string{"", "service", "batch"}, ask.Type):
+		return bad("invalid 'token_type' value")
 	case ask.NumUses < 0:
 		return bad("number of uses cannot be negative")
 	case m.parent.Uses != 0:
@@ -195,11 +203,37 @@ func (ask Ask) check(m maker, ns string) error {
 	return checkMeta(ask.Meta, ask.Display)
 }
 
+// batch says whether a token that is asked for is a batch token. fault.Invalid when it cannot be one.
+func (ask Ask) batch(role *TokenRole) (bool, error) {
+	kind := ask.Type
+	if role != nil {
+		switch {
+		case role.Type == "batch" || role.Type == "service":
+			kind = role.Type
+		case role.Type == "default-batch" && kind == "":
+			kind = "batch"
+		}
+	}
+	if kind != "batch" {
+		return false, nil
+	}
+	const not = "batch tokens cannot have %q set"
+	switch {
+	case ask.Explicit != 0:
+		return false, bad(not, "explicit_max_ttl")
+	case ask.NumUses != 0:
+		return false, bad(not, "num_uses")
+	case ask.Period != 0:
+		return false, bad(not, "period")
+	}
+	return true, nil
+}
+
 // plan makes the record of a token that was asked for.
-func (s *Service) plan(m maker, ns string, ask Ask, role *TokenRole) (t token, warnings []string, err error) {
+func (s *Service) plan(m maker, ns string, ask Ask, role *TokenRole, batch bool) (t token, warnings []string, err error) {
 	now := s.Now().UTC()
 	t = token{
-		Namespace: ns, Path: ask.Path, Meta: ask.Meta, Display: displayName(ask.Display), Created: now, Renewable: !ask.NotRenewable, Uses: ask.NumUses,
+		Namespace: ns, Path: ask.Path, Meta: ask.Meta, Display: displayName(ask.Display), Created: now, Renewable: !ask.NotRenewable && !batch, Uses: ask.NumUses, Batch: batch,
 		Explicit: ask.Explicit, Period: ask.Period,
 	}
 	t.Caller = s.callerName(ns, "token", t.Display)
@@ -219,6 +253,12 @@ func (s *Service) plan(m maker, ns string, ask Ask, role *TokenRole) (t token, w
 	}
 	if role == nil && (!orphan || !m.sudo) { // a role gives its own, and may give more than the maker has
 		t.CIDRs = m.parent.CIDRs
+	}
+	if batch && (t.Uses != 0 || t.Period != 0) {
+		return t, nil, bad("batch tokens cannot be periodic, or for a number of uses")
+	}
+	if batch && slices.Contains(t.Policies, policy.RootPolicy) {
+		return t, nil, bad("batch tokens cannot be root tokens")
 	}
 	usual, most := s.leases(ns)
 	if slices.Contains(t.Policies, policy.RootPolicy) && ask.TTL == 0 && t.Period == 0 && t.Explicit == 0 {
@@ -351,8 +391,10 @@ func (s *Service) tokenOf(ctx context.Context, ns, accessor string, self bool) (
 
 // tokenBy finds a living token by its text. fault.NotFound.
 func (s *Service) tokenBy(ctx context.Context, ns, text string) (slot string, t token, err error) {
-	kind, slot, err := parseToken(text)
-	if err == nil && kind == kindToken {
+	kind := byte(kindToken)
+	if isBatch(text) {
+		t, err = s.openBatch(ctx, text)
+	} else if kind, slot, err = parseToken(text); err == nil && kind == kindToken {
 		t, err = s.find(ctx, slot, hashOf(text))
 	}
 	if err != nil && fault.CodeOf(err) != fault.Unauthenticated {
@@ -364,7 +406,7 @@ func (s *Service) tokenBy(ctx context.Context, ns, text string) (slot string, t 
 	return slot, t, nil
 }
 
-// Who names a token: by its text, by its accessor, or that of the caller.
+// Who names a token: by its text, by its accessor, or that of the caller, whose text is needed beside if it is a batch token.
 type Who struct {
 	Text, Accessor string
 	Self           bool
@@ -374,6 +416,8 @@ func (s *Service) which(ctx context.Context, c policy.Caller, ns string, w Who) 
 	switch {
 	case w.Self && c.Accessor == "":
 		return "", token{}, bad("the request showed no token of this kind")
+	case w.Self && strings.HasPrefix(c.Accessor, batchAccessor):
+		return s.tokenBy(ctx, s.home, w.Text)
 	case w.Self:
 		return s.tokenOf(ctx, s.home, c.Accessor, true)
 	case w.Accessor != "":
@@ -433,6 +477,9 @@ func (s *Service) Renew(ctx context.Context, c policy.Caller, ns string, w Who, 
 	slot, known, err := s.which(ctx, c, ns, w)
 	if err != nil {
 		return Ticket{}, err
+	}
+	if known.Batch {
+		return Ticket{}, bad("batch tokens cannot be renewed")
 	}
 	out := Ticket{Text: w.Text}
 	err = again(ctx, func() error {
@@ -535,6 +582,9 @@ func (s *Service) Revoke(ctx context.Context, c policy.Caller, ns string, w Who,
 	slot, t, err := s.which(ctx, c, ns, w)
 	if err != nil {
 		return err
+	}
+	if t.Batch {
+		return bad("batch tokens cannot be revoked")
 	}
 	if orphans {
 		if err := s.orphan(ctx, p, slot+"/"+t.Accessor); err != nil {

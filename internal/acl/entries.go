@@ -86,8 +86,17 @@ type Params struct {
 }
 
 func (p *Params) check() error {
-	if !slices.Contains([]string{"", "default", "service", "default-service"}, p.Type) {
-		return bad("token type %q is not supported: ask for service tokens", p.Type)
+	switch p.Type {
+	case "", "default", "service", "default-service":
+	case "batch", "default-batch":
+		if p.Period != 0 {
+			return bad("'token_type' cannot be 'batch' or 'default_batch' when set to generate periodic tokens")
+		}
+		if p.NumUses != 0 {
+			return bad("'token_type' cannot be 'batch' or 'default_batch' when set to generate tokens with limited use count")
+		}
+	default:
+		return bad("invalid 'token_type' value %q", p.Type)
 	}
 	if p.MaxTTL > 0 && p.TTL > p.MaxTTL {
 		return bad("token_ttl should not be greater than token_max_ttl")
@@ -361,6 +370,19 @@ func (r *TokenRole) check() error {
 	if slices.Contains(r.Allowed, policy.RootPolicy) {
 		return bad("root policy cannot be allowed by a role")
 	}
+	if r.Type == "batch" {
+		const not = "'token_type' cannot be 'batch' when role is set to generate "
+		switch {
+		case !bool(r.Orphan):
+			return bad(not + "non-orphan tokens")
+		case r.Period != 0:
+			return bad(not + "periodic tokens")
+		case bool(r.Renewable):
+			return bad(not + "renewable tokens")
+		case r.Explicit != 0:
+			return bad(not + "tokens with an explicit max TTL")
+		}
+	}
 	return r.Params.check()
 }
 
@@ -401,6 +423,14 @@ func (r *TokenRole) apply(t *token, ask Ask) {
 	t.CIDRs = r.BoundCIDRs
 }
 
+// allows are the policies that can be asked for, with default.
+func (r *TokenRole) allows() []string {
+	if bool(r.NoDefault) || slices.Contains(r.Allowed, defaultPolicy) {
+		return r.Allowed
+	}
+	return slices.Sorted(slices.Values(append(slices.Clone(r.Allowed), defaultPolicy)))
+}
+
 // filter says whether a role lets a token have some policies. fault.Invalid.
 func (r *TokenRole) filter(names, parents []string, sudo bool) ([]string, error) {
 	fits := func(name string, exact, globs List) bool {
@@ -416,7 +446,7 @@ func (r *TokenRole) filter(names, parents []string, sudo bool) ([]string, error)
 			return nil, bad("token policy %q is disallowed by this role", name)
 		case name == defaultPolicy:
 		case limited && !fits(name, r.Allowed, r.AllowedGlob):
-			return nil, bad("token policies (%q) must be subset of the role's allowed policies (%q) or glob policies (%q)", names, []string(r.Allowed), []string(r.AllowedGlob))
+			return nil, bad("token policies (%q) must be subset of the role's allowed policies (%q) or glob policies (%q)", names, r.allows(), []string(r.AllowedGlob))
 		case !limited && !sudo && !slices.Contains(parents, name):
 			return nil, bad("child policies must be subset of parent")
 		}

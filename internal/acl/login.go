@@ -79,17 +79,24 @@ func (s *Service) open(ctx context.Context, d Door, v visitor) (Ticket, error) {
 	if len(t.CIDRs) == 0 { // those of the proof are within those of the role
 		t.CIDRs = v.params.BoundCIDRs
 	}
+	if t.Batch = typeOf(d.Mount, v.params.Type); t.Batch {
+		if t.Period > 0 || t.Uses > 0 {
+			return Ticket{}, bad("batch tokens cannot be periodic, or for a number of uses")
+		}
+		t.Renewable, t.Explicit = false, 0
+	}
 	var warnings []string
 	t.TTL, warnings = term(usual, usual, most, &t)
 	t.Expires = now.Add(t.TTL)
-	draft, err := s.prepare(t)
+	draft, err := s.prepare(ctx, t)
 	if err != nil {
 		return Ticket{}, err
 	}
 	defer draft.done()
 	p := s.Guard.Vouch(draft.caller(nil), "vault.login", d.Mount.Full())
 	detail := map[string]string{"accessor": draft.Accessor, "policies": strings.Join(names, ","), "address": d.Address, "mount": d.Mount.Full()}
-	if err := s.commit(ctx, p, append(v.conds, draft.cond), append(v.writes, draft.write), detail); err != nil {
+	conds, writes := draft.changes(v.conds, v.writes)
+	if err := s.commit(ctx, p, conds, writes, detail); err != nil {
 		return Ticket{}, err
 	}
 	return draft.ticket(s.Now(), warnings...), nil

@@ -159,7 +159,7 @@ func (s *Service) DeletePolicy(ctx context.Context, c policy.Caller, ns, name st
 		return err
 	}
 	if name = strings.ToLower(name); name == defaultPolicy || slices.Contains(builtIn, name) {
-		return bad("cannot delete %q policy", name)
+		return bad("cannot delete %s policy", name)
 	}
 	if !policyName.MatchString(name) {
 		return nil

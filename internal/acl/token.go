@@ -70,6 +70,7 @@ type token struct {
 	Renewable bool              `json:"renewable,omitempty"`
 	Parent    string            `json:"parent,omitempty"` // its slot, "/" and its accessor; empty: it has none
 	CIDRs     []string          `json:"bound_cidrs,omitempty"`
+	Batch     bool              `json:"batch,omitempty"` // there is no record of it
 }
 
 // Token is what is told of a token. TTL is what is left of it.
@@ -80,7 +81,7 @@ type Token struct {
 	Created, Renewed, Expires                                      time.Time // Expires zero: never
 	CreationTTL, TTL, ExplicitMaxTTL, Period                       time.Duration
 	NumUses                                                        int64
-	Orphan, Renewable                                              bool
+	Orphan, Renewable, Batch                                       bool
 	CIDRs                                                          []string
 }
 
@@ -88,7 +89,10 @@ func (t token) shown(now time.Time) Token {
 	out := Token{
 		Accessor: t.Accessor, Namespace: t.Namespace, Caller: t.Caller, DisplayName: t.Display, Path: t.Path, Role: t.Role, Policies: t.Policies, Meta: t.Meta,
 		Created: t.Created, Renewed: t.Renewed, Expires: t.Expires, CreationTTL: t.TTL, ExplicitMaxTTL: t.Explicit, Period: t.Period, NumUses: max(t.Uses, 0),
-		Orphan: t.Parent == "", Renewable: t.Renewable, CIDRs: t.CIDRs,
+		Orphan: t.Parent == "", Renewable: t.Renewable, CIDRs: t.CIDRs, Batch: t.Batch,
+	}
+	if t.Batch {
+		out.Accessor = ""
 	}
 	if !t.Expires.IsZero() {
 		out.TTL = max(t.Expires.Sub(now), 0)
@@ -156,14 +160,19 @@ func (s *Service) Identify(ctx context.Context, text, address string) (policy.Ca
 	if strings.HasPrefix(text, authn.SessionMark) {
 		return s.Authority.Session(ctx, text, address)
 	}
-	kind, slot, err := parseToken(text)
-	if err != nil {
-		return policy.Caller{}, time.Time{}, err
+	var slot string
+	find := s.openBatch
+	if !isBatch(text) {
+		kind, at, err := parseToken(text)
+		if err != nil {
+			return policy.Caller{}, time.Time{}, err
+		}
+		if kind == kindWrap {
+			return s.identifyWrap(ctx, at, text)
+		}
+		slot, find = at, func(ctx context.Context, text string) (token, error) { return s.find(ctx, at, hashOf(text)) }
 	}
-	if kind == kindWrap {
-		return s.identifyWrap(ctx, slot, text)
-	}
-	t, err := s.find(ctx, slot, hashOf(text))
+	t, err := find(ctx, text)
 	if err != nil {
 		return policy.Caller{}, time.Time{}, err
 	}
@@ -190,6 +199,10 @@ func (s *Service) Identify(ctx context.Context, text, address string) (policy.Ca
 func (s *Service) Stands(ctx context.Context, text, address string) error {
 	if strings.HasPrefix(text, authn.SessionMark) {
 		_, _, err := s.Authority.Session(ctx, text, address)
+		return err
+	}
+	if isBatch(text) {
+		_, err := s.openBatch(ctx, text)
 		return err
 	}
 	kind, slot, err := parseToken(text)
@@ -220,18 +233,23 @@ func (s *Service) find(ctx context.Context, slot string, hash []byte) (token, er
 			return token{}, notToken()
 		}
 	}
+	return t, s.stands(ctx, t)
+}
+
+// stands says whether a token and its parents are in force; what is not known of a parent is looked for in the store. fault.Unauthenticated.
+func (s *Service) stands(ctx context.Context, t token) error {
 	alive, unsure := s.alive(t)
 	for seen := ""; unsure != "" && unsure != seen; { // a parent's record has not come yet, or is gone
 		if err := s.refresh(ctx, tokenPrefix+unsure); err != nil {
-			return token{}, err
+			return err
 		}
 		seen = unsure
 		alive, unsure = s.alive(t)
 	}
 	if !alive {
-		return token{}, notToken()
+		return notToken()
 	}
-	return t, nil
+	return nil
 }
 
 // catchUp reads a record from the store if the store is further than what was heard of it.
@@ -384,8 +402,13 @@ func (s *Service) roomForToken(owner string) error {
 	})
 }
 
-// prepare makes the record and the text of a token. Commit its write under its condition, and call done after. fault.TooLarge.
-func (s *Service) prepare(t token) (*draft, error) {
+// prepare makes the record and the text of a token. Commit its write under its condition, if there is one, and call done after. fault.TooLarge.
+func (s *Service) prepare(ctx context.Context, t token) (*draft, error) {
+	if t.Batch {
+		t.Accessor = batchAccessor + newAccessor()
+		text, err := s.batchText(ctx, t)
+		return &draft{token: t, text: text, done: func() {}}, err
+	}
 	if err := s.roomForToken(t.owner()); err != nil {
 		return nil, err
 	}
@@ -406,6 +429,14 @@ func (s *Service) prepare(t token) (*draft, error) {
 	}
 	d.cond = guard.Cond{Path: d.write.Path, Rev: rev}
 	return d, nil
+}
+
+// changes are what a commit of the token consists of, with those of what proved it.
+func (d *draft) changes(conds []guard.Cond, writes []guard.Write) ([]guard.Cond, []guard.Write) {
+	if d.Batch {
+		return conds, writes
+	}
+	return append(conds, d.cond), append(writes, d.write)
 }
 
 // ticket is what the bearer gets.

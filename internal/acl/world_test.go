@@ -251,7 +251,7 @@ func TestChildren(t *testing.T) {
 	}
 	for what, ask := range map[string]acl.Ask{
 		"policies of others": {Policies: []string{"other"}}, "root": {Policies: []string{"root"}}, "orphan": {NoParent: true}, "periodic": {Period: time.Hour},
-		"batch": {Type: "batch"}, "its own ID": {ID: "hvs.mine"}, "negative uses": {NumUses: -1}, "a role that is not": {Role: "none"}, "wrapping": {Policies: []string{"response-wrapping"}},
+		"a type of its own": {Type: "x"}, "its own ID": {ID: "hvs.mine"}, "negative uses": {NumUses: -1}, "a role that is not": {Role: "none"}, "wrapping": {Policies: []string{"response-wrapping"}},
 	} {
 		ask.Path = "auth/token/create"
 		_, err := s.Create(s.ctx, as(app), ns, ask)

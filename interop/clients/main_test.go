@@ -62,7 +62,6 @@ func report() {
 var gaps = map[string]string{
 	"vault/vault-api/newer": "unknown key type ml-dsa", // its version is 1.14
 	"vault/command/newer":   "enterprise-only feature",
-	"rotor/vault-api/batch": `token type "batch" is not supported: ask for service tokens`, // decision 0056
 }
 
 // job is what one client does at one server.

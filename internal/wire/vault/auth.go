@@ -53,8 +53,16 @@ var authNeeds = readsAnd(right(policy.ActAuthShow), right(policy.ActAuthChange))
 func authOf(t acl.Ticket) *auth {
 	return &auth{
 		ClientToken: t.Text, Accessor: t.Accessor, Policies: t.Policies, TokenPolicies: t.Policies, Metadata: t.Meta, LeaseDuration: seconds(t.TTL),
-		Renewable: t.Renewable, EntityID: t.EntityID, TokenType: "service", Orphan: t.Orphan, NumUses: int(t.NumUses),
+		Renewable: t.Renewable, EntityID: t.EntityID, TokenType: tokenType(t.Token), Orphan: t.Orphan, NumUses: int(t.NumUses),
 	}
+}
+
+// tokenType is the type of a token.
+func tokenType(t acl.Token) string {
+	if t.Batch {
+		return "batch"
+	}
+	return "service"
 }
 
 func ticket(t acl.Ticket, err error) (*response, error) {
@@ -156,5 +164,5 @@ var tokenFields = []field{
 	{"token_policies", "list", "policies of the tokens", false}, {"token_ttl", "duration", "life at first", false}, {"token_max_ttl", "duration", "life with all renewals", false},
 	{"token_explicit_max_ttl", "duration", "the same, fixed when the token is made", false}, {"token_period", "duration", "life after each renewal, without an end", false},
 	{"token_num_uses", "int", "uses of a token; 0: any number", false}, {"token_bound_cidrs", "list", "networks that a token counts from", false},
-	{"token_no_default_policy", "bool", "leaves out the policy default", false}, {"token_type", "string", "default or service", false},
+	{"token_no_default_policy", "bool", "leaves out the policy default", false}, {"token_type", "string", "default, service or batch", false},
 }

@@ -18,7 +18,7 @@ var olderAppRole = map[string]string{"policies": "token_policies", "period": "to
 // appRoleRoutes are those below a mount of approle.
 func appRoleRoutes(c Config) []route {
 	a := appRole{c, entries{Config: c, kind: acl.KindAppRole, name: "role_name", older: olderAppRole, show: showOlder}}
-	role := a.entries.routes("approle", "role/:role_name", "role", "Shows, writes and deletes a role.", "secret IDs are kept as hashes, and no batch tokens are made; what has an older name is shown by both", append([]field{
+	role := a.entries.routes("approle", "role/:role_name", "role", "Shows, writes and deletes a role.", "secret IDs are kept as hashes; what has an older name is shown by both", append([]field{
 		{"bind_secret_id", "bool", "a login needs a secret ID; true unless said", false}, {"secret_id_bound_cidrs", "list", "networks that a login comes from", false},
 		{"secret_id_num_uses", "int", "logins with one secret ID; 0: any number", false}, {"secret_id_ttl", "duration", "life of a secret ID", false},
 		{"local_secret_ids", "bool", "kept and shown", false}, {"role_id", "string", "role ID of the client's choice", false},

@@ -18,7 +18,7 @@ func tokenRoutes(c Config) []route {
 		{"policies", "list", "policies; those of the maker's token when left out", false}, {"meta", "map", "texts that are shown with the token and stand in the audit log", false},
 		{"no_parent", "bool", "an orphan; needs sudo", false}, {"no_default_policy", "bool", "leaves out the policy default", false}, {"renewable", "bool", "true unless said", false},
 		{"ttl", "duration", "life at first", false}, {"explicit_max_ttl", "duration", "life with all renewals", false}, {"period", "duration", "life after each renewal, without an end; needs sudo", false},
-		{"display_name", "string", "name that is shown", false}, {"num_uses", "int", "uses; 0: any number", false}, {"type", "string", "service", false},
+		{"display_name", "string", "name that is shown", false}, {"num_uses", "int", "uses; 0: any number", false}, {"type", "string", "service or batch", false},
 	}
 	one := []field{{"token", "string", "token", true}}
 	accessor := []field{{"accessor", "string", "accessor of a token", true}}
@@ -26,7 +26,6 @@ func tokenRoutes(c Config) []route {
 	make := func(orphan bool) handler {
 		return func(ctx context.Context, r *request) (*response, error) { return c.create(ctx, r, orphan) }
 	}
-	self := func(*request) acl.Who { return acl.Who{Self: true} }
 	text := func(r *request) acl.Who { return acl.Who{Text: r.str("token")} }
 	by := func(r *request) acl.Who { return acl.Who{Accessor: r.str("accessor")} }
 	t := func(pattern, doc string, n need, fields []field, ops map[operation]handler) route {
@@ -35,7 +34,7 @@ func tokenRoutes(c Config) []route {
 	shows, makes, ends := right(policy.ActTokens), right(policy.ActTokenCreate), right(policy.ActTokenRevoke)
 	update := func(h handler) map[operation]handler { return map[operation]handler{opUpdate: h} }
 	create := t("create(/:role_name)", "Makes a token below that of the caller, or by a role.", makes, ask, update(make(false)))
-	create.differs = "no batch tokens, no id of the caller's choice; a role without allowed_policies gives no policies that the caller's token lacks"
+	create.differs = "no id of the caller's choice; a role without allowed_policies gives no policies that the caller's token lacks"
 	orphans := t("revoke-orphan", "Ends a token; those below it live on.", ends, one, update(c.revoke(text, true)))
 	orphans.sudo = true
 	all := t("accessors", "Lists the accessors of the living tokens.", shows, nil, map[operation]handler{opList: c.accessors})
@@ -56,6 +55,12 @@ func tokenRoutes(c Config) []route {
 	}
 }
 
+// self names the caller's own token.
+func self(r *request) acl.Who {
+	own, _, _ := token(r.header) // it was read before
+	return acl.Who{Self: true, Text: own}
+}
+
 // roleRoutes are those of auth/token/roles.
 func roleRoutes(c Config) []route {
 	e := entries{Config: c, kind: acl.KindTokenRole, name: "role_name", older: map[string]string{
@@ -64,6 +69,12 @@ func roleRoutes(c Config) []route {
 	e.show = func(data map[string]any) {
 		for _, name := range []string{"token_max_ttl", "token_ttl", "token_policies"} { // of other roles
 			delete(data, name)
+		}
+		if uses, _ := data["token_num_uses"].(float64); uses == 0 { // which a role shows when they are set
+			delete(data, "token_num_uses")
+		}
+		if networks, _ := data["token_bound_cidrs"].([]any); len(networks) == 0 {
+			delete(data, "token_bound_cidrs")
 		}
 		data["explicit_max_ttl"], data["period"] = data["token_explicit_max_ttl"], data["token_period"]
 	}
@@ -126,16 +137,18 @@ func (c Config) lookup(of func(*request) acl.Who) handler {
 	return func(ctx context.Context, r *request) (*response, error) {
 		who := of(r)
 		if who == (acl.Who{}) {
-			who.Self = true
+			who = self(r)
 		}
 		shown := who.Text
 		if who.Self {
-			shown, _, _ = token(r.header) // it was read before
 			if r.caller.Accessor == "" {
 				return c.lookupOwn(ctx, r, shown)
 			}
 		}
 		t, err := c.ACL.Lookup(ctx, r.caller, string(r.namespace), who)
+		if fault.CodeOf(err) == fault.NotFound && who.Accessor != "" {
+			return nil, noAccessor(err)
+		}
 		if err != nil {
 			return nil, forbidden(err)
 		}
@@ -148,7 +161,7 @@ func told(t acl.Token, text string) map[string]any {
 	data := map[string]any{
 		"accessor": t.Accessor, "creation_time": t.Created.Unix(), "creation_ttl": seconds(t.CreationTTL), "display_name": t.DisplayName, "entity_id": t.EntityID,
 		"expire_time": nil, "explicit_max_ttl": seconds(t.ExplicitMaxTTL), "id": text, "meta": t.Meta, "num_uses": t.NumUses, "orphan": t.Orphan, "path": t.Path,
-		"policies": t.Policies, "ttl": seconds(t.TTL), "type": "service",
+		"policies": t.Policies, "ttl": seconds(t.TTL), "type": tokenType(t),
 	}
 	if !t.Expires.IsZero() {
 		data["expire_time"], data["issue_time"], data["renewable"] = t.Expires.Format(time.RFC3339Nano), t.Created.Format(time.RFC3339Nano), t.Renewable
@@ -186,6 +199,11 @@ func (c Config) lookupOwn(ctx context.Context, r *request, text string) (*respon
 	}}, nil
 }
 
+// noAccessor is the answer to an accessor that is none.
+func noAccessor(err error) error {
+	return &refusal{http.StatusBadRequest, []string{"1 error occurred:\n\t* invalid accessor\n\n"}, nil, err}
+}
+
 func (c Config) renew(of func(*request) acl.Who) handler {
 	return func(ctx context.Context, r *request) (*response, error) {
 		increment, err := r.span("increment")
@@ -197,16 +215,16 @@ func (c Config) renew(of func(*request) acl.Who) handler {
 			return nil, bad("a session of rotor's own is not renewed: log in again")
 		}
 		if who == (acl.Who{}) {
-			who.Self = true
+			who = self(r)
 		}
 		t, err := c.ACL.Renew(stays(ctx), r.caller, string(r.namespace), who, max(increment, 0))
-		if fault.CodeOf(err) == fault.NotFound {
-			return nil, forbidden(err)
+		switch {
+		case fault.CodeOf(err) != fault.NotFound:
+			return ticket(t, err)
+		case who.Accessor != "":
+			return nil, noAccessor(err)
 		}
-		if who.Self {
-			t.Text, _, _ = token(r.header) // it was read before
-		}
-		return ticket(t, err)
+		return nil, &refusal{http.StatusBadRequest, []string{"token not found"}, nil, err}
 	}
 }
 
@@ -220,10 +238,13 @@ func (c Config) revoke(of func(*request) acl.Who, orphans bool) handler {
 			return nil, bad("missing token ID or accessor")
 		}
 		err := c.ACL.Revoke(stays(ctx), r.caller, string(r.namespace), who, orphans)
-		if fault.CodeOf(err) == fault.NotFound && who.Accessor == "" { // one that is gone already, as a request that is repeated finds it
-			return nil, nil
+		switch { // one that is gone already, as a request that is repeated finds it
+		case fault.CodeOf(err) != fault.NotFound:
+			return nil, said(err)
+		case who.Accessor != "":
+			return &response{warnings: []string{"No token found with this accessor"}}, nil
 		}
-		return nil, said(err)
+		return nil, nil
 	}
 }
 

@@ -52,10 +52,11 @@ func (p policies) list(ctx context.Context, r *request) (*response, error) {
 		return nil, said(err)
 	}
 	data := map[string]any{"keys": names}
-	if p.member == "rules" {
-		data["policies"] = names
+	if p.member != "rules" {
+		return &response{data: data}, nil
 	}
-	return &response{data: data, top: data}, nil
+	data["policies"] = names
+	return both(data), nil
 }
 
 func (p policies) read(ctx context.Context, r *request) (*response, error) {
@@ -67,7 +68,10 @@ func (p policies) read(ctx context.Context, r *request) (*response, error) {
 		return nil, said(err)
 	}
 	data := map[string]any{"name": r.vars["name"], p.member: text}
-	return &response{data: data, top: data}, nil
+	if p.member != "rules" {
+		return &response{data: data}, nil
+	}
+	return both(data), nil
 }
 
 func (p policies) write(ctx context.Context, r *request) (*response, error) {
