@@ -128,6 +128,7 @@ func (c *vaultClient) appRole(t *testing.T, mount, role string) *vaultClient {
 
 // TestVaultCallers: rules about a role are about that of its mount and namespace, and one that denies is also about the tokens that its bearer has made.
 func TestVaultCallers(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	op := w.operator()
 	w.rules(adminOnly + `  - {name: vault, callers: ["credential/operator"], actions: ["*"], keys: {namespace: "**", names: ["**"]}}
@@ -172,6 +173,7 @@ path "auth/token/create" { capabilities = ["update", "sudo"] }`})
 
 // TestVaultChildren: a token hands on no network that it lacks, and what its role has given ends with the role.
 func TestVaultChildren(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	op := w.operator()
 	op.must("POST", "sys/policies/acl/maker", m{"policy": `path "auth/token/create" { capabilities = ["update"] }
@@ -191,6 +193,7 @@ path "auth/token/create-orphan" { capabilities = ["update"] }`})
 
 // TestVaultDeriveKeyAsks: who may derive a key by one name uses no other key for it than one that it may.
 func TestVaultDeriveKeyAsks(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	op := w.operator()
 	op.must("POST", "transit/keys/secret", m{"type": "ecdsa-p256"})
@@ -207,6 +210,7 @@ func TestVaultDeriveKeyAsks(t *testing.T) {
 
 // TestVaultNames: nobody takes a name that the house gives.
 func TestVaultNames(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	op := w.operator()
 	op.refuses(400, "deleted keys", "POST", "transit/keys/orders.deleted-0123abcd", nil)
@@ -223,6 +227,7 @@ func TestVaultNames(t *testing.T) {
 
 // TestVaultConfigIsWhole: a secret of a configuration goes to no other host than the one that it was given for.
 func TestVaultConfigIsWhole(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	op := w.operator()
 	op.must("POST", "sys/auth/kubernetes", m{"type": "kubernetes"})
@@ -236,6 +241,7 @@ func TestVaultConfigIsWhole(t *testing.T) {
 // TestVaultNamespaceNames: no namespace has a name with which paths of the home namespace begin, and no mount there has that of a namespace: what a policy
 // allows below the one would be everything in the other.
 func TestVaultNamespaceNames(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	op := w.operator()
 	for _, name := range []string{"sys", "auth", "root", "transit", "identity", "cubbyhole", "audit"} {

@@ -8,6 +8,7 @@ import (
 // TestVaultOneVersionRevoked: of five versions the third is suspended, resumed and revoked through Vault's paths; the others go on, and a revoked
 // latest version has another in its place.
 func TestVaultOneVersionRevoked(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	c := w.operator()
 	c.must("POST", "transit/keys/five", nil)
@@ -52,6 +53,7 @@ func TestVaultOneVersionRevoked(t *testing.T) {
 
 // TestVaultSchedules: whatever a schedule can say is set and read through Vault's paths, and what is not named stays.
 func TestVaultSchedules(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	c := w.operator()
 	reads := func(a answer, want string) {
@@ -88,6 +90,7 @@ func TestVaultSchedules(t *testing.T) {
 
 // TestVaultStagedRotation: a key with a margin shows its next version before that protects.
 func TestVaultStagedRotation(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	c := w.operator()
 	if a := c.must("POST", "transit/keys/slow", m{"type": "ed25519", "rotation_margin": "1h"}); a.str("rotation_margin") != "3600" {

@@ -93,6 +93,7 @@ func bounded(t *testing.T, checks string) {
 // TestVaultTwoDoors makes the same random calls through Vault's API and through rotor's own, and compares outcomes, reasons of refusals, versions, plaintexts and, after
 // every step, what the native protocol tells of both keys. What one door made, the other opens.
 func TestVaultTwoDoors(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	c := w.operator()
 	bounded(t, "15")

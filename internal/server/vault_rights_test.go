@@ -26,6 +26,7 @@ var (
 
 // TestVaultRightsAreTold: every operation of every route says which right it takes, but for those that are listed here; a route that says nothing is closed.
 func TestVaultRightsAreTold(t *testing.T) {
+	t.Parallel()
 	var strangers, open, own []string
 	for _, l := range vault.Surface() {
 		id, told := l.Engine+" "+l.Pattern, []string{}
