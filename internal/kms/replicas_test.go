@@ -251,8 +251,15 @@ func TestClearIsHeardOfOnce(t *testing.T) {
 	release, done := s.hold(), make(chan error)
 	go func() { done <- first.TransitClear(t.Context(), alice, "default", "transit") }()
 	w.await("deletions", func() bool {
-		keys, err := w.TransitMounted(t.Context(), "default", "transit")
-		return err == nil && len(keys) == 0
+		if err := w.CatchUp(t.Context()); err != nil {
+			return false
+		}
+		for k := range w.All() {
+			if k.Purpose == suite.Transit && !k.Deleted() {
+				return false
+			}
+		}
+		return true
 	})
 	release()
 	if err := <-done; err != nil {
