@@ -46,11 +46,11 @@ type Service struct {
 	home string // the namespace that the others are in
 
 	mu       sync.RWMutex // guards what follows
-	policies table[storedPolicy]
-	tokens   table[token]
-	wraps    table[wrap]
-	entries  table[entry]
-	secrets  table[secretID]
+	policies guard.Table[storedPolicy]
+	tokens   guard.Table[token]
+	wraps    guard.Table[wrap]
+	entries  guard.Table[entry]
+	secrets  guard.Table[secretID]
 	index    indexes
 	compiled map[string]*policy.ACL // by the policies of a token
 
@@ -64,8 +64,8 @@ type Service struct {
 // New opens the service.
 func New(ctx context.Context, c Config) (*Service, error) {
 	s := &Service{
-		Config: c, home: c.Authority.Namespace, policies: newTable[storedPolicy](policyPrefix), tokens: newTable[token](tokenPrefix), wraps: newTable[wrap](wrapPrefix),
-		entries: newTable[entry](entryPrefix), secrets: newTable[secretID](secretPrefix), index: newIndexes(), compiled: map[string]*policy.ACL{}, slots: newSlots(),
+		Config: c, home: c.Authority.Namespace, policies: guard.NewTable[storedPolicy](policyPrefix), tokens: guard.NewTable[token](tokenPrefix), wraps: guard.NewTable[wrap](wrapPrefix),
+		entries: guard.NewTable[entry](entryPrefix), secrets: guard.NewTable[secretID](secretPrefix), index: newIndexes(), compiled: map[string]*policy.ACL{}, slots: newSlots(),
 	}
 	moved := make(chan struct{})
 	s.moved.Store(&moved)
@@ -85,21 +85,15 @@ func New(ctx context.Context, c Config) (*Service, error) {
 
 // Run follows what this server and others commit until ctx ends.
 func (s *Service) Run(ctx context.Context) error {
-	for changes, err := range s.Guard.Watch(ctx, prefix, s.from) {
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil //nolint:nilerr // it was told to stop
-			}
-			return fmt.Errorf("watch tokens and policies: %w", err)
-		}
+	return s.Guard.Follow(ctx, prefix, s.from, func(changes []guard.Change) error {
 		for _, c := range changes {
 			if err := s.take(c, true); err != nil {
 				return err
 			}
 		}
 		s.hears(changes[len(changes)-1].Rev)
-	}
-	return nil
+		return nil
+	})
 }
 
 // hears notes how far the tables are.
@@ -147,7 +141,7 @@ func (s *Service) apply(c guard.Change, watched bool) (ends bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	defer s.reindex(c)()
-	for _, takes := range []func(guard.Change, bool) (bool, error){s.tokens.takes, s.secrets.takes, s.wraps.takes, s.entries.takes, s.policies.takes} {
+	for _, takes := range []func(guard.Change, bool) (bool, error){s.tokens.Takes, s.secrets.Takes, s.wraps.Takes, s.entries.Takes, s.policies.Takes} {
 		if ok, err := takes(c, watched); ok || err != nil {
 			ends = c.Deleted && strings.HasPrefix(c.Path, tokenPrefix) || strings.HasPrefix(c.Path, policyPrefix)
 			return ends, err

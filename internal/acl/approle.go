@@ -149,15 +149,15 @@ func (s *Service) storeSecretID(ctx context.Context, p *guard.Permit, r secretID
 	if taken {
 		return bad("SecretID is already registered")
 	}
-	slot, rev, done, err := s.freeSlot(shelf{"secret IDs", secretPrefix, maxSecrets, func() int { return len(s.secrets.rows) }, func(slot string) (store.Rev, bool, bool) {
-		old, there := s.secrets.rows[slot]
-		return old.rev, there, !there || !old.deleted && old.value.over(s.Now())
+	slot, rev, done, err := s.freeSlot(shelf{"secret IDs", secretPrefix, maxSecrets, func() int { return len(s.secrets.Rows) }, func(slot string) (store.Rev, bool, bool) {
+		old, there := s.secrets.Rows[slot]
+		return old.Rev, there, !there || !old.Deleted && old.Value.over(s.Now())
 	}})
 	if err != nil {
 		return err
 	}
 	defer done()
-	w, err := put(secretPrefix+slot, r)
+	w, err := guard.Put(secretPrefix+slot, r)
 	if err != nil {
 		return err
 	}
@@ -231,11 +231,11 @@ func (s *Service) secretOf(at At, text, accessor string) (slot string, r secretI
 	if accessor != "" {
 		slot, ok = s.index.handles[at.id()+"/"+accessor]
 	}
-	v, there := s.secrets.get(slot)
-	if !ok || !there || v.value.over(s.Now()) {
+	v, there := s.secrets.Get(slot)
+	if !ok || !there || v.Value.over(s.Now()) {
 		return "", r, fault.New(fault.NotFound, "secret ID")
 	}
-	return slot, v.value, nil
+	return slot, v.Value, nil
 }
 
 // SecretIDOf tells of a secret ID. fault.Denied, NotFound.
@@ -258,7 +258,7 @@ func (s *Service) DestroySecretID(ctx context.Context, c policy.Caller, at At, t
 		return err
 	}
 	return again(ctx, func() error {
-		now, cond, err := fetch[secretID](ctx, s.Guard, secretPrefix+slot)
+		now, cond, err := guard.Fetch[secretID](ctx, s.Guard, secretPrefix+slot)
 		if err != nil || cond.Rev == 0 || now.Accessor != r.Accessor {
 			return err
 		}
@@ -279,9 +279,9 @@ func (s *Service) SecretIDs(ctx context.Context, c policy.Caller, at At) ([]stri
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	var out []string
-	for _, r := range s.secrets.rows {
-		if !r.deleted && r.value.Role == at.id() && !r.value.over(s.Now()) {
-			out = append(out, r.value.Accessor)
+	for _, r := range s.secrets.Rows {
+		if !r.Deleted && r.Value.Role == at.id() && !r.Value.over(s.Now()) {
+			out = append(out, r.Value.Accessor)
 		}
 	}
 	slices.Sort(out)
@@ -324,7 +324,7 @@ func (s *Service) proveAppRole(ctx context.Context, d Door, roleID, secret strin
 			return refuse()
 		}
 	}
-	e, cond, err := fetch[entry](ctx, s.Guard, entryPrefix+id)
+	e, cond, err := guard.Fetch[entry](ctx, s.Guard, entryPrefix+id)
 	if err != nil {
 		return visitor{}, err
 	}
@@ -382,7 +382,7 @@ func (s *Service) proveSecretID(ctx context.Context, d Door, v *visitor, text st
 			return false, nil
 		}
 	}
-	r, cond, err := fetch[secretID](ctx, s.Guard, secretPrefix+slot)
+	r, cond, err := guard.Fetch[secretID](ctx, s.Guard, secretPrefix+slot)
 	if err != nil {
 		return false, err
 	}
@@ -401,7 +401,7 @@ func (s *Service) proveSecretID(ctx context.Context, d Door, v *visitor, text st
 		r.Uses = -1
 	}
 	r.Updated = s.Now().UTC()
-	w, err := put(cond.Path, r)
+	w, err := guard.Put(cond.Path, r)
 	if err != nil {
 		return false, err
 	}

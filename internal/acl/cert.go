@@ -99,8 +99,8 @@ func (s *Service) LoginCert(ctx context.Context, d Door, name string) (Ticket, e
 func (s *Service) certNames(d Door) (out []string) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	for id, r := range s.entries.rows {
-		if name, ok := strings.CutPrefix(id, d.Mount.Accessor+"/"+KindCert+"/"); ok && !r.deleted {
+	for id, r := range s.entries.Rows {
+		if name, ok := strings.CutPrefix(id, d.Mount.Accessor+"/"+KindCert+"/"); ok && !r.Deleted {
 			out = append(out, name)
 		}
 	}

@@ -164,17 +164,17 @@ func (s *Service) maker(c policy.Caller, ns, path string) (maker, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	slot, ok := s.index.accessors[c.Accessor]
-	r, there := s.tokens.get(slot)
+	r, there := s.tokens.Get(slot)
 	if !ok || !there {
 		return maker{}, notToken()
 	}
 	caps := c.ACL.Capabilities(ns, path)
-	m := maker{slot: slot, parent: r.value, caller: c, root: c.ACL.Root()}
+	m := maker{slot: slot, parent: r.Value, caller: c, root: c.ACL.Root()}
 	m.sudo = m.root || slices.Contains(caps, string(policy.CapSudo))
 	chain := 0
-	for t := r.value; t.Parent != "" && chain <= maxChain; chain++ {
+	for t := r.Value; t.Parent != "" && chain <= maxChain; chain++ {
 		up, _, _ := strings.Cut(t.Parent, "/")
-		t = s.tokens.rows[up].value
+		t = s.tokens.Rows[up].Value
 	}
 	if chain+1 >= maxChain {
 		return maker{}, bad("at most %d tokens are below each other", maxChain)
@@ -372,8 +372,8 @@ func (s *Service) tokenOf(ctx context.Context, ns, accessor string, self bool) (
 		s.mu.RLock()
 		defer s.mu.RUnlock()
 		slot = s.index.accessors[accessor]
-		r, ok := s.tokens.get(slot)
-		t = r.value
+		r, ok := s.tokens.Get(slot)
+		t = r.Value
 		alive, _ := s.living(t)
 		return ok && alive && (t.Uses >= 0 || self) && (t.Namespace == ns || ns == s.home)
 	}
@@ -443,9 +443,9 @@ func (s *Service) Accessors(ctx context.Context, c policy.Caller, ns string) ([]
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	var out []string
-	for _, r := range s.tokens.rows {
-		if alive, _ := s.living(r.value); alive && !r.deleted && r.value.Uses >= 0 && r.value.Namespace == ns {
-			out = append(out, r.value.Accessor)
+	for _, r := range s.tokens.Rows {
+		if alive, _ := s.living(r.Value); alive && !r.Deleted && r.Value.Uses >= 0 && r.Value.Namespace == ns {
+			out = append(out, r.Value.Accessor)
 		}
 	}
 	slices.Sort(out)
@@ -483,7 +483,7 @@ func (s *Service) Renew(ctx context.Context, c policy.Caller, ns string, w Who, 
 	}
 	out := Ticket{Text: w.Text}
 	err = again(ctx, func() error {
-		t, cond, err := fetch[token](ctx, s.Guard, tokenPrefix+slot)
+		t, cond, err := guard.Fetch[token](ctx, s.Guard, tokenPrefix+slot)
 		if err != nil {
 			return err
 		}
@@ -497,7 +497,7 @@ func (s *Service) Renew(ctx context.Context, c policy.Caller, ns string, w Who, 
 		if t.Expires.IsZero() {
 			return nil
 		}
-		write, err := put(cond.Path, t)
+		write, err := guard.Put(cond.Path, t)
 		if err != nil {
 			return err
 		}
@@ -592,7 +592,7 @@ func (s *Service) Revoke(ctx context.Context, c policy.Caller, ns string, w Who,
 		}
 	}
 	return again(ctx, func() error {
-		now, cond, err := fetch[token](ctx, s.Guard, tokenPrefix+slot)
+		now, cond, err := guard.Fetch[token](ctx, s.Guard, tokenPrefix+slot)
 		if err != nil || cond.Rev == 0 || now.Accessor != t.Accessor {
 			return err
 		}
@@ -612,14 +612,14 @@ func (s *Service) orphan(ctx context.Context, p *guard.Permit, parent string) er
 			var conds []guard.Cond
 			var writes []guard.Write
 			for slot := range s.index.children[parent] {
-				r := s.tokens.rows[slot]
-				r.value.Parent = ""
-				w, err := put(tokenPrefix+slot, r.value)
+				r := s.tokens.Rows[slot]
+				r.Value.Parent = ""
+				w, err := guard.Put(tokenPrefix+slot, r.Value)
 				if err != nil {
 					s.mu.RUnlock()
 					return err
 				}
-				conds, writes = append(conds, guard.Cond{Path: w.Path, Rev: r.rev}), append(writes, w)
+				conds, writes = append(conds, guard.Cond{Path: w.Path, Rev: r.Rev}), append(writes, w)
 				if len(writes) == batch {
 					break
 				}
@@ -673,19 +673,19 @@ func (s *Service) over() (conds []guard.Cond, writes []guard.Write) {
 		}
 	}
 	now := s.Now()
-	for slot, r := range s.tokens.rows {
-		if alive, _ := s.living(r.value); !r.deleted && (!alive || r.value.Uses < 0) {
-			add(tokenPrefix+slot, guard.Cond{Path: tokenPrefix + slot, Rev: r.rev})
+	for slot, r := range s.tokens.Rows {
+		if alive, _ := s.living(r.Value); !r.Deleted && (!alive || r.Value.Uses < 0) {
+			add(tokenPrefix+slot, guard.Cond{Path: tokenPrefix + slot, Rev: r.Rev})
 		}
 	}
-	for slot, r := range s.wraps.rows {
-		if !r.deleted && !now.Before(r.value.Expires) {
-			add(wrapPrefix+slot, guard.Cond{Path: wrapPrefix + slot, Rev: r.rev})
+	for slot, r := range s.wraps.Rows {
+		if !r.Deleted && !now.Before(r.Value.Expires) {
+			add(wrapPrefix+slot, guard.Cond{Path: wrapPrefix + slot, Rev: r.Rev})
 		}
 	}
-	for slot, r := range s.secrets.rows {
-		if !r.deleted && r.value.over(now) {
-			add(secretPrefix+slot, guard.Cond{Path: secretPrefix + slot, Rev: r.rev})
+	for slot, r := range s.secrets.Rows {
+		if !r.Deleted && r.Value.over(now) {
+			add(secretPrefix+slot, guard.Cond{Path: secretPrefix + slot, Rev: r.Rev})
 		}
 	}
 	return conds, writes

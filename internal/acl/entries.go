@@ -181,7 +181,7 @@ func (s *Service) put(ctx context.Context, p *guard.Permit, at At, change func(*
 		return err
 	}
 	return again(ctx, func() error {
-		e, cond, err := fetch[entry](ctx, s.Guard, entryPrefix+at.id())
+		e, cond, err := guard.Fetch[entry](ctx, s.Guard, entryPrefix+at.id())
 		if err != nil {
 			return err
 		}
@@ -204,7 +204,7 @@ func (s *Service) put(ctx context.Context, p *guard.Permit, at At, change func(*
 		if len(e.Spec) > maxSpec {
 			return fault.New(fault.TooLarge, at.Kind).WithHint("at most %d bytes", maxSpec)
 		}
-		w, err := put(cond.Path, e)
+		w, err := guard.Put(cond.Path, e)
 		if err != nil {
 			return err
 		}
@@ -215,7 +215,7 @@ func (s *Service) put(ctx context.Context, p *guard.Permit, at At, change func(*
 func (s *Service) roomForEntry(at At) error {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	if _, there := s.entries.get(at.id()); there || len(s.entries.rows) < maxEntries {
+	if _, there := s.entries.Get(at.id()); there || len(s.entries.Rows) < maxEntries {
 		return nil
 	}
 	return fault.New(fault.TooLarge, at.Kind).WithHint("at most %d roles, users and certificates", maxEntries)
@@ -225,7 +225,7 @@ func (s *Service) roomForEntry(at At) error {
 func (s *Service) Exists(at At) bool {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	_, ok := s.entries.get(at.id())
+	_, ok := s.entries.Get(at.id())
 	return ok
 }
 
@@ -241,17 +241,17 @@ func (s *Service) Get(ctx context.Context, c policy.Caller, at At) (Spec, error)
 // entry finds an entry in memory. fault.NotFound.
 func (s *Service) entry(id, kind string) (entry, Spec, error) {
 	s.mu.RLock()
-	r, ok := s.entries.get(id)
+	r, ok := s.entries.Get(id)
 	s.mu.RUnlock()
 	k, known := kinds[kind] // a newer build may have more of them
 	if !ok || !known {
 		return entry{}, nil, fault.New(fault.NotFound, kind)
 	}
 	spec := k.spec()
-	if err := json.Unmarshal(r.value.Spec, spec); err != nil {
+	if err := json.Unmarshal(r.Value.Spec, spec); err != nil {
 		return entry{}, spec, fault.Wrap(fault.RecordTampered, entryPrefix+id, err)
 	}
-	return r.value, spec, nil
+	return r.Value, spec, nil
 }
 
 // List names the entries of a kind below a mount. fault.Denied.
@@ -262,8 +262,8 @@ func (s *Service) List(ctx context.Context, c policy.Caller, at At) ([]string, e
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	var out []string
-	for id, r := range s.entries.rows {
-		if name, ok := strings.CutPrefix(id, at.Mount.Accessor+"/"+at.Kind+"/"); ok && !r.deleted {
+	for id, r := range s.entries.Rows {
+		if name, ok := strings.CutPrefix(id, at.Mount.Accessor+"/"+at.Kind+"/"); ok && !r.Deleted {
 			out = append(out, name)
 		}
 	}
@@ -296,8 +296,8 @@ func (s *Service) Clear(ctx context.Context, c policy.Caller, ns keyring.Namespa
 	}
 	s.mu.RLock()
 	var ids []string
-	for id, r := range s.entries.rows {
-		if mountOf(id) == m.Accessor && !r.deleted {
+	for id, r := range s.entries.Rows {
+		if mountOf(id) == m.Accessor && !r.Deleted {
 			ids = append(ids, id)
 		}
 	}
@@ -316,15 +316,15 @@ func (s *Service) endTokens(ctx context.Context, p *guard.Permit, pick func(toke
 }
 
 // dropAll deletes the records of a table that are picked, some at a time.
-func dropAll[T any](ctx context.Context, s *Service, p *guard.Permit, of table[T], event string, pick func(T) bool) error {
+func dropAll[T any](ctx context.Context, s *Service, p *guard.Permit, of guard.Table[T], event string, pick func(T) bool) error {
 	for {
 		var conds []guard.Cond
 		var writes []guard.Write
 		s.mu.RLock()
-		for slot, r := range of.rows {
-			if !r.deleted && pick(r.value) && len(writes) < batch {
-				conds = append(conds, guard.Cond{Path: of.prefix + slot, Rev: r.rev})
-				writes = append(writes, guard.Write{Path: of.prefix + slot, Delete: true})
+		for slot, r := range of.Rows {
+			if !r.Deleted && pick(r.Value) && len(writes) < batch {
+				conds = append(conds, guard.Cond{Path: of.Prefix + slot, Rev: r.Rev})
+				writes = append(writes, guard.Write{Path: of.Prefix + slot, Delete: true})
 			}
 		}
 		s.mu.RUnlock()

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/policy"
 )
 
@@ -14,9 +15,9 @@ func (s *Service) Fill(owner string) {
 	end := s.Now().Add(time.Hour)
 	for i := range maxTokens / 2 {
 		t := token{Accessor: fmt.Sprint(owner, i), Caller: "vault/token/x", Expires: end, Makers: []policy.Maker{{Name: owner}, {Name: "vault/token/x"}}}
-		s.tokens.rows[slotName(uint32(maxTokens-1-i))] = row[token]{value: t, rev: 1}
+		s.tokens.Rows[slotName(uint32(maxTokens-1-i))] = guard.Row[token]{Value: t, Rev: 1}
 	}
 	for i := range maxWraps / 2 {
-		s.wraps.rows[slotName(uint32(maxWraps-1-i))] = row[wrap]{value: wrap{Owner: owner, Expires: end}, rev: 1}
+		s.wraps.Rows[slotName(uint32(maxWraps-1-i))] = guard.Row[wrap]{Value: wrap{Owner: owner, Expires: end}, Rev: 1}
 	}
 }

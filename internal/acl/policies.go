@@ -62,8 +62,8 @@ var builtIn = []string{policy.RootPolicy, "response-wrapping", "control-group"}
 
 // text is the text of a policy. Call with mu held.
 func (s *Service) text(ns, name string) (string, bool) {
-	if r, ok := s.policies.get(ns + "/" + name); ok {
-		return r.value.Text, true
+	if r, ok := s.policies.Get(ns + "/" + name); ok {
+		return r.Value.Text, true
 	}
 	switch name {
 	case policy.RootPolicy:
@@ -84,8 +84,8 @@ func (s *Service) Policies(ctx context.Context, c policy.Caller, ns string) ([]s
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	set := map[string]bool{policy.RootPolicy: true, defaultPolicy: true}
-	for id, r := range s.policies.rows {
-		if name, ok := strings.CutPrefix(id, ns+"/"); ok && !r.deleted {
+	for id, r := range s.policies.Rows {
+		if name, ok := strings.CutPrefix(id, ns+"/"); ok && !r.Deleted {
 			set[name] = true
 		}
 	}
@@ -124,7 +124,7 @@ func (s *Service) WritePolicy(ctx context.Context, c policy.Caller, ns, name, te
 	if _, err := policy.ParsePathPolicy(name, text); err != nil {
 		return err
 	}
-	w, err := put(policyPrefix+ns+"/"+name, storedPolicy{text})
+	w, err := guard.Put(policyPrefix+ns+"/"+name, storedPolicy{text})
 	if err != nil {
 		return err
 	}
@@ -141,8 +141,8 @@ func (s *Service) roomFor(ns, name string) error {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	n := 0
-	for id, r := range s.policies.rows {
-		if strings.HasPrefix(id, ns+"/") && !r.deleted && id != ns+"/"+name {
+	for id, r := range s.policies.Rows {
+		if strings.HasPrefix(id, ns+"/") && !r.Deleted && id != ns+"/"+name {
 			n++
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"unicode"
 
 	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/oidc"
 	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/store"
@@ -56,7 +57,7 @@ func read[T Spec](ctx context.Context, s *Service, at At, into T) (e entry, rev 
 	if at.valid() != nil {
 		return e, 0, false, nil //nolint:nilerr // what has no valid name is not there
 	}
-	e, cond, err := fetch[entry](ctx, s.Guard, entryPrefix+at.id())
+	e, cond, err := guard.Fetch[entry](ctx, s.Guard, entryPrefix+at.id())
 	if err != nil || cond.Rev == 0 {
 		return e, 0, false, err
 	}

@@ -264,8 +264,8 @@ func (s *Service) catchUp(ctx context.Context, path string) error {
 func (s *Service) known(slot string, hash []byte) (token, bool) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	r, ok := s.tokens.get(slot)
-	return r.value, ok && subtle.ConstantTimeCompare(r.value.Hash, hash) == 1
+	r, ok := s.tokens.Get(slot)
+	return r.Value, ok && subtle.ConstantTimeCompare(r.Value.Hash, hash) == 1
 }
 
 // alive says whether a token and all its parents are in force. unsure names the slot of a parent that is not known.
@@ -286,11 +286,11 @@ func (s *Service) living(t token) (alive bool, unsure string) {
 			return true, ""
 		}
 		slot, accessor, _ := strings.Cut(t.Parent, "/")
-		r, ok := s.tokens.rows[slot]
-		if !ok || r.deleted || r.value.Accessor != accessor { // gone, or the slot is the parent's by now and what is known is what was there before
+		r, ok := s.tokens.Rows[slot]
+		if !ok || r.Deleted || r.Value.Accessor != accessor { // gone, or the slot is the parent's by now and what is known is what was there before
 			return false, slot
 		}
-		t = r.value
+		t = r.Value
 	}
 	return false, ""
 }
@@ -300,7 +300,7 @@ func (s *Service) use(ctx context.Context, slot string, known token) (token, err
 	var t token
 	err := again(ctx, func() (err error) {
 		var cond guard.Cond
-		if t, cond, err = fetch[token](ctx, s.Guard, tokenPrefix+slot); err != nil {
+		if t, cond, err = guard.Fetch[token](ctx, s.Guard, tokenPrefix+slot); err != nil {
 			return err
 		}
 		if cond.Rev == 0 || subtle.ConstantTimeCompare(t.Hash, known.Hash) != 1 || t.Uses < 0 {
@@ -312,7 +312,7 @@ func (s *Service) use(ctx context.Context, slot string, known token) (token, err
 		if t.Uses--; t.Uses == 0 {
 			t.Uses = -1
 		}
-		w, err := put(cond.Path, t)
+		w, err := guard.Put(cond.Path, t)
 		if err != nil {
 			return err
 		}
@@ -389,12 +389,12 @@ func share(what string, most, taken int, has func() int) error {
 func (s *Service) roomForToken(owner string) error {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	return share("tokens", maxTokens, len(s.tokens.rows), func() (n int) {
-		for _, r := range s.tokens.rows {
-			if r.deleted || r.value.Uses < 0 || r.value.owner() != owner {
+	return share("tokens", maxTokens, len(s.tokens.Rows), func() (n int) {
+		for _, r := range s.tokens.Rows {
+			if r.Deleted || r.Value.Uses < 0 || r.Value.owner() != owner {
 				continue
 			}
-			if alive, _ := s.living(r.value); alive {
+			if alive, _ := s.living(r.Value); alive {
 				n++
 			}
 		}
@@ -412,10 +412,10 @@ func (s *Service) prepare(ctx context.Context, t token) (*draft, error) {
 	if err := s.roomForToken(t.owner()); err != nil {
 		return nil, err
 	}
-	slot, rev, done, err := s.freeSlot(shelf{"tokens", tokenPrefix, maxTokens, func() int { return len(s.tokens.rows) }, func(slot string) (store.Rev, bool, bool) {
-		r, there := s.tokens.rows[slot]
-		alive, _ := s.living(r.value)
-		return r.rev, there, !there || !r.deleted && (!alive || r.value.Uses < 0)
+	slot, rev, done, err := s.freeSlot(shelf{"tokens", tokenPrefix, maxTokens, func() int { return len(s.tokens.Rows) }, func(slot string) (store.Rev, bool, bool) {
+		r, there := s.tokens.Rows[slot]
+		alive, _ := s.living(r.Value)
+		return r.Rev, there, !there || !r.Deleted && (!alive || r.Value.Uses < 0)
 	}})
 	if err != nil {
 		return nil, err
@@ -423,7 +423,7 @@ func (s *Service) prepare(ctx context.Context, t token) (*draft, error) {
 	d := &draft{token: t, done: done}
 	d.text, d.Hash = newText(kindToken, slot)
 	d.Accessor = newAccessor()
-	if d.write, err = put(tokenPrefix+slot, d.token); err != nil {
+	if d.write, err = guard.Put(tokenPrefix+slot, d.token); err != nil {
 		done()
 		return nil, err
 	}

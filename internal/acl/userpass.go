@@ -81,7 +81,7 @@ func (s *Service) proveUser(ctx context.Context, d Door, name, password string) 
 	if at.valid() != nil || len(password) > maxPassword {
 		return refuse()
 	}
-	e, cond, err := fetch[entry](ctx, s.Guard, entryPrefix+at.id())
+	e, cond, err := guard.Fetch[entry](ctx, s.Guard, entryPrefix+at.id())
 	if err != nil {
 		return visitor{}, err
 	}
@@ -109,7 +109,7 @@ func (s *Service) proveUser(ctx context.Context, d Door, name, password string) 
 	}
 	if e.Failures > 0 {
 		e.Failures = 0
-		w, err := put(cond.Path, e)
+		w, err := guard.Put(cond.Path, e)
 		if err != nil {
 			return visitor{}, err
 		}
@@ -121,7 +121,7 @@ func (s *Service) proveUser(ctx context.Context, d Door, name, password string) 
 // countFailure commits one more failure in a row.
 func (s *Service) countFailure(ctx context.Context, d Door, at At, name string) error {
 	return again(ctx, func() error {
-		e, cond, err := fetch[entry](ctx, s.Guard, entryPrefix+at.id())
+		e, cond, err := guard.Fetch[entry](ctx, s.Guard, entryPrefix+at.id())
 		if err != nil || cond.Rev == 0 {
 			return err
 		}
@@ -133,7 +133,7 @@ func (s *Service) countFailure(ctx context.Context, d Door, at At, name string) 
 			return nil
 		}
 		e.Failures, e.Failed = e.Failures+1, now
-		w, err := put(cond.Path, e)
+		w, err := guard.Put(cond.Path, e)
 		if err != nil {
 			return err
 		}

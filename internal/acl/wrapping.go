@@ -75,11 +75,11 @@ func (s *Service) roomForWrap(c policy.Caller, inner string) (owner string, err 
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	if owner = ownerOf(c.Name, c.Makers); c.IsZero() {
-		owner = s.tokens.rows[s.index.accessors[inner]].value.owner()
+		owner = s.tokens.Rows[s.index.accessors[inner]].Value.owner()
 	}
-	return owner, share("wrapped answers", maxWraps, len(s.wraps.rows), func() (n int) {
-		for _, r := range s.wraps.rows {
-			if !r.deleted && r.value.Owner == owner && s.Now().Before(r.value.Expires) {
+	return owner, share("wrapped answers", maxWraps, len(s.wraps.Rows), func() (n int) {
+		for _, r := range s.wraps.Rows {
+			if !r.Deleted && r.Value.Owner == owner && s.Now().Before(r.Value.Expires) {
 				n++
 			}
 		}
@@ -94,9 +94,9 @@ func (s *Service) keep(ctx context.Context, p *guard.Permit, what func() (wrappe
 		if err != nil {
 			return err
 		}
-		slot, rev, done, err := s.freeSlot(shelf{"wrapped answers", wrapPrefix, maxWraps, func() int { return len(s.wraps.rows) }, func(slot string) (store.Rev, bool, bool) {
-			r, there := s.wraps.rows[slot]
-			return r.rev, there, !there || !r.deleted && !s.Now().Before(r.value.Expires)
+		slot, rev, done, err := s.freeSlot(shelf{"wrapped answers", wrapPrefix, maxWraps, func() int { return len(s.wraps.Rows) }, func(slot string) (store.Rev, bool, bool) {
+			r, there := s.wraps.Rows[slot]
+			return r.Rev, there, !there || !r.Deleted && !s.Now().Before(r.Value.Expires)
 		}})
 		if err != nil {
 			return err
@@ -106,7 +106,7 @@ func (s *Service) keep(ctx context.Context, p *guard.Permit, what func() (wrappe
 		r.Expires = r.Created.Add(r.TTL)
 		text, hash := newText(kindWrap, slot)
 		r.Hash = hash
-		w, err := put(wrapPrefix+slot, r)
+		w, err := guard.Put(wrapPrefix+slot, r)
 		if err != nil {
 			return err
 		}
@@ -137,7 +137,7 @@ func (s *Service) Rewrap(ctx context.Context, c policy.Caller, ns, text string) 
 
 // closed reads what a token stands for, as long as nobody has opened it. fault.Invalid.
 func (s *Service) closed(ctx context.Context, slot, text string) (wrapped, guard.Cond, error) {
-	r, cond, err := fetch[wrapped](ctx, s.Guard, wrapPrefix+slot)
+	r, cond, err := guard.Fetch[wrapped](ctx, s.Guard, wrapPrefix+slot)
 	if err == nil && (cond.Rev == 0 || subtle.ConstantTimeCompare(r.Hash, hashOf(text)) != 1 || !s.Now().Before(r.Expires)) {
 		err = notWrapping()
 	}
@@ -158,8 +158,8 @@ func (s *Service) findWrap(ctx context.Context, slot, text string) (wrap, error)
 	look := func() (wrap, bool) {
 		s.mu.RLock()
 		defer s.mu.RUnlock()
-		r, ok := s.wraps.get(slot)
-		return r.value, ok && subtle.ConstantTimeCompare(r.value.Hash, hashOf(text)) == 1 && s.Now().Before(r.value.Expires)
+		r, ok := s.wraps.Get(slot)
+		return r.Value, ok && subtle.ConstantTimeCompare(r.Value.Hash, hashOf(text)) == 1 && s.Now().Before(r.Value.Expires)
 	}
 	w, ok := look()
 	if !ok {

@@ -38,13 +38,13 @@ type Admin struct {
 func (a *Authority) adminRemoved(name string, generation uint64) bool {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
-	r, ok := a.admins.get(name)
-	return ok && (generation < r.value.Generation || !r.value.Removed.IsZero())
+	r, ok := a.admins.Get(name)
+	return ok && (generation < r.Value.Generation || !r.Value.Removed.IsZero())
 }
 
 // admit signs an administrator's certificate and notes the administrator, in one commit with what else it takes.
 func (a *Authority) admit(ctx context.Context, p *guard.Permit, name string, req *x509.CertificateRequest) ([]byte, store.Rev, error) {
-	v, cond, err := fetch[admin](ctx, a.Guard, adminPrefix+name)
+	v, cond, err := guard.Fetch[admin](ctx, a.Guard, adminPrefix+name)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -65,7 +65,7 @@ func (a *Authority) signAdmin(v *admin, name string, req *x509.CertificateReques
 	if err != nil {
 		return nil, guard.Write{}, err
 	}
-	w, err := put(adminPrefix+name, v)
+	w, err := guard.Put(adminPrefix+name, v)
 	return der, w, err
 }
 
@@ -97,11 +97,11 @@ func (a *Authority) inviteAdmin(ctx context.Context, p *guard.Permit, name strin
 	}
 	digest := identity.DigestJoinToken(text)
 	return text, a.again(ctx, func() (store.Rev, error) {
-		v, cond, err := fetch[admin](ctx, a.Guard, adminPrefix+name)
+		v, cond, err := guard.Fetch[admin](ctx, a.Guard, adminPrefix+name)
 		if err != nil {
 			return 0, err
 		}
-		w, err := put(enrolPrefix+t.ID, joinRecord{Digest: digest[:], Instance: name, Generation: v.Generation, Expires: t.Expires, Admin: true})
+		w, err := guard.Put(enrolPrefix+t.ID, joinRecord{Digest: digest[:], Instance: name, Generation: v.Generation, Expires: t.Expires, Admin: true})
 		if err != nil {
 			return 0, err
 		}
@@ -116,7 +116,7 @@ func (a *Authority) inviteAdmin(ctx context.Context, p *guard.Permit, name strin
 
 // bindAdmin gives an enrolment token to a key, while the name has the generation that the token was made in.
 func (a *Authority) bindAdmin(ctx context.Context, rec guard.Record, j joinRecord, req *x509.CertificateRequest, key []byte) ([][]byte, store.Rev, error) {
-	v, cond, err := fetch[admin](ctx, a.Guard, adminPrefix+j.Instance)
+	v, cond, err := guard.Fetch[admin](ctx, a.Guard, adminPrefix+j.Instance)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -128,7 +128,7 @@ func (a *Authority) bindAdmin(ctx context.Context, rec guard.Record, j joinRecor
 		return nil, 0, err
 	}
 	j.Bound, j.Chain = key, [][]byte{der, a.ca.Raw}
-	used, err := put(rec.Path, j)
+	used, err := guard.Put(rec.Path, j)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -145,9 +145,9 @@ func (a *Authority) Admins(ctx context.Context, c policy.Caller) ([]Admin, error
 	a.mu.RLock()
 	defer a.mu.RUnlock()
 	var out []Admin
-	for name, r := range a.admins.rows {
-		if !r.deleted {
-			out = append(out, Admin{name, r.value.Created, r.value.Removed})
+	for name, r := range a.admins.Rows {
+		if !r.Deleted {
+			out = append(out, Admin{name, r.Value.Created, r.Value.Removed})
 		}
 	}
 	slices.SortFunc(out, func(x, y Admin) int { return cmp.Compare(x.Name, y.Name) })
@@ -170,7 +170,7 @@ func (a *Authority) RemoveAdmin(ctx context.Context, c policy.Caller, name strin
 			return 0, err
 		}
 		v.Generation, v.Removed = v.Generation+1, a.Now().UTC()
-		w, err := put(adminPrefix+name, v)
+		w, err := guard.Put(adminPrefix+name, v)
 		if err != nil {
 			return 0, err
 		}
@@ -180,7 +180,7 @@ func (a *Authority) RemoveAdmin(ctx context.Context, c policy.Caller, name strin
 
 // others reads an administrator who may be removed, with the condition that another one stays. fault.NotFound, InUse.
 func (a *Authority) others(ctx context.Context, name string) (admin, []guard.Cond, error) {
-	v, cond, err := fetch[admin](ctx, a.Guard, adminPrefix+name)
+	v, cond, err := guard.Fetch[admin](ctx, a.Guard, adminPrefix+name)
 	if err != nil {
 		return v, nil, err
 	}
@@ -192,7 +192,7 @@ func (a *Authority) others(ctx context.Context, name string) (admin, []guard.Con
 		return v, nil, err
 	}
 	for _, rec := range records {
-		other, otherCond, err := fetch[admin](ctx, a.Guard, rec.Path)
+		other, otherCond, err := guard.Fetch[admin](ctx, a.Guard, rec.Path)
 		if err != nil {
 			return v, nil, err
 		}

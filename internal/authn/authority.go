@@ -68,13 +68,13 @@ type Authority struct {
 	key *ecdsa.PrivateKey
 
 	mu          sync.RWMutex // guards what follows
-	removed     table[removal]
-	tokens      table[ending]
-	enrolments  table[ending]
-	admins      table[admin]
-	sessions    table[session]
-	credentials table[credential]
-	grants      table[grant]
+	removed     guard.Table[removal]
+	tokens      guard.Table[ending]
+	enrolments  guard.Table[ending]
+	admins      guard.Table[admin]
+	sessions    guard.Table[session]
+	credentials guard.Table[credential]
+	grants      guard.Table[grant]
 	granted     map[string]map[string]bool // IDs of grants, by the grantee
 	cursor      uint64                     // where the next free slot of a session is looked for
 
@@ -96,9 +96,9 @@ type caRecord struct {
 // New opens the authority, making it at the first start.
 func New(ctx context.Context, c Config) (*Authority, error) {
 	a := &Authority{
-		Config: c, removed: newTable[removal](removedPrefix), tokens: newTable[ending](joinPrefix), enrolments: newTable[ending](enrolPrefix),
-		admins: newTable[admin](adminPrefix), sessions: newTable[session](sessionPrefix), credentials: newTable[credential](credentialPrefix),
-		grants: newTable[grant](grantPrefix), granted: map[string]map[string]bool{}, hasher: NewHasher(),
+		Config: c, removed: guard.NewTable[removal](removedPrefix), tokens: guard.NewTable[ending](joinPrefix), enrolments: guard.NewTable[ending](enrolPrefix),
+		admins: guard.NewTable[admin](adminPrefix), sessions: guard.NewTable[session](sessionPrefix), credentials: guard.NewTable[credential](credentialPrefix),
+		grants: guard.NewTable[grant](grantPrefix), granted: map[string]map[string]bool{}, hasher: NewHasher(),
 	}
 	if err := a.Configure(Access{}); err != nil {
 		return nil, err

@@ -95,7 +95,7 @@ func (a *Authority) CreateCredential(ctx context.Context, c policy.Caller, want 
 	made := credential{
 		Name: want.Name, Hash: hash, Networks: want.Networks, Attributes: want.Attributes, Uses: want.Uses, Created: now, Expires: now.Add(ttl), Maker: c.Name,
 	}
-	w, err := put(credentialPrefix+id, made)
+	w, err := guard.Put(credentialPrefix+id, made)
 	if err != nil {
 		return Credential{}, "", err
 	}
@@ -146,16 +146,16 @@ func (a *Authority) overCredentials() (forget []guard.Write, err error) {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
 	now := a.Now()
-	for id, r := range a.credentials.rows {
-		over := r.value.Expires
-		if !r.value.Revoked.IsZero() && r.value.Revoked.Before(over) {
-			over = r.value.Revoked
+	for id, r := range a.credentials.Rows {
+		over := r.Value.Expires
+		if !r.Value.Revoked.IsZero() && r.Value.Revoked.Before(over) {
+			over = r.Value.Revoked
 		}
-		if !r.deleted && now.After(over.Add(keepCredential)) && len(forget) < purgeBatch {
+		if !r.Deleted && now.After(over.Add(keepCredential)) && len(forget) < purgeBatch {
 			forget = append(forget, guard.Write{Path: credentialPrefix + id, Delete: true})
 		}
 	}
-	if len(forget) == 0 && len(a.credentials.rows) >= maxCredentials {
+	if len(forget) == 0 && len(a.credentials.Rows) >= maxCredentials {
 		return nil, fault.New(fault.TooLarge, "credentials").WithHint("at most %d; those that are over are forgotten after %s", maxCredentials, keepCredential)
 	}
 	return forget, nil
@@ -169,9 +169,9 @@ func (a *Authority) Credentials(ctx context.Context, c policy.Caller) ([]Credent
 	a.mu.RLock()
 	defer a.mu.RUnlock()
 	var out []Credential
-	for id, r := range a.credentials.rows {
-		if !r.deleted {
-			out = append(out, a.shown(id, r.value))
+	for id, r := range a.credentials.Rows {
+		if !r.Deleted {
+			out = append(out, a.shown(id, r.Value))
 		}
 	}
 	slices.SortFunc(out, func(x, y Credential) int { return cmp.Or(x.Created.Compare(y.Created), cmp.Compare(x.ID, y.ID)) })
@@ -193,7 +193,7 @@ func (a *Authority) ChangeCredential(ctx context.Context, c policy.Caller, id, e
 	var changed credential
 	err = a.again(ctx, func() (store.Rev, error) {
 		var cond guard.Cond
-		if changed, cond, err = fetch[credential](ctx, a.Guard, credentialPrefix+id); err != nil {
+		if changed, cond, err = guard.Fetch[credential](ctx, a.Guard, credentialPrefix+id); err != nil {
 			return 0, err
 		}
 		if cond.Rev == 0 {
@@ -204,7 +204,7 @@ func (a *Authority) ChangeCredential(ctx context.Context, c policy.Caller, id, e
 		} else if changed.Revoked.IsZero() {
 			changed.Revoked = a.Now().UTC()
 		}
-		w, err := put(cond.Path, changed)
+		w, err := guard.Put(cond.Path, changed)
 		if err != nil {
 			return 0, err
 		}
@@ -259,7 +259,7 @@ func (a *Authority) proveCredential(ctx context.Context, p Proof) (proven, error
 	if err != nil {
 		return proven{}, a.failed(ctx, p, err)
 	}
-	c, cond, err := fetch[credential](ctx, a.Guard, credentialPrefix+id)
+	c, cond, err := guard.Fetch[credential](ctx, a.Guard, credentialPrefix+id)
 	if err != nil {
 		return proven{}, err
 	}
@@ -285,7 +285,7 @@ func (a *Authority) proveCredential(ctx context.Context, p Proof) (proven, error
 	}
 	if c.Uses > 0 || c.Failures > 0 {
 		c.Used, c.Failures = c.Used+min(c.Uses, 1), 0
-		w, err := put(cond.Path, c)
+		w, err := guard.Put(cond.Path, c)
 		if err != nil {
 			return proven{}, err
 		}
@@ -310,12 +310,12 @@ func stranger(p Proof) policy.Caller {
 // countFailure commits one more failure in a row, until the limit.
 func (a *Authority) countFailure(ctx context.Context, id, address string) error {
 	return a.again(ctx, func() (store.Rev, error) {
-		c, cond, err := fetch[credential](ctx, a.Guard, credentialPrefix+id)
+		c, cond, err := guard.Fetch[credential](ctx, a.Guard, credentialPrefix+id)
 		if err != nil || cond.Rev == 0 || c.Failures >= a.access.Load().failures {
 			return 0, err
 		}
 		c.Failures++
-		w, err := put(cond.Path, c)
+		w, err := guard.Put(cond.Path, c)
 		if err != nil {
 			return 0, err
 		}

@@ -124,8 +124,8 @@ func (d delegating) Allows(c policy.Caller, a policy.Action, r policy.Resource) 
 	ids := slices.Sorted(maps.Keys(d.granted[c.Name]))
 	var found []string
 	for _, id := range ids {
-		if g, ok := d.grants.get(id); ok && g.value.covers(a, r, d.Now()) && d.stands(g.value, a, r) {
-			if g.value.Uses == 0 {
+		if g, ok := d.grants.Get(id); ok && g.Value.covers(a, r, d.Now()) && d.stands(g.Value, a, r) {
+			if g.Value.Uses == 0 {
 				found = []string{id}
 				break
 			}
@@ -173,13 +173,13 @@ func (d delegating) Spend(ctx context.Context, rule string) error {
 		return nil
 	}
 	d.mu.RLock()
-	g, there := d.grants.get(id)
+	g, there := d.grants.Get(id)
 	d.mu.RUnlock()
-	if !there || g.value.Uses == 0 {
+	if !there || g.Value.Uses == 0 {
 		return nil
 	}
 	return d.again(ctx, func() (store.Rev, error) {
-		v, cond, err := fetch[grant](ctx, d.Guard, grantPrefix+id)
+		v, cond, err := guard.Fetch[grant](ctx, d.Guard, grantPrefix+id)
 		if err != nil {
 			return 0, err
 		}
@@ -187,7 +187,7 @@ func (d delegating) Spend(ctx context.Context, rule string) error {
 			return 0, fault.New(fault.Denied, "grant").WithHint("it was used as often as it was made for")
 		}
 		v.Used++
-		w, err := put(cond.Path, v)
+		w, err := guard.Put(cond.Path, v)
 		if err != nil {
 			return 0, err
 		}
@@ -207,17 +207,17 @@ func (d delegating) stands(g grant, a policy.Action, r policy.Resource) bool {
 	configured, _, _ := strings.Cut(rest, "/")
 	switch g.Kind {
 	case policy.KindAdmin:
-		v, ok := d.admins.get(rest)
-		return kind == "admin" && (!ok || v.value.Generation == g.Generation && v.value.Removed.IsZero())
+		v, ok := d.admins.Get(rest)
+		return kind == "admin" && (!ok || v.Value.Generation == g.Generation && v.Value.Removed.IsZero())
 	case policy.KindInstance:
-		return d.removed.rows[g.Instance].value.Generation == g.Generation
+		return d.removed.Rows[g.Instance].Value.Generation == g.Generation
 	case policy.KindToken:
 		return d.access.Load().issuer(configured) != nil
 	case policy.KindCertificate:
 		return d.access.Load().certificate(configured) != nil
 	case policy.KindCredential:
-		for _, c := range d.credentials.rows {
-			if !c.deleted && c.value.Name == rest && c.value.Revoked.IsZero() && d.Now().Before(c.value.Expires) {
+		for _, c := range d.credentials.Rows {
+			if !c.Deleted && c.Value.Name == rest && c.Value.Revoked.IsZero() && d.Now().Before(c.Value.Expires) {
 				return true
 			}
 		}
@@ -251,7 +251,7 @@ func (a *Authority) CreateGrant(ctx context.Context, c policy.Caller, r policy.R
 		return Grant{}, err
 	}
 	id := hex.EncodeToString(secret.Random(idDigits / 2).Reveal())
-	w, err := put(grantPrefix+id, g)
+	w, err := guard.Put(grantPrefix+id, g)
 	if err != nil {
 		return Grant{}, err
 	}
@@ -298,12 +298,12 @@ func (g Grant) check(c policy.Caller, r policy.Resource, ttl time.Duration) erro
 func (a *Authority) overGrants() (forget []guard.Write, err error) {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
-	for id, r := range a.grants.rows {
-		if !r.deleted && a.Now().After(r.value.Expires.Add(keepGrant)) && len(forget) < purgeBatch {
+	for id, r := range a.grants.Rows {
+		if !r.Deleted && a.Now().After(r.Value.Expires.Add(keepGrant)) && len(forget) < purgeBatch {
 			forget = append(forget, guard.Write{Path: grantPrefix + id, Delete: true})
 		}
 	}
-	if len(forget) == 0 && len(a.grants.rows) >= maxGrants {
+	if len(forget) == 0 && len(a.grants.Rows) >= maxGrants {
 		return nil, fault.New(fault.TooLarge, "grants").WithHint("at most %d", maxGrants)
 	}
 	return forget, nil
@@ -318,9 +318,9 @@ func (a *Authority) Grants(c policy.Caller) ([]Grant, error) {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
 	var out []Grant
-	for id, r := range a.grants.rows {
-		if !r.deleted && (all || r.value.Grantor == c.Name || r.value.Grantee == c.Name) {
-			out = append(out, shownGrant(id, r.value))
+	for id, r := range a.grants.Rows {
+		if !r.Deleted && (all || r.Value.Grantor == c.Name || r.Value.Grantee == c.Name) {
+			out = append(out, shownGrant(id, r.Value))
 		}
 	}
 	slices.SortFunc(out, func(x, y Grant) int { return cmp.Or(x.Created.Compare(y.Created), cmp.Compare(x.ID, y.ID)) })
@@ -338,7 +338,7 @@ func (a *Authority) RevokeGrant(ctx context.Context, c policy.Caller, id string,
 		return missing
 	}
 	return a.again(ctx, func() (store.Rev, error) {
-		g, cond, err := fetch[grant](ctx, a.Guard, grantPrefix+id)
+		g, cond, err := guard.Fetch[grant](ctx, a.Guard, grantPrefix+id)
 		if err != nil {
 			return 0, err
 		}

@@ -106,19 +106,19 @@ func (a *Authority) storeToken(ctx context.Context, p *guard.Permit, t identity.
 }
 
 // forgettable finds tokens whose answer is repeated no more. fault.TooLarge.
-func (a *Authority) forgettable(tokens table[ending]) (forget []guard.Write, err error) {
+func (a *Authority) forgettable(tokens guard.Table[ending]) (forget []guard.Write, err error) {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
 	now := a.Now()
-	for id, r := range tokens.rows {
+	for id, r := range tokens.Rows {
 		if len(forget) == purgeBatch {
 			break
 		}
-		if !r.deleted && now.After(r.value.Expires.Add(keepAnswer)) {
-			forget = append(forget, guard.Write{Path: tokens.prefix + id, Delete: true})
+		if !r.Deleted && now.After(r.Value.Expires.Add(keepAnswer)) {
+			forget = append(forget, guard.Write{Path: tokens.Prefix + id, Delete: true})
 		}
 	}
-	if len(forget) == 0 && len(tokens.rows) >= maxTokens {
+	if len(forget) == 0 && len(tokens.Rows) >= maxTokens {
 		return nil, fault.New(fault.TooLarge, "join tokens").WithHint("at most %d are remembered; old ones are forgotten after %s", maxTokens, keepAnswer)
 	}
 	return forget, nil
@@ -219,7 +219,7 @@ func (a *Authority) second(ctx context.Context, rec guard.Record, j joinRecord) 
 }
 
 func (a *Authority) put(ctx context.Context, p *guard.Permit, rec guard.Record, j joinRecord, detail map[string]string, conds ...guard.Cond) (store.Rev, error) {
-	w, err := put(rec.Path, j)
+	w, err := guard.Put(rec.Path, j)
 	if err != nil {
 		return 0, err
 	}

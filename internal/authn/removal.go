@@ -32,12 +32,12 @@ func generation(leaf *x509.Certificate) uint64 {
 func (a *Authority) isRemoved(name string, generation uint64) bool {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
-	return generation < a.removed.rows[name].value.Generation
+	return generation < a.removed.Rows[name].Value.Generation
 }
 
 // present reads the generation of a name linearizably, with the condition that it does not change.
 func (a *Authority) present(ctx context.Context, name string) (removal, guard.Cond, error) {
-	return fetch[removal](ctx, a.Guard, removedPrefix+name)
+	return guard.Fetch[removal](ctx, a.Guard, removedPrefix+name)
 }
 
 // Remove denies every certificate and every join token that an instance has now.
@@ -55,7 +55,7 @@ func (a *Authority) Remove(ctx context.Context, c policy.Caller, name string) er
 			return 0, err
 		}
 		v = removal{v.Generation + 1, a.Now().UTC()}
-		w, err := put(cond.Path, v)
+		w, err := guard.Put(cond.Path, v)
 		if err != nil {
 			return 0, err
 		}

@@ -169,7 +169,7 @@ func (a *Authority) lookFor(ctx context.Context, slot string, hash []byte) (sess
 		}
 		return session{}, 0, notSession()
 	}
-	s, cond, err := fetch[session](ctx, a.Guard, sessionPrefix+slot)
+	s, cond, err := guard.Fetch[session](ctx, a.Guard, sessionPrefix+slot)
 	if err != nil {
 		return session{}, 0, err
 	}
@@ -183,8 +183,8 @@ func (a *Authority) lookFor(ctx context.Context, slot string, hash []byte) (sess
 func (a *Authority) known(slot string, hash []byte) (session, store.Rev, bool) {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
-	r, ok := a.sessions.get(slot)
-	return r.value, r.rev, ok && subtle.ConstantTimeCompare(r.value.Hash, hash) == 1
+	r, ok := a.sessions.Get(slot)
+	return r.Value, r.Rev, ok && subtle.ConstantTimeCompare(r.Value.Hash, hash) == 1
 }
 
 // lives says whether what a session was made of would still be taken.
@@ -208,17 +208,17 @@ func (a *Authority) lives(ctx context.Context, s source, address string) bool {
 
 // credential finds a credential, also one that another server made a moment ago.
 func (a *Authority) credential(ctx context.Context, id string) (credential, bool) {
-	known := func() (row[credential], bool, bool) {
+	known := func() (guard.Row[credential], bool, bool) {
 		a.mu.RLock()
 		defer a.mu.RUnlock()
-		r, ok := a.credentials.rows[id]
-		return r, ok, ok && !r.deleted
+		r, ok := a.credentials.Rows[id]
+		return r, ok, ok && !r.Deleted
 	}
 	r, seen, there := known()
 	if !seen && a.refresh(ctx, credentialPrefix+id) == nil {
 		r, _, there = known()
 	}
-	return r.value, there
+	return r.Value, there
 }
 
 // touch writes the use of a session, a few times in its idle limit. That it cannot is no reason to refuse: the session ends earlier then.
@@ -231,7 +231,7 @@ func (a *Authority) touch(ctx context.Context, slot string, s session, rev store
 	}
 	defer a.touching.Delete(slot)
 	s.Used = now.UTC()
-	w, err := put(sessionPrefix+slot, s)
+	w, err := guard.Put(sessionPrefix+slot, s)
 	if err != nil {
 		return
 	}
@@ -258,7 +258,7 @@ func (a *Authority) newSession(ctx context.Context, c policy.Caller, src source,
 	token := SessionMark + slot + "_" + base64.RawURLEncoding.EncodeToString(random.Reveal())
 	hash := sha256.Sum256([]byte(token))
 	s.Hash = hash[:]
-	w, err := put(sessionPrefix+slot, s)
+	w, err := guard.Put(sessionPrefix+slot, s)
 	if err != nil {
 		return Ticket{}, err
 	}
@@ -293,20 +293,20 @@ func (a *Authority) freeSlot(name string, now time.Time) (slot string, rev store
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if slot, r, full := a.oldest(name, now); full {
-		return slot, r.rev, nil
+		return slot, r.Rev, nil
 	}
-	n := uint64(len(a.sessions.rows)) // slots are taken in order, so that is about their number
+	n := uint64(len(a.sessions.Rows)) // slots are taken in order, so that is about their number
 	for i := range uint64(maxSlotsSearched) {
 		slot := slotName((a.cursor + i) % (n + 1))
-		r, there := a.sessions.rows[slot]
-		if !there || !r.deleted && !now.Before(r.value.end()) {
+		r, there := a.sessions.Rows[slot]
+		if !there || !r.Deleted && !now.Before(r.Value.end()) {
 			a.cursor = (a.cursor + i + 1) % (n + 1)
-			return slot, r.rev, nil
+			return slot, r.Rev, nil
 		}
 	}
 	a.cursor += maxSlotsSearched
 	for ; n < maxSessions; n++ {
-		if _, there := a.sessions.rows[slotName(n)]; !there {
+		if _, there := a.sessions.Rows[slotName(n)]; !there {
 			return slotName(n), 0, nil
 		}
 	}
@@ -314,13 +314,13 @@ func (a *Authority) freeSlot(name string, now time.Time) (slot string, rev store
 }
 
 // oldest finds the caller's oldest session. Call with mu held.
-func (a *Authority) oldest(name string, now time.Time) (slot string, r row[session], full bool) {
+func (a *Authority) oldest(name string, now time.Time) (slot string, r guard.Row[session], full bool) {
 	n := 0
-	for id, other := range a.sessions.rows {
-		if other.deleted || other.value.Name != name || !now.Before(other.value.end()) {
+	for id, other := range a.sessions.Rows {
+		if other.Deleted || other.Value.Name != name || !now.Before(other.Value.end()) {
 			continue
 		}
-		if n++; slot == "" || other.value.Created.Before(r.value.Created) {
+		if n++; slot == "" || other.Value.Created.Before(r.Value.Created) {
 			slot, r = id, other
 		}
 	}
@@ -342,9 +342,9 @@ func (a *Authority) Sessions(ctx context.Context, c policy.Caller, name string, 
 	a.mu.RLock()
 	defer a.mu.RUnlock()
 	var out []Session
-	for _, r := range a.sessions.rows {
-		s := r.value
-		if r.deleted || !a.Now().Before(s.end()) || !all && s.Name != name {
+	for _, r := range a.sessions.Rows {
+		s := r.Value
+		if r.Deleted || !a.Now().Before(s.end()) || !all && s.Name != name {
 			continue
 		}
 		out = append(out, Session{s.ID, s.Name, s.Source.String(), s.Address, s.Created, s.Used, s.Expires})
@@ -395,8 +395,8 @@ func (a *Authority) RevokeSessions(ctx context.Context, c policy.Caller, id, nam
 func (a *Authority) slotsOf(pick func(session) bool) (slots []string) {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
-	for slot, r := range a.sessions.rows {
-		if !r.deleted && pick(r.value) {
+	for slot, r := range a.sessions.Rows {
+		if !r.Deleted && pick(r.Value) {
 			slots = append(slots, slot)
 		}
 	}
@@ -431,7 +431,7 @@ func (a *Authority) endSessions(ctx context.Context, p *guard.Permit, pick func(
 // endSession deletes the record in a slot if it is a session that is meant.
 func (a *Authority) endSession(ctx context.Context, p *guard.Permit, slot string, pick func(session) bool) (ended bool, err error) {
 	err = a.again(ctx, func() (store.Rev, error) {
-		s, cond, err := fetch[session](ctx, a.Guard, sessionPrefix+slot)
+		s, cond, err := guard.Fetch[session](ctx, a.Guard, sessionPrefix+slot)
 		if err != nil || cond.Rev == 0 || !pick(s) {
 			return 0, err
 		}
@@ -455,8 +455,8 @@ func inside(address string, networks []netip.Prefix) bool {
 func (a *Authority) Own(_ context.Context, c policy.Caller) (Session, error) {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
-	for _, r := range a.sessions.rows {
-		if s := r.value; !r.deleted && s.ID == c.Session && c.Session != "" {
+	for _, r := range a.sessions.Rows {
+		if s := r.Value; !r.Deleted && s.ID == c.Session && c.Session != "" {
 			return Session{s.ID, s.Name, s.Source.String(), s.Address, s.Created, s.Used, s.Expires}, nil
 		}
 	}

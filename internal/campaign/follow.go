@@ -3,7 +3,6 @@ package campaign
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"strings"
 	"time"
 
@@ -29,20 +28,14 @@ func (s *Service) leads() ([]guard.Cond, bool) {
 
 // follow brings the records under a prefix to see, from a revision on, until ctx ends.
 func (s *Service) follow(ctx context.Context, prefix string, after store.Rev, see func(guard.Change) error) error {
-	for changes, err := range s.Guard.Watch(ctx, prefix, after) {
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			return fmt.Errorf("watch %s: %w", prefix, err)
-		}
+	return s.Guard.Follow(ctx, prefix, after, func(changes []guard.Change) error {
 		for _, c := range changes {
 			if err := see(c); err != nil {
 				return err
 			}
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
 // seeSet takes over a data set that was registered or changed, by this server or another.

@@ -55,18 +55,7 @@ func (f *Fleet) follow(ctx context.Context) error {
 	f.mu.Lock()
 	after := f.applied
 	f.mu.Unlock()
-	for changes, err := range f.Guard.Watch(ctx, room+"/", after) {
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			return fmt.Errorf("watch members: %w", err)
-		}
-		if err := f.take(changes); err != nil {
-			return err
-		}
-	}
-	return nil
+	return f.Guard.Follow(ctx, room+"/", after, f.take)
 }
 
 // take brings memory to the next commit, and tells of the keys whose holders it has changed.

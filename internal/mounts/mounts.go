@@ -156,20 +156,14 @@ func New(ctx context.Context, c Config) (*Service, error) {
 
 // Run follows what this server and others commit until ctx ends.
 func (s *Service) Run(ctx context.Context) error {
-	for changes, err := range s.Guard.Watch(ctx, prefix, s.from) {
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil //nolint:nilerr // it was told to stop
-			}
-			return fmt.Errorf("watch mounts: %w", err)
-		}
+	return s.Guard.Follow(ctx, prefix, s.from, func(changes []guard.Change) error {
 		for _, c := range changes {
 			if err := s.take(c); err != nil {
 				return err
 			}
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
 // take applies a change unless a later one is known.
