@@ -213,6 +213,30 @@ func TestVaultEncrypt(t *testing.T) {
 	c.refuses(400, "encryption key not found", "POST", "transit/datakey/plaintext/nothere", nil)
 }
 
+// TestVaultStrangeNames: a member that a path does not know does not count, and is named, as at Vault: one that is misspelt is not taken for one that does.
+func TestVaultStrangeNames(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	op := w.operator()
+	const ignored = "Endpoint ignored these unrecognized parameters: "
+	made := op.do("POST", "transit/keys/a", m{"name": "a", "type": "aes256-gcm96", "foo": 1, "bar": m{"type": 1}}).want(t, "of a key", 200, ignored+"[bar foo]")
+	if strings.Contains(made.text, "[bar foo type") {
+		t.Error(made.text)
+	}
+	op.do("POST", "transit/keys/a/config", m{"deletion_alowed": true}).want(t, "of settings", 200, ignored+"[deletion_alowed]")
+	op.do("POST", "transit/encrypt/a", m{"plaintext": "eA==", "asociated_data": "eA=="}).want(t, "of encrypt", 200, ignored+"[asociated_data]")
+	op.do("POST", "transit/encrypt/a", m{"batch_input": []m{{"plaintext": "eA==", "foo": 1}}, "plaintext": "a:b"}).want(t, "of an item", 200, `"warnings":null`)
+	op.do("POST", "transit/hmac/a", m{"input": "eA==", "algorithm": "sha2-512"}).want(t, "an older name", 200, `"warnings":null`)
+	op.do("POST", "transit/decrypt/a", m{"ciphertext": "x", "foo": 1}).want(t, "of what fails", 400, "no prefix")
+	many := m{"plaintext": "eA=="}
+	for i := range 100 {
+		many[fmt.Sprintf("%03d", i)+strings.Repeat("x", 1000)] = i
+	}
+	if a := op.do("POST", "transit/encrypt/a", many).want(t, "many", 200, ignored+"[000xxx"); len(a.text) > 2000 {
+		t.Errorf("an answer of %d bytes", len(a.text))
+	}
+}
+
 // TestVaultBatches: bad items fail alone, and the status tells.
 func TestVaultBatches(t *testing.T) {
 	t.Parallel()

@@ -17,8 +17,9 @@ const (
 	maxDepth    = 32      // of arrays and objects in one another
 )
 
-// bounded refuses a JSON text that is larger than the limits. What is no JSON the decoder refuses.
-func bounded(b []byte) error {
+// bounded refuses a JSON text that is larger than the limits, and tells each name of a member of the outermost object as it stands there; member may
+// be nil. What is no JSON the decoder refuses.
+func bounded(b []byte, member func(name []byte)) error {
 	var count [maxDepth]int // of what is open, the outermost first
 	depth, all := 0, 0
 	for i := 0; i < len(b); i++ {
@@ -27,6 +28,9 @@ func bounded(b []byte) error {
 			end := endOfString(b, i)
 			if end < 0 {
 				return nil
+			}
+			if depth == 1 && member != nil && names(b[end+1:]) {
+				member(b[i+1 : end])
 			}
 			i = end
 		case '{', '[':
@@ -55,6 +59,12 @@ func bounded(b []byte) error {
 	return nil
 }
 
+// names says whether the string before it is a name: a colon follows.
+func names(b []byte) bool {
+	b = bytes.TrimLeft(b, " \t\r\n")
+	return len(b) > 0 && b[0] == ':'
+}
+
 // endOfString is where the string that begins at i ends; negative: nowhere.
 func endOfString(b []byte, i int) int {
 	for i++; ; i++ {
@@ -76,11 +86,11 @@ func endOfString(b []byte, i int) int {
 type body map[string]json.RawMessage
 
 // parse reads a body. It takes JSON numbers and text for one another, as Vault does, when members are asked for; members that nobody asks for are let be.
-func parse(b []byte) (body, error) {
+func parse(b []byte, member func(name []byte)) (body, error) {
 	if len(bytes.TrimSpace(b)) == 0 {
 		return body{}, nil
 	}
-	if err := checked(bounded(b)); err != nil {
+	if err := checked(bounded(b, member)); err != nil {
 		return nil, err
 	}
 	var out body

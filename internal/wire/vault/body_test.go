@@ -3,9 +3,11 @@ package vault_test
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/rotorkms/rotor/internal/wire/vault"
 )
@@ -52,6 +54,12 @@ func FuzzBody(f *testing.F) {
 		}
 		if err != nil && is && vault.Bounded(b) == nil {
 			t.Errorf("%q: %v", b, err)
+		}
+		told := vault.Names(b)
+		for name := range m {
+			if plain := utf8.Valid(b) && !strings.Contains(string(b), `\`); err == nil && plain && !slices.Contains(told, name) {
+				t.Errorf("%q: of %q only %q are told", b, name, told)
+			}
 		}
 	})
 }

@@ -1,12 +1,18 @@
 package vault
 
 // Bounded is bounded.
-func Bounded(b []byte) error { return bounded(b) }
+func Bounded(b []byte) error { return bounded(b, nil) }
 
 // Parse is parse, with how many members there are.
 func Parse(b []byte) (int, error) {
-	m, err := parse(b)
+	m, err := parse(b, nil)
 	return len(m), err
+}
+
+// Names are those of the members of the outermost object, as bounded tells them.
+func Names(b []byte) (out []string) {
+	_ = bounded(b, func(name []byte) { out = append(out, string(name)) })
+	return out
 }
 
 // ParseDuration is parseDuration.

@@ -6,10 +6,12 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"mime"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -35,6 +37,27 @@ type request struct {
 	address   string         // of the client
 	late      *asking        // a need that the caller lacks so far
 	ask       policy.Request // that caller.Request points to
+	strange   []string       // names in the body that the path does not know, the first of them
+}
+
+// maxStrange is how many names that a path does not know an answer warns of, and how long they are, in bytes.
+const maxStrange, maxStrangeName = 16, 64
+
+// otherNames are of members that transit paths know beside their fields, as older or single names of them.
+var otherNames = []string{"algorithm", "encrypt_padding_scheme", "decrypt_padding_scheme", "reference"}
+
+// strangeTo notes the names that a path of a transit engine does not know: one that is misspelt must not pass for one that counts. nil elsewhere.
+func (r *request) strangeTo(to target) func(name []byte) {
+	if to.engine != "transit" {
+		return nil
+	}
+	return func(name []byte) {
+		is := func(f field) bool { return f.name == string(name) }
+		if len(r.strange) == maxStrange || slices.ContainsFunc(to.fields, is) || slices.Contains(otherNames, string(name)) {
+			return
+		}
+		r.strange = append(r.strange, fmt.Sprintf("%.*s", maxStrangeName, name))
+	}
 }
 
 // target is where a request leads.
@@ -149,9 +172,9 @@ func (r *request) read(h *http.Request, to target) (err error) {
 		return err
 	}
 	if to.direct {
-		return checked(bounded(r.raw))
+		return checked(bounded(r.raw, r.strangeTo(to)))
 	}
-	r.body, err = parse(r.raw)
+	r.body, err = parse(r.raw, r.strangeTo(to))
 	return err
 }
 
@@ -219,7 +242,7 @@ func query(raw string) (body, error) {
 // that is null, which a decoder of the whole body would pass over.
 func (r *request) parameters() (_ map[string]any, err error) {
 	if r.body == nil {
-		if r.body, err = parse(r.raw); err != nil {
+		if r.body, err = parse(r.raw, nil); err != nil {
 			return nil, err
 		}
 	}

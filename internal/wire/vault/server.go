@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"runtime/debug"
+	"slices"
 	"strings"
 
 	"github.com/rotorkms/rotor/internal/acl"
@@ -121,6 +122,10 @@ func (s *server) answer(h *http.Request, to target, r *request) (*response, erro
 		}
 	}
 	out, err := handle(ctx, r)
+	if err == nil && out != nil && len(r.strange) > 0 {
+		slices.Sort(r.strange)
+		out.warnings = append(out.warnings, fmt.Sprintf("Endpoint ignored these unrecognized parameters: %v", slices.Compact(r.strange)))
+	}
 	if err != nil || out == nil || r.wrapTTL == 0 || to.raw || out.wrap != nil {
 		return out, err
 	}

@@ -171,8 +171,8 @@ Generated from the routes of the server (` + "`go test ./internal/wire/vault -ru
 address. ` + "`GET …?help=1`" + ` tells of each path.
 
 PUT is POST; LIST is a method and ` + "`GET …?list=true`" + `. The token comes in X-Vault-Token or as Authorization: Bearer; a session of rotor's own (rotor_session_…) is one, too, and goes by
-rotor's [rules](rules.md). A client certificate names nobody here. X-Vault-Namespace, if it is there, is the namespace; there is one level of them. Unknown members of a request are ignored, and
-numbers, booleans and their texts are taken for one another. An empty list and a read of what is not there are 404 with ` + "`{\"errors\":[]}`" + `. Bounds are in [limits.md](limits.md).
+rotor's [rules](rules.md). A client certificate names nobody here. X-Vault-Namespace, if it is there, is the namespace; there is one level of them. Unknown members of a request are ignored, those of a
+transit path with a warning, and numbers, booleans and their texts are taken for one another. An empty list and a read of what is not there are 404 with ` + "`{\"errors\":[]}`" + `. Bounds are in [limits.md](limits.md).
 `
 
 var referenceEnd = `
