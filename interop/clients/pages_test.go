@@ -21,6 +21,9 @@ func howto(t *testing.T, j job) {
 		t.Fatalf("%d pages, %v", len(pages), err)
 	}
 	for _, page := range pages {
+		if filepath.Base(page) == "vault-beyond.md" { // what no Vault can: it has a server of its own, and the tests of docs/ run it
+			continue
+		}
 		t.Run(filepath.Base(page), func(t *testing.T) {
 			text, err := os.ReadFile(page)
 			if err != nil {

@@ -388,9 +388,9 @@ func goNewer(e transit) {
 
 // goNamespace works in a namespace of its own: keys of one name are two keys.
 func goNamespace(e transit) {
-	_, err := e.client.Logical().Write("sys/namespaces/interop", nil)
+	_, err := e.client.Logical().Write("sys/namespaces/tenant", nil)
 	e.ok(err, "make a namespace")
-	inside := transit{e.check, e.client.WithNamespace("interop"), "transit"}
+	inside := transit{e.check, e.client.WithNamespace("tenant"), "transit"}
 	inside.write("keys/orders", nil)
 	text := inside.encrypt("orders", "ours")
 	inside.decrypts("orders", text, "ours")
