@@ -154,6 +154,7 @@ func TestLimits(t *testing.T) {
 		{"mounts of a namespace; path of one; all of them together: 256; 96 bytes in 8 segments; 512 KiB", "internal/mounts/mounts.go", "MaxMounts = 256;MaxPath = 96;maxSegments = 8;maxRecord = 512 << 10"},
 		{"description of a mount, or one of its lists; elements of one: 4 KiB; 64", "internal/mounts/mounts.go", "maxText = 4 << 10;maxElements = 64"},
 		{"life of what a mount gives, that it can be tuned to: 10 years", "internal/mounts/mounts.go", "maxLease = 10 * 366 * 24 * time.Hour"},
+		{"unknown members that an answer names; of each: 16; 64 bytes", "internal/wire/vault/request.go", "maxStrange = 16;maxStrangeName = 64"},
 		{"random bytes in one answer: 128 KiB", "internal/wire/vault/tools.go", "maxRandom = 128 << 10"},
 		{"path of the local socket; request there: 107 bytes; 64 KiB", "internal/server/local.go", "maxSocketPath = 107;maxLocal = 64 << 10"},
 		{"namespaces: 1,000", "internal/mounts/namespaces.go", "MaxNamespaces = 1000"},

@@ -40,8 +40,11 @@ type request struct {
 	strange   []string       // names in the body that the path does not know, the first of them
 }
 
-// maxStrange is how many names that a path does not know an answer warns of, and how long they are, in bytes.
-const maxStrange, maxStrangeName = 16, 64
+// Bounds of what an answer says of names that a path does not know.
+const (
+	maxStrange     = 16 // names
+	maxStrangeName = 64 // bytes that are shown of one
+)
 
 // otherNames are of members that transit paths know beside their fields, as older or single names of them.
 var otherNames = []string{"algorithm", "encrypt_padding_scheme", "decrypt_padding_scheme", "reference"}
