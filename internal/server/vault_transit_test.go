@@ -223,8 +223,8 @@ func TestVaultStrangeNames(t *testing.T) {
 	if strings.Contains(made.text, "[bar foo type") {
 		t.Error(made.text)
 	}
-	op.do("POST", "transit/keys/a/config", m{"deletion_alowed": true}).want(t, "of settings", 200, ignored+"[deletion_alowed]")
-	op.do("POST", "transit/encrypt/a", m{"plaintext": "eA==", "asociated_data": "eA=="}).want(t, "of encrypt", 200, ignored+"[asociated_data]")
+	op.do("POST", "transit/keys/a/config", m{"deletion_allowwed": true}).want(t, "of settings", 200, ignored+"[deletion_allowwed]")
+	op.do("POST", "transit/encrypt/a", m{"plaintext": "eA==", "associated_dat": "eA=="}).want(t, "of encrypt", 200, ignored+"[associated_dat]")
 	op.do("POST", "transit/encrypt/a", m{"batch_input": []m{{"plaintext": "eA==", "foo": 1}}, "plaintext": "a:b"}).want(t, "of an item", 200, `"warnings":null`)
 	op.do("POST", "transit/hmac/a", m{"input": "eA==", "algorithm": "sha2-512"}).want(t, "an older name", 200, `"warnings":null`)
 	op.do("POST", "transit/decrypt/a", m{"ciphertext": "x", "foo": 1}).want(t, "of what fails", 400, "no prefix")
