@@ -41,6 +41,10 @@ func TestVaultNamespaceIsNoCluster(t *testing.T) {
 		team.refuses(403, "permission denied", q.method, q.path, nil)
 		inTeam.refuses(403, "permission denied", q.method, q.path, nil)
 	}
+	root.must("GET", "sys/namespaces/team", nil)
+	for _, name := range []string{"team", "none"} { // one that there is and one that there is not
+		team.refuses(404, "", "GET", "sys/namespaces/"+name, nil)
+	}
 	home := team.in("")
 	home.refuses(403, "permission denied", "GET", "transit/keys/orders?help=1", nil)
 	home.refuses(403, "permission denied", "GET", "transit/keys/orders", nil)

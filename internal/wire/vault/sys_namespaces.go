@@ -57,7 +57,7 @@ func (c Config) showNamespace(ctx context.Context, r *request) (*response, error
 		return nil, err
 	}
 	ns := r.vars["name"]
-	if ns == string(c.home()) || !c.Guard.HasNamespace(ns) {
+	if r.namespace != c.home() || ns == string(c.home()) || !c.Guard.HasNamespace(ns) { // a namespace has none within it, and is not told of those beside it
 		return nil, nil
 	}
 	return &response{data: namespaceInfo(keyring.Namespace(ns))}, nil
