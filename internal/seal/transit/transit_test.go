@@ -61,7 +61,8 @@ func (p *peer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		p.asked <- struct{}{}
 		select {
 		case <-stall:
-		case <-r.Context().Done():
+		case <-r.Context().Done(): // an answer now could overtake the end of the connection
+			panic(http.ErrAbortHandler)
 		}
 	}
 	if down {
