@@ -125,7 +125,7 @@ func NewACL(namespace string, everywhere bool, policies []PathPolicy) *ACL {
 			continue
 		}
 		for _, s := range p.Stanzas {
-			path, where := strings.TrimPrefix(s.Path, "/"), a.exact
+			path, where := s.Path, a.exact // the parser has taken a slash off its begin, and a second one fits nothing
 			if hasSegments(path) {
 				where = segments
 			} else if prefix, ok := strings.CutSuffix(path, "*"); ok {
