@@ -97,7 +97,8 @@ type usage struct {
 	mu      sync.Mutex // guards what follows; held while meters are emptied, so that nothing is seen twice or not at all
 	pages   map[string]usePage
 	flights map[string]flight
-	rev     store.Rev
+
+	loaded store.Rev // up to where the records were read at the start; what came after is heard, also what is older than this server's own additions
 }
 
 func usagePath(ns keyring.Namespace, id keyring.KeyID, n uint32) string {
@@ -216,7 +217,6 @@ func newFlightID() string {
 func (u *usage) landed(path string, p usePage) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.rev = max(u.rev, p.rev)
 	if p.rev <= u.pages[path].rev {
 		return
 	}
@@ -240,7 +240,7 @@ func (s *Service) loadUses(ctx context.Context) error {
 		}
 		s.usage.landed(r.Path, p)
 	}
-	s.usage.rev = rev
+	s.usage.loaded = rev
 	return nil
 }
 
@@ -254,7 +254,7 @@ func decodeUses(r guard.Record) (usePage, error) {
 
 // followUses hears what other servers add, until ctx ends.
 func (s *Service) followUses(ctx context.Context) error {
-	for changes, err := range s.guard.Watch(ctx, usagePrefix, s.usage.rev) {
+	for changes, err := range s.guard.Watch(ctx, usagePrefix, s.usage.loaded) {
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil

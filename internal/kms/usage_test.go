@@ -101,6 +101,19 @@ func TestUsesOfServersAddUp(t *testing.T) {
 	}
 }
 
+// TestUsesBeforeAServerFollows: what another server added between the start of one and its first own addition is heard, though it is older than that.
+func TestUsesBeforeAServerFollows(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.create("a", suite.Encrypt), w.create("b", suite.Encrypt)
+	late := must(kms.New(t.Context(), kms.Config{Guard: w.guard, Now: w.now}))(t)
+	w.encrypt(w.Service, a)
+	w.flush(w.Service)
+	w.encrypt(late, b)
+	w.flush(late)
+	w.run(late.Run)
+	w.await("the other server's count", func() bool { return w.uses(late, a, 1).Protected == 1 })
+}
+
 // TestUsesAreAddedOnce: an addition whose answer was lost is in the record or not, and is counted once in either case.
 func TestUsesAreAddedOnce(t *testing.T) {
 	for _, lose := range []int32{loseBefore, loseAfter} {
