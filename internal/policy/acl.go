@@ -381,6 +381,14 @@ func (a *ACL) Sees(namespace string) bool {
 	return a == nil || a.everywhere || namespace == a.namespace
 }
 
+// Namespace is where the policies are kept: that of their token. A nil ACL has none.
+func (a *ACL) Namespace() string {
+	if a == nil {
+		return ""
+	}
+	return a.namespace
+}
+
 // Root says whether the policy root is among the policies.
 func (a *ACL) Root() bool { return a != nil && a.root }
 

@@ -89,6 +89,9 @@ func (c *vaultClient) do(method, path string, body any) answer {
 		c.t.Fatal(err)
 	}
 	out.text = string(b)
+	if kind := resp.Header.Get("Content-Type"); resp.StatusCode == http.StatusNoContent && kind != "application/json" { // clients take it for Vault's by that
+		c.t.Errorf("%s %s: nothing of type %q", method, path, kind)
+	}
 	isJSON := resp.Header.Get("Content-Type") == "application/json" || resp.StatusCode != http.StatusOK && resp.StatusCode/100 != 3 // metrics are text
 	if len(b) > 0 && isJSON && json.Unmarshal(b, &out.body) != nil {
 		c.t.Errorf("%s %s: no JSON: %.200s", method, path, b)

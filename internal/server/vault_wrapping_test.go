@@ -23,6 +23,30 @@ func (c *vaultClient) keeping(t *testing.T, ttl, method, path string, body any) 
 	return token
 }
 
+// TestVaultOfTheToken: what is about the token that a request shows is in the token's namespace, whichever the request names; all else is not.
+func TestVaultOfTheToken(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	op := w.operator()
+	op.must("POST", "sys/namespaces/team", nil)
+	op.must("POST", "sys/namespaces/other", nil)
+	team := op.in("team")
+	team.must("POST", "transit/keys/orders", nil)
+	for _, ns := range []string{"", "other", "team"} {
+		own := w.vault(team.keeping(t, "5m", "GET", "transit/keys/orders", nil)).in(ns)
+		own.must("GET", "sys/wrapping/lookup", nil)
+		own.refuses(403, "permission denied", "GET", "transit/keys/orders", nil)
+		own.do("POST", "sys/wrapping/unwrap", nil).want(t, "unwrap in "+ns, 200, `"name":"orders"`)
+		app := team.makes(t, m{"policies": "default", "ttl": "1h"}).in(ns)
+		app.must("GET", "auth/token/lookup-self", nil)
+		app.must("POST", "auth/token/renew-self", nil)
+		app.refuses(403, "permission denied", "GET", "transit/keys/orders", nil)
+		app.must("POST", "auth/token/revoke-self", nil)
+		app.refuses(403, "permission denied", "GET", "auth/token/lookup-self", nil)
+	}
+	w.vault(team.keeping(t, "5m", "GET", "transit/keys/orders", nil)).in("none").refuses(403, "permission denied", "POST", "sys/wrapping/unwrap", nil)
+}
+
 // TestVaultWrapping: an answer is kept for whoever shows the token first; who comes second hears that it was opened.
 func TestVaultWrapping(t *testing.T) {
 	t.Parallel()

@@ -62,6 +62,8 @@ func report() {
 var gaps = map[string]string{
 	"vault/vault-api/newer": "unknown key type ml-dsa", // its version is 1.14
 	"vault/command/newer":   "enterprise-only feature",
+	"vault/agent/newer":     "enterprise-only feature",
+	"vault/proxy/newer":     "enterprise-only feature",
 }
 
 // job is what one client does at one server.
@@ -154,7 +156,7 @@ func (j job) went(t *testing.T, step string, err error) {
 func all(t *testing.T, s *server) {
 	for name, do := range map[string]func(*testing.T, job){
 		"vault-api": vaultAPI, "openbao-api": openBao, "tink": tinkHCVault, "gocloud": gocloud, "go-kms-wrapping": kmsWrapping,
-		"command": command, "hvac": hvac, "node-vault": nodeVault, "sops": sops,
+		"command": command, "agent": agent, "proxy": proxy, "hvac": hvac, "node-vault": nodeVault, "sops": sops,
 		"auto-unseal": autoUnseal, "terraform": terraform, "hvac-pollers": pollers, "howto": howto,
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -33,6 +33,7 @@ type server struct {
 	ca      string // PEM file of its authority
 	token   string // of an administrator
 	admin   *api.Client
+	within  string // the namespace that programs name; empty: none
 }
 
 // at makes a client with a token.
@@ -52,7 +53,11 @@ func (s *server) at(token string) *api.Client {
 
 // environment is what a program reads that is pointed at the server.
 func (s *server) environment(token, home string) []string {
-	return []string{"PATH=" + os.Getenv("PATH"), "HOME=" + home, "VAULT_ADDR=" + s.address, "VAULT_CACERT=" + s.ca, "VAULT_TOKEN=" + token}
+	out := []string{"PATH=" + os.Getenv("PATH"), "HOME=" + home, "VAULT_ADDR=" + s.address, "VAULT_CACERT=" + s.ca, "VAULT_TOKEN=" + token}
+	if s.within != "" {
+		out = append(out, "VAULT_NAMESPACE="+s.within)
+	}
+	return out
 }
 
 // may makes a token with a policy in Vault's language, of the name of the job.

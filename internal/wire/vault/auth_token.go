@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/rotorkms/rotor/internal/acl"
@@ -29,7 +30,7 @@ func tokenRoutes(c Config) []route {
 	text := func(r *request) acl.Who { return acl.Who{Text: r.str("token")} }
 	by := func(r *request) acl.Who { return acl.Who{Accessor: r.str("accessor")} }
 	t := func(pattern, doc string, n need, fields []field, ops map[operation]handler) route {
-		return route{pattern: pattern, engine: "token", ops: ops, needs: every(n), fields: fields, doc: doc}
+		return route{pattern: pattern, engine: "token", ops: ops, needs: every(n), fields: fields, doc: doc, ofToken: strings.HasSuffix(pattern, "-self")}
 	}
 	shows, makes, ends := right(policy.ActTokens), right(policy.ActTokenCreate), right(policy.ActTokenRevoke)
 	update := func(h handler) map[operation]handler { return map[operation]handler{opUpdate: h} }

@@ -42,6 +42,7 @@ type route struct {
 	stranger bool // it answers without a token
 	login    bool // it says itself who comes
 	sudo     bool // needs the capability sudo
+	ofToken  bool // it is about the token that is shown, whose namespace counts and not the request's
 	raw      bool // data is the whole answer, without the envelope
 	direct   bool // the handler decodes the whole body, and no member is asked for by its name
 

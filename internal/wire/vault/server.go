@@ -9,6 +9,7 @@ import (
 
 	"github.com/rotorkms/rotor/internal/acl"
 	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/wire"
 )
@@ -47,6 +48,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, h *http.Request) {
 	case out == nil && (r.op == opRead || r.op == opList):
 		s.fail(w, h, missing())
 	case out == nil:
+		w.Header().Set("Content-Type", "application/json") // of nothing, as Vault has it: its agent's cache looks at no other answer, and would go on handing out a token that was revoked
 		w.Header().Set("Cache-Control", "no-store")
 		w.WriteHeader(http.StatusNoContent)
 	case out.other != nil:
@@ -62,8 +64,16 @@ type resolved struct {
 	err error
 }
 
-// target is where a request leads.
+// target is where a request leads. A route about the token that is shown is in that one's namespace: clients take a wrapping token anywhere.
 func (s *server) target(h *http.Request) (target, error) {
+	to, err := s.leads(h)
+	if ns := wire.Caller(h.Context()).ACL.Namespace(); err == nil && to.ofToken && ns != "" {
+		to.namespace = keyring.Namespace(ns)
+	}
+	return to, err
+}
+
+func (s *server) leads(h *http.Request) (target, error) {
 	ctx := h.Context()
 	r, ok := wire.RouteOf(ctx).Of.(resolved)
 	lately := ok && r.err != nil && r.to.mount == "" && !wire.Caller(ctx).IsZero() // another server may have mounted it a moment ago

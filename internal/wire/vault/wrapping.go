@@ -22,11 +22,11 @@ func wrappingRoutes(c Config) []route {
 			fields: []field{{"X-Vault-Wrap-TTL", "duration", "header: how long; at most 32 days", true}},
 		},
 		{
-			pattern: "sys/wrapping/unwrap", ops: map[operation]handler{opUpdate: c.unwrap}, fields: token, stranger: true, raw: true,
+			pattern: "sys/wrapping/unwrap", ops: map[operation]handler{opUpdate: c.unwrap}, fields: token, stranger: true, ofToken: true, raw: true,
 			doc: "Gives the answer that a token stands for, once.", differs: "an answer that is lost on its way is lost",
 		},
-		{pattern: "sys/wrapping/lookup", ops: map[operation]handler{opUpdate: c.lookupWrapping, opRead: c.lookupWrapping}, fields: token, stranger: true, doc: "Tells of a wrapping token without opening it: " + open + "."},
-		{pattern: "sys/wrapping/rewrap", ops: map[operation]handler{opUpdate: c.rewrapAnswer}, fields: token, stranger: true, doc: "Keeps the answer that a token stands for under another one, for as long as at first."},
+		{pattern: "sys/wrapping/lookup", ops: map[operation]handler{opUpdate: c.lookupWrapping, opRead: c.lookupWrapping}, fields: token, stranger: true, ofToken: true, doc: "Tells of a wrapping token without opening it: " + open + "."},
+		{pattern: "sys/wrapping/rewrap", ops: map[operation]handler{opUpdate: c.rewrapAnswer}, fields: token, stranger: true, ofToken: true, doc: "Keeps the answer that a token stands for under another one, for as long as at first."},
 	}
 }
 
