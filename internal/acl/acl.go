@@ -36,6 +36,9 @@ type Config struct {
 	Mounts    *mounts.Service
 	Now       func() time.Time
 
+	// Lead says whether this server deletes what is over, and the condition under which it does. nil: it always does.
+	Lead func() (guard.Cond, bool)
+
 	// OnEnded, if set, is told when a token or policy changed so that somebody may not be let in any more. Set it before Run.
 	OnEnded func()
 }
@@ -47,15 +50,14 @@ type Service struct {
 
 	mu       sync.RWMutex // guards what follows
 	policies guard.Table[storedPolicy]
-	tokens   guard.Table[token]
-	wraps    guard.Table[wrap]
+	tokens   *shelf[token]
+	wraps    *shelf[wrap]
 	entries  guard.Table[entry]
-	secrets  guard.Table[secretID]
+	secrets  *shelf[secretID]
 	index    indexes
 	compiled map[string]*policy.ACL // by the policies of a token
 
 	signers signers
-	slots   slots
 	from    store.Rev                     // that the tables were read at
 	heard   atomic.Uint64                 // the last commit that is in them
 	moved   atomic.Pointer[chan struct{}] // closed when heard moves on
@@ -64,9 +66,12 @@ type Service struct {
 // New opens the service.
 func New(ctx context.Context, c Config) (*Service, error) {
 	s := &Service{
-		Config: c, home: c.Authority.Namespace, policies: guard.NewTable[storedPolicy](policyPrefix), tokens: guard.NewTable[token](tokenPrefix), wraps: guard.NewTable[wrap](wrapPrefix),
-		entries: guard.NewTable[entry](entryPrefix), secrets: guard.NewTable[secretID](secretPrefix), index: newIndexes(), compiled: map[string]*policy.ACL{}, slots: newSlots(),
+		Config: c, home: c.Authority.Namespace, policies: guard.NewTable[storedPolicy](policyPrefix), entries: guard.NewTable[entry](entryPrefix), index: newIndexes(),
+		compiled: map[string]*policy.ACL{},
 	}
+	s.tokens = newShelf(tokenPrefix, "tokens", maxTokens, c.Now, s.over, token.groups)
+	s.wraps = newShelf(wrapPrefix, "wrapped answers", maxWraps, c.Now, func(w wrap) bool { return !c.Now().Before(w.Expires) }, wrap.groups)
+	s.secrets = newShelf(secretPrefix, "secret IDs", maxSecrets, c.Now, func(r secretID) bool { return r.over(c.Now()) }, secretID.groups)
 	moved := make(chan struct{})
 	s.moved.Store(&moved)
 	records, rev, err := c.Guard.List(ctx, prefix)

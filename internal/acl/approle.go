@@ -10,7 +10,6 @@ import (
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/policy"
-	"github.com/rotorkms/rotor/internal/store"
 )
 
 // Bounds of secret IDs.
@@ -149,19 +148,16 @@ func (s *Service) storeSecretID(ctx context.Context, p *guard.Permit, r secretID
 	if taken {
 		return bad("SecretID is already registered")
 	}
-	slot, rev, done, err := s.freeSlot(shelf{"secret IDs", secretPrefix, maxSecrets, func() int { return len(s.secrets.Rows) }, func(slot string) (store.Rev, bool, bool) {
-		old, there := s.secrets.Rows[slot]
-		return old.Rev, there, !there || !old.Deleted && old.Value.over(s.Now())
-	}})
+	_, cond, done, err := reserve(s, s.secrets, r.groups())
 	if err != nil {
 		return err
 	}
 	defer done()
-	w, err := guard.Put(secretPrefix+slot, r)
+	w, err := guard.Put(cond.Path, r)
 	if err != nil {
 		return err
 	}
-	return s.commit(ctx, p, []guard.Cond{{Path: w.Path, Rev: rev}}, []guard.Write{w}, map[string]string{"event": "secret-id", "role": r.Role, "accessor": r.Accessor})
+	return s.commit(ctx, p, []guard.Cond{cond}, []guard.Write{w}, map[string]string{"event": "secret-id", "role": r.Role, "accessor": r.Accessor})
 }
 
 func (s *Service) newSecretID(id string, role *AppRole, want SecretID) (secretID, error) {
@@ -290,7 +286,7 @@ func (s *Service) SecretIDs(ctx context.Context, c policy.Caller, at At) ([]stri
 
 // dropSecrets deletes secret IDs.
 func (s *Service) dropSecrets(ctx context.Context, p *guard.Permit, pick func(secretID) bool) error {
-	return dropAll(ctx, s, p, s.secrets, "drop secret-ids", pick)
+	return dropAll(ctx, s, p, s.secrets.Table, "drop secret-ids", pick)
 }
 
 // invalidAppRole is the one answer to role IDs and secret IDs that do not fit, so that nobody learns which there are.

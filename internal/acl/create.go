@@ -60,7 +60,7 @@ func (m maker) makers() ([]policy.Maker, error) {
 }
 
 // Create makes a token below that of its maker. Its policies are among those of the maker's token, unless that has sudo on the path; the policy root
-// comes from a token with it alone, or from a caller of rotor's own whom the rules let make tokens. fault.Invalid, Denied, TooLarge.
+// comes from a token with it alone, or from a caller of rotor's own whom the rules let make tokens. fault.Invalid, Denied, QuotaReached.
 func (s *Service) Create(ctx context.Context, c policy.Caller, ns string, ask Ask) (Ticket, error) {
 	p, err := s.Guard.Admit(ctx, c, policy.ActTokenCreate, about(ns))
 	if err != nil {
@@ -234,7 +234,7 @@ func (s *Service) plan(m maker, ns string, ask Ask, role *TokenRole, batch bool)
 	now := s.Now().UTC()
 	t = token{
 		Namespace: ns, Path: ask.Path, Meta: ask.Meta, Display: displayName(ask.Display), Created: now, Renewable: !ask.NotRenewable && !batch, Uses: ask.NumUses, Batch: batch,
-		Explicit: ask.Explicit, Period: ask.Period,
+		Explicit: ask.Explicit, Period: ask.Period, Mount: m.caller.Mount,
 	}
 	t.Caller = s.callerName(ns, "token", t.Display)
 	if t.Makers, err = m.makers(); err != nil {
@@ -601,8 +601,8 @@ func (s *Service) Revoke(ctx context.Context, c policy.Caller, ns string, w Who,
 	})
 }
 
-// batch is how many records one commit of many changes has.
-const batch = 40
+// batch is how many records one commit of many changes has. A deletion is a condition, a write and a mark, of the 100 that a commit has.
+const batch = 30
 
 // orphan takes the parent from the tokens directly below one, some at a time. A crash between leaves some of them orphans of a token that is there still.
 func (s *Service) orphan(ctx context.Context, p *guard.Permit, parent string) error {
@@ -633,60 +633,4 @@ func (s *Service) orphan(ctx context.Context, p *guard.Permit, parent string) er
 			}
 		}
 	})
-}
-
-// Tidy deletes the records of tokens, secret IDs and wrapped answers that are over, some at a time; they are not in force, and their room is used again
-// without it. It returns how many there were. fault.Denied.
-func (s *Service) Tidy(ctx context.Context, c policy.Caller, ns string) (int, error) {
-	p, err := s.Guard.Admit(ctx, c, policy.ActTokenRevoke, about(ns))
-	if err != nil {
-		return 0, err
-	}
-	n := 0
-	for n < maxTidy {
-		conds, writes := s.over()
-		if len(writes) == 0 {
-			break
-		}
-		err := s.commit(ctx, p, conds, writes, map[string]string{"event": "tidy"})
-		if fault.CodeOf(err) == fault.Conflict {
-			continue
-		}
-		if err != nil {
-			return n, err
-		}
-		n += len(writes)
-	}
-	return n, nil
-}
-
-// maxTidy bounds what one call deletes.
-const maxTidy = 2000
-
-// over finds some records that are over.
-func (s *Service) over() (conds []guard.Cond, writes []guard.Write) {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	add := func(path string, c guard.Cond) {
-		if len(writes) < batch && !s.slots.busy[path] {
-			conds, writes = append(conds, c), append(writes, guard.Write{Path: path, Delete: true})
-		}
-	}
-	now := s.Now()
-	for slot, r := range s.tokens.Rows {
-		if alive, _ := s.living(r.Value); !r.Deleted && (!alive || r.Value.Uses < 0) {
-			add(tokenPrefix+slot, guard.Cond{Path: tokenPrefix + slot, Rev: r.Rev})
-		}
-	}
-	for slot, r := range s.wraps.Rows {
-		if !r.Deleted && !now.Before(r.Value.Expires) {
-			add(wrapPrefix+slot, guard.Cond{Path: wrapPrefix + slot, Rev: r.Rev})
-		}
-	}
-	for slot, r := range s.secrets.Rows {
-		if !r.Deleted && r.Value.over(now) {
-			add(secretPrefix+slot, guard.Cond{Path: secretPrefix + slot, Rev: r.Rev})
-		}
-	}
-	return conds, writes
 }

@@ -312,7 +312,7 @@ func (s *Service) Clear(ctx context.Context, c policy.Caller, ns keyring.Namespa
 
 // endTokens revokes tokens.
 func (s *Service) endTokens(ctx context.Context, p *guard.Permit, pick func(token) bool) error {
-	return dropAll(ctx, s, p, s.tokens, "revoke", pick)
+	return dropAll(ctx, s, p, s.tokens.Table, "revoke", pick)
 }
 
 // dropAll deletes the records of a table that are picked, some at a time.

@@ -74,7 +74,7 @@ func (s *Service) open(ctx context.Context, d Door, v visitor) (Ticket, error) {
 	t := token{
 		Namespace: d.Namespace, Policies: names, Caller: s.callerName(d.Namespace, d.Mount.Path, v.caller), Display: v.display, Path: d.Mount.Full() + "login", Meta: maps.Clone(v.meta), Source: v.source,
 		Created: now, Uses: int64(v.params.NumUses), Renewable: true, Period: time.Duration(v.params.Period), Explicit: time.Duration(v.params.Explicit),
-		MaxTTL: time.Duration(v.params.MaxTTL), CIDRs: v.cidrs,
+		MaxTTL: time.Duration(v.params.MaxTTL), CIDRs: v.cidrs, Mount: d.Mount.Accessor,
 	}
 	if len(t.CIDRs) == 0 { // those of the proof are within those of the role
 		t.CIDRs = v.params.BoundCIDRs

@@ -19,7 +19,6 @@ import (
 	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/secret"
-	"github.com/rotorkms/rotor/internal/store"
 )
 
 // Tokens are "hvs." and, in base64url, one byte that says what they are, the three bytes of their record's slot and 32 random bytes.
@@ -33,17 +32,16 @@ const (
 
 // Bounds of tokens.
 const (
-	maxTokens       = 100_000 // that live at a time
-	maxWraps        = 10_000  // wrapping tokens that live at a time
-	maxChain        = 32      // of a token, its parent, its parent's parent…
-	maxMeta         = 64      // elements of a token's metadata
-	maxMetaText     = 4 << 10 // bytes of all of them
-	maxMakers       = 32      // different ones, from whom a token comes
-	maxMakerText    = 8 << 10 // bytes of their names and metadata
-	maxPolicies     = 64      // of one token
-	maxDisplay      = 256     // bytes of a name that is shown
-	maxCIDRs        = 64
-	maxSlotSearches = 64
+	maxTokens    = 100_000 // that live at a time
+	maxWraps     = 10_000  // wrapping tokens that live at a time
+	maxChain     = 32      // of a token, its parent, its parent's parent…
+	maxMeta      = 64      // elements of a token's metadata
+	maxMetaText  = 4 << 10 // bytes of all of them
+	maxMakers    = 32      // different ones, from whom a token comes
+	maxMakerText = 8 << 10 // bytes of their names and metadata
+	maxPolicies  = 64      // of one token
+	maxDisplay   = 256     // bytes of a name that is shown
+	maxCIDRs     = 64
 )
 
 // token is the stored record. The token itself is not kept.
@@ -71,6 +69,7 @@ type token struct {
 	Parent    string            `json:"parent,omitempty"` // its slot, "/" and its accessor; empty: it has none
 	CIDRs     []string          `json:"bound_cidrs,omitempty"`
 	Batch     bool              `json:"batch,omitempty"` // there is no record of it
+	Mount     string            `json:"mount,omitempty"` // accessor of where the login was that it comes from
 }
 
 // Token is what is told of a token. TTL is what is left of it.
@@ -218,7 +217,7 @@ func (s *Service) Stands(ctx context.Context, text, address string) error {
 }
 
 func (t token) caller(acl *policy.ACL) policy.Caller {
-	return policy.Caller{Kind: policy.KindVault, Name: t.Caller, Attributes: t.Meta, Makers: t.Makers, ACL: acl, Accessor: t.Accessor}
+	return policy.Caller{Kind: policy.KindVault, Name: t.Caller, Attributes: t.Meta, Makers: t.Makers, ACL: acl, Accessor: t.Accessor, Mount: t.Mount}
 }
 
 // find gives the living token of a slot. One that this server has not heard of is looked for in the store, as another may have made it a moment ago;
@@ -295,6 +294,12 @@ func (s *Service) living(t token) (alive bool, unsure string) {
 	return false, ""
 }
 
+// over says whether a token is not in force any more. Call with mu held.
+func (s *Service) over(t token) bool {
+	alive, _ := s.living(t)
+	return !alive || t.Uses < 0
+}
+
 // use counts one use of a token for a number of them. fault.Unauthenticated when none was left.
 func (s *Service) use(ctx context.Context, slot string, known token) (token, error) {
 	var t token
@@ -366,68 +371,24 @@ type draft struct {
 	done  func() // gives the slot back, if it was not taken
 }
 
-// owner is whom a token counts for: who logged in, for all that was made of it.
-func (t token) owner() string { return ownerOf(t.Caller, t.Makers) }
-
-func ownerOf(caller string, makers []policy.Maker) string {
-	if len(makers) > 0 {
-		return makers[0].Name
-	}
-	return caller
-}
-
-// share refuses one owner more than half of what there is room for, so that nobody keeps all others out. Who has how many is counted when half of the room
-// is taken at all. fault.TooLarge.
-func share(what string, most, taken int, has func() int) error {
-	if taken < most/2 || has() < most/2 {
-		return nil
-	}
-	return fault.New(fault.TooLarge, what).WithHint("at most %d at a time of one caller and of what it has made", most/2)
-}
-
-// roomForToken says whether a token's owner may have one more. fault.TooLarge.
-func (s *Service) roomForToken(owner string) error {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	return share("tokens", maxTokens, len(s.tokens.Rows), func() (n int) {
-		for _, r := range s.tokens.Rows {
-			if r.Deleted || r.Value.Uses < 0 || r.Value.owner() != owner {
-				continue
-			}
-			if alive, _ := s.living(r.Value); alive {
-				n++
-			}
-		}
-		return n
-	})
-}
-
-// prepare makes the record and the text of a token. Commit its write under its condition, if there is one, and call done after. fault.TooLarge.
+// prepare makes the record and the text of a token. Commit its write under its condition, if there is one, and call done after. fault.QuotaReached.
 func (s *Service) prepare(ctx context.Context, t token) (*draft, error) {
 	if t.Batch {
 		t.Accessor = batchAccessor + newAccessor()
 		text, err := s.batchText(ctx, t)
 		return &draft{token: t, text: text, done: func() {}}, err
 	}
-	if err := s.roomForToken(t.owner()); err != nil {
-		return nil, err
-	}
-	slot, rev, done, err := s.freeSlot(shelf{"tokens", tokenPrefix, maxTokens, func() int { return len(s.tokens.Rows) }, func(slot string) (store.Rev, bool, bool) {
-		r, there := s.tokens.Rows[slot]
-		alive, _ := s.living(r.Value)
-		return r.Rev, there, !there || !r.Deleted && (!alive || r.Value.Uses < 0)
-	}})
+	slot, cond, done, err := reserve(s, s.tokens, t.groups())
 	if err != nil {
 		return nil, err
 	}
-	d := &draft{token: t, done: done}
+	d := &draft{token: t, cond: cond, done: done}
 	d.text, d.Hash = newText(kindToken, slot)
 	d.Accessor = newAccessor()
-	if d.write, err = guard.Put(tokenPrefix+slot, d.token); err != nil {
+	if d.write, err = guard.Put(cond.Path, d.token); err != nil {
 		done()
 		return nil, err
 	}
-	d.cond = guard.Cond{Path: d.write.Path, Rev: rev}
 	return d, nil
 }
 
@@ -442,66 +403,6 @@ func (d *draft) changes(conds []guard.Cond, writes []guard.Write) ([]guard.Cond,
 // ticket is what the bearer gets.
 func (d *draft) ticket(now time.Time, warnings ...string) Ticket {
 	return Ticket{Text: d.text, Token: d.shown(now), Warnings: warnings}
-}
-
-// slots are records that are used again, because the log remembers every path for ever.
-type slots struct {
-	cursor map[string]uint32
-	busy   map[string]bool // paths that a commit is about to take
-}
-
-func newSlots() slots { return slots{map[string]uint32{}, map[string]bool{}} }
-
-// shelf is a kind of records in slots.
-type shelf struct {
-	what, prefix string
-	most         int
-	taken        func() int // about how many slots were ever taken
-	// look tells of a slot the revision of its record, whether it has one, and whether it is free.
-	look func(slot string) (rev store.Rev, there, free bool)
-}
-
-// freeSlot finds a record that a new one may take: one that is over, else a new one. Call done when it was taken, or not. fault.TooLarge.
-func (s *Service) freeSlot(f shelf) (slot string, rev store.Rev, done func(), err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	n := s.slots.cursor[f.prefix]
-	for range min(maxSlotSearches, f.most) {
-		if _, there, _ := f.look(slotName(n)); !there && n > 0 { // the end of what was ever taken
-			n = 0
-		}
-		if slot, rev, ok := s.takeSlot(f, n); ok {
-			s.slots.cursor[f.prefix] = n + 1
-			return slot, rev, s.giveBack(f.prefix + slot), nil
-		}
-		n++
-	}
-	s.slots.cursor[f.prefix] = n
-	for i := range f.most {
-		if slot, rev, ok := s.takeSlot(f, uint32((f.taken()+i)%f.most)); ok {
-			return slot, rev, s.giveBack(f.prefix + slot), nil
-		}
-	}
-	return "", 0, nil, fault.New(fault.TooLarge, f.what).WithHint("at most %d at a time", f.most)
-}
-
-// takeSlot takes a slot if it is free. Call with mu held.
-func (s *Service) takeSlot(f shelf, n uint32) (slot string, rev store.Rev, ok bool) {
-	slot = slotName(n)
-	rev, _, free := f.look(slot)
-	if path := f.prefix + slot; free && int(n) < f.most && !s.slots.busy[path] {
-		s.slots.busy[path] = true
-		return slot, rev, true
-	}
-	return "", 0, false
-}
-
-func (s *Service) giveBack(path string) func() {
-	return func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		delete(s.slots.busy, path)
-	}
 }
 
 // admits says whether an address lies in one of some networks; none: everywhere.

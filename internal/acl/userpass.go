@@ -60,10 +60,15 @@ func (s *Service) PutUser(ctx context.Context, c policy.Caller, at At, password 
 // invalidUser is the one answer to names and passwords that do not fit, so that nobody learns which there are.
 const invalidUser = "invalid username or password"
 
+// refuseEvery is the grid on which wrong passwords are answered: wider than a hash and a commit take, so that the commit that counts a failure of a user who
+// exists, and is not locked, does not show.
+const refuseEvery = 100 * time.Millisecond
+
 // LoginUser exchanges a name and a password for a token. The cost is the same whether the user exists or not. A wrong password is counted before the
-// answer; after maxFailures in a row none is taken for lockFor. fault.Invalid, Denied when locked, Unavailable when too many log in at this moment.
+// answer; after maxFailures in a row none is taken for lockFor. fault.Invalid, Unavailable when too many log in at this moment, QuotaReached.
 func (s *Service) LoginUser(ctx context.Context, d Door, name, password string) (Ticket, error) {
 	var out Ticket
+	began := time.Now() // of the process's own clock, as it is about nothing else
 	err := again(ctx, func() error {
 		v, err := s.proveUser(ctx, d, strings.ToLower(name), password)
 		if err != nil {
@@ -72,6 +77,12 @@ func (s *Service) LoginUser(ctx context.Context, d Door, name, password string) 
 		out, err = s.open(ctx, d, v)
 		return err
 	})
+	if fault.CodeOf(err) == fault.Invalid {
+		select {
+		case <-time.After(refuseEvery - time.Since(began)%refuseEvery):
+		case <-ctx.Done():
+		}
+	}
 	return out, err
 }
 

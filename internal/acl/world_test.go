@@ -440,22 +440,3 @@ func TestTokenRoles(t *testing.T) {
 		wants(t, text, s.Put(s.ctx, admin, acl.At{Namespace: ns, Mount: m, Kind: acl.KindTokenRole, Name: "bad"}, set(text)), fault.Invalid)
 	}
 }
-
-// TestShares: who has half of all tokens, by itself or by what it has made, gets no more, and keeps nobody else out.
-func TestShares(t *testing.T) {
-	s := newWorld(t).start()
-	greedy := policy.Caller{Kind: policy.KindAdmin, Name: "admin/a"}
-	s.Fill(greedy.Name)
-	_, err := s.Create(s.ctx, greedy, ns, acl.Ask{Policies: []string{"default"}, TTL: time.Minute})
-	wants(t, "one more token", err, fault.TooLarge)
-	child := policy.Caller{Kind: policy.KindVault, Name: "vault/token/y", Makers: []policy.Maker{{Name: greedy.Name}}}
-	for _, c := range []policy.Caller{greedy, child} {
-		_, err = s.CreateWrapping(s.ctx, c, ns, "x", []byte("x"), time.Minute, "")
-		wants(t, "one more answer", err, fault.TooLarge)
-	}
-	_, err = s.CreateWrapping(s.ctx, policy.Caller{Kind: policy.KindVault, Name: "vault/approle/b"}, ns, "x", []byte("x"), time.Minute, "")
-	wants(t, "of somebody else", err, "")
-	s.world.advance(2 * time.Hour)
-	_, err = s.Create(s.ctx, greedy, ns, acl.Ask{Policies: []string{"default"}, TTL: time.Minute})
-	wants(t, "when they are over", err, "")
-}

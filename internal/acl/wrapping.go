@@ -8,7 +8,6 @@ import (
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/policy"
-	"github.com/rotorkms/rotor/internal/store"
 )
 
 // Bounds of wrapped answers.
@@ -28,6 +27,7 @@ type wrap struct {
 	TTL             time.Duration `json:"ttl_ns"`
 	WrappedAccessor string        `json:"wrapped_accessor,omitempty"`
 	Owner           string        `json:"owner,omitempty"` // whom it counts for
+	Mount           string        `json:"mount,omitempty"` // accessor of where that logged in
 }
 
 // wrapped is the whole record. Only Unwrap reads it; it is sealed like every other.
@@ -49,7 +49,7 @@ type Wrapping struct {
 func notWrapping() error { return bad("wrapping token is not valid or does not exist") }
 
 // CreateWrapping keeps an answer for whoever shows the token first. ns and path are those of the request; inner is the accessor of a token in the
-// answer. The caller had the right to the answer itself, so it needs no other. fault.Invalid, TooLarge.
+// answer. The caller had the right to the answer itself, so it needs no other. fault.Invalid, TooLarge, QuotaReached.
 func (s *Service) CreateWrapping(ctx context.Context, c policy.Caller, ns, path string, answer []byte, ttl time.Duration, inner string) (Wrapping, error) {
 	switch {
 	case ttl <= 0 || ttl > MaxWrapTTL:
@@ -61,30 +61,17 @@ func (s *Service) CreateWrapping(ctx context.Context, c policy.Caller, ns, path 
 	if !c.IsZero() {
 		p = s.Guard.Vouch(c, "vault.wrap", "of its own answer")
 	}
-	owner, err := s.roomForWrap(c, inner)
-	if err != nil {
-		return Wrapping{}, err
-	}
-	return s.keep(ctx, p, func() (wrapped, []guard.Cond, []guard.Write, error) {
-		return wrapped{wrap{Namespace: ns, Path: path, TTL: ttl, WrappedAccessor: inner, Owner: owner}, answer}, nil, nil, nil
-	})
-}
-
-// roomForWrap says for whom an answer is kept, and whether it may have one more; of a login it is the token in the answer. fault.TooLarge.
-func (s *Service) roomForWrap(c policy.Caller, inner string) (owner string, err error) {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	if owner = ownerOf(c.Name, c.Makers); c.IsZero() {
-		owner = s.tokens.Rows[s.index.accessors[inner]].Value.owner()
-	}
-	return owner, share("wrapped answers", maxWraps, len(s.wraps.Rows), func() (n int) {
-		for _, r := range s.wraps.Rows {
-			if !r.Deleted && r.Value.Owner == owner && s.Now().Before(r.Value.Expires) {
-				n++
-			}
+	w := wrap{Namespace: ns, Path: path, TTL: ttl, WrappedAccessor: inner, Owner: ownerOf(c.Name, c.Makers), Mount: c.Mount}
+	if c.IsZero() { // a login: it counts for whose token is in the answer, or who could log in on that path
+		s.mu.RLock()
+		if r, ok := s.tokens.Get(s.index.accessors[inner]); ok {
+			w.Owner, w.Mount = ownerOf(r.Value.Caller, r.Value.Makers), r.Value.Mount
+		} else {
+			w.Owner = path
 		}
-		return n
-	})
+		s.mu.RUnlock()
+	}
+	return s.keep(ctx, p, func() (wrapped, []guard.Cond, []guard.Write, error) { return wrapped{w, answer}, nil, nil, nil })
 }
 
 // keep commits an answer under a new token, with what goes in its place. what is asked again when something changed meanwhile.
@@ -94,10 +81,7 @@ func (s *Service) keep(ctx context.Context, p *guard.Permit, what func() (wrappe
 		if err != nil {
 			return err
 		}
-		slot, rev, done, err := s.freeSlot(shelf{"wrapped answers", wrapPrefix, maxWraps, func() int { return len(s.wraps.Rows) }, func(slot string) (store.Rev, bool, bool) {
-			r, there := s.wraps.Rows[slot]
-			return r.Rev, there, !there || !r.Deleted && !s.Now().Before(r.Value.Expires)
-		}})
+		slot, cond, done, err := reserve(s, s.wraps, r.groups())
 		if err != nil {
 			return err
 		}
@@ -106,11 +90,11 @@ func (s *Service) keep(ctx context.Context, p *guard.Permit, what func() (wrappe
 		r.Expires = r.Created.Add(r.TTL)
 		text, hash := newText(kindWrap, slot)
 		r.Hash = hash
-		w, err := guard.Put(wrapPrefix+slot, r)
+		w, err := guard.Put(cond.Path, r)
 		if err != nil {
 			return err
 		}
-		if err := s.commit(ctx, p, append(conds, guard.Cond{Path: w.Path, Rev: rev}), append(writes, w), map[string]string{"accessor": r.Accessor, "path": r.Path}); err != nil {
+		if err := s.commit(ctx, p, append(conds, cond), append(writes, w), map[string]string{"accessor": r.Accessor, "path": r.Path}); err != nil {
 			return err
 		}
 		out = Wrapping{text, r.Accessor, r.Path, r.TTL, r.Created, r.WrappedAccessor}

@@ -37,6 +37,7 @@ type Caller struct {
 
 	ACL      *ACL     // what the policies of a KindVault's token allow and deny, beside the rules; nil for the others
 	Accessor string   // of that token
+	Mount    string   // accessor of where the login was that it comes from; empty if there was none
 	Request  *Request // what a front end whose rights are about paths was asked for; nil elsewhere
 }
 

@@ -309,7 +309,7 @@ func (s *Server) serve(ctx, run context.Context, group *errgroup.Group, sealer s
 		}
 	})
 	r.fleet.OnChange = r.rollout.Look
-	for _, loop := range []func(context.Context) error{r.authority.Run, s.seals.Run, r.kms.Run, r.kms.Sweep, r.kms.CountUses, r.fleet.Run, r.campaigns.Run, r.rollout.Run, r.mounts.Run, r.acl.Run} {
+	for _, loop := range []func(context.Context) error{r.authority.Run, s.seals.Run, r.kms.Run, r.kms.Sweep, r.kms.CountUses, r.fleet.Run, r.campaigns.Run, r.rollout.Run, r.mounts.Run, r.acl.Run, r.acl.Sweep} {
 		group.Go(func() error { return loop(run) })
 	}
 	if s.keeper != nil {
@@ -364,7 +364,7 @@ func (s *Server) build(ctx context.Context) (r rooms, err error) {
 	if r.mounts, err = mounts.New(ctx, mounts.Config{Guard: s.guard, Log: c.Log, Home: keyring.Namespace(r.authority.Namespace)}); err != nil {
 		return r, err
 	}
-	if r.acl, err = acl.New(ctx, acl.Config{Guard: s.guard, Authority: r.authority, Mounts: r.mounts, Now: c.Now}); err != nil {
+	if r.acl, err = acl.New(ctx, acl.Config{Guard: s.guard, Authority: r.authority, Mounts: r.mounts, Now: c.Now, Lead: s.lead()}); err != nil {
 		return r, err
 	}
 	r.mounts.Clear, r.mounts.Move = unmounted(r.kms, r.acl), moved(r.kms)

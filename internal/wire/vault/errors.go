@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 
+	"github.com/rotorkms/rotor/internal/acl"
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/rpc"
 	"github.com/rotorkms/rotor/internal/transit"
@@ -69,6 +70,9 @@ func refused(err error) *refusal {
 	case fault.Invalid:
 		return out(http.StatusBadRequest, f.HintText()) // which is the whole sentence, where clients compare it
 	case fault.QuotaReached, fault.DiskFull:
+		if f.Resource == acl.LeaseCount {
+			return out(http.StatusTooManyRequests, "lease count quota exceeded: "+f.HintText())
+		}
 		return out(http.StatusInsufficientStorage, sentence(f))
 	case fault.Internal, fault.RecordTampered, fault.RecordReplayed, fault.StoreCorrupt, fault.AuditBroken:
 		return out(http.StatusInternalServerError, sentence(f))

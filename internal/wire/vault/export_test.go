@@ -18,6 +18,9 @@ func Names(b []byte) (out []string) {
 // ParseDuration is parseDuration.
 var ParseDuration = parseDuration
 
+// WriteError is writeError.
+var WriteError = writeError
+
 // Find finds one of some patterns of an engine.
 func Find(patterns []string, path string) (pattern string, vars map[string]string) {
 	all := make([]route, len(patterns))
