@@ -366,7 +366,7 @@ var inner = []string{
 	"internal/identity/dir.go maxBundle",
 	"internal/identity/failover.go maxWhole",
 	"internal/identity/token.go maxJoinToken",
-	"internal/keybackup/keybackup.go maxFacts", "internal/keybackup/keybackup.go maxWrapped", "internal/wire/native/native.go maxKeyBackup", "client.go maxAnswer", "internal/kms/transit_use.go maxMissed",
+	"internal/keyring/record.go maxPage", "internal/keybackup/keybackup.go maxFacts", "internal/keybackup/keybackup.go maxWrapped", "internal/wire/native/native.go maxKeyBackup", "client.go maxAnswer", "internal/kms/transit_use.go maxMissed",
 	"internal/kms/import.go maxID",
 	"internal/kms/use.go maxOverhead",
 	"internal/oidc/issuer.go maxDocument", "internal/oidc/issuer.go maxBearer",

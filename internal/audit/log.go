@@ -16,12 +16,12 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/pack"
 	"github.com/rotorkms/rotor/internal/secret"
 	"github.com/rotorkms/rotor/internal/store"
 )
@@ -29,28 +29,19 @@ import (
 // Where the log lives in the store.
 const (
 	pendingPrefix = "log/new/"   // random name -> tag 32, entry: committed, not in order yet
-	entryPrefix   = "log/entry/" // index in 16 hex digits -> entry
+	entryPrefix   = "log/entry/" // index in 16 hex digits -> entry, packed or not
 	statePath     = "log/state"  // size and root, tagged
 )
 
 // Waiting begins the keys of entries that are not in order yet: they are in the order of their commits, which a copy of the store has to keep.
 const Waiting = pendingPrefix
 
-// seqBatch and seqBytes bound one sequencer commit: each entry takes two operations of the store's 100, and keys and values together have
-// 1 MiB, of which seqBytes leaves room for the keys and the state. One entry always fits.
-const (
-	seqBatch = 45
-	seqBytes = store.MaxBytes - 1<<16
-)
-
-// tryAgain is how long the sequencer waits before it tries a store again that took nothing.
-const tryAgain = time.Second
-
 // Log is the log of one store. Safe for concurrent use.
 type Log struct {
 	store  store.Store
 	keys   atomic.Pointer[Keys]
 	signer note.Signer
+	packs  func() bool // nil: never
 
 	mu       sync.Mutex // guards what follows
 	hashes   []tlog.Hash
@@ -129,11 +120,8 @@ func Load(ctx context.Context, s store.Store, mac secret.Bytes, seen func(Entry,
 			if r.Key != entryPath(entries) {
 				return nil, 0, fault.New(fault.AuditBroken, fmt.Sprintf("entry %d is missing", entries))
 			}
-			if err := l.grow(r.Value); err != nil {
+			if err := l.load(r.Value, entries, seen); err != nil {
 				return nil, 0, err
-			}
-			if err := show(r.Value, 0, seen); err != nil {
-				return nil, 0, fault.Wrap(fault.AuditBroken, fmt.Sprintf("entry %d", entries), err)
 			}
 			entries++
 		case strings.HasPrefix(r.Key, pendingPrefix):
@@ -158,6 +146,30 @@ func Load(ctx context.Context, s store.Store, mac secret.Bytes, seen func(Entry,
 	}
 	l.enqueue(waiting, rev)
 	return l, rev, nil
+}
+
+// load takes an entry that is in order. fault.AuditBroken.
+func (l *Log) load(record []byte, i int64, seen func(Entry, store.Rev) error) error {
+	entry, err := unpacked(record, i)
+	if err != nil {
+		return err
+	}
+	if err := l.grow(entry); err != nil {
+		return err
+	}
+	if err := show(entry, 0, seen); err != nil {
+		return fault.Wrap(fault.AuditBroken, fmt.Sprintf("entry %d", i), err)
+	}
+	return nil
+}
+
+// unpacked is the entry in a record, whose hash tells whether it is the one that was put into order. fault.AuditBroken.
+func unpacked(record []byte, i int64) ([]byte, error) {
+	entry, err := pack.Unpack(record, MaxEntry)
+	if err != nil {
+		return nil, fault.Wrap(fault.AuditBroken, fmt.Sprintf("entry %d", i), err)
+	}
+	return entry, nil
 }
 
 func show(b []byte, rev store.Rev, seen func(Entry, store.Rev) error) error {
@@ -406,10 +418,14 @@ func (l *Log) advance(ctx context.Context, s *step) error {
 	slices.SortFunc(s.entries, func(a, b store.Event) int { return cmp.Compare(a.Key, b.Key) })
 	waiting := l.first(len(s.entries))
 	for i, e := range s.entries {
-		if i >= len(waiting) || e.Key != entryPath(l.size) || !bytes.Equal(e.Value, waiting[i].entry) {
+		entry, err := unpacked(e.Value, l.size)
+		if err != nil {
+			return err
+		}
+		if i >= len(waiting) || e.Key != entryPath(l.size) || !bytes.Equal(entry, waiting[i].entry) {
 			return fault.New(fault.AuditBroken, "log was put into another order than that of its commits")
 		}
-		if err := l.grow(e.Value); err != nil {
+		if err := l.grow(entry); err != nil {
 			return err
 		}
 	}
@@ -451,113 +467,6 @@ func (l *Log) enqueue(batch []pending, rev store.Rev) {
 	case l.more <- struct{}{}:
 	default:
 	}
-}
-
-// Sequence moves waiting entries into the log until ctx ends. Several servers may do it at once, each step wins or loses as a whole; turn
-// says whose turn it is, so that they do not all try, and what tells of the next change; nil: always this one's. While the store is full or
-// out of reach entries keep waiting, durably, and it tries again after a pause; when another server was faster or the outcome of a step is
-// unknown, as soon as Follow has seen what became of it. Only a store that is damaged or closed ends it.
-func (l *Log) Sequence(ctx context.Context, turn Turn) error {
-	for {
-		var n int
-		var err error
-		mine, change := true, (<-chan struct{})(nil)
-		if turn != nil {
-			mine, change = turn()
-		}
-		_, handed := l.next() // before the step, so that what Follow brings meanwhile wakes
-		if mine {
-			n, err = l.sequenceOnce(ctx)
-		}
-		raced := errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrUnknown)
-		if ctx.Err() == nil && (errors.Is(err, store.ErrCorrupt) || errors.Is(err, store.ErrClosed) || fault.CodeOf(err) == fault.AuditBroken) {
-			return err
-		}
-		if n > 0 || errors.Is(err, errMoved) {
-			continue
-		}
-		more, again := l.more, (<-chan time.Time)(nil)
-		if err != nil { // more entries change nothing
-			more, again = nil, time.After(tryAgain)
-		}
-		if !raced {
-			handed = nil
-		}
-		select {
-		case <-more:
-		case <-handed:
-		case <-change:
-		case <-again:
-		case <-ctx.Done():
-			return nil
-		}
-	}
-}
-
-// Turn says whether it is this server's turn to put the log into order; change is closed when that may have changed.
-type Turn func() (mine bool, change <-chan struct{})
-
-// errMoved: nothing was written, there are newer keys.
-var errMoved = errors.New("audit: the keys of the log changed")
-
-// sequenceOnce takes one batch into the log: entries in, waiting ones out, size and root forward, all in one commit.
-func (l *Log) sequenceOnce(ctx context.Context) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	batch, _ := l.next()
-	if len(batch) == 0 {
-		return 0, nil
-	}
-	k := l.keys.Load()
-	hashes, size := len(l.hashes), l.size
-	undo := func() { l.hashes, l.size = l.hashes[:hashes], size }
-	var ops []store.Op
-	for _, p := range batch {
-		ops = append(ops, store.Op{Key: p.key, Delete: true}, store.Op{Key: entryPath(l.size), Value: p.entry})
-		if err := l.grow(p.entry); err != nil {
-			undo()
-			return 0, err
-		}
-	}
-	h, err := l.head()
-	if err != nil {
-		undo()
-		return 0, err
-	}
-	value, err := json.Marshal(h)
-	if err != nil {
-		undo()
-		return 0, fmt.Errorf("encode log state: %w", err)
-	}
-	conds := append([]store.Cond{{Key: statePath, Rev: l.state}}, k.Fence...)
-	rev, err := l.store.Commit(ctx, conds, append(ops, store.Op{Key: statePath, Value: value}))
-	if err != nil {
-		undo()
-		if again, err := l.again(ctx, k, err); again {
-			return 0, errMoved
-		} else if err != nil && !errors.Is(err, store.ErrConflict) {
-			return 0, err
-		}
-		return 0, fmt.Errorf("advance audit log: %w", err)
-	}
-	l.state = rev
-	l.took(len(batch))
-	return len(batch), nil
-}
-
-// next returns the entries of the next sequencer commit, which stay in the queue until it is durable, and what is closed when Follow has
-// got further.
-func (l *Log) next() (batch []pending, handed <-chan struct{}) {
-	l.waiting.Lock()
-	defer l.waiting.Unlock()
-	n, size := 0, 0
-	for n < min(len(l.queue), seqBatch) {
-		if size += len(l.queue[n].entry); size > seqBytes {
-			break
-		}
-		n++
-	}
-	return slices.Clone(l.queue[:n]), l.handed
 }
 
 func entryPath(i int64) string { return fmt.Sprintf("%s%016x", entryPrefix, i) }
@@ -640,13 +549,17 @@ func (l *Log) entry(ctx context.Context, i int64) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read audit entry %d: %w", i, err)
 	}
+	entry, err := unpacked(r.Value, i)
+	if err != nil {
+		return nil, err
+	}
 	l.mu.Lock()
 	leaf := l.hashes[tlog.StoredHashIndex(0, i)]
 	l.mu.Unlock()
-	if tlog.RecordHash(r.Value) != leaf {
+	if tlog.RecordHash(entry) != leaf {
 		return nil, fault.New(fault.AuditBroken, fmt.Sprintf("entry %d was changed from outside", i))
 	}
-	return r.Value, nil
+	return entry, nil
 }
 
 // Tail calls f with the entries from an index on; with follow it waits for more until ctx ends. fault.Unavailable when Follow ends before.

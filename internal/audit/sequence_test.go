@@ -32,6 +32,17 @@ type running struct {
 // open loads the log of a store and, with order, starts its loops.
 func open(t *testing.T, s store.Store, order bool) *running {
 	t.Helper()
+	return load(t, s, order, nil)
+}
+
+// openPacking is open of a log that packs entries when it may.
+func openPacking(t *testing.T, s store.Store, when func() bool) *running {
+	t.Helper()
+	return load(t, s, true, when)
+}
+
+func load(t *testing.T, s store.Store, order bool, packs func() bool) *running {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	r := &running{ctx: ctx}
 	t.Cleanup(cancel)
@@ -43,6 +54,7 @@ func open(t *testing.T, s store.Store, order bool) *running {
 		t.Fatal(err)
 	}
 	r.Log = l
+	l.Pack(packs)
 	done := make(chan int, 2)
 	if order {
 		go func() { r.errs[0] = l.Follow(ctx, rev, func(audit.Commit) error { return nil }); done <- 0 }() // ends with ctx

@@ -42,6 +42,7 @@ type Config struct {
 	Sealers []seal.Sealer // the wrap set: any one opens
 	Rules   Decider       // nil denies everything
 	Turn    audit.Turn    // whose turn it is to put the log into order; nil: always this one's
+	Packs   func() bool   // whether everybody who may read the log reads packed entries; nil: no
 	Now     func() time.Time
 	Log     *slog.Logger
 

@@ -216,6 +216,7 @@ func open(ctx context.Context, c Config, r *roots) (*Guard, error) {
 	if err != nil {
 		return nil, err
 	}
+	g.audit.Pack(c.Packs)
 	g.use(r)
 	g.index.reached(g.after)
 	if err := g.loadMarks(ctx); err != nil {

@@ -45,7 +45,7 @@ type world struct {
 func (w *world) now() time.Time { return time.Unix(w.clock.Load(), 0) }
 
 func (w *world) config() guard.Config {
-	return guard.Config{Store: w.store, Sealers: []seal.Sealer{w.sealer}, Rules: only{}, Now: w.now}
+	return guard.Config{Store: w.store, Sealers: []seal.Sealer{w.sealer}, Rules: only{}, Now: w.now, Packs: func() bool { return true }}
 }
 
 func newWorld(t *testing.T, s store.Store) *world {

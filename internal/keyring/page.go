@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/rotorkms/rotor/internal/pack"
 	"github.com/rotorkms/rotor/internal/suite"
 )
 
@@ -179,6 +180,10 @@ func (hs handles) numbers(h uint32) iter.Seq[uint32] {
 
 // readPages reads a list of versions whose numbers go up into pages.
 func readPages(b []byte, stored bool) ([]*page, error) {
+	b, err := pack.Unpack(b, maxPage)
+	if err != nil {
+		return nil, err
+	}
 	var list []*Version
 	if err := json.Unmarshal(b, &list); err != nil {
 		return nil, err

@@ -1,6 +1,7 @@
 package keyring_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/keyring"
+	"github.com/rotorkms/rotor/internal/pack"
 	"github.com/rotorkms/rotor/internal/suite"
 )
 
@@ -97,7 +99,7 @@ func (p *paged) write(t *rapid.T) {
 	if rapid.IntRange(0, 9).Draw(t, "old") == 0 {
 		p.head, err = json.Marshal(p.key)
 	} else {
-		p.head, changed, err = p.key.Record(rapid.IntRange(0, keyring.PagesAtOnce).Draw(t, "most"))
+		p.head, changed, err = p.key.Record(rapid.IntRange(0, keyring.PagesAtOnce).Draw(t, "most"), rapid.Bool().Draw(t, "packed"))
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -223,7 +225,7 @@ func TestPagesAreChecked(t *testing.T) {
 	for n := range uint32(4 * keyring.PageSize) {
 		k = k.Append(keyring.Version{Number: n + 1, Handle: n + 1})
 	}
-	head, pages, err := k.Record(keyring.PagesAtOnce)
+	head, pages, err := k.Record(keyring.PagesAtOnce, false)
 	if err != nil || len(pages) != 3 {
 		t.Fatal(len(pages), err)
 	}
@@ -245,20 +247,53 @@ func TestPagesAreChecked(t *testing.T) {
 	}
 }
 
+// TestPagesPackedOrNot: a packed page is read as the page that it was, beside others that are not, and is a good deal shorter; one that is damaged, or
+// becomes more than any record has, makes no key.
+func TestPagesPackedOrNot(t *testing.T) {
+	k := keyring.Key{ID: "k", Name: "k"}
+	at := time.Date(2026, 12, 1, 1, 0, 0, 0, time.UTC)
+	for n := range uint32(4 * keyring.PageSize) {
+		k = k.Append(keyring.Version{Number: n + 1, Handle: n*7919 + 1, Algorithm: suite.AES256GCM, State: keyring.Active, Phase: keyring.PhaseDecryptOnly, Created: at, Published: at, Activated: at})
+	}
+	plainHead, plain, err := k.Record(keyring.PagesAtOnce, false)
+	head, packed, err2 := k.Record(keyring.PagesAtOnce, true)
+	if err != nil || err2 != nil || len(plain) != 3 || len(packed) != 3 || !bytes.Equal(head, plainHead) {
+		t.Fatal(len(plain), len(packed), err, err2)
+	}
+	if a, b := len(plain[1].Value), len(packed[1].Value); b > a/4 {
+		t.Errorf("a page of %d bytes is packed into %d", a, b)
+	}
+	for _, pages := range [][]keyring.Page{packed, {plain[0], packed[1], plain[2]}} {
+		got, err := keyring.Read(head, pages, keyring.Key{})
+		if err != nil || got.Len() != k.Len() || got.Changed(k) {
+			t.Errorf("%d versions, %v", got.Len(), err)
+		}
+	}
+	for name, bad := range map[string][]byte{
+		"cut": packed[1].Value[:20], "more behind it": append(bytes.Clone(packed[1].Value), '['), "another page": packed[0].Value,
+		"too long": pack.Pack(append(bytes.Repeat([]byte(" "), 1<<20), plain[1].Value...)),
+	} {
+		if got, err := keyring.Read(head, []keyring.Page{packed[0], {Index: 1, Value: bad}, packed[2]}, keyring.Key{}); err == nil {
+			t.Errorf("%s: %d versions", name, got.Len())
+		}
+	}
+}
+
 // FuzzRead: whatever the records, reading them ends, and what is read can be written and read again.
 func FuzzRead(f *testing.F) {
 	k := keyring.Key{ID: "k", Name: "k"}
 	for n := range uint32(20) {
 		k = k.Append(keyring.Version{Number: n + 1, Handle: n + 1, Algorithm: suite.XAES256GCM})
 	}
-	head, pages, _ := k.Record(1)
+	head, pages, _ := k.Record(1, false)
 	f.Add(head, pages[0].Index, pages[0].Value)
+	f.Add(head, pages[0].Index, pack.Pack(pages[0].Value))
 	f.Fuzz(func(t *testing.T, head []byte, index uint32, page []byte) {
 		k, err := keyring.Read(head, []keyring.Page{{Index: index, Value: page}}, keyring.Key{})
 		if err != nil {
 			return
 		}
-		head, pages, err := k.Record(keyring.PagesAtOnce)
+		head, pages, err := k.Record(keyring.PagesAtOnce, false)
 		if err != nil {
 			t.Skip() // a time that JSON has no form for
 		}

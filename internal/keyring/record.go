@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+
+	"github.com/rotorkms/rotor/internal/pack"
 )
 
 // A key is stored as a head, which has its settings and its last page, and the pages before that in records of their own. A change writes the head and
@@ -14,6 +16,9 @@ import (
 
 // PagesAtOnce is how many pages one change writes beside the head.
 const PagesAtOnce = 4
+
+// maxPage bounds a page in bytes: no store takes a longer record, so none was ever written.
+const maxPage = 1 << 20
 
 // Page is the record of a page.
 type Page struct {
@@ -32,8 +37,8 @@ type head struct {
 var ErrPages = errors.New("keyring: pages are missing")
 
 // Record returns what is to be written of a key that was read and changed: its head, and at most so many of the pages that have changed since; those
-// that are too many are in the head.
-func (k Key) Record(most int) (record []byte, changed []Page, err error) {
+// that are too many are in the head. Pages are packed if everybody who may read them knows how to unpack them; nothing secret is in them.
+func (k Key) Record(most int, packed bool) (record []byte, changed []Page, err error) {
 	h := head{Key: k}
 	for i, p := range k.Versions.pages {
 		switch last := i == len(k.Versions.pages)-1; {
@@ -45,6 +50,9 @@ func (k Key) Record(most int) (record []byte, changed []Page, err error) {
 			value, err := json.Marshal(p.list)
 			if err != nil {
 				return nil, nil, fmt.Errorf("encode page %d of key %s: %w", p.index, k.ID, err)
+			}
+			if packed && len(value) <= maxPage {
+				value = pack.Pack(value)
 			}
 			changed = append(changed, Page{p.index, value})
 			h.Paged += len(p.list)

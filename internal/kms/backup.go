@@ -15,6 +15,7 @@ import (
 	"github.com/rotorkms/rotor/internal/keybackup"
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/replica"
 	"github.com/rotorkms/rotor/internal/secret"
 	"github.com/rotorkms/rotor/internal/suite"
 )
@@ -46,7 +47,7 @@ func (s *Service) Backup(ctx context.Context, c policy.Caller, ref Ref, to Backu
 	if err := s.mayLeave(ctx, c, k, to); err != nil {
 		return KeyBackup{}, err
 	}
-	if err := s.agreed("backup of a key"); err != nil {
+	if err := s.agreed(replica.FormatBackups, "backup of a key"); err != nil {
 		return KeyBackup{}, err
 	}
 	content, err := s.content(ctx, k.ID)

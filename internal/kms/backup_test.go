@@ -19,6 +19,7 @@ import (
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/kms"
 	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/replica"
 	"github.com/rotorkms/rotor/internal/rotation"
 	"github.com/rotorkms/rotor/internal/seal"
 	"github.com/rotorkms/rotor/internal/secret"
@@ -65,6 +66,7 @@ func (w *world) recovered(old *mem.Store, past *guard.Past) *world {
 	}
 	out := &world{t: w.t, store: &shaky{Store: old}, seal: w.seal}
 	out.clock.Store(w.clock.Load())
+	out.known.Store(w.known.Load())
 	c := guard.Config{Store: out.store, Sealers: []seal.Sealer{w.seal}, Rules: rules{}, Now: out.now, Recovery: true}
 	g := must(guard.Open(w.t.Context(), c))(w.t)
 	ctx, stop := context.WithCancel(w.t.Context())
@@ -207,7 +209,7 @@ func TestOlderServers(t *testing.T) {
 	w := newWorld(t)
 	k := w.create("k", suite.Encrypt)
 	b := w.backup(k)
-	w.older.Store(true)
+	w.known.Store(replica.FormatBackups - 1)
 	_, err := w.Backup(t.Context(), alice, w.ref(k), kms.BackupFor{Keep: keep})
 	wantCode(t, err, fault.Unavailable)
 	_, err = w.Service.Restore(t.Context(), alice, kms.Restore{Namespace: "default", Blob: b.Blob})

@@ -14,6 +14,7 @@ import (
 	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/replica"
 	"github.com/rotorkms/rotor/internal/rotation"
 	"github.com/rotorkms/rotor/internal/secret"
 	"github.com/rotorkms/rotor/internal/suite"
@@ -57,7 +58,11 @@ func (s *Service) make(ctx context.Context, c policy.Caller, spec keyring.Key, f
 		return k, err
 	}
 	if k.Custody == keyring.CustodyHSM || k.Purpose == suite.Transit {
-		if err := s.agreed("custody " + string(k.Custody) + " for " + string(k.Purpose)); err != nil {
+		format := replica.FormatBackups
+		if k.Purpose == suite.Transit {
+			format = replica.FormatPages
+		}
+		if err := s.agreed(format, "custody "+string(k.Custody)+" for "+string(k.Purpose)); err != nil {
 			return k, err
 		}
 	}

@@ -40,8 +40,8 @@ type Config struct {
 	Quotas func() Quotas
 	// Floors says what destructions need at least, whatever keys say; nil: what keys say.
 	Floors func() Floors
-	// Agreed says whether every server on the store knows the records of this build; nil: yes. What an older one would get wrong waits for it.
-	Agreed func() bool
+	// Knows says whether every server on the store knows a format of records (package replica); nil: yes. What an older one would get wrong waits for it.
+	Knows func(format int) bool
 	// Suites narrows which algorithms new versions may have.
 	Suites suite.Policy
 	// HSM carries out what keys of custody hsm are for; nil: there is no token.
@@ -58,7 +58,7 @@ type Service struct {
 	heard func(context.Context, store.Rev) error
 	room  func() Quotas
 	least func() Floors
-	agree func() bool
+	knows func(format int) bool
 	ring  atomic.Pointer[ring]
 	vault materials
 
@@ -79,7 +79,10 @@ type Service struct {
 
 // New reads all keys. Run must follow to see changes.
 func New(ctx context.Context, c Config) (*Service, error) {
-	s := &Service{guard: c.Guard, now: c.Now, fresh: c.Fresh, heard: c.Heard, room: c.Quotas, least: c.Floors, agree: c.Agreed, swap: make(chan struct{})}
+	if c.Knows == nil {
+		c.Knows = func(int) bool { return true }
+	}
+	s := &Service{guard: c.Guard, now: c.Now, fresh: c.Fresh, heard: c.Heard, room: c.Quotas, least: c.Floors, knows: c.Knows, swap: make(chan struct{})}
 	s.vault.cache, s.volumes.block, s.suites = map[materialID]opened{}, c.Block, c.Suites
 	s.hsm, s.log, s.sweep = c.HSM, c.Log, make(chan struct{}, 1)
 	if s.log == nil {
@@ -106,9 +109,9 @@ func New(ctx context.Context, c Config) (*Service, error) {
 	return s, s.loadUses(ctx)
 }
 
-// agreed refuses what servers of an older build, which would drop it or take it for something else, may still meet. fault.Unavailable.
-func (s *Service) agreed(what string) error {
-	if s.agree == nil || s.agree() {
+// agreed refuses what servers that do not know a format, which would drop it or take it for something else, may still meet. fault.Unavailable.
+func (s *Service) agreed(format int, what string) error {
+	if s.knows(format) {
 		return nil
 	}
 	return fault.New(fault.Unavailable, what).

@@ -13,6 +13,7 @@ import (
 	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/kms"
+	"github.com/rotorkms/rotor/internal/replica"
 	"github.com/rotorkms/rotor/internal/rotation"
 	"github.com/rotorkms/rotor/internal/seal"
 	"github.com/rotorkms/rotor/internal/store"
@@ -100,7 +101,7 @@ func TestManyVersions(t *testing.T) {
 // whoever starts in between sees the same; a server that has not noticed yet writes pages where there are some.
 func TestIntoPages(t *testing.T) {
 	w := newWorld(t)
-	w.older.Store(true)
+	w.known.Store(replica.FormatPages - 1)
 	k := w.create("k", suite.Encrypt)
 	for k.Len() < many {
 		if paths := w.written(func() { k = w.rotate(k) }); len(paths) != 1 {
@@ -108,7 +109,7 @@ func TestIntoPages(t *testing.T) {
 		}
 	}
 	w.same(k.ID)
-	w.older.Store(false)
+	w.known.Store(replica.Format)
 	for i := range 8 {
 		event := []keyring.Event{keyring.Suspend, keyring.Resume}[i%2]
 		paths := w.written(func() { k = must(w.Change(t.Context(), alice, w.ref(k), k.Primary, event, ""))(t) })
@@ -126,9 +127,43 @@ func TestIntoPages(t *testing.T) {
 	if len(pages) != many/keyring.PageSize {
 		t.Errorf("pages %v", pages)
 	}
-	w.older.Store(true)
+	w.known.Store(replica.FormatPages - 1)
 	if paths := w.written(func() { k = w.rotate(k) }); len(paths) > 3 {
 		t.Errorf("a server that has not noticed yet wrote %v", paths)
+	}
+	w.same(k.ID)
+}
+
+// TestPagesArePacked: once all servers know how, and not before; a server that starts reads both.
+func TestPagesArePacked(t *testing.T) {
+	w := newWorld(t)
+	w.known.Store(replica.FormatPacked - 1)
+	k := w.create("k", suite.Encrypt)
+	for k.Len() < many {
+		k = w.rotate(k)
+	}
+	pages := func(packed bool) (n int) {
+		t.Helper()
+		records, _, err := w.guard.List(t.Context(), "key/default/"+string(k.ID)+"/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range records {
+			if (r.Value[0] != '[') == packed {
+				n++
+			}
+		}
+		return n
+	}
+	if packed, plain := pages(true), pages(false); packed != 0 || plain != many/keyring.PageSize {
+		t.Fatalf("%d pages are packed and %d are not, beside an older build", packed, plain)
+	}
+	w.known.Store(replica.FormatPacked)
+	for k.Len() < 2*many {
+		k = w.rotate(k)
+	}
+	if packed, plain := pages(true), pages(false); packed < 5 || plain < 3 {
+		t.Errorf("%d pages are packed and %d are not", packed, plain)
 	}
 	w.same(k.ID)
 }

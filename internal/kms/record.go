@@ -12,6 +12,7 @@ import (
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/keyring"
+	"github.com/rotorkms/rotor/internal/replica"
 	"github.com/rotorkms/rotor/internal/store"
 )
 
@@ -132,23 +133,28 @@ func (s *Service) load(ctx context.Context, path string) (*state, error) {
 	return st, nil
 }
 
-// paged says whether a key is written in pages: it is already, or all servers on the store know them.
-func (s *Service) paged(k keyring.Key) bool { return k.InPages() || s.agree == nil || s.agree() }
+// shape is how keys are written.
+type shape struct{ paged, packed bool }
+
+// shape says whether a key is written in pages: it is already, or all servers on the store know them; and whether these are packed.
+func (s *Service) shape(k keyring.Key) shape {
+	return shape{paged: k.InPages() || s.knows(replica.FormatPages), packed: s.knows(replica.FormatPacked)}
+}
 
 // records are the writes that keep a key, its head first and at most keyring.PagesAtOnce pages.
 func (s *Service) records(k keyring.Key) ([]guard.Write, error) {
-	return recordsOf(k, s.paged(k), keyring.PagesAtOnce)
+	return recordsOf(k, s.shape(k), keyring.PagesAtOnce)
 }
 
-func recordsOf(k keyring.Key, paged bool, most int) ([]guard.Write, error) {
-	if !paged {
+func recordsOf(k keyring.Key, as shape, most int) ([]guard.Write, error) {
+	if !as.paged {
 		value, err := json.Marshal(k)
 		if err != nil {
 			return nil, fmt.Errorf("encode key %s: %w", k.ID, err)
 		}
 		return []guard.Write{{Path: keyPath(k), Value: value}}, nil
 	}
-	head, pages, err := k.Record(most)
+	head, pages, err := k.Record(most, as.packed)
 	if err != nil {
 		return nil, err
 	}

@@ -90,7 +90,7 @@ const pagesAtOnce = 16
 // commitRecovered writes a key whose recovery may have changed any number of pages. Pages that do not fit into a commit with the head go first: what
 // a recovery changes in them is that versions are destroyed, which it finds done when it is called again.
 func commitRecovered(ctx context.Context, p *guard.Permit, was *state, before []byte, k keyring.Key, detail map[string]string) error {
-	writes, err := recordsOf(k, was.key.InPages(), math.MaxInt)
+	writes, err := recordsOf(k, shape{paged: was.key.InPages()}, math.MaxInt)
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/rotorkms/rotor/internal/keybackup"
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/replica"
 	"github.com/rotorkms/rotor/internal/secret"
 	"github.com/rotorkms/rotor/internal/store"
 	"github.com/rotorkms/rotor/internal/suite"
@@ -64,7 +65,7 @@ func (s *Service) Restore(ctx context.Context, c policy.Caller, in Restore) (out
 	if malformed != nil {
 		return out, malformed
 	}
-	if err := s.agreed("restore of a key"); err != nil {
+	if err := s.agreed(replica.FormatBackups, "restore of a key"); err != nil {
 		return out, err
 	}
 	if err := s.CatchUp(ctx); err != nil {

@@ -170,7 +170,7 @@ func (s *Service) roomInRecord(k keyring.Key) error {
 		return tooLarge.WithHint("it has %d versions, which is all that an instance takes of a key; make a new key", k.Len())
 	case k.Len() >= maxVersions:
 		return tooLarge.WithHint("it has %d versions, and no key has more; make a new key", k.Len())
-	case s.paged(k):
+	case s.shape(k).paged:
 		return nil
 	}
 	if record, err := json.Marshal(k); err != nil || len(record) > maxRecord {

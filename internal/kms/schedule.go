@@ -7,6 +7,7 @@ import (
 	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/replica"
 )
 
 // SetSchedule says when a key rotates by itself, in place of what was said before; the zero schedule: never. fault.Invalid.
@@ -15,7 +16,7 @@ func (s *Service) SetSchedule(ctx context.Context, c policy.Caller, ref Ref, to 
 	if err != nil {
 		return k, err
 	}
-	if err := s.agreed("a schedule of rotations"); err != nil {
+	if err := s.agreed(replica.FormatPages, "a schedule of rotations"); err != nil {
 		return k, err
 	}
 	return s.update(ctx, p, k.ID, map[string]string{"schedule": to.String()}, func(k keyring.Key) (keyring.Key, change, error) {

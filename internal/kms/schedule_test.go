@@ -8,6 +8,7 @@ import (
 	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/replica"
 	"github.com/rotorkms/rotor/internal/rotation"
 	"github.com/rotorkms/rotor/internal/suite"
 )
@@ -69,7 +70,7 @@ func TestSetSchedule(t *testing.T) {
 	if got := must(w.SetSchedule(t.Context(), alice, w.ref(k), keyring.Schedule{}))(t); !got.Schedule.IsZero() {
 		t.Errorf("%v", got.Schedule)
 	}
-	w.older.Store(true)
+	w.known.Store(replica.FormatPages - 1)
 	_, err = w.SetSchedule(t.Context(), alice, w.ref(k), to)
 	wantCode(t, err, fault.Unavailable)
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/replica"
 	"github.com/rotorkms/rotor/internal/secret"
 	"github.com/rotorkms/rotor/internal/transit"
 )
@@ -323,7 +324,7 @@ func (s *Service) restored(ref Ref, b transit.Backup, owner string) (keyring.Key
 	if err := s.suites.Allows(k.Algorithm, k.Purpose); err != nil {
 		return k, err
 	}
-	if err := s.agreed("purpose transit"); err != nil {
+	if err := s.agreed(replica.FormatPages, "purpose transit"); err != nil {
 		return k, err
 	}
 	return k.Delete(now), s.roomForKey(k.Namespace)

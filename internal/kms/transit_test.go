@@ -19,6 +19,7 @@ import (
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/kms"
 	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/replica"
 	"github.com/rotorkms/rotor/internal/rotation"
 	"github.com/rotorkms/rotor/internal/secret"
 	"github.com/rotorkms/rotor/internal/suite"
@@ -65,7 +66,7 @@ func TestTransitCreate(t *testing.T) {
 	if names := must(w.TransitList(t.Context(), alice, "default", "transit"))(t); len(names) != 11 || !slices.IsSorted(names) || !slices.Contains(names, "orders") {
 		t.Errorf("%v", names)
 	}
-	w.older.Store(true)
+	w.known.Store(replica.FormatPages - 1)
 	_, _, err = w.TransitCreate(t.Context(), alice, kms.TransitSpec{Ref: kms.Ref{Namespace: "default", Name: "transit/late"}})
 	wantCode(t, err, fault.Unavailable)
 }

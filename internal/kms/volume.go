@@ -113,7 +113,7 @@ func (s *Service) firstBlock(k keyring.Key, v *keyring.Version, detail map[strin
 	path := volumePath(k, v.Number)
 	detail["uses_taken"] = strconv.FormatUint(n, 10)
 	c := change{conds: []guard.Cond{{Path: path}}}
-	if s.paged(k) {
+	if s.shape(k).paged {
 		v.Taken = n
 		return c, nil
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/kms"
 	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/replica"
 	"github.com/rotorkms/rotor/internal/seal"
 	"github.com/rotorkms/rotor/internal/seal/local"
 	"github.com/rotorkms/rotor/internal/store"
@@ -44,7 +45,7 @@ type world struct {
 	seal  seal.Sealer
 	hsm   kms.HSM
 	clock atomic.Int64 // seconds
-	older atomic.Bool  // a server of an older build works on the store
+	known atomic.Int32 // the newest format that every server on the store knows
 
 	refusals struct { // in the log, as far as it was read: by caller and key
 		read int64
@@ -70,6 +71,7 @@ func newWorldWith(t *testing.T, token func(cluster string) kms.HSM) *world {
 	}
 	w := &world{t: t, store: &shaky{Store: mem.New()}, seal: sealer}
 	w.clock.Store(1_800_000_000)
+	w.known.Store(replica.Format)
 	w.refusals.by = map[[2]string]int{}
 	c := guard.Config{Store: w.store, Sealers: []seal.Sealer{sealer}, Rules: rules{}, Now: w.now}
 	if _, err := guard.Init(t.Context(), c); err != nil {
@@ -91,7 +93,7 @@ func newWorldWith(t *testing.T, token func(cluster string) kms.HSM) *world {
 // serve starts one more service on the same guard.
 func (w *world) serve() *kms.Service {
 	w.t.Helper()
-	s, err := kms.New(w.t.Context(), kms.Config{Guard: w.guard, Now: w.now, HSM: w.hsm, Agreed: func() bool { return !w.older.Load() }})
+	s, err := kms.New(w.t.Context(), kms.Config{Guard: w.guard, Now: w.now, HSM: w.hsm, Knows: func(format int) bool { return int(w.known.Load()) >= format }})
 	if err != nil {
 		w.t.Fatal(err)
 	}

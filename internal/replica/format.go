@@ -20,10 +20,16 @@ import (
 //	1: the first
 //	2: join tokens name several servers; keys in a token; backups of keys are on record, and a key says what is missing of its restore
 //	3: the versions of a key are in pages beside its head; a key may be of purpose transit, and have a schedule
-const Format = 3
+//	4: entries of the audit log and pages of versions are packed
+const Format = FormatPacked
 
-// FormatManyAddresses is the first in which servers read join tokens that name several servers.
-const FormatManyAddresses = 2
+// The first formats that have something.
+const (
+	FormatManyAddresses = 2 // join tokens that name several servers
+	FormatBackups       = 2 // backups of keys on record, restores under way, keys in a token
+	FormatPages         = 3 // pages of versions; purpose transit; schedules
+	FormatPacked        = 4
+)
 
 // CheckFormat says whether this build may touch a store. It writes nothing. fault.StoreNewer.
 func CheckFormat(ctx context.Context, s store.Store) error {

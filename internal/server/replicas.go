@@ -35,7 +35,11 @@ func (s *Server) newKeeper() *replica.Keeper {
 // introduce stores the session, under the address that clients know.
 func (s *Server) introduce(ctx context.Context) error {
 	if s.keeper == nil {
-		return replica.MarkFormat(ctx, s.store)
+		if err := replica.MarkFormat(ctx, s.store); err != nil {
+			return err
+		}
+		s.marked.Store(true)
+		return nil
 	}
 	s.keeper.Introduce(s.Advertised(), s.issuer())
 	if err := s.keeper.Start(ctx); err != nil {
@@ -123,8 +127,13 @@ func (s *Server) Leads() bool {
 	return ok
 }
 
-// agreed says whether every server on the store knows the records of this build.
-func (s *Server) agreed() bool { return s.keeper == nil || s.keeper.Format() >= replica.Format }
+// knows says whether every server on the store knows a format of records.
+func (s *Server) knows(format int) bool {
+	if s.keeper == nil {
+		return s.marked.Load()
+	}
+	return s.keeper.Format() >= format
+}
 
 // issuer is what access tokens name as their issuer.
 func (s *Server) issuer() string { return cmp.Or(s.config.Issuer, "https://"+s.Advertised()) }
@@ -139,7 +148,7 @@ const (
 // store can read such a token.
 func (s *Server) inviteTo() string {
 	all := []string{s.Advertised()}
-	if s.keeper == nil || s.keeper.Format() < replica.FormatManyAddresses {
+	if s.keeper == nil || !s.knows(replica.FormatManyAddresses) {
 		return all[0]
 	}
 	for _, other := range s.keeper.Sessions() {

@@ -57,6 +57,7 @@ type Server struct {
 	http      *wire.Server
 	fleet     *fleet.Fleet
 	keeper    *replica.Keeper // nil: no other server can open the store
+	marked    atomic.Bool     // without a keeper: the store says that it is of this build's format
 	rooms     atomic.Pointer[rooms]
 	health    *health
 	metrics   *telemetry.Metrics
@@ -195,7 +196,7 @@ func (s *Server) open(ctx context.Context) (*guard.Guard, error) {
 	}
 	gc := guard.Config{
 		Store: s.tracing.Store(s.metrics.Store(s.store)), Sealers: s.seals.Sealers(), Now: c.Now, Log: c.Log, Statements: statements, Recovery: true, ShredEvery: c.ShredEvery,
-		Before: c.Before,
+		Before: c.Before, Packs: func() bool { return s.knows(replica.FormatPacked) },
 	}
 	if s.keeper != nil {
 		gc.Turn = s.keeper.Turn
@@ -345,7 +346,7 @@ func (s *Server) build(ctx context.Context) (r rooms, err error) {
 	if err != nil {
 		return r, err
 	}
-	if r.kms, err = kms.New(ctx, kms.Config{Guard: s.guard, Now: c.Now, Quotas: s.quotas, Floors: s.floors, Fresh: s.fresh(), Heard: s.heard(), Agreed: s.agreed, Suites: c.Suites.policy(), HSM: token, Log: c.Log}); err != nil {
+	if r.kms, err = kms.New(ctx, kms.Config{Guard: s.guard, Now: c.Now, Quotas: s.quotas, Floors: s.floors, Fresh: s.fresh(), Heard: s.heard(), Knows: s.knows, Suites: c.Suites.policy(), HSM: token, Log: c.Log}); err != nil {
 		return r, err
 	}
 	leases := rotation.Leases{TTL: c.LeaseTTL, MaxSkew: c.MaxSkew}

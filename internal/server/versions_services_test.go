@@ -24,8 +24,8 @@ import (
 
 // The build that this one has to share a store with: the newest of the format before. It moves on with replica.Format.
 const (
-	pinned       = "1ac4c0619d0fba0fcc00691cc0aee8cdb81508a5"
-	pinnedFormat = 2
+	pinned       = "13d14b1f62a367c91548a30073f27f3a82509c71"
+	pinnedFormat = replica.FormatPages
 )
 
 // build is one version of what an operator and an application run.
