@@ -4,11 +4,13 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+	"weak"
 
 	"github.com/rotorkms/rotor/internal/audit"
 	"github.com/rotorkms/rotor/internal/fault"
@@ -294,6 +296,30 @@ func TestUseWindows(t *testing.T) {
 	if len(opened) != 1 || fmt.Sprint(counts) != "[3 2]" {
 		t.Errorf("%d left open, counts %v", len(opened), counts)
 	}
+}
+
+// TestWindowsKeepNoRequest: what a caller asked for, the plaintext of its first use above all, goes with the request and does not stay as long as the
+// version is used.
+func TestWindowsKeepNoRequest(t *testing.T) {
+	w := newWorld(t, newMem())
+	g, _ := w.open()
+	asked := func() weak.Pointer[policy.Request] {
+		c := alice
+		c.Request = &policy.Request{Parameters: map[string]any{"plaintext": "c2VjcmV0"}}
+		p, err := g.Admit(t.Context(), c, policy.ActEncrypt, aKey)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Use(t.Context(), 1); err != nil {
+			t.Fatal(err)
+		}
+		return weak.Make(c.Request)
+	}()
+	runtime.GC()
+	if asked.Value() != nil {
+		t.Error("the request of a use is still there")
+	}
+	runtime.KeepAlive(g)
 }
 
 func TestUseNeedsADurableWindow(t *testing.T) {

@@ -2,38 +2,46 @@ package guard
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"maps"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/rotorkms/rotor/internal/audit"
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/policy"
-	"github.com/rotorkms/rotor/internal/secret"
 	"github.com/rotorkms/rotor/internal/store"
 )
 
 // windowLength is how long one class-3 entry stands for.
 const windowLength = time.Minute
 
-// windowKey is what a window counts.
+// windowKey is what a window counts. A caller's permit is not kept: it has the request that it came with, and what that was to encrypt.
 type windowKey struct {
 	caller, namespace, key string
 	action                 policy.Action
 	version                uint32
 }
 
-// window counts uses within one minute.
+// entry is what the log says of a window.
+func (k windowKey) entry(g *Guard, rule, outcome string, detail map[string]string) audit.Entry {
+	p := Permit{guard: g, caller: policy.Caller{Name: k.caller}, action: k.action, resource: policy.Resource{Namespace: k.namespace, Key: k.key}, rule: rule}
+	detail["version"] = fmt.Sprint(k.version)
+	return p.entry(audit.ClassUse, outcome, detail)
+}
+
+// window counts uses within one minute. There is one of each version that was used, so it is small.
 type window struct {
 	mu     sync.Mutex // guards what follows; held while the entry is written
 	minute int64      // that the open entry was written for; 0: none
-	id     string     // joins the open entry to the closed one
+	id     [8]byte    // joins the open entry to the closed one
 	count  uint64
-	closed bool // its count is written and the window out of use
-	permit Permit
+	closed bool   // its count is written and the window out of use
+	rule   string // by which its first use was allowed
 }
 
 // windows are the open windows. Guarded by mu.
@@ -60,7 +68,7 @@ func (ws *windows) keep(entries []audit.Entry) {
 	ws.unwritten = append(ws.unwritten, entries...)
 }
 
-func (ws *windows) of(k windowKey, p *Permit) *window {
+func (ws *windows) of(k windowKey, rule string) *window {
 	ws.mu.RLock()
 	w := ws.all[k]
 	ws.mu.RUnlock()
@@ -70,7 +78,8 @@ func (ws *windows) of(k windowKey, p *Permit) *window {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
 	if w = ws.all[k]; w == nil {
-		w = &window{permit: *p}
+		w = &window{rule: strings.Clone(rule)}
+		k.caller, k.namespace, k.key = strings.Clone(k.caller), strings.Clone(k.namespace), strings.Clone(k.key) // they may be parts of the request
 		ws.all[k] = w
 	}
 	return w
@@ -102,8 +111,8 @@ func (p *Permit) UseN(ctx context.Context, version uint32, n uint64) error {
 	k := windowKey{p.caller.Name, p.resource.Namespace, p.resource.Key, p.action, version}
 	ws := &p.guard.windows
 	for {
-		w := ws.of(k, p)
-		counted, err := w.use(ctx, p, version, n)
+		w := ws.of(k, p.rule)
+		counted, err := w.use(ctx, p, k, n)
 		if counted || err != nil {
 			return err
 		}
@@ -112,14 +121,14 @@ func (p *Permit) UseN(ctx context.Context, version uint32, n uint64) error {
 }
 
 // use counts n uses, unless the window was closed since it was looked up.
-func (w *window) use(ctx context.Context, p *Permit, version uint32, n uint64) (counted bool, err error) {
+func (w *window) use(ctx context.Context, p *Permit, k windowKey, n uint64) (counted bool, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.closed {
 		return false, nil
 	}
 	if minute := p.guard.minute(); w.minute != minute {
-		if err := w.open(ctx, p, version, minute); err != nil {
+		if err := w.open(ctx, p, k, minute); err != nil {
 			return false, err
 		}
 	}
@@ -128,10 +137,11 @@ func (w *window) use(ctx context.Context, p *Permit, version uint32, n uint64) (
 }
 
 // open closes the window's last minute and opens another, in one commit. Call with mu held.
-func (w *window) open(ctx context.Context, p *Permit, version uint32, minute int64) error {
-	id := hex.EncodeToString(secret.Random(8).Reveal())
-	opening := p.entry(audit.ClassUse, "open", map[string]string{"version": fmt.Sprint(version), "window": id})
-	if err := p.guard.audit.Append(ctx, append(w.closing(version), opening)...); err != nil {
+func (w *window) open(ctx context.Context, p *Permit, k windowKey, minute int64) error {
+	var id [8]byte
+	rand.Read(id[:])
+	opening := k.entry(p.guard, p.rule, "open", map[string]string{"window": hex.EncodeToString(id[:])})
+	if err := p.guard.audit.Append(ctx, append(w.closing(p.guard, k), opening)...); err != nil {
 		return storeFault(string(p.action), err)
 	}
 	w.count, w.minute, w.id = 0, minute, id
@@ -139,13 +149,11 @@ func (w *window) open(ctx context.Context, p *Permit, version uint32, minute int
 }
 
 // closing is the entry with the count. Call with mu held.
-func (w *window) closing(version uint32) []audit.Entry {
+func (w *window) closing(g *Guard, k windowKey) []audit.Entry {
 	if w.minute == 0 {
 		return nil
 	}
-	return []audit.Entry{w.permit.entry(audit.ClassUse, "closed", map[string]string{
-		"version": fmt.Sprint(version), "window": w.id, "count": fmt.Sprint(w.count),
-	})}
+	return []audit.Entry{k.entry(g, w.rule, "closed", map[string]string{"window": hex.EncodeToString(w.id[:]), "count": fmt.Sprint(w.count)})}
 }
 
 func (g *Guard) minute() int64 { return g.now().Unix() / int64(windowLength/time.Second) }
@@ -186,7 +194,7 @@ func (g *Guard) CloseWindows(ctx context.Context, all bool) error {
 		w.mu.Lock()
 		if !w.closed && (all || w.minute != minute) {
 			w.closed = true
-			entries = append(entries, w.closing(k.version)...)
+			entries = append(entries, w.closing(g, k)...)
 		}
 		closed := w.closed
 		w.mu.Unlock()

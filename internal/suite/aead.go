@@ -6,6 +6,7 @@ import (
 	"crypto/fips140"
 	"crypto/rand"
 	"errors"
+	"slices"
 
 	"golang.org/x/crypto/chacha20poly1305"
 
@@ -57,7 +58,7 @@ func Seal(a cipher.AEAD, dst, plaintext, data []byte) []byte {
 		return a.Seal(dst, nil, plaintext, data)
 	}
 	at := len(dst)
-	dst = append(dst, make([]byte, n, n+len(plaintext)+a.Overhead())...)
+	dst = slices.Grow(dst, n+len(plaintext)+a.Overhead())[:at+n]
 	rand.Read(dst[at:])
 	return a.Seal(dst, dst[at:], plaintext, data)
 }

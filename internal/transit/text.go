@@ -45,10 +45,18 @@ func formatSignature(number uint32, body []byte, m Marshaling) string {
 	return format(number, body, m.encoding())
 }
 
+// format writes the text in pieces, so that it is made once and not copied.
 func format(number uint32, body []byte, e *base64.Encoding) string {
-	b := make([]byte, 0, len(prefix)+11+e.EncodedLen(len(body)))
-	b = strconv.AppendUint(append(b, prefix...), uint64(number), 10)
-	return string(e.AppendEncode(append(b, ':'), body))
+	var piece [1024]byte
+	head := append(strconv.AppendUint(append(piece[:0], prefix...), uint64(number), 10), ':')
+	var out strings.Builder
+	out.Grow(len(head) + e.EncodedLen(len(body)))
+	out.Write(head)
+	const step = len(piece) / 4 * 3 // whole groups, so only the last piece can have padding
+	for ; len(body) > 0; body = body[min(step, len(body)):] {
+		out.Write(e.AppendEncode(piece[:0], body[:min(step, len(body))]))
+	}
+	return out.String()
 }
 
 // texts are the words of one kind of text.

@@ -101,16 +101,29 @@ func write(w http.ResponseWriter, to *route, out *response) {
 			body = beside(e, out.top)
 		}
 	}
-	b, err := json.Marshal(body)
-	if err != nil { // a handler gave what has no JSON
+	j := jsonWriter{to: w, status: status}
+	if err := json.NewEncoder(&j).Encode(body); err != nil && !j.begun { // a handler gave what has no JSON
 		writeError(w, err)
-		return
+	} // else the client is gone
+}
+
+// jsonWriter begins an answer with the first bytes of it. The encoder gives all of them at once, out of a buffer that is used again.
+type jsonWriter struct {
+	to     http.ResponseWriter
+	status int
+	begun  bool
+}
+
+// Write implements io.Writer.
+func (j *jsonWriter) Write(b []byte) (int, error) {
+	if !j.begun {
+		j.begun = true
+		h := j.to.Header()
+		h.Set("Content-Type", "application/json")
+		h.Set("Cache-Control", "no-store")
+		j.to.WriteHeader(j.status)
 	}
-	h := w.Header()
-	h.Set("Content-Type", "application/json")
-	h.Set("Cache-Control", "no-store")
-	w.WriteHeader(status)
-	_, _ = w.Write(append(b, '\n')) // the client is gone when this fails
+	return j.to.Write(b)
 }
 
 // beside is an envelope with more members; its own count.
