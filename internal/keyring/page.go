@@ -21,12 +21,12 @@ func pageOf(n uint32) uint32 { return (max(n, 1) - 1) / PageSize }
 // page has the versions index*PageSize+1 to (index+1)*PageSize of a key, as far as there are some. Neither it nor its versions ever change.
 type page struct {
 	index  uint32
-	list   []*Version // in the order of their numbers, at least one
-	stored bool       // it was read from a record of its own, so it need not be written
+	list   []*kept // in the order of their numbers, at least one
+	stored bool    // it was read from a record of its own, so it need not be written
 	sums   sums
 }
 
-func newPage(index uint32, list ...*Version) *page {
+func newPage(index uint32, list ...*kept) *page {
 	p := &page{index: index, list: list}
 	for _, v := range list {
 		p.sums.add(sumsOf(v))
@@ -35,29 +35,39 @@ func newPage(index uint32, list ...*Version) *page {
 }
 
 func (p *page) at(n uint32) (int, bool) {
-	return slices.BinarySearchFunc(p.list, n, func(v *Version, n uint32) int { return cmp.Compare(v.Number, n) })
+	return slices.BinarySearchFunc(p.list, n, func(v *kept, n uint32) int { return cmp.Compare(v.number, n) })
 }
 
-func (p *page) find(n uint32) *Version {
+func (p *page) find(n uint32) *kept {
 	if i, ok := p.at(n); ok {
 		return p.list[i]
 	}
 	return nil
 }
 
+// versions are those of the page, to be written.
+func (p *page) versions() []*Version {
+	out := make([]*Version, len(p.list))
+	for i, k := range p.list {
+		v := k.version()
+		out[i] = &v
+	}
+	return out
+}
+
 // with is the page with a version, in place of the one of its number if there is one.
 func (p *page) with(v Version) *page {
 	list := slices.Clone(p.list)
 	if i, ok := p.at(v.Number); ok {
-		list[i] = &v
+		list[i] = keep(v)
 	} else {
-		list = slices.Insert(list, i, &v)
+		list = slices.Insert(list, i, keep(v))
 	}
 	return newPage(p.index, list...)
 }
 
 func (p *page) without(n uint32) *page {
-	return newPage(p.index, slices.DeleteFunc(slices.Clone(p.list), func(v *Version) bool { return v.Number == n })...)
+	return newPage(p.index, slices.DeleteFunc(slices.Clone(p.list), func(v *kept) bool { return v.number == n })...)
 }
 
 // sums are what loops over keys ask about their versions, so that they need not look at each.
@@ -69,22 +79,22 @@ type sums struct {
 	demoted time.Time // of the unsettled: the first time
 }
 
-func sumsOf(v *Version) sums {
+func sumsOf(v *kept) sums {
 	s := sums{count: 1}
 	switch {
-	case v.Phase == PhaseRetired:
+	case v.phase == PhaseRetired:
 		s.retired = 1
-	case v.Phase != PhaseDestroyed:
+	case v.phase != PhaseDestroyed:
 		s.live = 1
 	}
-	if unsettled(v) {
-		s.open, s.demoted = 1, v.Demoted
+	if unsettled(v.phase, v.state) {
+		s.open, s.demoted = 1, v.demoted.time()
 	}
 	return s
 }
 
 // unsettled says whether a version was demoted and is still active: within its rollback window, or about to be deactivated.
-func unsettled(v *Version) bool { return v.Phase == PhaseDecryptOnly && v.State == Active }
+func unsettled(p Phase, s State) bool { return p == PhaseDecryptOnly && s == Active }
 
 func (s *sums) add(o sums) {
 	if o.open > 0 && (s.open == 0 || o.demoted.Before(s.demoted)) {
@@ -117,7 +127,7 @@ func handlesOf(pages []*page) handles {
 	var run []handle
 	for _, p := range pages {
 		for _, v := range p.list {
-			run = append(run, handle{v.Handle, v.Number})
+			run = append(run, handle{v.handle, v.number})
 		}
 	}
 	if len(run) == 0 {
@@ -131,11 +141,11 @@ func (h handle) compare(o handle) int {
 	return cmp.Or(cmp.Compare(h.handle, o.handle), cmp.Compare(h.number, o.number))
 }
 
-func (hs handles) with(v Version) handles {
+func (hs handles) with(v handle) handles {
 	if hs.has(v) {
 		return hs
 	}
-	run := []handle{{v.Handle, v.Number}}
+	run := []handle{v}
 	rest := hs
 	for len(rest) > 0 && len(rest[len(rest)-1]) < 2*len(run) {
 		run, rest = merged(rest[len(rest)-1], run), rest[:len(rest)-1]
@@ -155,9 +165,9 @@ func merged(a, b []handle) []handle {
 	return append(append(out, a...), b...)
 }
 
-func (hs handles) has(v Version) bool {
-	for n := range hs.numbers(v.Handle) {
-		if n == v.Number {
+func (hs handles) has(v handle) bool {
+	for n := range hs.numbers(v.handle) {
+		if n == v.number {
 			return true
 		}
 	}
@@ -203,7 +213,11 @@ func pagesOf(list []*Version, stored bool) (pages []*page, err error) {
 		for n < len(list) && pageOf(list[n].Number) == index {
 			n++
 		}
-		p := newPage(index, list[:n:n]...)
+		own := make([]*kept, n)
+		for i, v := range list[:n] {
+			own[i] = keep(*v)
+		}
+		p := newPage(index, own...)
 		p.stored = stored
 		pages, list = append(pages, p), list[n:]
 	}

@@ -45,9 +45,9 @@ func (k Key) Record(most int, packed bool) (record []byte, changed []Page, err e
 		case !last && p.stored:
 			h.Paged += len(p.list)
 		case last || len(changed) == most:
-			h.Versions = append(h.Versions, p.list...)
+			h.Versions = append(h.Versions, p.versions()...)
 		default:
-			value, err := json.Marshal(p.list)
+			value, err := json.Marshal(p.versions())
 			if err != nil {
 				return nil, nil, fmt.Errorf("encode page %d of key %s: %w", p.index, k.ID, err)
 			}
@@ -169,7 +169,7 @@ func (vs Versions) assemble(own []*page, read []Page, others bool) (Versions, er
 	next.handles = vs.handles
 	for _, p := range fresh {
 		for _, v := range p.list {
-			next.handles = next.handles.with(*v)
+			next.handles = next.handles.with(handle{v.handle, v.number})
 		}
 	}
 	return next, nil

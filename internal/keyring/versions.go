@@ -41,7 +41,7 @@ func (vs Versions) those(has func(*page) bool) iter.Seq[Version] {
 				continue
 			}
 			for _, v := range p.list {
-				if !yield(*v) {
+				if !yield(v.version()) {
 					return
 				}
 			}
@@ -56,7 +56,7 @@ func (vs Versions) Len() int { return vs.sums.count }
 func (vs Versions) String() string { return fmt.Sprint(slices.Collect(vs.All())) }
 
 // find returns a version, nil if there is none of the number, and the place of its page, or where that would be.
-func (vs Versions) find(n uint32) (v *Version, at int, there bool) {
+func (vs Versions) find(n uint32) (v *kept, at int, there bool) {
 	at, there = slices.BinarySearchFunc(vs.pages, pageOf(n), func(p *page, want uint32) int { return cmp.Compare(p.index, want) })
 	if there {
 		v = vs.pages[at].find(n)
@@ -71,10 +71,10 @@ func (vs Versions) put(v Version) Versions {
 	if there {
 		next.pages[at] = vs.pages[at].with(v)
 	} else {
-		next.pages = slices.Insert(next.pages, at, newPage(pageOf(v.Number), &v))
+		next.pages = slices.Insert(next.pages, at, newPage(pageOf(v.Number), keep(v)))
 	}
-	if old == nil || old.Handle != v.Handle {
-		next.handles = vs.handles.with(v)
+	if old == nil || old.handle != v.Handle {
+		next.handles = vs.handles.with(handle{v.Handle, v.Number})
 	}
 	return next.summed()
 }
@@ -107,7 +107,7 @@ func (vs Versions) summed() Versions {
 func (vs Versions) MarshalJSON() ([]byte, error) {
 	var list []*Version
 	for _, p := range vs.pages {
-		list = append(list, p.list...)
+		list = append(list, p.versions()...)
 	}
 	return json.Marshal(list)
 }
@@ -174,7 +174,7 @@ func (k Key) ChangedSince(was Key) iter.Seq[Version] {
 				if o != nil && slices.Contains(o.list, v) {
 					continue
 				}
-				if !yield(k.standing(*v)) {
+				if !yield(k.standing(v.version())) {
 					return
 				}
 			}
@@ -188,7 +188,7 @@ func (k Key) From(n uint32) iter.Seq[Version] {
 		_, at, _ := k.Versions.find(n)
 		for _, p := range k.Versions.pages[at:] {
 			for _, v := range p.list {
-				if v.Number >= n && !yield(k.standing(*v)) {
+				if v.number >= n && !yield(k.standing(v.version())) {
 					return
 				}
 			}
@@ -203,7 +203,7 @@ func (k Key) Newest(n int) uint32 {
 	}
 	for _, p := range slices.Backward(k.Versions.pages) {
 		if n <= len(p.list) {
-			return p.list[len(p.list)-n].Number
+			return p.list[len(p.list)-n].number
 		}
 		n -= len(p.list)
 	}
@@ -238,19 +238,19 @@ func Ranges(numbers iter.Seq[uint32]) string {
 
 // Unsettled goes through the versions that were demoted and are still active. It looks only where there are some.
 func (k Key) Unsettled() iter.Seq[Version] {
-	return filtered(k.those(func(p *page) bool { return p.sums.open > 0 }), unsettled)
+	return filtered(k.those(func(p *page) bool { return p.sums.open > 0 }), func(v Version) bool { return unsettled(v.Phase, v.State) })
 }
 
 // Retired goes through the versions that are retired. It looks only where there are some.
 func (k Key) Retired() iter.Seq[Version] {
 	has := func(p *page) bool { return p.sums.retired > 0 || k.Deleted() && p.sums.live > 0 }
-	return filtered(k.those(has), func(v *Version) bool { return v.Phase == PhaseRetired })
+	return filtered(k.those(has), func(v Version) bool { return v.Phase == PhaseRetired })
 }
 
-func filtered(all iter.Seq[Version], is func(*Version) bool) iter.Seq[Version] {
+func filtered(all iter.Seq[Version], is func(Version) bool) iter.Seq[Version] {
 	return func(yield func(Version) bool) {
 		for v := range all {
-			if is(&v) && !yield(v) {
+			if is(v) && !yield(v) {
 				return
 			}
 		}
@@ -261,7 +261,7 @@ func filtered(all iter.Seq[Version], is func(*Version) bool) iter.Seq[Version] {
 func (k Key) At(i int) Version {
 	for _, p := range k.Versions.pages {
 		if i < len(p.list) {
-			return k.standing(*p.list[i])
+			return k.standing(p.list[i].version())
 		}
 		i -= len(p.list)
 	}
@@ -274,7 +274,7 @@ func (k Key) Last() (Version, bool) {
 		return Version{}, false
 	}
 	p := k.Versions.pages[len(k.Versions.pages)-1]
-	return k.standing(*p.list[len(p.list)-1]), true
+	return k.standing(p.list[len(p.list)-1].version()), true
 }
 
 // Version finds a version by number. fault.UnknownVersion.
@@ -283,14 +283,14 @@ func (k Key) Version(n uint32) (Version, error) {
 	if v == nil {
 		return Version{}, fault.New(fault.UnknownVersion, k.versionName(n)).WithHint("rotor key show %s lists its versions", k.Name)
 	}
-	return k.standing(*v), nil
+	return k.standing(v.version()), nil
 }
 
 // ByHandle finds a version by its handle. fault.UnknownVersion.
 func (k Key) ByHandle(h uint32) (Version, error) {
 	for n := range k.Versions.handles.numbers(h) {
-		if v, _, _ := k.Versions.find(n); v != nil && v.Handle == h {
-			return k.standing(*v), nil
+		if v, _, _ := k.Versions.find(n); v != nil && v.handle == h {
+			return k.standing(v.version()), nil
 		}
 	}
 	return Version{}, fault.New(fault.UnknownVersion, "key "+k.Name)

@@ -54,8 +54,8 @@ func (k *Key) Request(template string) (string, error) {
 // certifies refuses keys that no certificate can be of. fault.Invalid.
 func (k *Key) certifies() error {
 	switch {
-	case !importsPublic(k.spec.ID):
-		return refused(Refusal("key type " + TypeName(k.spec.ID) + " does not support signing"))
+	case !importsPublic(k.algorithm):
+		return refused(Refusal("key type " + TypeName(k.algorithm) + " does not support signing"))
 	case k.settings.Derived:
 		return refused("operation not supported on keys with derivation enabled")
 	}

@@ -32,12 +32,12 @@ func (k *Key) Encrypt(plaintext []byte, p Params) (string, error) {
 	var body []byte
 	var err error
 	switch {
-	case is(k.spec.ID, classRSA):
+	case is(k.algorithm, classRSA):
 		body, err = k.encryptRSA(plaintext, p)
-	case is(k.spec.ID, classAEAD):
+	case is(k.algorithm, classAEAD):
 		body, err = k.seal(plaintext, p)
 	default:
-		err = CanEncrypt(k.spec.ID)
+		err = CanEncrypt(k.algorithm)
 	}
 	if err != nil {
 		return "", err
@@ -52,7 +52,7 @@ func (k *Key) EncryptSecret(m secret.Bytes, p Params) (string, error) {
 
 func (k *Key) encryptRSA(plaintext []byte, p Params) ([]byte, error) {
 	if len(p.Associated) > 0 {
-		return nil, refused(Refusal("associated_data not supported for key type " + TypeName(k.spec.ID)))
+		return nil, refused(Refusal("associated_data not supported for key type " + TypeName(k.algorithm)))
 	}
 	if len(p.Nonce) > 0 {
 		return nil, refused(WithNonce)
@@ -73,16 +73,16 @@ func (k *Key) seal(plaintext []byte, p Params) ([]byte, error) {
 		return nil, err
 	}
 	if k.settings.Convergent == 0 {
-		return suite.Seal(aead, make([]byte, 0, k.spec.Nonce+len(plaintext)+16), plaintext, p.Associated), nil
+		return suite.Seal(aead, make([]byte, 0, k.nonce+len(plaintext)+16), plaintext, p.Associated), nil
 	}
-	if aead.NonceSize() != k.spec.Nonce { // the module of FIPS mode approves of no nonces but its own
+	if aead.NonceSize() != k.nonce { // the module of FIPS mode approves of no nonces but its own
 		return nil, fault.New(fault.AlgorithmForbidden, "convergent encryption").WithHint("it does not run in FIPS mode")
 	}
 	nonce := p.Nonce
 	switch k.settings.Convergent {
 	case 1:
-		if len(nonce) != k.spec.Nonce {
-			return nil, refused(Refusal(fmt.Sprintf("base64-decoded nonce must be %d bytes long when using convergent encryption with this key", k.spec.Nonce)))
+		if len(nonce) != k.nonce {
+			return nil, refused(Refusal(fmt.Sprintf("base64-decoded nonce must be %d bytes long when using convergent encryption with this key", k.nonce)))
 		}
 		return aead.Seal(nil, nonce, plaintext, p.Associated), nil
 	case 2:
@@ -90,7 +90,7 @@ func (k *Key) seal(plaintext []byte, p Params) ([]byte, error) {
 	}
 	mac := hmac.New(sha256.New, nonces.Reveal())
 	mac.Write(plaintext)
-	nonce = mac.Sum(nil)[:k.spec.Nonce]
+	nonce = mac.Sum(nil)[:k.nonce]
 	return aead.Seal(bytes.Clone(nonce), nonce, plaintext, p.Associated), nil
 }
 
@@ -98,28 +98,28 @@ func (k *Key) seal(plaintext []byte, p Params) ([]byte, error) {
 // for what is wrong with the request.
 func (k *Key) Decrypt(body []byte, p Params) ([]byte, error) {
 	switch {
-	case is(k.spec.ID, classRSA):
+	case is(k.algorithm, classRSA):
 		private, _ := k.rsa()
 		if private == nil {
 			return nil, refused("cannot decrypt ciphertext, key version does not have a private counterpart")
 		}
 		if len(p.Associated) > 0 {
-			return nil, refused(Refusal("associated_data not supported for key type " + TypeName(k.spec.ID)))
+			return nil, refused(Refusal("associated_data not supported for key type " + TypeName(k.algorithm)))
 		}
 		out, err := rsa.DecryptOAEP(sha256.New(), nil, private, body, nil)
 		if err != nil {
 			return nil, fault.Wrap(fault.DecryptFailed, "ciphertext", WrongRSA)
 		}
 		return out, nil
-	case is(k.spec.ID, classAEAD):
+	case is(k.algorithm, classAEAD):
 		return k.open(body, p)
 	}
-	return nil, CanDecrypt(k.spec.ID)
+	return nil, CanDecrypt(k.algorithm)
 }
 
 func (k *Key) open(body []byte, p Params) ([]byte, error) {
 	if k.settings.Convergent == 1 {
-		if len(p.Nonce) != k.spec.Nonce {
+		if len(p.Nonce) != k.nonce {
 			return nil, refused("invalid convergent nonce supplied")
 		}
 		body = append(bytes.Clone(p.Nonce), body...)
@@ -134,9 +134,9 @@ func (k *Key) open(body []byte, p Params) ([]byte, error) {
 	}
 	words := WrongCipher
 	switch { // what everybody sees of key and text, and no more
-	case len(body) < k.spec.Nonce:
+	case len(body) < k.nonce:
 		words = TooShort
-	case k.spec.ID == suite.ChaCha20Poly1305 || k.spec.ID == suite.XChaCha20Poly1305:
+	case k.algorithm == suite.ChaCha20Poly1305 || k.algorithm == suite.XChaCha20Poly1305:
 		words = WrongChaCha
 	}
 	return nil, fault.Wrap(fault.DecryptFailed, "ciphertext", words)
@@ -147,7 +147,7 @@ func (k *Key) cipher(context []byte, nonces bool) (a cipher.AEAD, _ secret.Bytes
 	if !k.settings.Derived {
 		return k.aead, secret.Bytes{}, nil
 	}
-	n := k.spec.KeyBytes
+	n := k.keyBytes
 	if nonces {
 		n += convergentKey
 	}
@@ -155,8 +155,8 @@ func (k *Key) cipher(context []byte, nonces bool) (a cipher.AEAD, _ secret.Bytes
 	if err != nil {
 		return nil, secret.Bytes{}, err
 	}
-	a, err = suite.NewAEAD(k.spec.ID, secret.Take(b.Reveal()[:k.spec.KeyBytes]))
-	return a, secret.Take(b.Reveal()[k.spec.KeyBytes:]), err
+	a, err = suite.NewAEAD(k.algorithm, secret.Take(b.Reveal()[:k.keyBytes]))
+	return a, secret.Take(b.Reveal()[k.keyBytes:]), err
 }
 
 // derive makes the key of a context, of n bytes. fault.Invalid with NoContext.

@@ -56,7 +56,7 @@ func (e Export) Releases() bool { return e != ExportPublic && e != ExportChain }
 // SEC 1 (RFC 5915), both in PEM, Ed25519 seed and public half in base64, ML-DSA in PKCS #8 in PEM; empty where the public half alone is known.
 // fault.Invalid with a Refusal.
 func (k *Key) Export(e Export) (secret.Bytes, error) {
-	if err := e.Check(k.spec.ID); err != nil {
+	if err := e.Check(k.algorithm); err != nil {
 		return secret.Bytes{}, err
 	}
 	switch e {
@@ -66,7 +66,7 @@ func (k *Key) Export(e Export) (secret.Bytes, error) {
 		return k.exportKey()
 	case ExportPublic:
 		text, err := k.PublicText()
-		if is(k.spec.ID, classECDSA) {
+		if is(k.algorithm, classECDSA) {
 			text = strings.TrimSpace(text)
 		}
 		return secret.Take([]byte(text)), err
@@ -79,7 +79,7 @@ func coded(b []byte) secret.Bytes {
 }
 
 func (k *Key) exportKey() (secret.Bytes, error) {
-	if is(k.spec.ID, classAEAD) {
+	if is(k.algorithm, classAEAD) {
 		return coded(k.raw.Reveal()), nil
 	}
 	switch key := k.private.(type) {
@@ -97,7 +97,7 @@ func (k *Key) exportKey() (secret.Bytes, error) {
 		text := inPEM("EC PRIVATE KEY", der)
 		return secret.Take([]byte(strings.TrimSpace(string(text.Reveal())))), nil
 	}
-	der, err := suite.EncodePrivate(k.spec.ID, k.private)
+	der, err := suite.EncodePrivate(k.algorithm, k.private)
 	if err != nil {
 		return secret.Bytes{}, err
 	}
@@ -110,13 +110,13 @@ func inPEM(kind string, der []byte) secret.Bytes {
 
 // Portable is the key as importers wrap it: raw, or PKCS #8. fault.Invalid with a Refusal when the public half alone is known.
 func (k *Key) Portable() (secret.Bytes, error) {
-	if k.spec.KeyBytes > 0 {
+	if k.keyBytes > 0 {
 		return secret.Copy(k.raw.Reveal()), nil
 	}
 	if k.private == nil {
 		return secret.Bytes{}, refused(NoPrivate)
 	}
-	return suite.EncodePrivate(k.spec.ID, k.private)
+	return suite.EncodePrivate(k.algorithm, k.private)
 }
 
 // PublicText is the public half as clients read it in key metadata: PEM, of Ed25519 base64. Of a derived key and of symmetric keys it is empty.
@@ -124,11 +124,11 @@ func (k *Key) PublicText() (string, error) {
 	if k.public == nil || k.settings.Derived {
 		return "", nil
 	}
-	der, err := suite.EncodePublic(k.spec.ID, k.public)
+	der, err := suite.EncodePublic(k.algorithm, k.public)
 	if err != nil {
 		return "", err
 	}
-	return PublicText(k.spec.ID, der)
+	return PublicText(k.algorithm, der)
 }
 
 // PublicText is the text of a public half in PKIX, as clients read it: PEM, of Ed25519 base64. fault.Invalid.

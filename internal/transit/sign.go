@@ -91,10 +91,10 @@ func (o SignOptions) digest(a suite.Algorithm, input []byte) ([]byte, error) {
 
 // Sign returns the text of a signature, and of a derived key the public half (32 bytes), which nobody else knows. fault.Invalid with a Refusal.
 func (k *Key) Sign(input []byte, o SignOptions) (text string, public []byte, err error) {
-	if err := o.check(k.spec.ID); err != nil {
+	if err := o.check(k.algorithm); err != nil {
 		return "", nil, err
 	}
-	digest, err := o.digest(k.spec.ID, input)
+	digest, err := o.digest(k.algorithm, input)
 	if err != nil {
 		return "", nil, err
 	}
@@ -190,10 +190,10 @@ func (o SignOptions) checkSalt(key *rsa.PublicKey) error {
 
 // Verify says whether the body that ParseSignature found is a signature of the input. fault.Invalid with a Refusal when that cannot be said.
 func (k *Key) Verify(input, sig []byte, o SignOptions) (bool, error) {
-	if err := o.check(k.spec.ID); err != nil {
+	if err := o.check(k.algorithm); err != nil {
 		return false, err
 	}
-	digest, err := o.digest(k.spec.ID, input)
+	digest, err := o.digest(k.algorithm, input)
 	if err != nil {
 		return false, err
 	}
@@ -218,11 +218,11 @@ func (k *Key) Verify(input, sig []byte, o SignOptions) (bool, error) {
 		}
 		return rsa.VerifyPSS(key, crypto.Hash(o.Hash), digest, sig, &rsa.PSSOptions{SaltLength: o.Salt}) == nil, nil
 	}
-	public, err := suite.EncodePublic(k.spec.ID, k.public)
+	public, err := suite.EncodePublic(k.algorithm, k.public)
 	if err != nil {
 		return false, err
 	}
-	return suite.Verify(k.spec.ID, public, digest, sig) == nil, nil
+	return suite.Verify(k.algorithm, public, digest, sig) == nil, nil
 }
 
 func verifyECDSA(key *ecdsa.PublicKey, digest, sig []byte, m Marshaling) (bool, error) {
@@ -274,17 +274,17 @@ func (k *Key) VerifyHMAC(h Hash, input, sum []byte) (bool, error) {
 func (k *Key) Agree(peer []byte, n int) (secret.Bytes, error) {
 	private, _ := k.ecdsa()
 	if private == nil {
-		return secret.Bytes{}, refused(Refusal("base key type " + TypeName(k.spec.ID) + " does not support key agreement"))
+		return secret.Bytes{}, refused(Refusal("base key type " + TypeName(k.algorithm) + " does not support key agreement"))
 	}
 	own, err := private.ECDH()
 	if err != nil {
 		return secret.Bytes{}, fault.Wrap(fault.Invalid, "key", err)
 	}
-	der, err := ImportPublic(k.spec.ID, peer)
+	der, err := ImportPublic(k.algorithm, peer)
 	if err != nil {
 		return secret.Bytes{}, err
 	}
-	parsed, err := suite.ParsePublic(k.spec.ID, der)
+	parsed, err := suite.ParsePublic(k.algorithm, der)
 	if err != nil {
 		return secret.Bytes{}, err
 	}

@@ -30,16 +30,18 @@ const ConvergentVersion = 3
 
 // Key is one version, prepared for use. It is safe for concurrent use.
 type Key struct {
-	spec     suite.Spec
-	number   uint32
-	settings Settings
-	raw      secret.Bytes // symmetric, HMAC: the key
-	mac      secret.Bytes // key of HMACs
-	prk      secret.Bytes // derived: HKDF's pseudorandom key
-	input    secret.Bytes // derived: what counter mode derives from
-	aead     cipher.AEAD  // neither derived nor a pair
-	private  crypto.Signer
-	public   crypto.PublicKey // of a pair
+	algorithm suite.Algorithm
+	keyBytes  int // of symmetric ones, as suite.Spec has it; 0 for pairs
+	nonce     int // of AEADs, in bytes
+	number    uint32
+	settings  Settings
+	raw       secret.Bytes // symmetric, HMAC: the key
+	mac       secret.Bytes // key of HMACs
+	prk       secret.Bytes // derived: HKDF's pseudorandom key
+	input     secret.Bytes // derived: what counter mode derives from
+	aead      cipher.AEAD  // neither derived nor a pair
+	private   crypto.Signer
+	public    crypto.PublicKey // of a pair
 }
 
 // New prepares a version. public is its public half in PKIX, needed where the bundle has no key, because the public half alone is known.
@@ -56,7 +58,7 @@ func New(a suite.Algorithm, number uint32, bundle secret.Bytes, public []byte, s
 	if err != nil {
 		return nil, err
 	}
-	k := &Key{spec: spec, number: number, settings: settings, mac: mac}
+	k := &Key{algorithm: spec.ID, keyBytes: spec.KeyBytes, nonce: spec.Nonce, number: number, settings: settings, mac: mac}
 	if spec.KeyBytes > 0 {
 		err = k.symmetric(key)
 	} else {
@@ -92,15 +94,15 @@ func (s Settings) check(a suite.Algorithm) error {
 }
 
 func (k *Key) symmetric(key secret.Bytes) (err error) {
-	if _, err := suite.PublicOf(k.spec.ID, key); err != nil {
+	if _, err := suite.PublicOf(k.algorithm, key); err != nil {
 		return err
 	}
 	k.raw = key
 	switch {
 	case k.settings.Derived:
 		return k.deriveFrom(key)
-	case k.spec.Nonce > 0:
-		k.aead, err = suite.NewAEAD(k.spec.ID, key)
+	case k.nonce > 0:
+		k.aead, err = suite.NewAEAD(k.algorithm, key)
 	}
 	return err
 }
@@ -110,10 +112,10 @@ func (k *Key) pair(key secret.Bytes, public []byte) (err error) {
 		if k.settings.Derived {
 			return refused("requested version for signing does not contain a private part")
 		}
-		k.public, err = suite.ParsePublic(k.spec.ID, public)
+		k.public, err = suite.ParsePublic(k.algorithm, public)
 		return err
 	}
-	if k.private, err = suite.PrivateKey(k.spec.ID, key); err != nil {
+	if k.private, err = suite.PrivateKey(k.algorithm, key); err != nil {
 		return err
 	}
 	k.public = k.private.Public()
@@ -137,7 +139,7 @@ func (k *Key) deriveFrom(key secret.Bytes) error {
 func (k *Key) Number() uint32 { return k.number }
 
 // HasPrivate says whether more than the public half is known; true for symmetric keys.
-func (k *Key) HasPrivate() bool { return k.spec.KeyBytes > 0 || k.private != nil }
+func (k *Key) HasPrivate() bool { return k.keyBytes > 0 || k.private != nil }
 
 // Destroy overwrites the secrets. The key must not be used after it.
 func (k *Key) Destroy() {
