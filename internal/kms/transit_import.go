@@ -205,7 +205,7 @@ func (s *Service) addPrivate(ctx context.Context, p *guard.Permit, id keyring.Ke
 		}
 		v, err := k.Version(n)
 		if err != nil {
-			return k, change{}, err
+			return k, change{}, importing.say(err)
 		}
 		if !v.PublicOnly {
 			return k, change{}, invalid("version", "private key imported, key version cannot be updated")

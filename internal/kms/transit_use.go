@@ -62,6 +62,7 @@ var (
 	authenticate = wording{transit.HMACTooNew, "cannot generate HMAC: version is too old (disallowed by policy)"}
 	decrypting   = wording{transit.TooNew, transit.TooOld}
 	verifying    = wording{transit.SigTooNew, transit.TooOld}
+	importing    = wording{tooNew: "no such key version"}
 	verifyHMAC   = wording{transit.HMACTooNew, transit.HMACTooOld}
 )
 

@@ -205,7 +205,7 @@ func TestVaultKubernetes(t *testing.T) {
 }
 
 // issue makes a certificate; without an authority one that is its own.
-func issue(t *testing.T, cn string, ca *tls.Certificate, isCA bool, life time.Duration) tls.Certificate {
+func issue(t testing.TB, cn string, ca *tls.Certificate, isCA bool, life time.Duration) tls.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

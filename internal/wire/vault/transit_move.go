@@ -75,7 +75,7 @@ func (c Config) importKey(ctx context.Context, r *request) (*response, error) {
 		return nil, err
 	}
 	_, err = c.KMS.TransitImport(stays(ctx), r.caller, spec, in)
-	return nil, err
+	return nil, underived(spec, err)
 }
 
 func (c Config) importVersion(ctx context.Context, r *request) (*response, error) {
