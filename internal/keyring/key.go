@@ -105,7 +105,7 @@ func (r Rotation) Defaults() Rotation {
 // Version is one version of a key: numbered from 1, never renumbered.
 type Version struct {
 	Number      uint32          `json:"number"`
-	Handle      uint32          `json:"handle"` // random, unique in the namespace for ever; names the version in ciphertexts
+	Handle      uint32          `json:"handle"` // random; names the version in ciphertexts, and is unique in the namespace for ever; of a transit key, whose ciphertexts have the number, unique in the key
 	Algorithm   suite.Algorithm `json:"algorithm"`
 	State       State           `json:"state"`
 	Phase       Phase           `json:"phase"`

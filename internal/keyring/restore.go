@@ -21,6 +21,8 @@ func (k Key) Lost(backup Key) ([]Version, error) {
 		case err == nil:
 		case k.ID != "" && v.Number >= k.NextNumber():
 			return nil, fault.New(fault.Conflict, k.versionName(v.Number)).WithHint("this server has not come to that number: the backup is of another history of the key")
+		case k.takenByOther(v):
+			return nil, fault.New(fault.Conflict, k.versionName(v.Number)).WithHint("its handle %08x names another version here", v.Handle)
 		default:
 			lost = append(lost, v)
 		}
@@ -29,6 +31,12 @@ func (k Key) Lost(backup Key) ([]Version, error) {
 		return cmp.Or(-compareBool(a.Number == backup.Primary, b.Number == backup.Primary), cmp.Compare(b.Number, a.Number))
 	})
 	return lost, nil
+}
+
+// takenByOther says whether another version has the handle of one.
+func (k Key) takenByOther(v Version) bool {
+	other, err := k.ByHandle(v.Handle)
+	return err == nil && other.Number != v.Number
 }
 
 func compareBool(a, b bool) int {

@@ -32,6 +32,7 @@ func TestLost(t *testing.T) {
 		"none":                {backup, nil, ""},
 		"lost":                {after, []uint32{2, 3}, ""},
 		"another of a number": {after.Edit(1, func(v *keyring.Version) { v.Handle = 7 }), nil, fault.Conflict},
+		"another of a handle": {after.Append(keyring.Version{Number: 4, Handle: 102, Algorithm: suite.XAES256GCM}), nil, fault.Conflict},
 		"not come so far":     {func() keyring.Key { k := after.Clone(); k.Above = 2; return k }(), nil, fault.Conflict},
 	} {
 		lost, err := c.have.Lost(backup)

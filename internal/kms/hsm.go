@@ -73,7 +73,8 @@ func (s *Service) newObject(ctx context.Context, k keyring.Key, v keyring.Versio
 	if err != nil {
 		return v, change{}, err
 	}
-	if v.Handle, err = s.freeHandle(ctx, k.Namespace); err != nil {
+	v, handle, err := s.newHandle(ctx, k, v)
+	if err != nil {
 		return v, change{}, err
 	}
 	id, err := objectID(k, v)
@@ -97,7 +98,7 @@ func (s *Service) newObject(ctx context.Context, k keyring.Key, v keyring.Versio
 		return v, change{}, err
 	}
 	made.undo = undo
-	return v, made.and(takeHandle(k, v)), nil
+	return v, made.and(handle), nil
 }
 
 // undoTime bounds the destruction of an object that came to nothing.

@@ -200,11 +200,12 @@ func (s *Service) keep(ctx context.Context, k keyring.Key, v keyring.Version, ma
 	if v.Public, err = publicOf(k, v, material); err != nil {
 		return v, change{}, err
 	}
-	if v.Handle, err = s.freeHandle(ctx, k.Namespace); err != nil {
+	v, handle, err := s.newHandle(ctx, k, v)
+	if err != nil {
 		return v, change{}, err
 	}
 	w, err := s.place(ctx, k, v, material)
-	return v, w.and(takeHandle(k, v)), err
+	return v, w.and(handle), err
 }
 
 // place returns the writes that keep a version's material.
@@ -221,6 +222,34 @@ func (s *Service) place(ctx context.Context, k keyring.Key, v keyring.Version, m
 	return change{conds: []guard.Cond{{Path: path}}, writes: []guard.Write{{Path: path, Value: blob}}}, nil
 }
 
+// namesByHandle says whether ciphertexts name versions of a key by their handles, so that none may be used twice in a namespace. Those of transit keys have the
+// version's number instead; there a handle only tells the versions of one key apart, also such that two servers were about to make.
+func namesByHandle(k keyring.Key) bool { return k.Purpose != suite.Transit }
+
+// newHandle gives a version a handle, and returns the write that takes it, for ever, if there has to be one.
+func (s *Service) newHandle(ctx context.Context, k keyring.Key, v keyring.Version) (keyring.Version, change, error) {
+	for {
+		var b [4]byte
+		rand.Read(b[:])
+		if v.Handle = binary.BigEndian.Uint32(b[:]); v.Handle == 0 {
+			continue
+		}
+		if _, err := k.ByHandle(v.Handle); err == nil {
+			continue
+		}
+		if !namesByHandle(k) {
+			return v, change{}, nil
+		}
+		_, err := s.guard.Get(ctx, handlePath(k.Namespace, v.Handle))
+		if fault.CodeOf(err) == fault.NotFound {
+			return v, takeHandle(k, v), nil
+		}
+		if err != nil {
+			return v, change{}, err
+		}
+	}
+}
+
 // takeHandle returns the write that takes a version's handle, for ever.
 func takeHandle(k keyring.Key, v keyring.Version) change {
 	path := handlePath(k.Namespace, v.Handle)
@@ -228,24 +257,6 @@ func takeHandle(k keyring.Key, v keyring.Version) change {
 }
 
 func handleOwner(k keyring.Key, n uint32) string { return fmt.Sprintf("%s/%d", k.ID, n) }
-
-func (s *Service) freeHandle(ctx context.Context, ns keyring.Namespace) (uint32, error) {
-	for {
-		var b [4]byte
-		rand.Read(b[:])
-		h := binary.BigEndian.Uint32(b[:])
-		if h == 0 {
-			continue
-		}
-		_, err := s.guard.Get(ctx, handlePath(ns, h))
-		if fault.CodeOf(err) == fault.NotFound {
-			return h, nil
-		}
-		if err != nil {
-			return 0, err
-		}
-	}
-}
 
 func newKeyID() keyring.KeyID {
 	var b [16]byte

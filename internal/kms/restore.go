@@ -373,6 +373,9 @@ func (r *restoring) version(ctx context.Context, k *keyring.Key, v keyring.Versi
 
 // handle takes a version's handle, unless it has it: then another restore came first. fault.Conflict when it names another version here.
 func (r *restoring) handle(ctx context.Context, k keyring.Key, v keyring.Version) (change, error) {
+	if !namesByHandle(k) {
+		return change{}, nil
+	}
 	rec, err := r.service.guard.Get(ctx, handlePath(k.Namespace, v.Handle))
 	switch {
 	case fault.CodeOf(err) == fault.NotFound:

@@ -159,11 +159,12 @@ func (s *Service) keepPublic(ctx context.Context, k keyring.Key, v keyring.Versi
 		return v, made, err
 	}
 	defer bundle.Destroy()
-	if v.Handle, err = s.freeHandle(ctx, k.Namespace); err != nil {
+	v, handle, err := s.newHandle(ctx, k, v)
+	if err != nil {
 		return v, made, err
 	}
 	made, err = s.place(ctx, k, v, bundle)
-	return v, made.and(takeHandle(k, v)), err
+	return v, made.and(handle), err
 }
 
 // TransitImportVersion brings the next version of an imported key, or the private half of version n; 0: of the latest, if that lacks it. fault.Invalid,

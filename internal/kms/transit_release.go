@@ -464,14 +464,15 @@ func (r arrival) next(ctx context.Context, k keyring.Key, versions []transit.Bac
 		if from.Convergent != k.Transit.Convergent {
 			v.Convergent = from.Convergent
 		}
-		if v.Handle, err = s.freeHandle(ctx, k.Namespace); err != nil {
+		v, handle, err := s.newHandle(ctx, next, v)
+		if err != nil {
 			return k, w, err
 		}
 		made, err := s.place(ctx, k, v, from.Bundle)
 		if err != nil {
 			return k, w, err
 		}
-		w, next = w.and(made).and(takeHandle(k, v)), next.Append(v)
+		w, next = w.and(made).and(handle), next.Append(v)
 	}
 	return next, w, nil
 }

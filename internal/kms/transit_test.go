@@ -71,6 +71,42 @@ func TestTransitCreate(t *testing.T) {
 	wantCode(t, err, fault.Unavailable)
 }
 
+// TestHandlesOfTransitKeys: they tell versions of a key apart, and no record keeps them from others, as no ciphertext has them; those of other keys are
+// taken for ever.
+func TestHandlesOfTransitKeys(t *testing.T) {
+	w := newWorld(t)
+	ref := kms.Ref{Namespace: "default", Name: "transit/orders"}
+	if _, _, err := w.TransitCreate(t.Context(), alice, kms.TransitSpec{Ref: ref}); err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		must(w.TransitRotate(t.Context(), alice, ref))(t)
+	}
+	k := must(w.Get(t.Context(), alice, ref))(t)
+	handles := map[uint32]bool{}
+	for v := range k.All() {
+		handles[v.Handle] = true
+	}
+	if len(handles) != 21 || handles[0] {
+		t.Errorf("%d handles of 21 versions", len(handles))
+	}
+	taken := func() (n int) {
+		for path := range w.raw() {
+			if strings.HasPrefix(path, "handle/") {
+				n++
+			}
+		}
+		return n
+	}
+	if n := taken(); n != 0 {
+		t.Errorf("%d handles are taken", n)
+	}
+	w.create("k", suite.Encrypt)
+	if n := taken(); n != 1 {
+		t.Errorf("%d handles are taken", n)
+	}
+}
+
 // TestTransitIsOneOfTheHouse: what works on every key works on these, and what is for one use alone does not.
 func TestTransitIsOneOfTheHouse(t *testing.T) {
 	w := newWorld(t)
