@@ -10,6 +10,7 @@ import (
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/weak"
 )
 
 // Bounds of secret IDs.
@@ -22,17 +23,20 @@ const (
 
 // AppRole is a role of an AppRole mount.
 type AppRole struct {
-	BindSecretID   Flag `json:"bind_secret_id"`
-	SecretCIDRs    List `json:"secret_id_bound_cidrs"`
-	SecretUses     Num  `json:"secret_id_num_uses"`
-	SecretTTL      TTL  `json:"secret_id_ttl"`
-	LocalSecretIDs Flag `json:"local_secret_ids"`
+	BindSecretID   weak.Bool     `json:"bind_secret_id"`
+	SecretCIDRs    weak.List     `json:"secret_id_bound_cidrs"`
+	SecretUses     weak.Int      `json:"secret_id_num_uses"`
+	SecretTTL      weak.Duration `json:"secret_id_ttl"`
+	LocalSecretIDs weak.Bool     `json:"local_secret_ids"`
 	Params
 }
 
 func (r *AppRole) check() error {
 	if !r.BindSecretID && len(r.SecretCIDRs)+len(r.BoundCIDRs) == 0 {
 		return bad("at least one constraint should be enabled on the role")
+	}
+	if r.SecretUses < 0 {
+		return bad("secret_id_num_uses cannot be negative")
 	}
 	if err := checkCIDRs(r.SecretCIDRs); err != nil {
 		return err

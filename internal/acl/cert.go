@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/pem"
+	"github.com/rotorkms/rotor/internal/weak"
 	"slices"
 	"strings"
 	"time"
@@ -16,22 +17,22 @@ const maxTrusted = 16
 
 // Cert is an entry of a cert mount: an authority, or a certificate of its own.
 type Cert struct {
-	Certificate  string `json:"certificate"` // PEM
-	Display      string `json:"display_name"`
-	CommonNames  List   `json:"allowed_common_names"`
-	Names        List   `json:"allowed_names"` // of any kind
-	DNS          List   `json:"allowed_dns_sans"`
-	Emails       List   `json:"allowed_email_sans"`
-	URIs         List   `json:"allowed_uri_sans"`
-	Units        List   `json:"allowed_organizational_units"`
-	UnitsOld     List   `json:"allowed_organization_units"`
-	Extensions   List   `json:"required_extensions"`
-	MetaFrom     List   `json:"allowed_metadata_extensions"`
-	OCSP         Flag   `json:"ocsp_enabled"`
-	OCSPCAs      string `json:"ocsp_ca_certificates"`
-	OCSPServers  List   `json:"ocsp_servers_override"`
-	OCSPFailOpen Flag   `json:"ocsp_fail_open"`
-	OCSPAll      Flag   `json:"ocsp_query_all_servers"`
+	Certificate  string    `json:"certificate"` // PEM
+	Display      string    `json:"display_name"`
+	CommonNames  weak.List `json:"allowed_common_names"`
+	Names        weak.List `json:"allowed_names"` // of any kind
+	DNS          weak.List `json:"allowed_dns_sans"`
+	Emails       weak.List `json:"allowed_email_sans"`
+	URIs         weak.List `json:"allowed_uri_sans"`
+	Units        weak.List `json:"allowed_organizational_units"`
+	UnitsOld     weak.List `json:"allowed_organization_units"`
+	Extensions   weak.List `json:"required_extensions"`
+	MetaFrom     weak.List `json:"allowed_metadata_extensions"`
+	OCSP         weak.Bool `json:"ocsp_enabled"`
+	OCSPCAs      string    `json:"ocsp_ca_certificates"`
+	OCSPServers  weak.List `json:"ocsp_servers_override"`
+	OCSPFailOpen weak.Bool `json:"ocsp_fail_open"`
+	OCSPAll      weak.Bool `json:"ocsp_query_all_servers"`
 	Params
 }
 
@@ -41,6 +42,9 @@ func (c *Cert) check() error {
 	}
 	if len(c.UnitsOld) > 0 && len(c.Units) == 0 {
 		c.Units = c.UnitsOld
+	}
+	if slices.Contains(slices.Concat(c.CommonNames, c.Names, c.DNS, c.Emails, c.URIs, c.Units), "") {
+		return bad("an allowed name is empty: it would be that of a certificate without one")
 	}
 	if _, err := c.trusted(); err != nil {
 		return err
@@ -111,7 +115,7 @@ func (s *Service) certNames(d Door) (out []string) {
 func (c *Cert) visitor(at At, leaf *x509.Certificate, now time.Time) visitor {
 	params := c.Params
 	if left := leaf.NotAfter.Sub(now); params.Explicit == 0 || time.Duration(params.Explicit) > left {
-		params.Explicit = TTL(left)
+		params.Explicit = weak.Duration(left)
 	}
 	display := c.Display
 	if display == "" {

@@ -15,6 +15,7 @@ import (
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/mounts"
 	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/weak"
 )
 
 // Kinds of entries below a mount.
@@ -74,15 +75,15 @@ var kinds = map[string]kind{
 
 // Params are what the tokens of a way to log in are like.
 type Params struct {
-	BoundCIDRs List   `json:"token_bound_cidrs"`
-	Explicit   TTL    `json:"token_explicit_max_ttl"`
-	MaxTTL     TTL    `json:"token_max_ttl"`
-	NoDefault  Flag   `json:"token_no_default_policy"`
-	NumUses    Num    `json:"token_num_uses"`
-	Period     TTL    `json:"token_period"`
-	Policies   List   `json:"token_policies"`
-	TTL        TTL    `json:"token_ttl"`
-	Type       string `json:"token_type"`
+	BoundCIDRs weak.List     `json:"token_bound_cidrs"`
+	Explicit   weak.Duration `json:"token_explicit_max_ttl"`
+	MaxTTL     weak.Duration `json:"token_max_ttl"`
+	NoDefault  weak.Bool     `json:"token_no_default_policy"`
+	NumUses    weak.Int      `json:"token_num_uses"`
+	Period     weak.Duration `json:"token_period"`
+	Policies   weak.List     `json:"token_policies"`
+	TTL        weak.Duration `json:"token_ttl"`
+	Type       string        `json:"token_type"`
 }
 
 func (p *Params) check() error {
@@ -97,6 +98,9 @@ func (p *Params) check() error {
 		}
 	default:
 		return bad("invalid 'token_type' value %q", p.Type)
+	}
+	if p.NumUses < 0 {
+		return bad("'token_num_uses' cannot be negative")
 	}
 	if p.MaxTTL > 0 && p.TTL > p.MaxTTL {
 		return bad("token_ttl should not be greater than token_max_ttl")
@@ -342,14 +346,14 @@ func dropAll[T any](ctx context.Context, s *Service, p *guard.Permit, of guard.T
 
 // TokenRole is one of auth/token/roles: what tokens that are made by it are like.
 type TokenRole struct {
-	Allowed        List   `json:"allowed_policies"`
-	AllowedGlob    List   `json:"allowed_policies_glob"`
-	Disallowed     List   `json:"disallowed_policies"`
-	DisallowedGlob List   `json:"disallowed_policies_glob"`
-	Aliases        List   `json:"allowed_entity_aliases"`
-	Orphan         Flag   `json:"orphan"`
-	Renewable      Flag   `json:"renewable"`
-	PathSuffix     string `json:"path_suffix"`
+	Allowed        weak.List `json:"allowed_policies"`
+	AllowedGlob    weak.List `json:"allowed_policies_glob"`
+	Disallowed     weak.List `json:"disallowed_policies"`
+	DisallowedGlob weak.List `json:"disallowed_policies_glob"`
+	Aliases        weak.List `json:"allowed_entity_aliases"`
+	Orphan         weak.Bool `json:"orphan"`
+	Renewable      weak.Bool `json:"renewable"`
+	PathSuffix     string    `json:"path_suffix"`
 	Params
 }
 
@@ -360,7 +364,7 @@ func (r *TokenRole) check() error {
 	if !regexp.MustCompile(`^([\w][\w.-]*)?$`).MatchString(r.PathSuffix) || len(r.PathSuffix) > 64 {
 		return bad("path_suffix has letters, digits, and inside _ - ., at most 64")
 	}
-	for _, l := range []*List{&r.Allowed, &r.Disallowed} {
+	for _, l := range []*weak.List{&r.Allowed, &r.Disallowed} {
 		names, err := policiesOf(*l, true)
 		if err != nil {
 			return err
@@ -433,7 +437,7 @@ func (r *TokenRole) allows() []string {
 
 // filter says whether a role lets a token have some policies. fault.Invalid.
 func (r *TokenRole) filter(names, parents []string, sudo bool) ([]string, error) {
-	fits := func(name string, exact, globs List) bool {
+	fits := func(name string, exact, globs weak.List) bool {
 		return slices.Contains(exact, name) || slices.ContainsFunc(globs, func(g string) bool { return policy.Globbed(g, name) })
 	}
 	if bool(r.NoDefault) || fits(defaultPolicy, r.Disallowed, r.DisallowedGlob) {

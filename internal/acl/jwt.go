@@ -11,6 +11,7 @@ import (
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/oidc"
 	"github.com/rotorkms/rotor/internal/store"
+	"github.com/rotorkms/rotor/internal/weak"
 )
 
 // Skew of the clocks of issuers.
@@ -21,15 +22,15 @@ const (
 
 // JWTConfig says whose tokens a jwt mount takes.
 type JWTConfig struct {
-	Discovery   string `json:"oidc_discovery_url"`
-	DiscoveryCA string `json:"oidc_discovery_ca_pem"`
-	Set         string `json:"jwks_url"`
-	SetCA       string `json:"jwks_ca_pem"`
-	PublicKeys  List   `json:"jwt_validation_pubkeys"`
-	BoundIssuer string `json:"bound_issuer"`
-	Algorithms  List   `json:"jwt_supported_algs"`
-	DefaultRole string `json:"default_role"`
-	ClientID    string `json:"oidc_client_id"`
+	Discovery   string    `json:"oidc_discovery_url"`
+	DiscoveryCA string    `json:"oidc_discovery_ca_pem"`
+	Set         string    `json:"jwks_url"`
+	SetCA       string    `json:"jwks_ca_pem"`
+	PublicKeys  weak.List `json:"jwt_validation_pubkeys"`
+	BoundIssuer string    `json:"bound_issuer"`
+	Algorithms  weak.List `json:"jwt_supported_algs"`
+	DefaultRole string    `json:"default_role"`
+	ClientID    string    `json:"oidc_client_id"`
 }
 
 func (c *JWTConfig) check() error {
@@ -79,15 +80,9 @@ type ClaimSet map[string][]string
 // UnmarshalJSON implements json.Unmarshaler.
 func (c *ClaimSet) UnmarshalJSON(b []byte) error {
 	var raw map[string]json.RawMessage
-	if len(b) > 0 && b[0] == '"' { // an object in a text, as clients give it on a command line
-		text, err := scalarText(b)
-		if err != nil {
-			return err
-		}
-		if err := few(text); err != nil {
-			return err
-		}
-		b = []byte(text)
+	b, err := weak.Object(b)
+	if err != nil {
+		return err
 	}
 	if err := json.Unmarshal(b, &raw); err != nil {
 		return err
@@ -100,11 +95,13 @@ func (c *ClaimSet) UnmarshalJSON(b []byte) error {
 		}
 		out[name] = []string{}
 		for _, v := range all {
-			text, err := scalarText(v)
-			if err != nil {
-				return err
+			text := weak.Text(v)
+			if is := string(v); is != "true" && is != "false" { // which are claims, too
+				if err := text.UnmarshalJSON(v); err != nil {
+					return err
+				}
 			}
-			out[name] = append(out[name], text)
+			out[name] = append(out[name], string(text))
 		}
 	}
 	*c = out
@@ -113,19 +110,19 @@ func (c *ClaimSet) UnmarshalJSON(b []byte) error {
 
 // JWTRole is a role of a jwt mount.
 type JWTRole struct {
-	RoleType        string   `json:"role_type"`
-	UserClaim       string   `json:"user_claim"`
-	UserPointer     Flag     `json:"user_claim_json_pointer"`
-	BoundAudiences  List     `json:"bound_audiences"`
-	BoundSubject    string   `json:"bound_subject"`
-	BoundClaims     ClaimSet `json:"bound_claims"`
-	BoundClaimsType string   `json:"bound_claims_type"`
-	Mappings        Map      `json:"claim_mappings"`
-	GroupsClaim     string   `json:"groups_claim"`
-	Skew            TTL      `json:"clock_skew_leeway"`
-	Expiration      TTL      `json:"expiration_leeway"`
-	NotBefore       TTL      `json:"not_before_leeway"`
-	MaxAge          TTL      `json:"max_age"`
+	RoleType        string        `json:"role_type"`
+	UserClaim       string        `json:"user_claim"`
+	UserPointer     weak.Bool     `json:"user_claim_json_pointer"`
+	BoundAudiences  weak.List     `json:"bound_audiences"`
+	BoundSubject    string        `json:"bound_subject"`
+	BoundClaims     ClaimSet      `json:"bound_claims"`
+	BoundClaimsType string        `json:"bound_claims_type"`
+	Mappings        weak.Map      `json:"claim_mappings"`
+	GroupsClaim     string        `json:"groups_claim"`
+	Skew            weak.Duration `json:"clock_skew_leeway"`
+	Expiration      weak.Duration `json:"expiration_leeway"`
+	NotBefore       weak.Duration `json:"not_before_leeway"`
+	MaxAge          weak.Duration `json:"max_age"`
 	Params
 }
 
@@ -300,7 +297,7 @@ func (r *JWTRole) bound(c oidc.Claims) error {
 }
 
 // mapped are the claims that become metadata.
-func mapped(c oidc.Claims, mappings Map) (map[string]string, error) {
+func mapped(c oidc.Claims, mappings weak.Map) (map[string]string, error) {
 	out := map[string]string{}
 	for from, to := range mappings {
 		values, there, err := c.Values(from)

@@ -19,6 +19,7 @@ import (
 	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/secret"
+	"github.com/rotorkms/rotor/internal/weak"
 )
 
 // Tokens are "hvs." and, in base64url, one byte that says what they are, the three bytes of their record's slot and 32 random bytes.
@@ -185,7 +186,7 @@ func (s *Service) Identify(ctx context.Context, text, address string) (policy.Ca
 	}
 	until := t.Expires
 	if until.IsZero() {
-		until = s.Now().Add(policy.MaxTTL)
+		until = s.Now().Add(weak.MaxTime)
 	}
 	acl, err := s.acl(t.Namespace, t.Policies)
 	if err != nil {

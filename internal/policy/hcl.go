@@ -19,6 +19,7 @@ import (
 	"github.com/hashicorp/hcl/hcl/token"
 
 	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/weak"
 )
 
 // Bounds of a policy about paths.
@@ -407,38 +408,9 @@ func (f field) duration() (time.Duration, error) {
 		return 0, errors.Join(err, fmt.Errorf("line %d: %s is a time", f.line, f.name))
 	}
 	text, _ := scalar(all[0])
-	d, err := ParseTTL(text)
+	d, err := weak.ParseDuration(text)
 	if err != nil {
 		return 0, fmt.Errorf("error parsing %s: %w", f.name, err)
-	}
-	return d, nil
-}
-
-// MaxTTL bounds every time that a policy or a client of Vault sets: a hundred years.
-const MaxTTL = 100 * 365 * 24 * time.Hour
-
-// ParseTTL reads a time as clients of Vault write it: seconds, or a number with a unit from ns to h, or d for days. Empty: 0. fault.Invalid.
-func ParseTTL(text string) (time.Duration, error) {
-	bad := func() (time.Duration, error) {
-		return 0, fault.New(fault.Invalid, "time").WithHint("seconds, or a number with s, m, h or d, at most %d days", int(MaxTTL.Hours()/24))
-	}
-	text = strings.TrimSpace(text)
-	if text == "" {
-		return 0, nil
-	}
-	unit := time.Second
-	if days, ok := strings.CutSuffix(text, "d"); ok {
-		text, unit = days, 24*time.Hour
-	}
-	if n, err := strconv.ParseFloat(text, 64); err == nil {
-		if !(n >= 0 && n <= MaxTTL.Seconds()/unit.Seconds()) {
-			return bad()
-		}
-		return time.Duration(n * float64(unit)), nil
-	}
-	d, err := time.ParseDuration(text)
-	if err != nil || unit != time.Second || d < 0 || d > MaxTTL {
-		return bad()
 	}
 	return d, nil
 }

@@ -105,18 +105,6 @@ func TestParsePathPolicyErrors(t *testing.T) {
 	}
 }
 
-func TestParseTTL(t *testing.T) {
-	for text, want := range map[string]time.Duration{
-		"": 0, "0": 0, "15": 15 * time.Second, "1h": time.Hour, "1h30m": 90 * time.Minute, "90d": 90 * 24 * time.Hour, " 5s ": 5 * time.Second, "1.5": 1500 * time.Millisecond,
-		"x": -1, "-1": -1, "-1h": -1, "1e300": -1, "nan": -1, "inf": -1, "infd": -1, "1hd": -1, "99999999d": -1, "d": -1,
-	} {
-		got, err := policy.ParseTTL(text)
-		if want >= 0 && (got != want || err != nil) || want < 0 && fault.CodeOf(err) != fault.Invalid {
-			t.Errorf("%q: %s, %v", text, got, err)
-		}
-	}
-}
-
 func FuzzParsePathPolicy(f *testing.F) {
 	f.Add(`path "secret/+/a*" { capabilities = ["read", "deny"] allowed_parameters = { "a" = ["*x", 1] } }`, "secret/b/abc")
 	f.Add(`{"path": {"a/*": {"capabilities": ["read"], "denied_parameters": {"a": []}}}}`, "a/b")

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/rotorkms/rotor/internal/weak"
 )
 
 // holds says whether a value is in a list. An empty list holds every value.
@@ -50,37 +52,17 @@ func meets(denied []any, value any) bool {
 	if !ok {
 		return false
 	}
+	is, truth := value.(bool)
 	got = foldName(strings.TrimSpace(got))
 	return slices.ContainsFunc(denied, func(d any) bool {
 		want, ok := scalar(d)
-		return ok && mayMean(foldName(want), got)
+		return ok && (mayMean(foldName(want), got) || truth && mayMean(want, weak.Numeral(is)))
 	})
 }
 
 // mayMean says whether two texts, in small letters, can stand for the same.
 func mayMean(want, got string) bool {
-	if Globbed(want, got) {
-		return true
-	}
-	if is, err := strconv.ParseBool(want); err == nil && want != "0" && want != "1" {
-		was, ok := truthOf(got)
-		return ok && is == was
-	}
-	if want == "" || got == "" {
-		return false
-	}
-	w, werr := ParseTTL(want)
-	g, gerr := ParseTTL(got)
-	return werr == nil && gerr == nil && w == g
-}
-
-// truthOf reads a boolean as weak decoding does: its text, or a number.
-func truthOf(text string) (is, ok bool) {
-	if is, err := strconv.ParseBool(text); err == nil {
-		return is, true
-	}
-	n, err := strconv.ParseFloat(text, 64)
-	return n != 0, err == nil
+	return Globbed(want, got) || want != "" && got != "" && weak.Alike(want, got)
 }
 
 // sameValue compares a value of a policy with one of a request. Numbers are compared as numbers, whatever type they were read as, and also with

@@ -10,6 +10,7 @@ import (
 	"github.com/rotorkms/rotor/internal/acl"
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/weak"
 )
 
 // olderAppRole are older names of an AppRole's fields.
@@ -200,7 +201,7 @@ func (a appRole) secretID(ctx context.Context, r *request) (*response, error) {
 	if want.TokenCIDRs, err = r.list("token_bound_cidrs"); err != nil {
 		return nil, err
 	}
-	meta, err := member[acl.Map](r, "metadata")
+	meta, err := member[weak.Map](r, "metadata")
 	if err != nil {
 		return nil, err
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/rotorkms/rotor/internal/acl"
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/weak"
 )
 
 // tokenRoutes are those of auth/token.
@@ -97,19 +98,19 @@ func roleRoutes(c Config) []route {
 
 // asked is the body of a request for a token.
 type asked struct {
-	ID         text            `json:"id"`
-	Policies   acl.List        `json:"policies"`
-	Meta       acl.Map         `json:"meta"`
-	NoParent   truth           `json:"no_parent"`
-	NoDefault  truth           `json:"no_default_policy"`
-	Renewable  *truth          `json:"renewable"`
-	Lease      duration        `json:"lease"`
-	TTL        duration        `json:"ttl"`
-	Explicit   duration        `json:"explicit_max_ttl"`
-	Period     duration        `json:"period"`
-	Display    text            `json:"display_name"`
-	NumUses    number          `json:"num_uses"`
-	Type       text            `json:"type"`
+	ID         weak.Text       `json:"id"`
+	Policies   weak.List       `json:"policies"`
+	Meta       weak.Map        `json:"meta"`
+	NoParent   weak.Bool       `json:"no_parent"`
+	NoDefault  weak.Bool       `json:"no_default_policy"`
+	Renewable  *weak.Bool      `json:"renewable"`
+	Lease      weak.Duration   `json:"lease"`
+	TTL        weak.Duration   `json:"ttl"`
+	Explicit   weak.Duration   `json:"explicit_max_ttl"`
+	Period     weak.Duration   `json:"period"`
+	Display    weak.Text       `json:"display_name"`
+	NumUses    weak.Int        `json:"num_uses"`
+	Type       weak.Text       `json:"type"`
 	EntityName json.RawMessage `json:"entity_alias"`
 }
 

@@ -15,9 +15,6 @@ func Names(b []byte) (out []string) {
 	return out
 }
 
-// ParseDuration is parseDuration.
-var ParseDuration = parseDuration
-
 // WriteError is writeError.
 var WriteError = writeError
 

@@ -11,6 +11,7 @@ import (
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/mounts"
 	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/weak"
 )
 
 // Fields of what is mounted.
@@ -213,7 +214,7 @@ func (t mountTable) enable(ctx context.Context, r *request) (*response, error) {
 
 // texts is a member that is a map of texts; nil when it is not there.
 func texts(r *request, name string) (map[string]string, error) {
-	in, err := member[map[string]text](r, name)
+	in, err := member[map[string]weak.Text](r, name)
 	if err != nil || in == nil {
 		return nil, err
 	}
@@ -302,10 +303,10 @@ func scalars(r *request, auth bool) (func(*mounts.Settings), error) {
 		return nil, err
 	}
 	lockout, err := member[struct {
-		Threshold *number   `json:"lockout_threshold"`
-		Duration  *duration `json:"lockout_duration"`
-		Reset     *duration `json:"lockout_counter_reset"`
-		Disable   *truth    `json:"lockout_disable"`
+		Threshold *weak.Int      `json:"lockout_threshold"`
+		Duration  *weak.Duration `json:"lockout_duration"`
+		Reset     *weak.Duration `json:"lockout_counter_reset"`
+		Disable   *weak.Bool     `json:"lockout_disable"`
 	}](r, "user_lockout_config")
 	if err != nil {
 		return nil, err

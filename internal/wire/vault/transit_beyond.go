@@ -10,6 +10,7 @@ import (
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/kms"
 	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/weak"
 )
 
 // What Vault has no words for, at its paths: single versions, and schedules that say more than a time.
@@ -87,7 +88,7 @@ func (r *request) scheduled() (ch kms.ScheduleChange, err error) {
 // period is the time between two rotations that a request asks for.
 func (r *request) period() (time.Duration, error) {
 	d, err := r.span("auto_rotate_period")
-	if err == nil && (d < 0 || d%time.Second != 0) {
+	if err == nil && d%time.Second != 0 {
 		err = bad("auto rotate period must be 0 to disable or at least a second")
 	}
 	return d, err
@@ -95,7 +96,7 @@ func (r *request) period() (time.Duration, error) {
 
 // windows are a list or one text, which has a semicolon between them: days have commas.
 func (r *request) windows() (*[]keyring.Window, error) {
-	var texts []text
+	var texts []weak.Text
 	if b := r.body["auto_rotate_windows"]; len(b) > 0 && b[0] == '[' {
 		if err := json.Unmarshal(b, &texts); err != nil {
 			return nil, bad("auto_rotate_windows is a list of texts")
@@ -105,12 +106,12 @@ func (r *request) windows() (*[]keyring.Window, error) {
 			return nil, bad("auto_rotate_windows has at most %d windows", keyring.MaxWindows)
 		}
 		for one := range strings.SplitSeq(r.str("auto_rotate_windows"), ";") {
-			texts = append(texts, text(one))
+			texts = append(texts, weak.Text(one))
 		}
 	}
 	out := []keyring.Window{}
 	for _, one := range texts {
-		if one = text(strings.TrimSpace(string(one))); one == "" {
+		if one = weak.Text(strings.TrimSpace(string(one))); one == "" {
 			continue
 		}
 		if len(out) == keyring.MaxWindows {

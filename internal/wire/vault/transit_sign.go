@@ -9,6 +9,7 @@ import (
 	"github.com/rotorkms/rotor/internal/kms"
 	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/transit"
+	"github.com/rotorkms/rotor/internal/weak"
 )
 
 // signRoutes are those that authenticate.
@@ -47,25 +48,25 @@ func signRoutes(c Config) []route {
 
 // signItem is one item of hmac, sign and verify.
 type signItem struct {
-	Input            *text `json:"input"`
-	Signature        *text `json:"signature"`
-	HMAC             *text `json:"hmac"`
-	Context          text  `json:"context"`
-	SignatureContext text  `json:"signature_context"`
-	Reference        text  `json:"reference"`
+	Input            *weak.Text `json:"input"`
+	Signature        *weak.Text `json:"signature"`
+	HMAC             *weak.Text `json:"hmac"`
+	Context          weak.Text  `json:"context"`
+	SignatureContext weak.Text  `json:"signature_context"`
+	Reference        weak.Text  `json:"reference"`
 }
 
 // signBody is the body of hmac, sign and verify.
 type signBody struct {
 	signItem
 	Batch      *[]signItem `json:"batch_input"`
-	KeyVersion number      `json:"key_version"`
-	Hash       text        `json:"hash_algorithm"`
-	Algorithm  text        `json:"algorithm"`
-	Prehashed  truth       `json:"prehashed"`
-	Padding    text        `json:"signature_algorithm"`
-	Marshaling text        `json:"marshaling_algorithm"`
-	Salt       text        `json:"salt_length"`
+	KeyVersion weak.Int    `json:"key_version"`
+	Hash       weak.Text   `json:"hash_algorithm"`
+	Algorithm  weak.Text   `json:"algorithm"`
+	Prehashed  weak.Bool   `json:"prehashed"`
+	Padding    weak.Text   `json:"signature_algorithm"`
+	Marshaling weak.Text   `json:"marshaling_algorithm"`
+	Salt       weak.Text   `json:"salt_length"`
 }
 
 // signResult is what became of one item of sign and hmac.
@@ -233,7 +234,7 @@ func (c Config) hmac(ctx context.Context, r *request) (*response, error) {
 }
 
 // noVersion says of a key that the caller may use that a version of it that an HMAC was asked for is not there.
-func (c Config) noVersion(r *request, n number) error {
+func (c Config) noVersion(r *request, n weak.Int) error {
 	k, _ := c.KMS.Lookup(r.namespace, r.named().Name)
 	switch {
 	case n >= 0:

@@ -13,6 +13,7 @@ import (
 	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/suite"
 	"github.com/rotorkms/rotor/internal/transit"
+	"github.com/rotorkms/rotor/internal/weak"
 )
 
 // useRoutes are those that encrypt and decrypt.
@@ -48,25 +49,25 @@ func useRoutes(c Config) []route {
 
 // cryptItem is one item of encrypt, decrypt and rewrap.
 type cryptItem struct {
-	Plaintext      *string `json:"plaintext"`
-	Ciphertext     string  `json:"ciphertext"`
-	Context        string  `json:"context"`
-	AssociatedData string  `json:"associated_data"`
-	Nonce          string  `json:"nonce"`
-	KeyVersion     number  `json:"key_version"`
-	PaddingScheme  string  `json:"padding_scheme"`
-	EncryptPadding string  `json:"encrypt_padding_scheme"`
-	DecryptPadding string  `json:"decrypt_padding_scheme"`
-	Reference      text    `json:"reference"`
+	Plaintext      *string   `json:"plaintext"`
+	Ciphertext     string    `json:"ciphertext"`
+	Context        string    `json:"context"`
+	AssociatedData string    `json:"associated_data"`
+	Nonce          string    `json:"nonce"`
+	KeyVersion     weak.Int  `json:"key_version"`
+	PaddingScheme  string    `json:"padding_scheme"`
+	EncryptPadding string    `json:"encrypt_padding_scheme"`
+	DecryptPadding string    `json:"decrypt_padding_scheme"`
+	Reference      weak.Text `json:"reference"`
 }
 
 // cryptBody is the body of encrypt, decrypt and rewrap.
 type cryptBody struct {
 	cryptItem
 	Batch      *[]cryptItem `json:"batch_input"`
-	Partial    *number      `json:"partial_failure_response_code"`
-	Type       text         `json:"type"`
-	Convergent truth        `json:"convergent_encryption"`
+	Partial    *weak.Int    `json:"partial_failure_response_code"`
+	Type       weak.Text    `json:"type"`
+	Convergent weak.Bool    `json:"convergent_encryption"`
 }
 
 // cryptResult is what became of one item.
