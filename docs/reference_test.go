@@ -208,7 +208,7 @@ func TestLimits(t *testing.T) {
 		{"sealed key that comes in: 64 KiB", "internal/kms/import.go", "maxBlob = 64 << 10"},
 		{"backup of a key in the form of Vault; versions in it; objects; elements: 64 KiB less than 32 MiB (about 40,000 versions of AES-256-GCM); 100,000; 250,000; 1,500,000", "internal/transit/backup.go", "MaxBackup = 32<<20 - 64<<10;MaxBackupVersions = 100_000;maxObjects = 250_000;maxElements = 1_500_000"},
 		{"elements of a list or map that comes as one text; paths that capabilities are asked of: 10,000; 1,000", "internal/weak/weak.go", "maxList = 10_000"},
-		{"elements of a list or map that comes as one text; paths that capabilities are asked of: 10,000; 1,000", "internal/wire/vault/policies.go", "maxPaths = 1000"},
+		{"elements of a list or map that comes as one text; paths that capabilities are asked of: 10,000; 1,000", "internal/wire/vault/capabilities.go", "maxPaths = 1000"},
 		{"wrapped key, public key or request for a certificate of a client of Vault; chain of certificates; certificates in it: 64 KiB; 256 KiB; 16", "internal/transit/imports.go", "maxText = 64 << 10"},
 		{"wrapped key, public key or request for a certificate of a client of Vault; chain of certificates; certificates in it: 64 KiB; 256 KiB; 16", "internal/transit/certificates.go", "maxChainText = 256 << 10;maxChain = 16"},
 		{"versions of a key in one answer, the newest; of a list of keys: 500; as many as take 2 MiB, then `more`", "internal/wire/native/convert.go", "shownVersions = 500"},

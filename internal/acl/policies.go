@@ -181,19 +181,11 @@ func (s *Service) remove(ctx context.Context, p *guard.Permit, path string, deta
 	})
 }
 
-// Capabilities are what a caller's own token may do at some paths. A caller without policies may do what the rules say, which are about no paths: it is
-// told "root" if it may write policies, as it could give itself everything, and "deny" else.
+// Capabilities are what the policies of a caller's token give at some paths.
 func (s *Service) Capabilities(c policy.Caller, ns string, paths []string) map[string][]string {
 	out := map[string][]string{}
 	for _, path := range paths {
-		switch {
-		case c.ACL != nil:
-			out[path] = c.ACL.Capabilities(ns, path)
-		case s.Guard.Allows(c, policy.ActPolicyChange, about(ns)):
-			out[path] = []string{policy.RootPolicy}
-		default:
-			out[path] = []string{string(policy.CapDeny)}
-		}
+		out[path] = c.ACL.Capabilities(ns, path)
 	}
 	return out
 }

@@ -284,6 +284,12 @@ func (s *Service) ResourceOf(ctx context.Context, ref Ref) (policy.Resource, err
 	return resourceOf(ref, k, ok), nil
 }
 
+// KnownResource is ResourceOf by what this server knows.
+func (s *Service) KnownResource(ref Ref) policy.Resource {
+	k, ok := s.Lookup(ref.Namespace, ref.Name)
+	return resourceOf(ref, k, ok)
+}
+
 func resourceOf(ref Ref, k keyring.Key, there bool) policy.Resource {
 	if there {
 		return Resource(k)

@@ -55,8 +55,16 @@ func key(a policy.Action) need { return keyCalled("name", a) }
 
 func keyCalled(name string, a policy.Action) need {
 	return need{action: a, on: func(ctx context.Context, c Config, r *request) (policy.Resource, error) {
-		return c.KMS.ResourceOf(ctx, r.key(r.vars[name]))
+		return c.resource(ctx, r, r.vars[name])
 	}}
+}
+
+// resource is how the rules see a key of the mount.
+func (c Config) resource(ctx context.Context, r *request, name string) (policy.Resource, error) {
+	if r.known {
+		return c.KMS.KnownResource(r.key(name)), nil
+	}
+	return c.KMS.ResourceOf(ctx, r.key(name))
 }
 
 func mount(a policy.Action) need {
@@ -89,7 +97,7 @@ func exporting() need {
 func restoring() need {
 	return need{action: policy.ActKeyRestore, late: true, on: func(ctx context.Context, c Config, r *request) (policy.Resource, error) {
 		if name := r.vars["name"]; name != "" {
-			return c.KMS.ResourceOf(ctx, r.key(name))
+			return c.resource(ctx, r, name)
 		}
 		return policy.Resource{Namespace: string(r.namespace), Key: r.mount + "/"}, nil
 	}}

@@ -39,6 +39,8 @@ type request struct {
 	late      *asking        // a need that the caller lacks so far
 	ask       policy.Request // that caller.Request points to
 	strange   []string       // names in the body that the path does not know, the first of them
+	table     *table         // of the server, for questions about other paths
+	known     bool           // what this server knows of keys is enough
 }
 
 // Bounds of what an answer says of names that a path does not know.
@@ -79,19 +81,25 @@ func (s *server) resolve(r *http.Request) (target, error) {
 		return target{}, err
 	}
 	to := target{namespace: ns, path: strings.TrimPrefix(r.URL.Path, prefix)}
+	err = s.table.lead(s.config, &to)
+	return to, err
+}
+
+// lead finds the route of a path.
+func (t *table) lead(c Config, to *target) error {
 	path := strings.TrimSuffix(to.path, "/")
 	var ok bool
-	if to.route, to.vars, ok = s.table.find("", path); ok {
-		return to, nil
+	if to.route, to.vars, ok = t.find("", path); ok {
+		return nil
 	}
 	rest := ""
-	if to.engine, to.mount, rest, ok = s.config.mounted(ns, path); ok {
-		if to.route, to.vars, ok = s.table.find(to.engine, rest); ok && named(to.engine, to.vars) {
-			return to, nil
+	if to.engine, to.mount, rest, ok = c.mounted(to.namespace, path); ok {
+		if to.route, to.vars, ok = t.find(to.engine, rest); ok && named(to.engine, to.vars) {
+			return nil
 		}
-		return to, &refusal{http.StatusNotFound, []string{"1 error occurred:\n\t* unsupported path\n\n"}, nil, fault.New(fault.NotFound, "path")}
+		return &refusal{http.StatusNotFound, []string{"1 error occurred:\n\t* unsupported path\n\n"}, nil, fault.New(fault.NotFound, "path")}
 	}
-	return to, &refusal{http.StatusNotFound, []string{"no handler for route \"" + path + "\". route entry not found."}, nil, fault.New(fault.NotFound, "path")}
+	return &refusal{http.StatusNotFound, []string{"no handler for route \"" + path + "\". route entry not found."}, nil, fault.New(fault.NotFound, "path")}
 }
 
 // named says whether what a path of a transit mount names has the form of a name.

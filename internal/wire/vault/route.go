@@ -3,6 +3,7 @@ package vault
 import (
 	"cmp"
 	"context"
+	"iter"
 	"slices"
 	"strings"
 
@@ -141,6 +142,19 @@ func (t *table) find(engine, path string) (*route, map[string]string, bool) {
 		}
 	}
 	return nil, nil, false
+}
+
+// literal are the routes of an engine without variables.
+func (t *table) literal(engine string) iter.Seq[compiled] {
+	return func(yield func(compiled) bool) {
+		for _, some := range t.byEngine[engine] {
+			for _, c := range some {
+				if !slices.ContainsFunc(c.segments, func(s string) bool { return kindOf(s) > 0 }) && !yield(c) {
+					return
+				}
+			}
+		}
+	}
 }
 
 func fits(pattern, path []string, vars map[string]string) bool {

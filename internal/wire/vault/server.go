@@ -92,6 +92,7 @@ func (s *server) leads(h *http.Request) (target, error) {
 func (s *server) ask(h *http.Request, to target) (*request, *response, error) {
 	ctx := h.Context()
 	r, wrong := begin(h, to)
+	r.table = s.table
 	if wrong != nil && !s.knows(ctx, to, r) {
 		wrong = fault.New(fault.Denied, "path")
 	}
