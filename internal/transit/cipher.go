@@ -10,6 +10,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"sync"
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/secret"
@@ -26,16 +27,25 @@ type Params struct {
 // convergentKey is the length of the key that nonces of convergent version 3 are made with, in bytes.
 const convergentKey = 32
 
+// boxes are buffers for ciphertexts on their way into texts, up to maxBox bytes long.
+var boxes = sync.Pool{New: func() any { return new([]byte) }}
+
+const maxBox = 4096
+
 // Encrypt makes the text of a ciphertext: vault:vN: and base64 of nonce, ciphertext and tag, or of what RSAES-OAEP with SHA-256 makes. fault.Invalid
 // with a Refusal, TooLarge for what RSA cannot hold.
 func (k *Key) Encrypt(plaintext []byte, p Params) (string, error) {
+	room, _ := boxes.Get().(*[]byte) // it has no others
+	defer boxes.Put(room)
 	var body []byte
 	var err error
 	switch {
 	case is(k.algorithm, classRSA):
 		body, err = k.encryptRSA(plaintext, p)
 	case is(k.algorithm, classAEAD):
-		body, err = k.seal(plaintext, p)
+		if body, err = k.seal((*room)[:0], plaintext, p); cap(body) <= maxBox {
+			*room = body
+		}
 	default:
 		err = CanEncrypt(k.algorithm)
 	}
@@ -64,7 +74,8 @@ func (k *Key) encryptRSA(plaintext []byte, p Params) ([]byte, error) {
 	return rsa.EncryptOAEP(sha256.New(), rand.Reader, public, plaintext, nil)
 }
 
-func (k *Key) seal(plaintext []byte, p Params) ([]byte, error) {
+// seal appends to dst.
+func (k *Key) seal(dst, plaintext []byte, p Params) ([]byte, error) {
 	if len(p.Nonce) > 0 && k.settings.Convergent != 1 {
 		return nil, refused(WithNonce)
 	}
@@ -73,7 +84,7 @@ func (k *Key) seal(plaintext []byte, p Params) ([]byte, error) {
 		return nil, err
 	}
 	if k.settings.Convergent == 0 {
-		return suite.Seal(aead, make([]byte, 0, k.nonce+len(plaintext)+16), plaintext, p.Associated), nil
+		return suite.Seal(aead, dst, plaintext, p.Associated), nil
 	}
 	if aead.NonceSize() != k.nonce { // the module of FIPS mode approves of no nonces but its own
 		return nil, fault.New(fault.AlgorithmForbidden, "convergent encryption").WithHint("it does not run in FIPS mode")
@@ -84,14 +95,14 @@ func (k *Key) seal(plaintext []byte, p Params) ([]byte, error) {
 		if len(nonce) != k.nonce {
 			return nil, refused(Refusal(fmt.Sprintf("base64-decoded nonce must be %d bytes long when using convergent encryption with this key", k.nonce)))
 		}
-		return aead.Seal(nil, nonce, plaintext, p.Associated), nil
+		return aead.Seal(dst, nonce, plaintext, p.Associated), nil
 	case 2:
 		nonces = secret.Copy(p.Context)
 	}
 	mac := hmac.New(sha256.New, nonces.Reveal())
 	mac.Write(plaintext)
 	nonce = mac.Sum(nil)[:k.nonce]
-	return aead.Seal(bytes.Clone(nonce), nonce, plaintext, p.Associated), nil
+	return aead.Seal(append(dst, nonce...), nonce, plaintext, p.Associated), nil
 }
 
 // Decrypt opens the body that Parse found in a text. fault.DecryptFailed, one for whatever is wrong with what was encrypted; Invalid with a Refusal

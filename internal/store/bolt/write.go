@@ -107,7 +107,7 @@ func (s *Store) transact(batch []*pending) error {
 }
 
 // mappedBytes is how much may be written before what is mapped of the file is given back.
-const mappedBytes = 8 << 20
+const mappedBytes = 2 << 20
 
 // unmap gives back what is mapped of the file, from time to time: each page that was read once would count as memory of the process as long as it
 // runs, though nearly all were replaced by a later transaction. What is read again is mapped again from the page cache. The writer alone calls it,

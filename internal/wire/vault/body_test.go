@@ -3,6 +3,8 @@ package vault_test
 import (
 	"encoding/json"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
@@ -61,6 +63,22 @@ func FuzzBody(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestBodiesAreLentRoom: the memory of a batch's body is empty when the next request gets it, and what was decoded does not share it.
+func TestBodiesAreLentRoom(t *testing.T) {
+	for size, lent := range map[int]bool{100: false, 5000: true, 60_000: true, 70_000: false} {
+		want := strings.Repeat("c2VjcmV0", size/8)
+		var got struct{ Plaintext string }
+		h := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/v1/transit/encrypt/app", strings.NewReader(`{"plaintext":"`+want+`"}`))
+		room, err := vault.Lent(h, &got)
+		if err != nil || got.Plaintext != want || (room != nil) != lent {
+			t.Errorf("%d bytes: %v; lent: %t; %.20q", size, err, room != nil, got.Plaintext)
+		}
+		if i := slices.IndexFunc(room, func(b byte) bool { return b != 0 }); i >= 0 {
+			t.Errorf("%d bytes: what was lent has %.20q", size, room[i:])
+		}
+	}
 }
 
 func TestRoutesAreFound(t *testing.T) {

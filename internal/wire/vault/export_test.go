@@ -1,5 +1,7 @@
 package vault
 
+import "net/http"
+
 // Bounded is bounded.
 func Bounded(b []byte) error { return bounded(b, nil) }
 
@@ -29,4 +31,21 @@ func Find(patterns []string, path string) (pattern string, vars map[string]strin
 		return "", nil
 	}
 	return r.pattern, vars
+}
+
+// Lent reads a body as a request does, decodes it, ends the request, and returns what was decoded and, if the body stood in memory that was lent to it,
+// what that holds then.
+func Lent(h *http.Request, into any) (room []byte, err error) {
+	r := &request{header: h.Header}
+	if r.raw, err = r.readAll(h); err != nil {
+		return nil, err
+	}
+	if err := r.decode(into); err != nil {
+		return nil, err
+	}
+	if r.lent != nil {
+		room = r.lent[:]
+	}
+	r.end()
+	return room, nil
 }

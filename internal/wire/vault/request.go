@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/rotorkms/rotor/internal/fault"
@@ -33,7 +34,8 @@ type request struct {
 	vars      map[string]string // of the path
 	header    http.Header
 	body      body
-	raw       []byte // the body as it came
+	raw       []byte  // the body as it came
+	lent      *buffer // that raw stands in until the answer is written; nil: it has its own memory
 	wrapTTL   time.Duration
 	address   string         // of the client
 	late      *asking        // a need that the caller lacks so far
@@ -173,7 +175,7 @@ func (r *request) read(h *http.Request, to target) (err error) {
 		r.body, err = query(h.URL.RawQuery)
 		return err
 	}
-	if r.raw, err = readAll(h); err != nil {
+	if r.raw, err = r.readAll(h); err != nil {
 		return tooLarge(err)
 	}
 	if err := wire.Stands(h.Context()); err != nil { // the body can come long after the header
@@ -194,11 +196,11 @@ func (r *request) read(h *http.Request, to target) (err error) {
 const soon = 1 << 20
 
 // readAll reads a body, in one piece when it says how long it is and is not long.
-func readAll(h *http.Request) ([]byte, error) {
+func (r *request) readAll(h *http.Request) ([]byte, error) {
 	if h.ContentLength <= 0 || h.ContentLength > MaxBody {
 		return io.ReadAll(h.Body)
 	}
-	b := make([]byte, 0, min(h.ContentLength, soon))
+	b := r.room(h.ContentLength)
 	for {
 		room := b[len(b):cap(b)]
 		n, err := io.ReadFull(h.Body, room)
@@ -209,6 +211,32 @@ func readAll(h *http.Request) ([]byte, error) {
 			return b, nil
 		}
 		b = append(make([]byte, 0, min(4*int64(len(b)), h.ContentLength)), b...)
+	}
+}
+
+// buffer has a body of a batch. Such bodies would be the largest pieces of memory that requests leave behind.
+type buffer [64 << 10]byte
+
+var buffers = sync.Pool{New: func() any { return new(buffer) }}
+
+// lentFrom is how long a body is that is read into a buffer, in bytes.
+const lentFrom = 4 << 10
+
+// room is memory for a body that says that it is so long.
+func (r *request) room(n int64) []byte {
+	if n < lentFrom || n > int64(len(buffer{})) {
+		return make([]byte, 0, min(n, soon))
+	}
+	r.lent, _ = buffers.Get().(*buffer) // it has no others
+	return r.lent[:0:n]
+}
+
+// end gives back what was lent to a request, empty: plaintexts stand in it. Nothing that a handler decoded shares its memory.
+func (r *request) end() {
+	if r.lent != nil {
+		clear(r.lent[:])
+		buffers.Put(r.lent)
+		r.lent, r.raw = nil, nil
 	}
 }
 

@@ -42,6 +42,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, h *http.Request) {
 		return
 	}
 	r, out, err := s.ask(h, to)
+	defer r.end()
 	switch {
 	case err != nil:
 		s.fail(w, h, err)
