@@ -27,10 +27,10 @@ type Params struct {
 // convergentKey is the length of the key that nonces of convergent version 3 are made with, in bytes.
 const convergentKey = 32
 
-// boxes are buffers for ciphertexts on their way into texts, up to maxBox bytes long.
+// boxes are buffers for ciphertexts on their way into texts, up to keptBox bytes long.
 var boxes = sync.Pool{New: func() any { return new([]byte) }}
 
-const maxBox = 4096
+const keptBox = 4096
 
 // Encrypt makes the text of a ciphertext: vault:vN: and base64 of nonce, ciphertext and tag, or of what RSAES-OAEP with SHA-256 makes. fault.Invalid
 // with a Refusal, TooLarge for what RSA cannot hold.
@@ -43,7 +43,7 @@ func (k *Key) Encrypt(plaintext []byte, p Params) (string, error) {
 	case is(k.algorithm, classRSA):
 		body, err = k.encryptRSA(plaintext, p)
 	case is(k.algorithm, classAEAD):
-		if body, err = k.seal((*room)[:0], plaintext, p); cap(body) <= maxBox {
+		if body, err = k.seal((*room)[:0], plaintext, p); cap(body) <= keptBox {
 			*room = body
 		}
 	default:
