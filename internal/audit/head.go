@@ -27,14 +27,8 @@ func (l *Log) Head() (size int64, root string, err error) {
 // RootAt is the root that the log had at an earlier size. The store is asked only for a size that memory has not got; a log in the store that
 // never had that size is fault.NotFound, one that has it is waited for.
 func (l *Log) RootAt(ctx context.Context, size int64) (string, error) {
-	if have, _ := l.Stats(); have < size {
-		stored, _, err := l.stored(ctx)
-		if err != nil {
-			return "", err
-		}
-		if stored < size {
-			return "", fault.New(fault.NotFound, fmt.Sprintf("log has %d entries, not %d", stored, size))
-		}
+	if _, err := l.Behind(ctx, size); err != nil {
+		return "", err
 	}
 	for {
 		l.mu.Lock()
@@ -56,6 +50,21 @@ func (l *Log) RootAt(ctx context.Context, size int64) (string, error) {
 			return "", fault.Wrap(fault.Canceled, "", ctx.Err())
 		}
 	}
+}
+
+// Behind says whether the store's log has a size that memory has not come to. fault.NotFound when neither has.
+func (l *Log) Behind(ctx context.Context, size int64) (bool, error) {
+	if have, _ := l.Stats(); have >= size {
+		return false, nil
+	}
+	stored, _, err := l.stored(ctx)
+	if err != nil {
+		return false, err
+	}
+	if stored < size {
+		return false, fault.New(fault.NotFound, fmt.Sprintf("log has %d entries, not %d", stored, size))
+	}
+	return true, nil
 }
 
 // stored is how far the log in the store says that it is.

@@ -194,6 +194,45 @@ func (b *between) List(ctx context.Context, prefix string) (store.Rev, iter.Seq2
 	return b.Store.List(ctx, prefix)
 }
 
+// grown calls a function before a record is read, once.
+type grown struct {
+	store.Store
+	key  string
+	once sync.Once
+	do   func()
+}
+
+func (b *grown) Get(ctx context.Context, key string) (store.Record, error) {
+	if key == b.key {
+		b.once.Do(b.do)
+	}
+	return b.Store.Get(ctx, key)
+}
+
+// TestAStartBesideANewStatement: a start has read the log, and before it looks for what witnesses said another server goes on and is told of its own
+// newest statement. Nobody follows the log of the start yet, so it reads it again and waits for nothing.
+func TestAStartBesideANewStatement(t *testing.T) {
+	w := newWorld(t, mem.New())
+	g, _ := w.open()
+	w.put(g, "x/a", "1")
+	w.entries(g)
+	b := &grown{Store: w.store, key: guard.WitnessPath, do: func() {
+		w.put(g, "x/a", "2")
+		w.entries(g)
+		statement, err := g.Statement()
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.tamper(store.Op{Key: guard.WitnessPath, Value: statement})
+	}}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	other, err := guard.Open(ctx, w.idle(b))
+	if err != nil || len(other.Detected()) > 0 {
+		t.Fatalf("%v", err)
+	}
+}
+
 // TestRetiredIsOnlyWhatWasSealedAgain: a server has sealed everything again and is about to retire the generation before, and meanwhile another
 // does that and rotates once more. The one must not retire what nothing was sealed again from: everything was lost.
 func TestRetiredIsOnlyWhatWasSealedAgain(t *testing.T) {

@@ -340,6 +340,13 @@ func (x *index) end(why error) {
 // errBehind: the store has come further than the log that a start has read, which has to read it again.
 var errBehind = errors.New("guard: the store has changed since its log was read")
 
+// starting says whether nobody follows the log yet.
+func (x *index) starting() bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.opening
+}
+
 // opened says that the log is followed from now on, or will be.
 func (x *index) opened() {
 	x.mu.Lock()

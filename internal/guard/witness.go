@@ -238,7 +238,7 @@ func (g *Guard) compared(ctx context.Context, s identity.Statement) (Detection, 
 	case s.Incarnation < own:
 		return Detection{}, nil
 	}
-	root, err := g.audit.RootAt(ctx, s.Size)
+	root, err := g.rootAt(ctx, s.Size)
 	if fault.CodeOf(err) == fault.NotFound {
 		if g.Incarnation() > own { // a recovery has ended meanwhile
 			return Detection{}, nil
@@ -252,6 +252,19 @@ func (g *Guard) compared(ctx context.Context, s identity.Statement) (Detection, 
 		return Detection{"forked", fmt.Sprintf("the log's first %d entries are others than on %s: two servers worked on copies of one store", s.Size, when)}, nil
 	}
 	return Detection{}, nil
+}
+
+// rootAt is the root that the log had at an earlier size. fault.NotFound; errBehind at a start that has read a shorter log than the store has now:
+// nobody follows it yet, so what is missing would not come.
+func (g *Guard) rootAt(ctx context.Context, size int64) (string, error) {
+	if g.index.starting() {
+		if behind, err := g.audit.Behind(ctx, size); err != nil {
+			return "", err
+		} else if behind {
+			return "", errBehind
+		}
+	}
+	return g.audit.RootAt(ctx, size)
 }
 
 // inspect finds everything that is wrong with a store whose log verifies: c.Statements, marks, and each record against the log.
