@@ -172,6 +172,30 @@ func (k Key) AboveFloor(n uint32) error {
 // Deleted says whether a client has deleted the key, so that it is gone for all of them.
 func (k Key) Deleted() bool { return k.Transit != nil && !k.Transit.Deleted.IsZero() }
 
+// Narrower says whether a key allows less than in an earlier state, because somebody wants it to: versions are suspended, compromised, retired or
+// destroyed, or clients see less of it.
+func (k Key) Narrower(was Key) bool {
+	if k.Deleted() && !was.Deleted() || k.Transit.narrower(was.Transit) {
+		return true
+	}
+	for v := range k.ChangedSince(was) {
+		old, err := was.Version(v.Number)
+		if err != nil {
+			continue
+		}
+		stopped := v.State != old.State && (v.State == Suspended || v.State == Compromised || v.State == Destroyed)
+		if stopped || v.Phase != old.Phase && (v.Phase == PhaseRetired || v.Phase == PhaseDestroyed) {
+			return true
+		}
+	}
+	return false
+}
+
+func (t *Transit) narrower(was *Transit) bool {
+	return t != nil && was != nil && (t.MinDecryption > was.MinDecryption || t.MinEncryption > was.MinEncryption || t.MinAvailable > was.MinAvailable ||
+		!t.SoftDeleted.IsZero() && was.SoftDeleted.IsZero())
+}
+
 // standing is a version as it stands: every one of a deleted key is retired, whatever its record says, so that to delete and to bring back are one
 // small change each.
 func (k Key) standing(v Version) Version {

@@ -31,6 +31,51 @@ func TestKeyNames(t *testing.T) {
 	}
 }
 
+// TestNarrower: what somebody takes from a key makes it narrower; what is given back, rotations and what clocks do does not.
+func TestNarrower(t *testing.T) {
+	at := time.Date(2026, 12, 1, 0, 0, 0, 0, time.UTC)
+	k := keyring.Key{ID: "k", Name: "transit/k", Purpose: suite.Transit, Transit: &keyring.Transit{MinDecryption: 2, MinEncryption: 3, MinAvailable: 1}}
+	for n := range uint32(20) {
+		k = k.Append(keyring.Version{Number: n + 1, Handle: n + 1, State: keyring.Active, Phase: keyring.PhaseDecryptOnly})
+	}
+	set := func(f func(*keyring.Transit)) keyring.Key { next := k.Clone(); f(next.Transit); return next }
+	edit := func(f func(*keyring.Version)) keyring.Key { return k.Edit(3, f) }
+	less := map[string]keyring.Key{
+		"suspended":   edit(func(v *keyring.Version) { v.State = keyring.Suspended }),
+		"compromised": edit(func(v *keyring.Version) { v.State = keyring.Compromised }),
+		"retired":     edit(func(v *keyring.Version) { v.Phase = keyring.PhaseRetired }),
+		"destroyed":   edit(func(v *keyring.Version) { v.State, v.Phase = keyring.Destroyed, keyring.PhaseDestroyed }),
+		"decryption":  set(func(t *keyring.Transit) { t.MinDecryption++ }),
+		"encryption":  set(func(t *keyring.Transit) { t.MinEncryption++ }),
+		"available":   set(func(t *keyring.Transit) { t.MinAvailable++ }),
+		"aside":       set(func(t *keyring.Transit) { t.SoftDeleted = at }),
+		"deleted":     k.Delete(at),
+	}
+	for name, next := range less {
+		if !next.Narrower(k) {
+			t.Errorf("%s: not narrower", name)
+		}
+		if k.Narrower(next) {
+			t.Errorf("%s: narrower when it is taken back", name)
+		}
+		if next.Narrower(next) {
+			t.Errorf("%s: narrower than itself", name)
+		}
+	}
+	for name, next := range map[string]keyring.Key{
+		"new version": k.Append(keyring.Version{Number: 21, Handle: 21, State: keyring.Active, Phase: keyring.PhasePrimary}),
+		"demoted":     edit(func(v *keyring.Version) { v.Demoted = at }), "deactivated": edit(func(v *keyring.Version) { v.State = keyring.Deactivated }),
+		"a setting": set(func(t *keyring.Transit) { t.DeletionAllowed = true }), "the same": k.Clone(),
+	} {
+		if next.Narrower(k) {
+			t.Errorf("%s: narrower", name)
+		}
+	}
+	if k.Narrower(keyring.Key{}) {
+		t.Error("a new key is narrower than none")
+	}
+}
+
 // FuzzKeyNames: what passes is safe as a path, and so is what the key is called when it is deleted.
 func FuzzKeyNames(f *testing.F) {
 	f.Add("transit/orders")

@@ -154,7 +154,7 @@ func (s *Service) Change(ctx context.Context, c policy.Caller, ref Ref, n uint32
 	if !keyring.ValidReason(reason) {
 		return k, fault.New(fault.Invalid, "reason").WithHint("at most %d bytes of printable text", keyring.MaxLabel)
 	}
-	return s.update(ctx, p, k.ID, versionDetail(n), func(k keyring.Key) (keyring.Key, change, error) {
+	return s.narrow(ctx, p, k.ID, versionDetail(n), func(k keyring.Key) (keyring.Key, change, error) {
 		next, err := rotation.Change(k, n, e, reason, s.now().UTC())
 		return next, s.withdraw(k, next), err
 	})

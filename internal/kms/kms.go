@@ -75,6 +75,7 @@ type Service struct {
 	mu      sync.Mutex    // guards swap
 	swap    chan struct{} // closed and replaced at each change of the ring
 	changed func(keyring.Key)
+	narrows func()
 }
 
 // New reads all keys. Run must follow to see changes.
@@ -103,6 +104,7 @@ func New(ctx context.Context, c Config) (*Service, error) {
 		if err != nil {
 			return nil, fault.Wrap(fault.RecordTampered, p.path, err)
 		}
+		st.narrowed = rev
 		r.put(st)
 	}
 	s.ring.Store(&r.ring)
@@ -120,6 +122,10 @@ func (s *Service) agreed(format int, what string) error {
 
 // OnChange sets what is called, from Run's goroutine, with each key that changed. Set it before Run.
 func (s *Service) OnChange(f func(keyring.Key)) { s.changed = f }
+
+// OnNarrower sets what is called, from Run's goroutine, when a key allows less than before: somebody may wait to hear that this server knows (narrow).
+// Set it before Run.
+func (s *Service) OnNarrower(f func()) { s.narrows = f }
 
 // Run follows the store until ctx ends.
 func (s *Service) Run(ctx context.Context) error {

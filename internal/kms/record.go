@@ -260,6 +260,7 @@ func (s *Service) apply(ctx context.Context, changes []guard.Change) error {
 		return err
 	}
 	var news []keyring.Key
+	narrower := false
 	for _, p := range all {
 		was := r.get(keyring.KeyID(p.path[strings.LastIndexByte(p.path, '/')+1:]))
 		if was != nil && r.rev <= was.at {
@@ -277,6 +278,9 @@ func (s *Service) apply(ctx context.Context, changes []guard.Change) error {
 		if was == nil {
 			was = &state{}
 		}
+		if st.narrowed = was.narrowed; st.key.Narrower(was.key) {
+			st.narrowed, narrower = max(r.rev, st.at), true
+		}
 		r.put(st)
 		s.vault.forget(st.key, was.key)
 		news = append(news, st.key)
@@ -293,6 +297,9 @@ func (s *Service) apply(ctx context.Context, changes []guard.Change) error {
 		if s.changed != nil {
 			s.changed(k)
 		}
+	}
+	if narrower && s.narrows != nil {
+		s.narrows()
 	}
 	return nil
 }

@@ -237,6 +237,84 @@ func TestDeletionIsHeardOf(t *testing.T) {
 	}
 }
 
+// TestLessIsHeardOf: what takes something from a key is answered when no server goes by what the key allowed before, also when it is asked for again; what
+// gives something back waits for nobody.
+func TestLessIsHeardOf(t *testing.T) {
+	w := newWorld(t)
+	other, s := w.second(nil)
+	first := w.withHeard(other)
+	ref := kms.Ref{Namespace: "default", Name: "transit/k"}
+	w.transit("k", "", deletable)
+	for range 4 {
+		must(w.TransitRotate(t.Context(), alice, ref))(t)
+	}
+	number := func(n uint32) *uint32 { return &n }
+	change := func(n uint32, e keyring.Event) func(*kms.Service) error {
+		return func(s *kms.Service) error { _, err := s.Change(t.Context(), alice, ref, n, e, "test"); return err }
+	}
+	configure := func(c kms.TransitChange) func(*kms.Service) error {
+		return func(s *kms.Service) error { _, err := s.TransitConfigure(t.Context(), alice, ref, c); return err }
+	}
+	for _, c := range []struct {
+		what  string
+		less  bool
+		call  func(*kms.Service) error
+		again bool // it can be asked for twice
+	}{
+		{"suspend", true, change(2, keyring.Suspend), false},
+		{"resume", false, change(2, keyring.Resume), false},
+		{"compromise", true, change(1, keyring.Compromise), false},
+		{"raise min_encryption_version", true, configure(kms.TransitChange{MinEncryption: number(4)}), true},
+		{"raise min_decryption_version", true, configure(kms.TransitChange{MinDecryption: number(3)}), true},
+		{"lower min_decryption_version", false, configure(kms.TransitChange{MinDecryption: number(2)}), false},
+		{"trim", true, func(s *kms.Service) error { _, err := s.TransitTrim(t.Context(), alice, ref, 2); return err }, true},
+		{"soft-delete", true, func(s *kms.Service) error { _, err := s.TransitSoftDelete(t.Context(), alice, ref); return err }, false},
+		{"restore", false, func(s *kms.Service) error { _, err := s.TransitUnsoftDelete(t.Context(), alice, ref); return err }, false},
+	} {
+		if err := errors.Join(first.CatchUp(t.Context()), other.CatchUp(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+		k, _ := first.Lookup(ref.Namespace, ref.Name)
+		release := s.hold()
+		answers := make(chan error, 2)
+		calls := 1
+		go func() { answers <- c.call(first) }()
+		w.await(c.what, func() bool { now, _ := first.Lookup(ref.Namespace, ref.Name); return now.Changed(k) })
+		if c.again {
+			calls = 2
+			go func() { answers <- c.call(first) }()
+		}
+		if !c.less {
+			if err := <-answers; err != nil {
+				t.Errorf("%s: %v", c.what, err)
+			}
+			release()
+			continue
+		}
+		if err := w.CatchUp(t.Context()); err != nil { // time enough for an answer that waits for nobody
+			t.Fatal(err)
+		}
+		if now, _ := other.Lookup(ref.Namespace, ref.Name); now.Changed(k) {
+			t.Fatalf("%s: the other server has heard of it", c.what)
+		}
+		select {
+		case err := <-answers:
+			t.Errorf("%s: answered while another server goes by what was, %v", c.what, err)
+			answers <- err
+		default:
+		}
+		release()
+		for range calls {
+			if err := <-answers; err != nil {
+				t.Errorf("%s: %v", c.what, err)
+			}
+		}
+		if now, _ := other.Lookup(ref.Namespace, ref.Name); !now.Changed(k) {
+			t.Errorf("%s: answered, and the other server has not heard of it", c.what)
+		}
+	}
+}
+
 // TestClearIsHeardOfOnce: a mount's keys are deleted one after the other, and waited for together.
 func TestClearIsHeardOfOnce(t *testing.T) {
 	w := newWorld(t)

@@ -28,6 +28,8 @@ type state struct {
 	key keyring.Key
 	rev store.Rev // of the commit that wrote its head
 	at  store.Rev // it was read from the store as of this revision; 0: it came with the changes
+
+	narrowed store.Rev // the last commit after which it allowed less, or up to which it was read at the start
 }
 
 // seed spreads keys over the shards.

@@ -269,7 +269,7 @@ func (s *Service) Retire(ctx context.Context, c policy.Caller, ref Ref, n uint32
 	if err != nil {
 		return k, err
 	}
-	return s.update(ctx, p, k.ID, versionDetail(n), func(k keyring.Key) (keyring.Key, change, error) {
+	return s.narrow(ctx, p, k.ID, versionDetail(n), func(k keyring.Key) (keyring.Key, change, error) {
 		next, err := rotation.Retire(k, n, census, members, s.now().UTC())
 		w := s.withdraw(k, next)
 		w.conds = append(w.conds, cond)

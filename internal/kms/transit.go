@@ -212,7 +212,7 @@ func (s *Service) settings(ctx context.Context, c policy.Caller, a policy.Action
 	if err != nil {
 		return keyring.Key{}, err
 	}
-	return s.update(ctx, p, k.ID, detail, func(k keyring.Key) (keyring.Key, change, error) {
+	return s.narrow(ctx, p, k.ID, detail, func(k keyring.Key) (keyring.Key, change, error) {
 		if err := unmoved(k, ref); err != nil {
 			return k, change{}, err
 		}

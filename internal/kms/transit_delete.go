@@ -60,10 +60,28 @@ func (s *Service) dropped(ctx context.Context, ns keyring.Namespace, name string
 	if rev == 0 {
 		return nil
 	}
+	return s.everywhere(ctx, rev, name)
+}
+
+// everywhere returns once every server knows what happened to a key by a commit. What takes something from a key is answered only then. fault.OutcomeUnknown.
+func (s *Service) everywhere(ctx context.Context, rev store.Rev, name string) error {
+	if s.heard == nil {
+		return nil
+	}
 	if err := s.heard(ctx, rev); err != nil {
-		return fault.Wrap(fault.OutcomeUnknown, "key "+name, err).WithHint("it is done here, but a server may go on using the deleted key for a moment")
+		return fault.Wrap(fault.OutcomeUnknown, "key "+name, err).WithHint("it is done here, but a server may go on as before for a moment")
 	}
 	return nil
+}
+
+// narrow is update of a change that somebody asks for and that may take something from a key: it is answered when every server knows of that, also
+// when it is asked for again because the answer was lost.
+func (s *Service) narrow(ctx context.Context, p *guard.Permit, id keyring.KeyID, detail map[string]string, edit func(keyring.Key) (keyring.Key, change, error)) (keyring.Key, error) {
+	k, err := s.update(ctx, p, id, detail, edit)
+	if err != nil {
+		return k, err
+	}
+	return k, s.everywhere(ctx, s.ring.Load().get(id).narrowed, k.Name)
 }
 
 // rename moves the record of a key's name, which says whose it is, to another that is free.

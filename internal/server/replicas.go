@@ -84,6 +84,9 @@ func (s *Server) heard() func(context.Context, store.Rev) error {
 		return nil
 	}
 	return func(ctx context.Context, rev store.Rev) error {
+		if len(s.keeper.Behind(rev)) == 0 {
+			return nil
+		}
 		s.keeper.Hurry()
 		return s.keeper.Heard(ctx, rev)
 	}

@@ -305,10 +305,10 @@ func (s *Server) serve(ctx, run context.Context, group *errgroup.Group, sealer s
 	r.kms.OnChange(func(k keyring.Key) {
 		r.fleet.Publish(run, k)
 		r.rollout.Look(k.ID)
-		if k.Deleted() && s.keeper != nil { // whoever deleted it waits until every server has said that it knows
-			s.keeper.Hurry()
-		}
 	})
+	if s.keeper != nil {
+		r.kms.OnNarrower(s.keeper.Hurry) // whoever asked for it waits until every server has said that it knows
+	}
 	r.fleet.OnChange = r.rollout.Look
 	for _, loop := range []func(context.Context) error{r.authority.Run, s.seals.Run, r.kms.Run, r.kms.Sweep, r.kms.CountUses, r.fleet.Run, r.campaigns.Run, r.rollout.Run, r.mounts.Run, r.acl.Run, r.acl.Sweep} {
 		group.Go(func() error { return loop(run) })
