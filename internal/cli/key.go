@@ -414,6 +414,9 @@ func (a *app) showKey(k *rotorv1.Key) error {
 		{"protects for", or(v.ProtectFor, "ever")}, {"processes for", or(v.ProcessFor, "ever")}, {"silence", v.Rotation.Silence}, {"rollback window", v.Rotation.Window},
 		{"may be exported", yesNo(v.Exportable)}, {"backed up", or(v.BackedUp, "never")}, {"rotates by itself", scheduleText(k.GetSchedule())},
 	}}
+	if k.GetRotation().GetMarginNs() > 0 {
+		facts.add("new versions wait", v.Rotation.Margin)
+	}
 	facts.rows = append(facts.rows, v.Transit.rows()...)
 	if k.GetDue() != nil {
 		facts.add("next rotation", moment(k.GetDue()))

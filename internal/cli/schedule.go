@@ -70,27 +70,41 @@ func (p *percent) Set(s string) error {
 func newKeySchedule(a *app) *cobra.Command {
 	var s scheduleFlags
 	var off bool
+	var margin time.Duration
 	c := &cobra.Command{
 		Use:   "schedule NAME",
-		Short: "Say when a key rotates by itself",
+		Short: "Say when a key rotates by itself, and how long a new version is shown first",
 		Long: `Say when a key rotates by itself, in place of what was said before. A rotation that is due begins by itself, in a window if there are any, and
-goes through the same gates as one that somebody asks for. What stands against it is shown by rotor status, and it is tried again.`,
+goes through the same gates as one that somebody asks for. What stands against it is shown by rotor status, and it is tried again.
+
+With --margin alone the schedule stays. A version that is shown already goes by the new margin: with a shorter one it protects sooner.`,
 		Example: "  rotor key schedule records --rotate-every 90d --rotate-jitter 10% --rotate-window \"Sat,Sun 02:00-05:00 Europe/Berlin\"\n" +
-			"  rotor key schedule sessions --rotate-after-uses 1000000\n  rotor key schedule records --off",
+			"  rotor key schedule sessions --rotate-after-uses 1000000\n  rotor key schedule records --off\n  rotor key schedule tokens --margin 5m",
 		Args: cobra.ExactArgs(1),
-		RunE: func(c *cobra.Command, args []string) error { return a.setSchedule(c, args[0], s, off) },
+		RunE: func(c *cobra.Command, args []string) error {
+			r := &rotorv1.SetScheduleRequest{Key: a.ref(args[0])}
+			if c.Flags().Changed("margin") {
+				ns := int64(margin)
+				r.MarginNs = &ns
+			}
+			return a.setSchedule(c, r, s, off)
+		},
 	}
 	s.add(c.Flags())
+	c.Flags().Var(duration{&margin}, "margin", "how long a new version is shown before it protects, for strangers who cache public keys (default as it was)")
 	c.Flags().BoolVar(&off, "off", false, "do not rotate by itself any more")
 	return a.changes(c)
 }
 
-func (a *app) setSchedule(c *cobra.Command, name string, s scheduleFlags, off bool) error {
+func (a *app) setSchedule(c *cobra.Command, to *rotorv1.SetScheduleRequest, s scheduleFlags, off bool) error {
 	m, err := s.message()
 	if err != nil {
 		return err
 	}
-	if none := m.GetEveryNs() == 0 && m.GetMaxUses() == 0; none != off {
+	switch none := m.GetEveryNs() == 0 && m.GetMaxUses() == 0; {
+	case none == off:
+		to.Schedule = m
+	case off || to.MarginNs == nil:
 		return usage("--off", "say when the key rotates, or that it does not")
 	}
 	api, err := a.connect()
@@ -98,20 +112,32 @@ func (a *app) setSchedule(c *cobra.Command, name string, s scheduleFlags, off bo
 		return err
 	}
 	defer api.close()
-	k, err := message(api.keys.Get(c.Context(), request(a.ref(name))))
+	k, err := message(api.keys.Get(c.Context(), request(to.GetKey())))
 	if err != nil {
 		return err
 	}
-	if err := a.confirm(fmt.Sprintf("key %s rotates by itself: %s\n  before: %s", name, scheduleText(m), scheduleText(k.GetSchedule()))); err != nil {
+	if err := a.confirm(paceText(k, to)); err != nil {
 		return err
 	}
-	if _, err := message(api.keys.SetSchedule(c.Context(), request(&rotorv1.SetScheduleRequest{Key: a.ref(name), Schedule: m}))); err != nil {
+	if _, err := message(api.keys.SetSchedule(c.Context(), request(to))); err != nil {
 		return err
 	}
-	if k, err = message(api.keys.Get(c.Context(), request(a.ref(name)))); err != nil { // with its next due time
+	if k, err = message(api.keys.Get(c.Context(), request(to.GetKey()))); err != nil { // with its next due time
 		return err
 	}
 	return a.showKey(k)
+}
+
+// paceText says what of when a key rotates is about to change.
+func paceText(k *rotorv1.Key, to *rotorv1.SetScheduleRequest) string {
+	var lines []string
+	if to.Schedule != nil {
+		lines = append(lines, fmt.Sprintf("key %s rotates by itself: %s\n  before: %s", k.GetName(), scheduleText(to.GetSchedule()), scheduleText(k.GetSchedule())))
+	}
+	if to.MarginNs != nil {
+		lines = append(lines, fmt.Sprintf("key %s shows a new version before it protects: %s\n  before: %s", k.GetName(), nanos(to.GetMarginNs()), nanos(k.GetRotation().GetMarginNs())))
+	}
+	return strings.Join(lines, "\n")
 }
 
 // scheduleView is when a key rotates by itself, as programs see it.

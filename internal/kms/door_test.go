@@ -58,7 +58,7 @@ func doors() map[string]call {
 			return s.RotateTo(ctx, c, k.Ref, 99, "none")
 		},
 		"SetSchedule": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
-			return s.SetSchedule(ctx, c, k.Ref, keyring.Schedule{Every: 1})
+			return s.SetSchedule(ctx, c, k.Ref, kms.Pace{Schedule: &keyring.Schedule{Every: 1}})
 		},
 		"Usage": func(ctx context.Context, s *kms.Service, c policy.Caller, k about) (any, error) {
 			return s.Usage(ctx, c, k.Ref)

@@ -10,19 +10,36 @@ import (
 	"github.com/rotorkms/rotor/internal/replica"
 )
 
-// SetSchedule says when a key rotates by itself, in place of what was said before; the zero schedule: never. fault.Invalid.
-func (s *Service) SetSchedule(ctx context.Context, c policy.Caller, ref Ref, to keyring.Schedule) (keyring.Key, error) {
+// Pace is when a key rotates; nil: as it was.
+type Pace struct {
+	Schedule *keyring.Schedule // by itself; the zero schedule: never
+	Margin   *time.Duration    // how long a new version is shown before it protects; a version that is shown already goes by the new one
+}
+
+// apply sets what is said.
+func (p Pace) apply(k *keyring.Key) error {
+	set(&k.Schedule, p.Schedule)
+	set(&k.Rotation.Margin, p.Margin)
+	return k.Validate()
+}
+
+// SetSchedule says when a key rotates by itself, and how long a new version is shown first, in place of what was said before. fault.Invalid.
+func (s *Service) SetSchedule(ctx context.Context, c policy.Caller, ref Ref, to Pace) (keyring.Key, error) {
 	k, p, err := s.admit(ctx, c, policy.ActConfigure, ref)
 	if err != nil {
 		return k, err
 	}
-	if err := s.agreed(replica.FormatPages, "a schedule of rotations"); err != nil {
-		return k, err
+	if to.Schedule != nil {
+		if err := s.agreed(replica.FormatPages, "a schedule of rotations"); err != nil {
+			return k, err
+		}
 	}
-	return s.update(ctx, p, k.ID, map[string]string{"schedule": to.String()}, func(k keyring.Key) (keyring.Key, change, error) {
+	detail := map[string]string{}
+	say(detail, "schedule", to.Schedule)
+	say(detail, "margin", to.Margin)
+	return s.update(ctx, p, k.ID, detail, func(k keyring.Key) (keyring.Key, change, error) {
 		k = k.Clone()
-		k.Schedule = to
-		return k, change{}, k.Validate()
+		return k, change{}, to.apply(&k)
 	})
 }
 

@@ -7,6 +7,7 @@ import (
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/keyring"
+	"github.com/rotorkms/rotor/internal/kms"
 	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/replica"
 	"github.com/rotorkms/rotor/internal/rotation"
@@ -57,20 +58,30 @@ func TestSetSchedule(t *testing.T) {
 	w := newWorld(t)
 	k := w.create("k", suite.Encrypt)
 	to := keyring.Schedule{Every: 90 * 24 * time.Hour, Jitter: 10}
-	if got := must(w.SetSchedule(t.Context(), alice, w.ref(k), to))(t); got.Schedule.String() != to.String() {
+	pace := func(s keyring.Schedule) kms.Pace { return kms.Pace{Schedule: &s} }
+	margin := func(d time.Duration) kms.Pace { return kms.Pace{Margin: &d} }
+	if got := must(w.SetSchedule(t.Context(), alice, w.ref(k), pace(to)))(t); got.Schedule.String() != to.String() {
 		t.Errorf("%v", got.Schedule)
 	}
 	if got := must(w.Get(t.Context(), alice, w.ref(k)))(t); got.Schedule.String() != to.String() || got.Epoch != k.Epoch {
 		t.Errorf("%v at epoch %v", got.Schedule, got.Epoch)
 	}
-	_, err := w.SetSchedule(t.Context(), alice, w.ref(k), keyring.Schedule{Every: 1})
-	wantCode(t, err, fault.Invalid)
-	_, err = w.SetSchedule(t.Context(), mallory, w.ref(k), keyring.Schedule{})
-	wantCode(t, err, fault.Denied)
-	if got := must(w.SetSchedule(t.Context(), alice, w.ref(k), keyring.Schedule{}))(t); !got.Schedule.IsZero() {
-		t.Errorf("%v", got.Schedule)
+	if got := must(w.SetSchedule(t.Context(), alice, w.ref(k), margin(time.Hour)))(t); got.Schedule.String() != to.String() || got.Rotation.Margin != time.Hour {
+		t.Errorf("%v, %v", got.Schedule, got.Rotation)
+	}
+	for _, wrong := range []kms.Pace{pace(keyring.Schedule{Every: 1}), margin(-1)} {
+		_, err := w.SetSchedule(t.Context(), alice, w.ref(k), wrong)
+		wantCode(t, err, fault.Invalid)
+	}
+	for _, p := range []kms.Pace{pace(keyring.Schedule{}), margin(0)} {
+		_, err := w.SetSchedule(t.Context(), mallory, w.ref(k), p)
+		wantCode(t, err, fault.Denied)
+	}
+	if got := must(w.SetSchedule(t.Context(), alice, w.ref(k), pace(keyring.Schedule{})))(t); !got.Schedule.IsZero() || got.Rotation.Margin != time.Hour {
+		t.Errorf("%v, %v", got.Schedule, got.Rotation)
 	}
 	w.known.Store(replica.FormatPages - 1)
-	_, err = w.SetSchedule(t.Context(), alice, w.ref(k), to)
+	_, err := w.SetSchedule(t.Context(), alice, w.ref(k), pace(to))
 	wantCode(t, err, fault.Unavailable)
+	must(w.SetSchedule(t.Context(), alice, w.ref(k), margin(0)))(t)
 }

@@ -170,6 +170,7 @@ type TransitChange struct {
 	DeletionAllowed              *bool
 	Exportable, PlaintextBackup  *bool // false changes nothing: what was allowed once may have left
 	Schedule                     ScheduleChange
+	Margin                       *time.Duration // of rotations, as Pace has it
 }
 
 // ScheduleChange is what of a schedule changes; nil: nothing.
@@ -235,6 +236,16 @@ func unmoved(k keyring.Key, ref Ref) error {
 	return nil
 }
 
+// pace is what changes of when a key rotates, which has had a schedule.
+func (ch TransitChange) pace(was keyring.Schedule) Pace {
+	to := Pace{Margin: ch.Margin}
+	if !ch.Schedule.isZero() {
+		s := ch.Schedule.Of(was)
+		to.Schedule = &s
+	}
+	return to
+}
+
 func (ch TransitChange) apply(k *keyring.Key, t *keyring.Transit) error {
 	was := *t
 	if ch.MinDecryption != nil {
@@ -256,9 +267,8 @@ func (ch TransitChange) apply(k *keyring.Key, t *keyring.Transit) error {
 	set(&t.DeletionAllowed, ch.DeletionAllowed)
 	t.Exportable = t.Exportable || ch.Exportable != nil && *ch.Exportable
 	t.PlaintextBackup = t.PlaintextBackup || ch.PlaintextBackup != nil && *ch.PlaintextBackup
-	if !ch.Schedule.isZero() {
-		k.Schedule = ch.Schedule.Of(k.Schedule)
-		if err := k.Validate(); err != nil {
+	if pace := ch.pace(k.Schedule); pace != (Pace{}) {
+		if err := pace.apply(k); err != nil {
 			return err
 		}
 	}
@@ -286,6 +296,7 @@ func (ch TransitChange) detail() map[string]string {
 	say(d, "deletion_allowed", ch.DeletionAllowed)
 	say(d, "exportable", ch.Exportable)
 	say(d, "allow_plaintext_backup", ch.PlaintextBackup)
+	say(d, "margin", ch.Margin)
 	return d
 }
 

@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 )
 
@@ -102,6 +103,27 @@ func TestVaultStagedRotation(t *testing.T) {
 	}
 	if got := c.must("POST", "transit/sign/slow", m{"input": b64("x")}).str("key_version"); got != "1" {
 		t.Errorf("version %s signs before its time", got)
+	}
+
+	// The margin can be changed: what is shown already goes by the new one, and later versions by what it is then.
+	c.refuses(400, "rotation_margin", "POST", "transit/keys/slow/config", m{"rotation_margin": "-1h"})
+	c.refuses(400, "rotation_margin", "POST", "transit/keys/slow/config", m{"rotation_margin": "1500ms"})
+	if a := c.must("POST", "transit/keys/slow/config", m{"deletion_allowed": true}); a.str("rotation_margin") != "3600" {
+		t.Errorf("%s", a.text)
+	}
+	if a := c.must("POST", "transit/keys/slow/config", m{"rotation_margin": 0}); a.str("rotation_margin") != "0" {
+		t.Errorf("%s", a.text)
+	}
+	eventually(t, "the margin is over", func() bool { return c.must("GET", "transit/keys/slow", nil).str("latest_version") == "2" })
+	if a := c.must("POST", "transit/keys/slow/rotate", nil); a.str("latest_version") != "3" {
+		t.Errorf("%s", a.text)
+	}
+	c.must("POST", "transit/keys/slow/config", m{"rotation_margin": "2h"})
+	if a := c.must("POST", "transit/keys/slow/rotate", nil); a.str("latest_version") != "3" || a.str("rotation_margin") != "7200" {
+		t.Errorf("%s", a.text)
+	}
+	if log := w.entries(); !strings.Contains(log, `"margin":"2h0m0s"`) {
+		t.Error("the log does not tell of the margin")
 	}
 }
 

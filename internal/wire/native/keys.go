@@ -125,11 +125,19 @@ func (s keys) Rotate(ctx context.Context, r *connect.Request[rotorv1.RotateReque
 	return s.changed(k, err)
 }
 
-// SetSchedule says when a key rotates by itself.
+// SetSchedule says when a key rotates by itself, and how long a new version is shown first.
 func (s keys) SetSchedule(ctx context.Context, r *connect.Request[rotorv1.SetScheduleRequest]) (*connect.Response[rotorv1.Key], error) {
-	to, err := schedule(r.Msg.GetSchedule())
-	if err != nil {
-		return nil, err
+	var to kms.Pace
+	if r.Msg.MarginNs != nil {
+		margin := time.Duration(r.Msg.GetMarginNs())
+		to.Margin = &margin
+	}
+	if r.Msg.GetSchedule() != nil || to.Margin == nil {
+		s, err := schedule(r.Msg.GetSchedule())
+		if err != nil {
+			return nil, err
+		}
+		to.Schedule = &s
 	}
 	k, err := s.KMS.SetSchedule(ctx, wire.Caller(ctx), s.ref(r.Msg.GetKey()), to)
 	return s.changed(k, err)

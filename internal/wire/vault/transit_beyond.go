@@ -20,7 +20,7 @@ var (
 	fieldJitter  = field{"auto_rotate_jitter", "int", "Percent of auto_rotate_period, at most 50, by which a rotation is due earlier at most.", false}
 	fieldMaxUses = field{"auto_rotate_max_uses", "int", "The key rotates, too, when its latest version has protected so often; 0: not by uses.", false}
 	fieldWindows = field{"auto_rotate_windows", "list", `In which a rotation by schedule may begin, such as "Sat,Sun 02:00-05:00 Europe/Berlin"; in one text with ; between. Empty: always.`, false}
-	fieldMargin  = field{"rotation_margin", "duration", "How long a new version is shown before it protects (staged), so that readers who cache public keys have it; 0: it protects at once.", false}
+	fieldMargin  = field{"rotation_margin", "duration", "How long a new version is shown before it protects (staged), so that readers who cache public keys have it; 0: it protects at once. A version that is staged already goes by it, too.", false}
 	fieldReason  = field{"reason", "string", "Why; kept with the version.", false}
 	fieldNumber  = field{"version", "int", "Number of the version.", true}
 )
@@ -92,6 +92,18 @@ func (r *request) period() (time.Duration, error) {
 		err = bad("auto rotate period must be 0 to disable or at least a second")
 	}
 	return d, err
+}
+
+// margin is how long a request wants new versions to be shown before they protect; nil when it does not say.
+func (r *request) margin() (*time.Duration, error) {
+	if !r.has("rotation_margin") {
+		return nil, nil
+	}
+	d, err := r.span("rotation_margin")
+	if err != nil || d < 0 || d%time.Second != 0 {
+		return nil, bad("rotation_margin is a duration in whole seconds, or 0")
+	}
+	return &d, nil
 }
 
 // windows are a list or one text, which has a semicolon between them: days have commas.

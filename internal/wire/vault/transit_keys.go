@@ -52,7 +52,7 @@ func keyRoutes(c Config) []route {
 				{"min_decryption_version", "int", "What older versions protected is refused; 0 is 1.", false},
 				{"min_encryption_version", "int", "The oldest version that may protect when key_version names it; 0: any whose rollback window is open.", false},
 				{"deletion_allowed", "bool", "The key may be deleted.", false},
-				fieldExportable, fieldBackup, fieldPeriod, fieldJitter, fieldMaxUses, fieldWindows,
+				fieldExportable, fieldBackup, fieldPeriod, fieldJitter, fieldMaxUses, fieldWindows, fieldMargin,
 			},
 		},
 		{
@@ -136,11 +136,13 @@ func (r *request) settings() (spec kms.TransitSpec, err error) {
 			return spec, err
 		}
 	}
-	margin, err := r.span("rotation_margin")
-	if err != nil || margin < 0 {
-		return spec, bad("rotation_margin is a duration")
+	margin, err := r.margin()
+	if err != nil {
+		return spec, err
 	}
-	spec.Rotation.Margin = margin
+	if margin != nil {
+		spec.Rotation.Margin = *margin
+	}
 	schedule, err := r.scheduled()
 	spec.Schedule = schedule.Of(keyring.Schedule{})
 	return spec, err
@@ -232,13 +234,14 @@ func (r *request) flag(name string) (*bool, error) {
 
 func (c Config) configureKey(ctx context.Context, r *request) (*response, error) {
 	var ch kms.TransitChange
-	var errs [6]error
+	var errs [7]error
 	ch.MinDecryption, errs[0] = r.version("min_decryption_version", "min decryption")
 	ch.MinEncryption, errs[1] = r.version("min_encryption_version", "min encryption")
 	ch.DeletionAllowed, errs[2] = r.flag("deletion_allowed")
 	ch.Exportable, errs[3] = r.flag("exportable")
 	ch.PlaintextBackup, errs[4] = r.flag("allow_plaintext_backup")
 	ch.Schedule, errs[5] = r.scheduled()
+	ch.Margin, errs[6] = r.margin()
 	for _, err := range errs {
 		if err != nil {
 			return nil, err

@@ -1342,7 +1342,8 @@ func (x *RotateRequest) GetAlgorithm() string {
 type SetScheduleRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Key           *KeyRef                `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
-	Schedule      *Schedule              `protobuf:"bytes,2,opt,name=schedule,proto3" json:"schedule,omitempty"` // in place of what was said before
+	Schedule      *Schedule              `protobuf:"bytes,2,opt,name=schedule,proto3" json:"schedule,omitempty"`                        // in place of what was said before; not set: never, or with margin_ns as it was
+	MarginNs      *int64                 `protobuf:"varint,3,opt,name=margin_ns,json=marginNs,proto3,oneof" json:"margin_ns,omitempty"` // how long a new version is shown before it protects; not set: as it was
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1389,6 +1390,13 @@ func (x *SetScheduleRequest) GetSchedule() *Schedule {
 		return x.Schedule
 	}
 	return nil
+}
+
+func (x *SetScheduleRequest) GetMarginNs() int64 {
+	if x != nil && x.MarginNs != nil {
+		return *x.MarginNs
+	}
+	return 0
 }
 
 type ProgressResponse struct {
@@ -8325,10 +8333,13 @@ const file_rotor_v1_rotor_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\v2\x10.rotor.v1.KeyRefR\x03key\x12\x17\n" +
 	"\aback_to\x18\x02 \x01(\rR\x06backTo\x12%\n" +
 	"\x0eexpected_epoch\x18\x03 \x01(\x04R\rexpectedEpoch\x12\x1c\n" +
-	"\talgorithm\x18\x04 \x01(\tR\talgorithm\"h\n" +
+	"\talgorithm\x18\x04 \x01(\tR\talgorithm\"\x98\x01\n" +
 	"\x12SetScheduleRequest\x12\"\n" +
 	"\x03key\x18\x01 \x01(\v2\x10.rotor.v1.KeyRefR\x03key\x12.\n" +
-	"\bschedule\x18\x02 \x01(\v2\x12.rotor.v1.ScheduleR\bschedule\"\xa5\x02\n" +
+	"\bschedule\x18\x02 \x01(\v2\x12.rotor.v1.ScheduleR\bschedule\x12 \n" +
+	"\tmargin_ns\x18\x03 \x01(\x03H\x00R\bmarginNs\x88\x01\x01B\f\n" +
+	"\n" +
+	"_margin_ns\"\xa5\x02\n" +
 	"\x10ProgressResponse\x12\x1f\n" +
 	"\x03key\x18\x01 \x01(\v2\r.rotor.v1.KeyR\x03key\x12\x12\n" +
 	"\x04step\x18\x02 \x01(\tR\x04step\x12\x18\n" +
@@ -9295,6 +9306,7 @@ func file_rotor_v1_rotor_proto_init() {
 	if File_rotor_v1_rotor_proto != nil {
 		return
 	}
+	file_rotor_v1_rotor_proto_msgTypes[15].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
