@@ -157,7 +157,7 @@ func TestLimits(t *testing.T) {
 		{"unknown members that an answer names; of each: 16; 64 bytes", "internal/wire/vault/request.go", "maxStrange = 16;maxStrangeName = 64"},
 		{"random bytes in one answer: 128 KiB", "internal/wire/vault/tools.go", "maxRandom = 128 << 10"},
 		{"path of the local socket; request there: 107 bytes; 64 KiB", "internal/server/local.go", "maxSocketPath = 107;maxLocal = 64 << 10"},
-		{"namespaces: 1,000", "internal/mounts/namespaces.go", "MaxNamespaces = 1000"},
+		{"namespaces; names that they have and had: 1,000; 10,000", "internal/mounts/namespaces.go", "MaxNamespaces = 1000;MaxNamespaceNames = 10_000"},
 		{"keys of a namespace; instances: 100,000; 20,000, unless configured", "internal/server/limits.go", "defaultKeys = 100_000;defaultInstances = 20_000"},
 		{"life of an enrolment token: 1 hour", "internal/identity/token.go", "MaxEnrolTTL = time.Hour"},
 		{"session: at most; one caller's; all: 24 hours; 100; 100,000", "internal/authn/session.go", "MaxSessionLife = 24 * time.Hour;maxOfCaller = 100;maxSessions = 100_000"},

@@ -101,6 +101,12 @@ func (s *Service) Run(ctx context.Context) error {
 	})
 }
 
+// Seen is a revision up to which the tables have every commit.
+func (s *Service) Seen() store.Rev {
+	heard := store.Rev(s.heard.Load())
+	return s.Guard.SeenBy(strings.TrimSuffix(prefix, "/"), heard)
+}
+
 // hears notes how far the tables are.
 func (s *Service) hears(rev store.Rev) {
 	s.heard.Store(uint64(rev))

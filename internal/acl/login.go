@@ -17,6 +17,7 @@ import (
 // Door is where and from where somebody logs in.
 type Door struct {
 	Namespace string
+	Life      uint64 // of the namespace, when the request came (guard.Life)
 	Mount     mounts.Mount
 	Address   string // of the client, without the port
 	From      string // what strangers there are counted as; empty: the address
@@ -72,7 +73,7 @@ func (s *Service) open(ctx context.Context, d Door, v visitor) (Ticket, error) {
 	usual, most = lives(v.params, usual, most)
 	now := s.Now().UTC()
 	t := token{
-		Namespace: d.Namespace, Policies: names, Caller: s.callerName(d.Namespace, d.Mount.Path, v.caller), Display: v.display, Path: d.Mount.Full() + "login", Meta: maps.Clone(v.meta), Source: v.source,
+		Namespace: d.Namespace, Life: d.Life, Policies: names, Caller: s.callerName(d.Namespace, d.Mount.Path, v.caller), Display: v.display, Path: d.Mount.Full() + "login", Meta: maps.Clone(v.meta), Source: v.source,
 		Created: now, Uses: int64(v.params.NumUses), Renewable: true, Period: time.Duration(v.params.Period), Explicit: time.Duration(v.params.Explicit),
 		MaxTTL: time.Duration(v.params.MaxTTL), CIDRs: v.cidrs, Mount: d.Mount.Accessor,
 	}
@@ -93,7 +94,7 @@ func (s *Service) open(ctx context.Context, d Door, v visitor) (Ticket, error) {
 		return Ticket{}, err
 	}
 	defer draft.done()
-	p := s.Guard.Vouch(draft.caller(nil), "vault.login", d.Mount.Full())
+	p := s.Guard.Vouch(draft.caller(nil), "vault.login", d.Mount.Full()).WithinLife(d.Namespace, d.Life)
 	detail := map[string]string{"accessor": draft.Accessor, "policies": strings.Join(names, ","), "address": d.Address, "mount": d.Mount.Full()}
 	conds, writes := draft.changes(v.conds, v.writes)
 	if err := s.commit(ctx, p, conds, writes, detail); err != nil {

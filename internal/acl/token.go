@@ -71,6 +71,7 @@ type token struct {
 	CIDRs     []string          `json:"bound_cidrs,omitempty"`
 	Batch     bool              `json:"batch,omitempty"` // there is no record of it
 	Mount     string            `json:"mount,omitempty"` // accessor of where the login was that it comes from
+	Life      uint64            `json:"life,omitempty"`  // of its namespace (guard.Life)
 }
 
 // Token is what is told of a token. TTL is what is left of it.
@@ -238,6 +239,9 @@ func (s *Service) find(ctx context.Context, slot string, hash []byte) (token, er
 
 // stands says whether a token and its parents are in force; what is not known of a parent is looked for in the store. fault.Unauthenticated.
 func (s *Service) stands(ctx context.Context, t token) error {
+	if _, closed := s.Guard.Life(t.Namespace); closed { // which may be opened again, so it is not over
+		return notToken()
+	}
 	alive, unsure := s.alive(t)
 	for seen := ""; unsure != "" && unsure != seen; { // a parent's record has not come yet, or is gone
 		if err := s.refresh(ctx, tokenPrefix+unsure); err != nil {
@@ -282,6 +286,9 @@ func (s *Service) living(t token) (alive bool, unsure string) {
 		if !t.Expires.IsZero() && !now.Before(t.Expires) {
 			return false, ""
 		}
+		if life, _ := s.Guard.Life(t.Namespace); life != t.Life { // it is of a namespace that was deleted and made again
+			return false, ""
+		}
 		if t.Parent == "" {
 			return true, ""
 		}
@@ -322,7 +329,7 @@ func (s *Service) use(ctx context.Context, slot string, known token) (token, err
 		if err != nil {
 			return err
 		}
-		p := s.Guard.Vouch(t.caller(nil), "vault.token.use", "token")
+		p := s.Guard.Vouch(t.caller(nil), "vault.token.use", "token").Within(t.Namespace)
 		return s.commit(ctx, p, []guard.Cond{cond}, []guard.Write{w}, map[string]string{"accessor": t.Accessor})
 	})
 	return t, err
@@ -374,6 +381,9 @@ type draft struct {
 
 // prepare makes the record and the text of a token. Commit its write under its condition, if there is one, and call done after. fault.QuotaReached.
 func (s *Service) prepare(ctx context.Context, t token) (*draft, error) {
+	if t.Life == 0 { // of a namespace that was made again meanwhile its commit fails
+		t.Life, _ = s.Guard.Life(t.Namespace)
+	}
 	if t.Batch {
 		t.Accessor = batchAccessor + newAccessor()
 		text, err := s.batchText(ctx, t)

@@ -87,7 +87,7 @@ func (w *world) start() *server {
 	must(w.t, err)
 	s, err := acl.New(ctx, acl.Config{Guard: g, Authority: a, Mounts: m, Now: w.now})
 	must(w.t, err)
-	m.Config.Clear = s.Clear
+	m.Config.Clear, m.Config.Vacate = s.Clear, s.Vacate
 	run(a.Run)
 	run(m.Run)
 	run(s.Run)

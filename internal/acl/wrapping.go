@@ -59,7 +59,7 @@ func (s *Service) CreateWrapping(ctx context.Context, c policy.Caller, ns, path 
 	}
 	p := s.Guard.System("acl", "vault.wrap", about(ns))
 	if !c.IsZero() {
-		p = s.Guard.Vouch(c, "vault.wrap", "of its own answer")
+		p = s.Guard.Vouch(c, "vault.wrap", "of its own answer").Within(ns)
 	}
 	w := wrap{Namespace: ns, Path: path, TTL: ttl, WrappedAccessor: inner, Owner: ownerOf(c.Name, c.Makers), Mount: c.Mount}
 	if c.IsZero() { // a login: it counts for whose token is in the answer, or who could log in on that path

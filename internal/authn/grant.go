@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/hex"
+	"encoding/json"
 	"maps"
 	"slices"
 	"strings"
@@ -325,6 +326,31 @@ func (a *Authority) Grants(c policy.Caller) ([]Grant, error) {
 	}
 	slices.SortFunc(out, func(x, y Grant) int { return cmp.Or(x.Created.Compare(y.Created), cmp.Compare(x.ID, y.ID)) })
 	return out, nil
+}
+
+// Vacate ends the grants on keys of a closed namespace; see mounts.Config.Vacate. fault.Conflict.
+func (a *Authority) Vacate(ctx context.Context, p *guard.Permit, still guard.Cond, namespace string) error {
+	records, _, err := a.Guard.List(ctx, grantPrefix)
+	if err != nil {
+		return err
+	}
+	var of []guard.Record
+	for _, r := range records {
+		var g grant
+		if err := json.Unmarshal(r.Value, &g); err != nil {
+			return fault.Wrap(fault.RecordTampered, r.Path, err)
+		}
+		if g.Namespace == namespace {
+			of = append(of, r)
+		}
+	}
+	rev, err := p.DeleteAll(ctx, still, of, map[string]string{"namespace": namespace, "event": "vacate"})
+	for _, r := range of {
+		if err == nil {
+			err = a.take(guard.Change{Record: guard.Record{Path: r.Path, Rev: rev}, Deleted: true}, false)
+		}
+	}
+	return err
 }
 
 // RevokeGrant ends a grant: the grantor may, and who has the right to "grant" on the key, as about describes it. Others get the answer for one

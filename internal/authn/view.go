@@ -63,6 +63,12 @@ func (a *Authority) Run(ctx context.Context) error {
 	})
 }
 
+// Seen is a revision up to which the tables have every commit.
+func (a *Authority) Seen() store.Rev {
+	heard := store.Rev(a.heard.Load())
+	return a.Guard.SeenBy(strings.TrimSuffix(prefix, "/"), heard)
+}
+
 // take applies a change and tells of what it ends.
 func (a *Authority) take(c guard.Change, watched bool) error {
 	ended, err := a.apply(c, watched)

@@ -31,6 +31,7 @@ type draft struct {
 	named   map[string]bool      // paths that the caller has conditioned
 	present map[string]bool      // those of them that must be there
 	marks   map[string]store.Rev // conditions on deletion marks
+	gone    string               // path that must stay absent, as a namespace would be closed with it; empty: none
 	conds   []store.Cond
 	ops     []store.Op
 	noted   []audit.Write
@@ -102,6 +103,15 @@ func (d *draft) moved(ctx context.Context) (bool, error) {
 	moved, err := d.guard.catchUp(ctx, d.roots)
 	if err != nil || moved {
 		return moved, err
+	}
+	if d.gone != "" {
+		r, err := d.guard.store.Get(ctx, d.gone)
+		if err == nil { // the next try finds it closed
+			return true, d.guard.index.wait(ctx, r.Rev)
+		}
+		if !errors.Is(err, store.ErrNotFound) {
+			return false, storeFault(d.gone, err)
+		}
 	}
 	return d.guard.marksMoved(ctx, d.marks)
 }

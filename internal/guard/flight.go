@@ -100,5 +100,14 @@ func (g *Guard) Reached(ctx context.Context, rev store.Rev, room string) (store.
 // Seen is the revision up to which the index knows every commit.
 func (g *Guard) Seen() store.Rev { return g.index.at() }
 
+// SeenBy is Seen for a room whose own tables are as far as a commit: that far, while there is a later one about the room.
+func (g *Guard) SeenBy(room string, tables store.Rev) store.Rev {
+	rev := g.Seen() // before the other: they only grow
+	if tables < g.LastOf(room) {
+		return min(rev, tables)
+	}
+	return rev
+}
+
 // LastOf is the last commit that the index knows of that wrote a record in a room.
 func (g *Guard) LastOf(room string) store.Rev { return g.index.lastOf(room) }

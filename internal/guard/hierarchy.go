@@ -324,31 +324,3 @@ func (g *Guard) kek(ctx context.Context, namespace string) (cipher.AEAD, error) 
 	}
 	return suite.NewXAES(k)
 }
-
-// CreateNamespace makes a namespace with a KEK of its own. fault.Exists.
-func (g *Guard) CreateNamespace(ctx context.Context, p *Permit, namespace string) error {
-	path := kekPrefix + namespace
-	rev, err := p.Commit(ctx, []Cond{{Path: path}}, []Write{{Path: path, Value: secret.Random(32).Reveal()}}, nil)
-	if fault.CodeOf(err) == fault.Conflict {
-		return fault.New(fault.Exists, "namespace "+namespace)
-	}
-	if err != nil {
-		return err
-	}
-	return g.index.wait(ctx, rev) // HasNamespace knows it now
-}
-
-// HasNamespace says whether there is a namespace. It asks the memory, which is as far as the log has been followed.
-func (g *Guard) HasNamespace(namespace string) bool {
-	w, ok := g.index.latest(kekPrefix + namespace)
-	return ok && !w.deleted
-}
-
-// Namespaces are all namespaces, sorted, from memory as HasNamespace.
-func (g *Guard) Namespaces() []string {
-	all := g.index.living(kekPrefix)
-	for i, path := range all {
-		all[i] = strings.TrimPrefix(path, kekPrefix)
-	}
-	return all
-}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/rotorkms/rotor/internal/audit"
@@ -58,17 +59,20 @@ type index struct {
 	shredded   time.Time            // when the last shred was asked for
 	destroyed  map[string]int64     // namespace, ID of the key and version -> the entry that destroyed it, counted from 1
 	applied    store.Rev
-	changed    chan struct{} // closed and replaced when applied grows
-	opening    bool          // Open is at work, and nobody follows the log yet
-	ended      chan struct{} // closed when applied will grow no more
-	why        error         // set before that
+	changed    chan struct{}                   // closed and replaced when applied grows
+	lives      atomic.Pointer[map[string]life] // of the namespaces that were ever closed; it is replaced, with mu held
+	opening    bool                            // Open is at work, and nobody follows the log yet
+	ended      chan struct{}                   // closed when applied will grow no more
+	why        error                           // set before that
 }
 
 func newIndex() *index {
-	return &index{
+	x := &index{
 		paths: map[string]written{}, last: map[string]store.Rev{}, gone: map[string]store.Rev{}, turns: map[uint64]int64{}, sealers: map[string]span{}, destroyed: map[string]int64{},
 		changed: make(chan struct{}), opening: true, ended: make(chan struct{}),
 	}
+	x.lives.Store(&map[string]life{})
+	return x
 }
 
 // add takes an entry's writes; rev 0: from the ordered log. A counter that does not follow the last one is an old entry that somebody put
@@ -95,8 +99,11 @@ func (x *index) add(e audit.Entry, rev store.Rev) error {
 			return fault.New(fault.AuditBroken, fmt.Sprintf("record %s goes from %d to %d", w.Path, last, w.Counter))
 		}
 		x.paths[w.Path] = written{w.Counter, digestIn(w.SHA256), rev, x.entries, w.SHA256 == audit.Deleted, rev == 0}
-		room, _, _ := strings.Cut(w.Path, "/")
+		room, rest, _ := strings.Cut(w.Path, "/")
 		x.last[room] = max(x.last[room], rev)
+		if room+"/" == gonePrefix {
+			x.lived(rest, w.SHA256 != audit.Deleted, e.Detail["event"] == reopened)
+		}
 	}
 	return nil
 }

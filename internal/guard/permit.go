@@ -19,7 +19,9 @@ type Permit struct {
 	action   policy.Action
 	resource policy.Resource
 	rule     string
-	recovers bool // it commits also while something is detected
+	recovers bool   // it commits also while something is detected
+	within   string // the namespace without which nothing is committed; empty: none
+	life     uint64 // of that namespace, when the permit was made
 }
 
 // Admit asks the rules. A refusal is in the log before the answer; repeated ones within a minute are counted in one entry.
@@ -45,7 +47,11 @@ func (g *Guard) Admit(ctx context.Context, c policy.Caller, a policy.Action, r p
 	if err := g.spend(ctx, rule); err != nil {
 		return nil, err
 	}
-	return &Permit{guard: g, caller: c, action: a, resource: r, rule: rule}, nil
+	p := &Permit{guard: g, caller: c, action: a, resource: r, rule: rule}
+	if q := c.Request; q != nil && q.Namespace == r.Namespace {
+		return p.WithinLife(r.Namespace, q.Life), nil
+	}
+	return p.Within(r.Namespace), nil
 }
 
 // spend tells a decider that counts uses that a rule was used.
@@ -72,7 +78,8 @@ func (g *Guard) allows(c policy.Caller, a policy.Action, r policy.Resource) (str
 
 // System is a permit for a loop of the server itself.
 func (g *Guard) System(name string, a policy.Action, r policy.Resource) *Permit {
-	return &Permit{guard: g, caller: policy.Caller{Kind: policy.KindSystem, Name: "system/" + name}, action: a, resource: r, rule: "built in"}
+	p := &Permit{guard: g, caller: policy.Caller{Kind: policy.KindSystem, Name: "system/" + name}, action: a, resource: r, rule: "built in"}
+	return p.Within(r.Namespace)
 }
 
 // Vouch is a permit for what a caller may do whatever the rules say, because it concerns nobody else: to log in and out. grounds stand in the
@@ -131,6 +138,9 @@ func (p *Permit) Commit(ctx context.Context, conds []Cond, writes []Write, detai
 	for {
 		d := &draft{guard: g, roots: g.keys.Load(), present: map[string]bool{}, named: map[string]bool{}, marks: map[string]store.Rev{}}
 		if err := d.conditions(ctx, conds); err != nil {
+			return 0, err
+		}
+		if err := d.alive(ctx, p.within, p.life); err != nil {
 			return 0, err
 		}
 		if err := d.write(ctx, writes); err != nil {

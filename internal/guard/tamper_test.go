@@ -257,10 +257,10 @@ func TestOlderStore(t *testing.T) {
 func TestMaterialIsBoundToItsFacts(t *testing.T) {
 	w := newWorld(t, newMem())
 	g, _ := w.open()
-	if err := g.CreateNamespace(t.Context(), w.permit(g), "other"); err != nil {
+	if err := g.CreateNamespace(t.Context(), w.permit(g), "other", nil); err != nil {
 		t.Fatal(err)
 	}
-	wantCode(t, g.CreateNamespace(t.Context(), w.permit(g), "other"), fault.Exists, "other")
+	wantCode(t, g.CreateNamespace(t.Context(), w.permit(g), "other", nil), fault.Exists, "other")
 	m := secret.Random(32)
 	blob, err := g.SealMaterial(t.Context(), "default", []byte("version 1"), m)
 	if err != nil {

@@ -113,7 +113,7 @@ func (s *Service) expired(ctx context.Context, c policy.Caller, ns keyring.Names
 			if live++; w.Caller == c.Name {
 				own++
 			}
-		} else if len(writes) < 50 {
+		} else if len(writes) < 25 {
 			writes = append(writes, guard.Write{Path: r.Path, Delete: true})
 		}
 	}

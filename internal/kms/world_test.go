@@ -83,7 +83,7 @@ func newWorldWith(t *testing.T, token func(cluster string) kms.HSM) *world {
 	w.hsm = token(w.guard.ClusterID())
 	w.run(w.guard.Run)
 	p := w.guard.System("test", policy.ActCreate, policy.Resource{Namespace: "other"})
-	if err := w.guard.CreateNamespace(t.Context(), p, "other"); err != nil {
+	if err := w.guard.CreateNamespace(t.Context(), p, "other", nil); err != nil {
 		t.Fatal(err)
 	}
 	w.Service = w.serve()

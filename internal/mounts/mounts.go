@@ -120,12 +120,20 @@ type Config struct {
 	Clear func(ctx context.Context, c policy.Caller, ns keyring.Namespace, m Mount) error
 	// Move takes what is below a mount to another path, before the mount goes there; it is called again after a crash, and an error keeps the mount. nil: nothing is.
 	Move func(ctx context.Context, c policy.Caller, ns keyring.Namespace, m Mount, to string) error
+
+	Heard  func(ctx context.Context, rev store.Rev) error // waits until no server acts on memory older than a commit; nil: there is no other server
+	Agreed func() bool                                    // every server on the store knows that namespaces end; nil: there is no other server
+	// Vacant refuses when a closed namespace has something that may not go with it; it is also asked before it is closed. nil: nothing may not.
+	Vacant func(ctx context.Context, ns keyring.Namespace) error
+	// Vacate removes all that is in a closed namespace but its mounts, under the condition that it is still closed; it is called again after a crash. nil: nothing is.
+	Vacate func(ctx context.Context, p *guard.Permit, still guard.Cond, ns keyring.Namespace) error
 }
 
 // Service keeps the mounts of all namespaces. Safe for concurrent use.
 type Service struct {
 	Config
-	from store.Rev
+	from  store.Rev
+	taken atomic.Uint64 // the last commit that Run has followed
 
 	mu     sync.Mutex // held while tables is replaced
 	tables atomic.Pointer[map[keyring.Namespace]*table]
@@ -146,6 +154,7 @@ func New(ctx context.Context, c Config) (*Service, error) {
 		return nil, fmt.Errorf("read mounts: %w", err)
 	}
 	s.from = rev
+	s.taken.Store(uint64(rev))
 	for _, r := range records {
 		if err := s.take(guard.Change{Record: r}); err != nil {
 			return nil, err
@@ -162,8 +171,15 @@ func (s *Service) Run(ctx context.Context) error {
 				return err
 			}
 		}
+		s.taken.Store(uint64(changes[len(changes)-1].Rev))
 		return nil
 	})
+}
+
+// Seen is a revision up to which the tables have every commit.
+func (s *Service) Seen() store.Rev {
+	heard := store.Rev(s.taken.Load())
+	return s.Guard.SeenBy(strings.TrimSuffix(prefix, "/"), heard)
 }
 
 // take applies a change unless a later one is known.
@@ -282,6 +298,9 @@ func (s *Service) of(ns keyring.Namespace) *table {
 
 // Has says whether there is a namespace.
 func (s *Service) Has(ns keyring.Namespace) bool {
+	if _, closed := s.Guard.Life(string(ns)); closed {
+		return false
+	}
 	return (*s.tables.Load())[ns] != nil || s.Guard.HasNamespace(string(ns))
 }
 

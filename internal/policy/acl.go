@@ -32,6 +32,7 @@ func Capabilities() []Operation {
 // Request is what a front end whose rights are about paths was asked for. It is what an ACL decides about.
 type Request struct {
 	Namespace  string
+	Life       uint64 // of the namespace when the request came (guard.Life): what it began in a namespace that was deleted meanwhile it does not end in one that was made again
 	Path       string // below the API's version, without a slash at its begin: transit/encrypt/orders
 	Operation  Operation
 	Parameters map[string]any // of the body and the query, as encoding/json has them; names as they came

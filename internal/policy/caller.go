@@ -134,6 +134,7 @@ const (
 	ActMountChange     Action = "mount.change"
 	ActNamespaces      Action = "namespace.list"
 	ActNamespaceCreate Action = "namespace.create"
+	ActNamespaceDelete Action = "namespace.delete"
 )
 
 // Resource is what an action is about. Key is empty for actions that are about no key.

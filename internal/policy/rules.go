@@ -258,6 +258,6 @@ func Actions() []Action {
 		ActRotateRoot, ActShred, ActBackup, ActRecover, ActGrant, ActGrants, ActAdmins, ActAdminInvite, ActAdminRemove,
 		ActCredentials, ActCredentialCreate, ActCredentialChange, ActSessions, ActSessionRevoke,
 		ActPolicies, ActPolicyChange, ActTokens, ActTokenCreate, ActTokenRevoke, ActUnwrapAnswer, ActAuthShow, ActAuthChange,
-		ActTools, ActMounts, ActMountChange, ActNamespaces, ActNamespaceCreate,
+		ActTools, ActMounts, ActMountChange, ActNamespaces, ActNamespaceCreate, ActNamespaceDelete,
 	}
 }

@@ -25,7 +25,7 @@ func (s *Server) newKeeper() *replica.Keeper {
 		},
 		Seen: func() store.Rev {
 			if r := s.rooms.Load(); r != nil {
-				return r.kms.Seen()
+				return min(r.kms.Seen(), r.acl.Seen(), r.mounts.Seen(), r.authority.Seen())
 			}
 			return 0
 		},

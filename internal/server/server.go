@@ -369,6 +369,7 @@ func (s *Server) build(ctx context.Context) (r rooms, err error) {
 		return r, err
 	}
 	r.mounts.Clear, r.mounts.Move = unmounted(r.kms, r.acl), moved(r.kms)
+	r.mounts.Heard, r.mounts.Agreed, r.mounts.Vacant, r.mounts.Vacate = s.heard(), s.endsNamespaces, r.kms.Vacant, vacated(r)
 	r.rollout = rollout.New(rollout.Config{KMS: r.kms, Fleet: r.fleet, Floors: r.campaigns, Lead: s.lead(), Now: c.Now, Log: c.Log})
 	return r, nil
 }
@@ -383,6 +384,22 @@ func unmounted(keys *kms.Service, tokens *acl.Service) func(context.Context, pol
 			return keys.TransitClear(ctx, c, ns, strings.TrimSuffix(m.Path, "/"))
 		}
 		return nil
+	}
+}
+
+// endsNamespaces says whether every server on the store knows that namespaces end. No build before format 4 does.
+func (s *Server) endsNamespaces() bool { return s.knows(replica.FormatPacked) }
+
+// vacated empties a namespace that is being deleted.
+func vacated(r rooms) func(context.Context, *guard.Permit, guard.Cond, keyring.Namespace) error {
+	return func(ctx context.Context, p *guard.Permit, still guard.Cond, ns keyring.Namespace) error {
+		if err := r.acl.Vacate(ctx, p, still, ns); err != nil {
+			return err
+		}
+		if err := r.authority.Vacate(ctx, p, still, string(ns)); err != nil {
+			return err
+		}
+		return r.kms.Vacate(ctx, p, still, ns)
 	}
 }
 

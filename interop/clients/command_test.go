@@ -235,6 +235,14 @@ func commandNamespace(v vault) {
 	v.shows(v.run("namespace", "lookup", "interop-command"), "interop-command/")
 	v.run("write", "-namespace=interop-command", "-f", "transit/keys/orders")
 	v.shows(v.run("list", "-namespace=interop-command", "transit/keys"), "orders")
+	v.refused("namespace interop-command has 1 key: transit/orders", "namespace", "delete", "interop-command")
+	v.run("namespace", "create", "interop-command-2")
+	v.run("auth", "enable", "-namespace=interop-command-2", "userpass")
+	v.shows(v.run("namespace", "delete", "interop-command-2"), "Success! Namespace deleted at: interop-command-2/")
+	v.run("namespace", "create", "interop-command-2")
+	if out := v.run("auth", "list", "-namespace=interop-command-2"); strings.Contains(out, "userpass") {
+		v.fail("a way to log in of the former namespace is there:\n%s", out)
+	}
 }
 
 // TestOperatorCommand is what an operator types, from an empty directory on: init over the local socket, status, share after share, seal.

@@ -88,7 +88,7 @@ func (c Config) at(r *request, kind, name string) acl.At {
 
 // door is where a login comes from.
 func (c Config) door(ctx context.Context, r *request) acl.Door {
-	return acl.Door{Namespace: string(r.namespace), Mount: c.mountedAt(r), Address: r.address, From: wire.Network(ctx), TLS: wire.Connection(ctx)}
+	return acl.Door{Namespace: string(r.namespace), Life: r.life, Mount: c.mountedAt(r), Address: r.address, From: wire.Network(ctx), TLS: wire.Connection(ctx)}
 }
 
 // entries are the handlers of the entries of one kind, which are read, written, listed and deleted alike.

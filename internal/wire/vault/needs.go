@@ -163,7 +163,7 @@ func (s *server) gate(ctx context.Context, to target, r *request) error {
 
 // may is has of an operation, whatever its parameters are.
 func (c Config) may(to target, r *request, a asking, op operation) bool {
-	r.ask = policy.Request{Namespace: string(r.namespace), Path: r.path, Operation: op, Sudo: to.sudo, Unread: true}
+	r.ask = policy.Request{Namespace: string(r.namespace), Life: r.life, Path: r.path, Operation: op, Sudo: to.sudo, Unread: true}
 	r.caller.Request = &r.ask
 	return c.has(r, a)
 }
@@ -188,7 +188,7 @@ func (s *server) settle(ctx context.Context, to target, r *request, a asking, up
 
 // weigh asks again when all of a request is known, where a policy says something of parameters or of wrapping. It sets what the use cases are to ask about.
 func (s *server) weigh(ctx context.Context, to target, r *request) error {
-	r.ask = policy.Request{Namespace: string(r.namespace), Path: r.path, Operation: r.op, Wrap: r.wrapTTL, Sudo: to.sudo}
+	r.ask = policy.Request{Namespace: string(r.namespace), Life: r.life, Path: r.path, Operation: r.op, Wrap: r.wrapTTL, Sudo: to.sudo}
 	r.caller.Request = &r.ask
 	weighs := r.caller.ACL.Weighs(&r.ask)
 	if weighs {

@@ -28,6 +28,7 @@ import (
 type request struct {
 	caller    policy.Caller
 	namespace keyring.Namespace
+	life      uint64 // of the namespace
 	mount     string // without a slash at its end: transit, auth/approle; "" of routes from the root
 	path      string // below /v1/; of a list with a slash at its end
 	op        operation
@@ -73,16 +74,17 @@ type target struct {
 	*route
 	engine, mount, path string
 	namespace           keyring.Namespace
+	life                uint64 // of the namespace, before it was looked for
 	vars                map[string]string
 }
 
 // resolve finds the route of a request.
 func (s *server) resolve(r *http.Request) (target, error) {
-	ns, err := s.config.namespaceOf(r.Header)
+	ns, life, err := s.config.namespaceOf(r.Header)
 	if err != nil {
 		return target{}, err
 	}
-	to := target{namespace: ns, path: strings.TrimPrefix(r.URL.Path, prefix)}
+	to := target{namespace: ns, life: life, path: strings.TrimPrefix(r.URL.Path, prefix)}
 	err = s.table.lead(s.config, &to)
 	return to, err
 }
@@ -155,7 +157,7 @@ func begin(h *http.Request, to target) (*request, error) {
 	op, err := operationOf(h)
 	ctx := h.Context()
 	r := &request{
-		caller: wire.Caller(ctx), namespace: to.namespace, mount: to.mount, path: strings.TrimSuffix(to.path, "/"), op: op, vars: to.vars, header: h.Header,
+		caller: wire.Caller(ctx), namespace: to.namespace, life: to.life, mount: to.mount, path: strings.TrimSuffix(to.path, "/"), op: op, vars: to.vars, header: h.Header,
 		address: wire.Address(ctx),
 	}
 	if op == opList {

@@ -70,6 +70,7 @@ func (s *server) target(h *http.Request) (target, error) {
 	to, err := s.leads(h)
 	if ns := wire.Caller(h.Context()).ACL.Namespace(); err == nil && to.ofToken && ns != "" {
 		to.namespace = keyring.Namespace(ns)
+		to.life, _ = s.config.Guard.Life(ns)
 	}
 	return to, err
 }
@@ -163,7 +164,7 @@ func (s *server) nowhere(h *http.Request, to target, err error) error {
 
 // seesMounts says whether a caller may know what is mounted where it asks: by its policies for the path, else by the rules.
 func (s *server) seesMounts(r *request) bool {
-	r.caller.Request = &policy.Request{Namespace: string(r.namespace), Path: r.path, Operation: r.op, Unread: true}
+	r.caller.Request = &policy.Request{Namespace: string(r.namespace), Life: r.life, Path: r.path, Operation: r.op, Unread: true}
 	return s.config.Guard.Allows(r.caller, policy.ActMounts, policy.Resource{Namespace: string(r.namespace)})
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"net/http"
 	"strings"
 
@@ -18,8 +19,8 @@ func namespaceRoutes(c Config) []route {
 		{pattern: "sys/namespaces", ops: map[operation]handler{opList: c.namespaces}, needs: every(global(policy.ActNamespaces)), doc: "Lists the namespaces.", differs: "there is one level of them"},
 		{
 			pattern: "sys/namespaces/:name", ops: map[operation]handler{opRead: c.showNamespace, opUpdate: c.createNamespace, opDelete: c.deleteNamespace},
-			needs: needs{opRead: right(policy.ActNamespaces), opUpdate: global(policy.ActNamespaceCreate), opDelete: global(policy.ActNamespaceCreate)},
-			doc:   "Shows a namespace, or makes one.", differs: "a namespace stays: ciphertexts are bound to its name; custom_metadata is not kept",
+			needs: needs{opRead: right(policy.ActNamespaces), opUpdate: global(policy.ActNamespaceCreate), opDelete: global(policy.ActNamespaceDelete)},
+			doc:   "Shows a namespace, makes one, or deletes one with all that is in it.", differs: "a namespace with a key whose material is not destroyed stays (400), and a deletion answers when it is done; custom_metadata is not kept",
 		},
 	}
 }
@@ -80,15 +81,17 @@ func (c Config) createNamespace(ctx context.Context, r *request) (*response, err
 	return &response{data: namespaceInfo(ns)}, nil
 }
 
-// deleteNamespace refuses. What is not there is no error, as elsewhere.
+// deleteNamespace is done when it answers, as there is nothing of it that takes long. What is not there is no error, as elsewhere.
 func (c Config) deleteNamespace(ctx context.Context, r *request) (*response, error) {
-	if _, err := c.permit(ctx, r, policy.ActNamespaceCreate); err != nil {
-		return nil, err
-	}
-	if !c.Guard.HasNamespace(r.vars["name"]) {
+	if r.namespace != c.home() { // there is none within it
 		return nil, nil
 	}
-	return nil, &refusal{http.StatusBadRequest, []string{"a namespace stays: ciphertexts are bound to its name; delete its keys"}, nil, fault.New(fault.InUse, "namespace")}
+	err := c.Mounts.DeleteNamespace(stays(ctx), r.caller, keyring.Namespace(r.vars["name"]))
+	var f *fault.Error
+	if errors.As(err, &f) && (f.Code == fault.InUse || f.Code == fault.Invalid) {
+		return nil, &refusal{http.StatusBadRequest, []string{f.Resource + ": " + f.Hint}, nil, err}
+	}
+	return nil, err
 }
 
 func (c Config) visibleNamespaces(_ context.Context, r *request) (*response, error) {

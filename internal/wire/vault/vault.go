@@ -101,13 +101,14 @@ func token(h http.Header) (string, bool, error) {
 }
 
 // namespace reads which of rotor's namespaces a request is about.
-func (c Config) namespaceOf(h http.Header) (keyring.Namespace, error) {
+func (c Config) namespaceOf(h http.Header) (named keyring.Namespace, life uint64, err error) {
 	ns := strings.Trim(h.Get("X-Vault-Namespace"), "/")
-	switch {
-	case ns == "" || ns == "root":
-		return keyring.Namespace(c.Authority.Namespace), nil
-	case !keyring.ValidName(ns) || !c.Mounts.Has(keyring.Namespace(ns)):
-		return "", &refusal{status: http.StatusNotFound, texts: []string{"no handler for route: there is no such namespace"}, cause: fault.New(fault.NotFound, "namespace")}
+	if ns == "" || ns == "root" {
+		return c.home(), 0, nil // it is never closed
 	}
-	return keyring.Namespace(ns), nil
+	life, _ = c.Guard.Life(ns)
+	if !keyring.ValidName(ns) || !c.Mounts.Has(keyring.Namespace(ns)) {
+		return "", 0, &refusal{status: http.StatusNotFound, texts: []string{"no handler for route: there is no such namespace"}, cause: fault.New(fault.NotFound, "namespace")}
+	}
+	return keyring.Namespace(ns), life, nil
 }
