@@ -379,7 +379,8 @@ func notAside(k keyring.Key) error {
 func wrongPurpose(k keyring.Key) error {
 	err := fault.New(fault.WrongPurpose, "key "+k.Name+" is for "+string(k.Purpose))
 	if k.Purpose == suite.Transit {
-		return err.WithHint("clients of Vault use it, through /v1/%s", k.Name)
+		mount, name, _ := keyring.CutMount(k.Name)
+		return err.WithHint("clients of Vault use it, at /v1/%s/encrypt/%s and so on; rotor login --vault gives them what they need", mount, name)
 	}
 	return err
 }

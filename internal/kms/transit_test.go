@@ -117,7 +117,7 @@ func TestTransitIsOneOfTheHouse(t *testing.T) {
 		"sign":    second(w.Sign(t.Context(), alice, ref, []byte("x"))),
 		"mac":     second(w.MAC(t.Context(), alice, ref, []byte("x"))),
 	} {
-		if wantCode(t, err, fault.WrongPurpose); !strings.Contains(hint(err), "/v1/transit/k") {
+		if wantCode(t, err, fault.WrongPurpose); !strings.Contains(hint(err), "/v1/transit/encrypt/k") {
 			t.Errorf("%s: %q", name, hint(err))
 		}
 	}

@@ -15,7 +15,7 @@ import (
 // capabilityRoutes are those of what callers may do.
 func capabilityRoutes(c Config) []route {
 	paths := field{"paths", "list", "paths", true}
-	const byRules = "a session of rotor's own is told the capabilities of what it may do at a path by the rules, sudo with them where the path takes that, and root where that is everything; a right that depends on the body is not among them"
+	const byRules = "a session of rotor's own is told the capabilities of what it may do at a path by the rules, sudo with them where the path takes that, and root where that is everything; a right that depends on the body is not among them. A token is told what its policies say: a rule of rotor's that denies it something more is not told"
 	return []route{
 		{pattern: "sys/capabilities-self", ops: map[operation]handler{opUpdate: c.capabilitiesSelf}, needs: every(own(policy.ActTokens)), fields: []field{paths}, doc: "Says what the caller may do at some paths.", differs: byRules},
 		{pattern: "sys/capabilities", ops: map[operation]handler{opUpdate: c.capabilitiesOf(func(r *request) acl.Who { return acl.Who{Text: r.str("token")} })}, needs: every(right(policy.ActTokens)),
