@@ -55,11 +55,12 @@ func (n nobody) Session(context.Context, string, string) (policy.Caller, time.Ti
 	return policy.Caller{}, time.Time{}, n.why
 }
 
-// startSealed listens, takes shares and answers nothing else until the store opens; then it goes on as start does.
+// startSealed listens, takes shares and answers nothing else until the store opens; then it goes on as start does. A server that was never open has no
+// certificate yet to show on the network, and takes them over its local socket alone.
 func (s *Server) startSealed(ctx context.Context, why error) error {
-	certificate, err := s.sealedCertificate()
-	if err != nil {
-		return err
+	certificate, missing := s.sealedCertificate()
+	if missing != nil && s.local == nil {
+		return missing
 	}
 	c := &tls.Config{
 		MinVersion: tls.VersionTLS13, ClientAuth: tls.RequestClientCert, NextProtos: []string{"h2", "http/1.1"}, Certificates: []tls.Certificate{certificate},
@@ -74,8 +75,12 @@ func (s *Server) startSealed(ctx context.Context, why error) error {
 		TLS: c, Identifier: nobody{s.seals.Why().Fault()}, Handler: s.sealedMux(), Fronts: []wire.Front{native.Front(), vault.SealedFront(), healthFront("/metrics")}, Now: s.config.Now, Log: s.config.Log,
 	})
 	var serving errgroup.Group // ends with Shutdown, below
-	for _, l := range s.listen(c) {
-		serving.Go(func() error { return sealed.Serve(l) })
+	if missing != nil {
+		s.config.Log.WarnContext(ctx, "it takes shares over the local socket alone, until it was open once", "socket", s.config.Socket, "error", missing)
+	} else {
+		for _, l := range s.listen(c) {
+			serving.Go(func() error { return sealed.Serve(l) })
+		}
 	}
 	go func() { // ends with the server; Wait waits for it
 		g, err := s.awaitOpen(context.WithoutCancel(ctx))

@@ -8,9 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/guard"
@@ -46,16 +48,46 @@ func startWaiting(ctx context.Context, c Config) (*Server, error) {
 	s.local.answer(vault.Status(fault.New(fault.Sealed, "server"), n))
 	c.Log.WarnContext(ctx, "there is no cluster yet: the server waits for its init", "socket", c.Socket, "enrolment_secret", path)
 	go func() { // ends with the server; Wait waits for it
-		select {
-		case <-m.made:
-			s.err = errMade
-		case <-s.quit:
-			m.giveUp()
-			s.err = s.local.Close()
+		defer close(s.ended)
+		look := time.NewTicker(lookEvery)
+		defer look.Stop()
+		for {
+			select {
+			case <-m.made:
+				s.err = errMade
+				return
+			case <-s.quit:
+				m.giveUp()
+				s.err = s.local.Close()
+				return
+			case <-look.C:
+				m.look(context.WithoutCancel(ctx))
+			}
 		}
-		close(s.ended)
 	}()
 	return s, nil
+}
+
+// lookEvery is how often a server that waits for its init looks whether another one on the store had it.
+const lookEvery = 2 * time.Second
+
+// look goes on with the cluster that another server has made. A file has no other server.
+func (m *maker) look(ctx context.Context) {
+	if engine, err := engineOf(m.config.Store); err != nil || engine == engineBolt {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookEvery)
+	defer cancel()
+	c := m.config
+	c.Log = slog.New(slog.DiscardHandler) // what it says of the store it has said at the start
+	db, err := openMade(ctx, c)
+	if err != nil {
+		return // there is none yet, or the store does not answer
+	}
+	_ = db.Close() // it was read alone
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.finish(ctx)
 }
 
 // randomBytes are n of them (crypto/rand).
@@ -102,15 +134,26 @@ func (m *maker) make(ctx context.Context, r vault.InitRequest) (vault.InitAnswer
 		c.InitSeals = []string{fmt.Sprintf("%s%d/%d", shamir.Prefix, r.Threshold, r.Shares)}
 	}
 	made, err := Init(ctx, c)
+	if fault.CodeOf(err) == fault.Exists { // another server on the store was first
+		m.finish(ctx)
+	}
 	if err != nil {
 		return vault.InitAnswer{}, err
+	}
+	m.finish(ctx)
+	return vault.InitAnswer{Shares: made.Shares, Token: made.RootToken, Enrolment: made.Enrolment, CheckpointKey: made.CheckpointKey}, nil
+}
+
+// finish has the server start again, in the cluster that there is. Call with mu held.
+func (m *maker) finish(ctx context.Context) {
+	if m.over {
+		return
 	}
 	m.over = true
 	if err := os.Remove(m.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		m.config.Log.WarnContext(ctx, "the enrolment secret, which is good for nothing any more, is still there", "error", err)
 	}
 	close(m.made)
-	return vault.InitAnswer{Shares: made.Shares, Token: made.RootToken, Enrolment: made.Enrolment, CheckpointKey: made.CheckpointKey}, nil
 }
 
 // openMade opens the store of a cluster that was made. fault.NotFound when there is none, which a store of another kind than a file says when it is asked.

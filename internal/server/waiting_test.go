@@ -135,6 +135,37 @@ func TestVaultInitWithRoot(t *testing.T) {
 	w.vault("").do("GET", "sys/health", nil).want(t, "health", 200, `"sealed":false`)
 }
 
+// TestSealedForTheFirstTime: a server that was never open has no certificate for the time while it is sealed. It takes shares over its local socket, and has one then; without a
+// socket it does not start.
+func TestSealedForTheFirstTime(t *testing.T) {
+	t.Parallel()
+	w := newConfig(t)
+	w.config.InitSeals, w.config.Socket = []string{"shamir:2/3"}, filepath.Join(w.config.Dir, "local")
+	made, err := server.Init(t.Context(), w.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	certificate := filepath.Join(w.config.Dir, "sealed.pem")
+	if err := os.Remove(certificate); err != nil {
+		t.Fatal(err)
+	}
+	without := w.config
+	without.Socket = ""
+	if _, err := server.Start(t.Context(), without); fault.CodeOf(err) != fault.NotFound {
+		t.Errorf("without a socket: %v", err)
+	}
+	w.start()
+	me := w.local("")
+	for i, want := range []string{`"progress":1`, `"sealed":false`} {
+		me.do("PUT", "sys/unseal", map[string]any{"key": made.Shares[i]}).want(t, "a share", 200, want)
+	}
+	w.Opened()
+	w.vault("").do("GET", "sys/health", nil).want(t, "health", 200, `"sealed":false`)
+	if _, err := os.Stat(certificate); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestLocalSocketTaken: a socket that a server answers on is not taken from it, one that is left over is, and a file of another kind stays.
 func TestLocalSocketTaken(t *testing.T) {
 	t.Parallel()

@@ -275,6 +275,8 @@ func (n Node) init(ctx context.Context, r *request) (*response, error) {
 	made, err := n.Init(stays(ctx), InitRequest{r.header.Get("X-Vault-Token"), int(shares), int(threshold)})
 	if f := new(fault.Error); errors.As(err, &f) && f.Code == fault.Unauthenticated { // who is on the local socket may hear which token it takes
 		return nil, &refusal{http.StatusForbidden, []string{"permission denied: " + f.Hint}, nil, err}
+	} else if err != nil && f.Code == fault.Exists { // made meanwhile, here or at another server on the store
+		return nil, &refusal{http.StatusBadRequest, []string{"Vault is already initialized"}, nil, err}
 	}
 	if err != nil {
 		return nil, err
