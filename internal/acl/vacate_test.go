@@ -11,6 +11,7 @@ import (
 
 	"github.com/rotorkms/rotor/internal/acl"
 	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/mounts"
 	"github.com/rotorkms/rotor/internal/policy"
@@ -169,6 +170,32 @@ func TestNamespaceIsHeardOf(t *testing.T) {
 	s.ended("at last", of)
 }
 
+// TestNamespaceEndsUnderAnotherRoot: another root key, under which what says that the namespace is closed is sealed again, does not stop a deletion.
+func TestNamespaceEndsUnderAnotherRoot(t *testing.T) {
+	w := newWorld(t)
+	s := w.start()
+	of := s.team()
+	asked := 0
+	s.mount.Vacate = func(ctx context.Context, p *guard.Permit, still guard.Cond, ns keyring.Namespace) error {
+		if asked++; asked == 1 {
+			by, err := s.guard.Admit(ctx, admin, policy.ActRotateRoot, policy.Resource{})
+			must(t, err)
+			_, err = s.guard.Turn(ctx, by, true)
+			must(t, err)
+			for now := still; now == still; { // the guard seals again in the background
+				now, _, err = s.guard.CloseNamespace(ctx, p, team)
+				must(t, err)
+			}
+		}
+		return s.Vacate(ctx, p, still, ns)
+	}
+	must(t, s.mount.DeleteNamespace(s.ctx, admin, team))
+	if asked != 2 {
+		t.Errorf("emptied %d times", asked)
+	}
+	s.ended("at last", of)
+}
+
 // TestNamespaceWithMaterial: what may not go with a namespace is looked for before and after it is closed, and keeps all.
 func TestNamespaceWithMaterial(t *testing.T) {
 	w := newWorld(t)
@@ -178,6 +205,9 @@ func TestNamespaceWithMaterial(t *testing.T) {
 		asked := 0
 		s.mount.Vacant = func(context.Context, keyring.Namespace) error {
 			if asked++; asked > refuses {
+				if _, err := s.Tidy(s.ctx, admin, ns); err != nil { // what may come back is not over
+					t.Error(err)
+				}
 				return fault.New(fault.InUse, "material")
 			}
 			return nil
