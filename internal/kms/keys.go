@@ -57,14 +57,8 @@ func (s *Service) make(ctx context.Context, c policy.Caller, spec keyring.Key, f
 	if err := s.suites.Allows(k.Algorithm, k.Purpose); err != nil {
 		return k, err
 	}
-	if k.Custody == keyring.CustodyHSM || k.Purpose == suite.Transit {
-		format := replica.FormatBackups
-		if k.Purpose == suite.Transit {
-			format = replica.FormatPages
-		}
-		if err := s.agreed(format, "custody "+string(k.Custody)+" for "+string(k.Purpose)); err != nil {
-			return k, err
-		}
+	if err := s.kindKnown(k); err != nil {
+		return k, err
 	}
 	if k.Custody == keyring.CustodyFleet {
 		if err := s.suites.AllowsDelivery(); err != nil {
@@ -158,6 +152,18 @@ func (s *Service) Change(ctx context.Context, c policy.Caller, ref Ref, n uint32
 		next, err := rotation.Change(k, n, e, reason, s.now().UTC())
 		return next, s.withdraw(k, next), err
 	})
+}
+
+// kindKnown refuses a kind of key that a server on the store does not know. fault.Unavailable.
+func (s *Service) kindKnown(k keyring.Key) error {
+	kind := "custody " + string(k.Custody) + " for " + string(k.Purpose)
+	switch {
+	case k.Purpose == suite.Transit:
+		return s.agreed(replica.FormatPages, kind)
+	case k.Custody == keyring.CustodyHSM:
+		return s.agreed(replica.FormatBackups, kind)
+	}
+	return nil
 }
 
 // newVersion makes the material of version n and the writes that keep it. fault.AlgorithmForbidden.
