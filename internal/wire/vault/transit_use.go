@@ -47,9 +47,23 @@ func useRoutes(c Config) []route {
 	}
 }
 
+// coded is base64 that is decoded as it is read: the text of all plaintexts of a batch would be the most that is read of it.
+type coded struct {
+	bytes []byte
+	err   error // of this item alone
+}
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (c *coded) UnmarshalText(text []byte) error {
+	c.bytes = make([]byte, base64.StdEncoding.DecodedLen(len(text)))
+	n, err := base64.StdEncoding.Decode(c.bytes, text)
+	c.bytes, c.err = c.bytes[:n], err
+	return nil
+}
+
 // cryptItem is one item of encrypt, decrypt and rewrap.
 type cryptItem struct {
-	Plaintext      *string   `json:"plaintext"`
+	Plaintext      *coded    `json:"plaintext"`
 	Ciphertext     string    `json:"ciphertext"`
 	Context        string    `json:"context"`
 	AssociatedData string    `json:"associated_data"`
@@ -136,7 +150,7 @@ func readCrypt(r *request, need func(cryptItem) string) (*crypt, error) {
 // input decodes what is in base64.
 func (it cryptItem) input() (in kms.TransitItem, err error) {
 	if it.Plaintext != nil {
-		if in.Plaintext, err = base64.StdEncoding.DecodeString(*it.Plaintext); err != nil {
+		if in.Plaintext, err = it.Plaintext.bytes, it.Plaintext.err; err != nil {
 			return in, bad("%s", err)
 		}
 	}
