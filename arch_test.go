@@ -22,7 +22,7 @@ var floors = []struct {
 	floor int
 	rooms []string
 }{
-	{0, []string{"internal/secret", "internal/fault", "internal/weak", "internal/testenv", "proto/rotor/v1"}},
+	{0, []string{"internal/secret", "internal/fault", "internal/lenient", "internal/testenv", "proto/rotor/v1"}},
 	{1, []string{"internal/suite", "internal/store", "internal/seal", "internal/policy", "internal/rpc", "internal/sandbox", "internal/hsm", "internal/pack"}},
 	{2, []string{"envelope", "internal/keyring", "internal/token", "internal/identity", "internal/audit", "internal/replica", "internal/store/*", "internal/seal/*", "internal/telemetry", "internal/doctor", "internal/custody", "internal/transit"}},
 	{3, []string{"internal/rotation", "internal/holder", "internal/guard", "internal/delivery", "internal/oidc", "internal/keybackup", "internal/movein"}},

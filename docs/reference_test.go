@@ -207,7 +207,7 @@ func TestLimits(t *testing.T) {
 		{"wrapping keys at a time in a namespace; of one caller; life of one: 100; 20; 24 hours", "internal/kms/import.go", "maxImports = 100;maxOfOne = 20;ImportTTL = 24 * time.Hour"},
 		{"sealed key that comes in: 64 KiB", "internal/kms/import.go", "maxBlob = 64 << 10"},
 		{"backup of a key in the form of Vault; versions in it; objects; elements: 64 KiB less than 32 MiB (about 40,000 versions of AES-256-GCM); 100,000; 250,000; 1,500,000", "internal/transit/backup.go", "MaxBackup = 32<<20 - 64<<10;MaxBackupVersions = 100_000;maxObjects = 250_000;maxElements = 1_500_000"},
-		{"elements of a list or map that comes as one text; paths that capabilities are asked of: 10,000; 1,000", "internal/weak/weak.go", "maxList = 10_000"},
+		{"elements of a list or map that comes as one text; paths that capabilities are asked of: 10,000; 1,000", "internal/lenient/lenient.go", "maxList = 10_000"},
 		{"elements of a list or map that comes as one text; paths that capabilities are asked of: 10,000; 1,000", "internal/wire/vault/capabilities.go", "maxPaths = 1000"},
 		{"wrapped key, public key or request for a certificate of a client of Vault; chain of certificates; certificates in it: 64 KiB; 256 KiB; 16", "internal/transit/imports.go", "maxText = 64 << 10"},
 		{"wrapped key, public key or request for a certificate of a client of Vault; chain of certificates; certificates in it: 64 KiB; 256 KiB; 16", "internal/transit/certificates.go", "maxChainText = 256 << 10;maxChain = 16"},
@@ -259,7 +259,7 @@ func TestLimits(t *testing.T) {
 		{"certificates of an entry; public keys of an issuer; skew of its clocks: 16; 64; 10 minutes", "internal/oidc/claims.go", "MaxPEM = 64"},
 		{"certificates of an entry; public keys of an issuer; skew of its clocks: 16; 64; 10 minutes", "internal/acl/jwt.go", "maxSkew = 10 * time.Minute"},
 		{"answer that is wrapped; life of it: 256 KiB; 32 days", "internal/acl/wrapping.go", "maxWrapped = 256 << 10;MaxWrapTTL = 32 * 24 * time.Hour"},
-		{"time in a policy or of a token: 100 years", "internal/weak/weak.go", "MaxTime = 100 * 365 * 24 * time.Hour"},
+		{"time in a policy or of a token: 100 years", "internal/lenient/lenient.go", "MaxTime = 100 * 365 * 24 * time.Hour"},
 		{"rules; labels of a selector: 1,000; 100", "internal/policy/rules.go", "maxRules = 1000;maxFields = 100"},
 	}
 	told := map[string]bool{}

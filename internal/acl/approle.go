@@ -9,8 +9,8 @@ import (
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/guard"
+	"github.com/rotorkms/rotor/internal/lenient"
 	"github.com/rotorkms/rotor/internal/policy"
-	"github.com/rotorkms/rotor/internal/weak"
 )
 
 // Bounds of secret IDs.
@@ -23,11 +23,11 @@ const (
 
 // AppRole is a role of an AppRole mount.
 type AppRole struct {
-	BindSecretID   weak.Bool     `json:"bind_secret_id"`
-	SecretCIDRs    weak.List     `json:"secret_id_bound_cidrs"`
-	SecretUses     weak.Int      `json:"secret_id_num_uses"`
-	SecretTTL      weak.Duration `json:"secret_id_ttl"`
-	LocalSecretIDs weak.Bool     `json:"local_secret_ids"`
+	BindSecretID   lenient.Bool     `json:"bind_secret_id"`
+	SecretCIDRs    lenient.List     `json:"secret_id_bound_cidrs"`
+	SecretUses     lenient.Int      `json:"secret_id_num_uses"`
+	SecretTTL      lenient.Duration `json:"secret_id_ttl"`
+	LocalSecretIDs lenient.Bool     `json:"local_secret_ids"`
 	Params
 }
 

@@ -6,7 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/pem"
-	"github.com/rotorkms/rotor/internal/weak"
+	"github.com/rotorkms/rotor/internal/lenient"
 	"slices"
 	"strings"
 	"time"
@@ -17,22 +17,22 @@ const maxTrusted = 16
 
 // Cert is an entry of a cert mount: an authority, or a certificate of its own.
 type Cert struct {
-	Certificate  string    `json:"certificate"` // PEM
-	Display      string    `json:"display_name"`
-	CommonNames  weak.List `json:"allowed_common_names"`
-	Names        weak.List `json:"allowed_names"` // of any kind
-	DNS          weak.List `json:"allowed_dns_sans"`
-	Emails       weak.List `json:"allowed_email_sans"`
-	URIs         weak.List `json:"allowed_uri_sans"`
-	Units        weak.List `json:"allowed_organizational_units"`
-	UnitsOld     weak.List `json:"allowed_organization_units"`
-	Extensions   weak.List `json:"required_extensions"`
-	MetaFrom     weak.List `json:"allowed_metadata_extensions"`
-	OCSP         weak.Bool `json:"ocsp_enabled"`
-	OCSPCAs      string    `json:"ocsp_ca_certificates"`
-	OCSPServers  weak.List `json:"ocsp_servers_override"`
-	OCSPFailOpen weak.Bool `json:"ocsp_fail_open"`
-	OCSPAll      weak.Bool `json:"ocsp_query_all_servers"`
+	Certificate  string       `json:"certificate"` // PEM
+	Display      string       `json:"display_name"`
+	CommonNames  lenient.List `json:"allowed_common_names"`
+	Names        lenient.List `json:"allowed_names"` // of any kind
+	DNS          lenient.List `json:"allowed_dns_sans"`
+	Emails       lenient.List `json:"allowed_email_sans"`
+	URIs         lenient.List `json:"allowed_uri_sans"`
+	Units        lenient.List `json:"allowed_organizational_units"`
+	UnitsOld     lenient.List `json:"allowed_organization_units"`
+	Extensions   lenient.List `json:"required_extensions"`
+	MetaFrom     lenient.List `json:"allowed_metadata_extensions"`
+	OCSP         lenient.Bool `json:"ocsp_enabled"`
+	OCSPCAs      string       `json:"ocsp_ca_certificates"`
+	OCSPServers  lenient.List `json:"ocsp_servers_override"`
+	OCSPFailOpen lenient.Bool `json:"ocsp_fail_open"`
+	OCSPAll      lenient.Bool `json:"ocsp_query_all_servers"`
 	Params
 }
 
@@ -115,7 +115,7 @@ func (s *Service) certNames(d Door) (out []string) {
 func (c *Cert) visitor(at At, leaf *x509.Certificate, now time.Time) visitor {
 	params := c.Params
 	if left := leaf.NotAfter.Sub(now); params.Explicit == 0 || time.Duration(params.Explicit) > left {
-		params.Explicit = weak.Duration(left)
+		params.Explicit = lenient.Duration(left)
 	}
 	display := c.Display
 	if display == "" {

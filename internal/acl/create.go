@@ -11,9 +11,9 @@ import (
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/keyring"
+	"github.com/rotorkms/rotor/internal/lenient"
 	"github.com/rotorkms/rotor/internal/mounts"
 	"github.com/rotorkms/rotor/internal/policy"
-	"github.com/rotorkms/rotor/internal/weak"
 )
 
 // Ask is what a client wants of a new token.
@@ -298,7 +298,7 @@ func term(asked, usual, most time.Duration, t *token) (ttl time.Duration, warnin
 		ttl = usual
 	}
 	if t.Period > 0 {
-		ttl = min(t.Period, weak.MaxTime)
+		ttl = min(t.Period, lenient.MaxTime)
 	} else {
 		capped(most, "max_ttl")
 	}
@@ -529,12 +529,12 @@ func (s *Service) prolong(t *token, increment time.Duration) (warnings []string,
 	}
 	last := t.Created.Add(as.most)
 	if as.period > 0 {
-		ttl, last = as.period, now.Add(weak.MaxTime)
+		ttl, last = as.period, now.Add(lenient.MaxTime)
 	}
 	if t.Explicit > 0 && t.Created.Add(t.Explicit).Before(last) {
 		last = t.Created.Add(t.Explicit)
 	}
-	end := now.Add(min(ttl, weak.MaxTime))
+	end := now.Add(min(ttl, lenient.MaxTime))
 	if end.After(last) {
 		end = last
 		warnings = append(warnings, fmt.Sprintf("TTL of %q exceeded the effective max_ttl of %q; TTL value is capped accordingly", ttl, max(last.Sub(now), 0).Truncate(time.Second)))

@@ -13,9 +13,9 @@ import (
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/keyring"
+	"github.com/rotorkms/rotor/internal/lenient"
 	"github.com/rotorkms/rotor/internal/mounts"
 	"github.com/rotorkms/rotor/internal/policy"
-	"github.com/rotorkms/rotor/internal/weak"
 )
 
 // Kinds of entries below a mount.
@@ -75,15 +75,15 @@ var kinds = map[string]kind{
 
 // Params are what the tokens of a way to log in are like.
 type Params struct {
-	BoundCIDRs weak.List     `json:"token_bound_cidrs"`
-	Explicit   weak.Duration `json:"token_explicit_max_ttl"`
-	MaxTTL     weak.Duration `json:"token_max_ttl"`
-	NoDefault  weak.Bool     `json:"token_no_default_policy"`
-	NumUses    weak.Int      `json:"token_num_uses"`
-	Period     weak.Duration `json:"token_period"`
-	Policies   weak.List     `json:"token_policies"`
-	TTL        weak.Duration `json:"token_ttl"`
-	Type       string        `json:"token_type"`
+	BoundCIDRs lenient.List     `json:"token_bound_cidrs"`
+	Explicit   lenient.Duration `json:"token_explicit_max_ttl"`
+	MaxTTL     lenient.Duration `json:"token_max_ttl"`
+	NoDefault  lenient.Bool     `json:"token_no_default_policy"`
+	NumUses    lenient.Int      `json:"token_num_uses"`
+	Period     lenient.Duration `json:"token_period"`
+	Policies   lenient.List     `json:"token_policies"`
+	TTL        lenient.Duration `json:"token_ttl"`
+	Type       string           `json:"token_type"`
 }
 
 func (p *Params) check() error {
@@ -346,14 +346,14 @@ func dropAll[T any](ctx context.Context, s *Service, p *guard.Permit, of guard.T
 
 // TokenRole is one of auth/token/roles: what tokens that are made by it are like.
 type TokenRole struct {
-	Allowed        weak.List `json:"allowed_policies"`
-	AllowedGlob    weak.List `json:"allowed_policies_glob"`
-	Disallowed     weak.List `json:"disallowed_policies"`
-	DisallowedGlob weak.List `json:"disallowed_policies_glob"`
-	Aliases        weak.List `json:"allowed_entity_aliases"`
-	Orphan         weak.Bool `json:"orphan"`
-	Renewable      weak.Bool `json:"renewable"`
-	PathSuffix     string    `json:"path_suffix"`
+	Allowed        lenient.List `json:"allowed_policies"`
+	AllowedGlob    lenient.List `json:"allowed_policies_glob"`
+	Disallowed     lenient.List `json:"disallowed_policies"`
+	DisallowedGlob lenient.List `json:"disallowed_policies_glob"`
+	Aliases        lenient.List `json:"allowed_entity_aliases"`
+	Orphan         lenient.Bool `json:"orphan"`
+	Renewable      lenient.Bool `json:"renewable"`
+	PathSuffix     string       `json:"path_suffix"`
 	Params
 }
 
@@ -364,7 +364,7 @@ func (r *TokenRole) check() error {
 	if !regexp.MustCompile(`^([\w][\w.-]*)?$`).MatchString(r.PathSuffix) || len(r.PathSuffix) > 64 {
 		return bad("path_suffix has letters, digits, and inside _ - ., at most 64")
 	}
-	for _, l := range []*weak.List{&r.Allowed, &r.Disallowed} {
+	for _, l := range []*lenient.List{&r.Allowed, &r.Disallowed} {
 		names, err := policiesOf(*l, true)
 		if err != nil {
 			return err
@@ -437,7 +437,7 @@ func (r *TokenRole) allows() []string {
 
 // filter says whether a role lets a token have some policies. fault.Invalid.
 func (r *TokenRole) filter(names, parents []string, sudo bool) ([]string, error) {
-	fits := func(name string, exact, globs weak.List) bool {
+	fits := func(name string, exact, globs lenient.List) bool {
 		return slices.Contains(exact, name) || slices.ContainsFunc(globs, func(g string) bool { return policy.Globbed(g, name) })
 	}
 	if bool(r.NoDefault) || fits(defaultPolicy, r.Disallowed, r.DisallowedGlob) {

@@ -9,9 +9,9 @@ import (
 	"time"
 
 	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/lenient"
 	"github.com/rotorkms/rotor/internal/oidc"
 	"github.com/rotorkms/rotor/internal/store"
-	"github.com/rotorkms/rotor/internal/weak"
 )
 
 // Skew of the clocks of issuers.
@@ -22,15 +22,15 @@ const (
 
 // JWTConfig says whose tokens a jwt mount takes.
 type JWTConfig struct {
-	Discovery   string    `json:"oidc_discovery_url"`
-	DiscoveryCA string    `json:"oidc_discovery_ca_pem"`
-	Set         string    `json:"jwks_url"`
-	SetCA       string    `json:"jwks_ca_pem"`
-	PublicKeys  weak.List `json:"jwt_validation_pubkeys"`
-	BoundIssuer string    `json:"bound_issuer"`
-	Algorithms  weak.List `json:"jwt_supported_algs"`
-	DefaultRole string    `json:"default_role"`
-	ClientID    string    `json:"oidc_client_id"`
+	Discovery   string       `json:"oidc_discovery_url"`
+	DiscoveryCA string       `json:"oidc_discovery_ca_pem"`
+	Set         string       `json:"jwks_url"`
+	SetCA       string       `json:"jwks_ca_pem"`
+	PublicKeys  lenient.List `json:"jwt_validation_pubkeys"`
+	BoundIssuer string       `json:"bound_issuer"`
+	Algorithms  lenient.List `json:"jwt_supported_algs"`
+	DefaultRole string       `json:"default_role"`
+	ClientID    string       `json:"oidc_client_id"`
 }
 
 func (c *JWTConfig) check() error {
@@ -80,7 +80,7 @@ type ClaimSet map[string][]string
 // UnmarshalJSON implements json.Unmarshaler.
 func (c *ClaimSet) UnmarshalJSON(b []byte) error {
 	var raw map[string]json.RawMessage
-	b, err := weak.Object(b)
+	b, err := lenient.Object(b)
 	if err != nil {
 		return err
 	}
@@ -95,7 +95,7 @@ func (c *ClaimSet) UnmarshalJSON(b []byte) error {
 		}
 		out[name] = []string{}
 		for _, v := range all {
-			text := weak.Text(v)
+			text := lenient.Text(v)
 			if is := string(v); is != "true" && is != "false" { // which are claims, too
 				if err := text.UnmarshalJSON(v); err != nil {
 					return err
@@ -110,19 +110,19 @@ func (c *ClaimSet) UnmarshalJSON(b []byte) error {
 
 // JWTRole is a role of a jwt mount.
 type JWTRole struct {
-	RoleType        string        `json:"role_type"`
-	UserClaim       string        `json:"user_claim"`
-	UserPointer     weak.Bool     `json:"user_claim_json_pointer"`
-	BoundAudiences  weak.List     `json:"bound_audiences"`
-	BoundSubject    string        `json:"bound_subject"`
-	BoundClaims     ClaimSet      `json:"bound_claims"`
-	BoundClaimsType string        `json:"bound_claims_type"`
-	Mappings        weak.Map      `json:"claim_mappings"`
-	GroupsClaim     string        `json:"groups_claim"`
-	Skew            weak.Duration `json:"clock_skew_leeway"`
-	Expiration      weak.Duration `json:"expiration_leeway"`
-	NotBefore       weak.Duration `json:"not_before_leeway"`
-	MaxAge          weak.Duration `json:"max_age"`
+	RoleType        string           `json:"role_type"`
+	UserClaim       string           `json:"user_claim"`
+	UserPointer     lenient.Bool     `json:"user_claim_json_pointer"`
+	BoundAudiences  lenient.List     `json:"bound_audiences"`
+	BoundSubject    string           `json:"bound_subject"`
+	BoundClaims     ClaimSet         `json:"bound_claims"`
+	BoundClaimsType string           `json:"bound_claims_type"`
+	Mappings        lenient.Map      `json:"claim_mappings"`
+	GroupsClaim     string           `json:"groups_claim"`
+	Skew            lenient.Duration `json:"clock_skew_leeway"`
+	Expiration      lenient.Duration `json:"expiration_leeway"`
+	NotBefore       lenient.Duration `json:"not_before_leeway"`
+	MaxAge          lenient.Duration `json:"max_age"`
 	Params
 }
 
@@ -297,7 +297,7 @@ func (r *JWTRole) bound(c oidc.Claims) error {
 }
 
 // mapped are the claims that become metadata.
-func mapped(c oidc.Claims, mappings weak.Map) (map[string]string, error) {
+func mapped(c oidc.Claims, mappings lenient.Map) (map[string]string, error) {
 	out := map[string]string{}
 	for from, to := range mappings {
 		values, there, err := c.Values(from)

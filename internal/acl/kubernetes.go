@@ -6,20 +6,20 @@ import (
 	"strings"
 
 	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/lenient"
 	"github.com/rotorkms/rotor/internal/oidc"
-	"github.com/rotorkms/rotor/internal/weak"
 )
 
 // KubeConfig says whose service accounts a kubernetes mount takes.
 type KubeConfig struct {
-	Host          string    `json:"kubernetes_host"`
-	CA            string    `json:"kubernetes_ca_cert"`
-	Reviewer      string    `json:"token_reviewer_jwt"` // shown to the API server when its keys are fetched
-	PublicKeys    weak.List `json:"pem_keys"`
-	Issuer        string    `json:"issuer"`
-	DisableIssuer weak.Bool `json:"disable_iss_validation"`
-	DisableLocal  weak.Bool `json:"disable_local_ca_jwt"`
-	Annotations   weak.Bool `json:"use_annotations_as_alias_metadata"`
+	Host          string       `json:"kubernetes_host"`
+	CA            string       `json:"kubernetes_ca_cert"`
+	Reviewer      string       `json:"token_reviewer_jwt"` // shown to the API server when its keys are fetched
+	PublicKeys    lenient.List `json:"pem_keys"`
+	Issuer        string       `json:"issuer"`
+	DisableIssuer lenient.Bool `json:"disable_iss_validation"`
+	DisableLocal  lenient.Bool `json:"disable_local_ca_jwt"`
+	Annotations   lenient.Bool `json:"use_annotations_as_alias_metadata"`
 }
 
 func (c *KubeConfig) check() error {
@@ -47,11 +47,11 @@ func (c *KubeConfig) keys(name string) (*oidc.Keys, error) {
 
 // KubeRole is a role of a kubernetes mount.
 type KubeRole struct {
-	Names       weak.List `json:"bound_service_account_names"`
-	Namespaces  weak.List `json:"bound_service_account_namespaces"`
-	Selector    string    `json:"bound_service_account_namespace_selector"`
-	Audience    string    `json:"audience"`
-	AliasSource string    `json:"alias_name_source"`
+	Names       lenient.List `json:"bound_service_account_names"`
+	Namespaces  lenient.List `json:"bound_service_account_namespaces"`
+	Selector    string       `json:"bound_service_account_namespace_selector"`
+	Audience    string       `json:"audience"`
+	AliasSource string       `json:"alias_name_source"`
 	Params
 }
 

@@ -17,9 +17,9 @@ import (
 	"github.com/rotorkms/rotor/internal/authn"
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/guard"
+	"github.com/rotorkms/rotor/internal/lenient"
 	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/secret"
-	"github.com/rotorkms/rotor/internal/weak"
 )
 
 // Tokens are "hvs." and, in base64url, one byte that says what they are, the three bytes of their record's slot and 32 random bytes.
@@ -187,7 +187,7 @@ func (s *Service) Identify(ctx context.Context, text, address string) (policy.Ca
 	}
 	until := t.Expires
 	if until.IsZero() {
-		until = s.Now().Add(weak.MaxTime)
+		until = s.Now().Add(lenient.MaxTime)
 	}
 	acl, err := s.acl(t.Namespace, t.Policies)
 	if err != nil {

@@ -19,7 +19,7 @@ import (
 	"github.com/hashicorp/hcl/hcl/token"
 
 	"github.com/rotorkms/rotor/internal/fault"
-	"github.com/rotorkms/rotor/internal/weak"
+	"github.com/rotorkms/rotor/internal/lenient"
 )
 
 // Bounds of a policy about paths.
@@ -408,7 +408,7 @@ func (f field) duration() (time.Duration, error) {
 		return 0, errors.Join(err, fmt.Errorf("line %d: %s is a time", f.line, f.name))
 	}
 	text, _ := scalar(all[0])
-	d, err := weak.ParseDuration(text)
+	d, err := lenient.ParseDuration(text)
 	if err != nil {
 		return 0, fmt.Errorf("error parsing %s: %w", f.name, err)
 	}

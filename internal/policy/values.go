@@ -8,7 +8,7 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/rotorkms/rotor/internal/weak"
+	"github.com/rotorkms/rotor/internal/lenient"
 )
 
 // holds says whether a value is in a list. An empty list holds every value.
@@ -56,13 +56,13 @@ func meets(denied []any, value any) bool {
 	got = foldName(strings.TrimSpace(got))
 	return slices.ContainsFunc(denied, func(d any) bool {
 		want, ok := scalar(d)
-		return ok && (mayMean(foldName(want), got) || truth && mayMean(want, weak.Numeral(is)))
+		return ok && (mayMean(foldName(want), got) || truth && mayMean(want, lenient.Numeral(is)))
 	})
 }
 
 // mayMean says whether two texts, in small letters, can stand for the same.
 func mayMean(want, got string) bool {
-	return Globbed(want, got) || want != "" && got != "" && weak.Alike(want, got)
+	return Globbed(want, got) || want != "" && got != "" && lenient.Alike(want, got)
 }
 
 // sameValue compares a value of a policy with one of a request. Numbers are compared as numbers, whatever type they were read as, and also with

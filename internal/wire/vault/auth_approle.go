@@ -9,8 +9,8 @@ import (
 
 	"github.com/rotorkms/rotor/internal/acl"
 	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/lenient"
 	"github.com/rotorkms/rotor/internal/policy"
-	"github.com/rotorkms/rotor/internal/weak"
 )
 
 // olderAppRole are older names of an AppRole's fields.
@@ -201,7 +201,7 @@ func (a appRole) secretID(ctx context.Context, r *request) (*response, error) {
 	if want.TokenCIDRs, err = r.list("token_bound_cidrs"); err != nil {
 		return nil, err
 	}
-	meta, err := member[weak.Map](r, "metadata")
+	meta, err := member[lenient.Map](r, "metadata")
 	if err != nil {
 		return nil, err
 	}

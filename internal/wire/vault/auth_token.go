@@ -10,8 +10,8 @@ import (
 
 	"github.com/rotorkms/rotor/internal/acl"
 	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/lenient"
 	"github.com/rotorkms/rotor/internal/policy"
-	"github.com/rotorkms/rotor/internal/weak"
 )
 
 // tokenRoutes are those of auth/token.
@@ -98,20 +98,20 @@ func roleRoutes(c Config) []route {
 
 // asked is the body of a request for a token.
 type asked struct {
-	ID         weak.Text       `json:"id"`
-	Policies   weak.List       `json:"policies"`
-	Meta       weak.Map        `json:"meta"`
-	NoParent   weak.Bool       `json:"no_parent"`
-	NoDefault  weak.Bool       `json:"no_default_policy"`
-	Renewable  *weak.Bool      `json:"renewable"`
-	Lease      weak.Duration   `json:"lease"`
-	TTL        weak.Duration   `json:"ttl"`
-	Explicit   weak.Duration   `json:"explicit_max_ttl"`
-	Period     weak.Duration   `json:"period"`
-	Display    weak.Text       `json:"display_name"`
-	NumUses    weak.Int        `json:"num_uses"`
-	Type       weak.Text       `json:"type"`
-	EntityName json.RawMessage `json:"entity_alias"`
+	ID         lenient.Text     `json:"id"`
+	Policies   lenient.List     `json:"policies"`
+	Meta       lenient.Map      `json:"meta"`
+	NoParent   lenient.Bool     `json:"no_parent"`
+	NoDefault  lenient.Bool     `json:"no_default_policy"`
+	Renewable  *lenient.Bool    `json:"renewable"`
+	Lease      lenient.Duration `json:"lease"`
+	TTL        lenient.Duration `json:"ttl"`
+	Explicit   lenient.Duration `json:"explicit_max_ttl"`
+	Period     lenient.Duration `json:"period"`
+	Display    lenient.Text     `json:"display_name"`
+	NumUses    lenient.Int      `json:"num_uses"`
+	Type       lenient.Text     `json:"type"`
+	EntityName json.RawMessage  `json:"entity_alias"`
 }
 
 func (c Config) create(ctx context.Context, r *request, orphan bool) (*response, error) {

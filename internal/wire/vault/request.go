@@ -19,8 +19,8 @@ import (
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/keyring"
+	"github.com/rotorkms/rotor/internal/lenient"
 	"github.com/rotorkms/rotor/internal/policy"
-	"github.com/rotorkms/rotor/internal/weak"
 	"github.com/rotorkms/rotor/internal/wire"
 )
 
@@ -168,7 +168,7 @@ func begin(h *http.Request, to target) (*request, error) {
 
 // read takes the rest of a request.
 func (r *request) read(h *http.Request, to target) (err error) {
-	if r.wrapTTL, err = weak.ParseDuration(h.Header.Get("X-Vault-Wrap-TTL")); err != nil {
+	if r.wrapTTL, err = lenient.ParseDuration(h.Header.Get("X-Vault-Wrap-TTL")); err != nil {
 		return bad("error parsing X-Vault-Wrap-TTL header: it is a duration")
 	}
 	switch r.op {
@@ -361,7 +361,7 @@ func (r *request) str(name string) string {
 	if v, ok := r.vars[name]; ok {
 		return v
 	}
-	t, err := member[weak.Text](r, name)
+	t, err := member[lenient.Text](r, name)
 	if err != nil {
 		return ""
 	}
@@ -382,7 +382,7 @@ func (r *request) whole(name string, otherwise int64) (int64, error) {
 	if !r.has(name) {
 		return otherwise, nil
 	}
-	n, err := member[weak.Int](r, name)
+	n, err := member[lenient.Int](r, name)
 	return int64(n), err
 }
 
@@ -391,19 +391,19 @@ func (r *request) is(name string, otherwise bool) (bool, error) {
 	if !r.has(name) {
 		return otherwise, nil
 	}
-	t, err := member[weak.Bool](r, name)
+	t, err := member[lenient.Bool](r, name)
 	return bool(t), err
 }
 
 // span is a member that is a duration.
 func (r *request) span(name string) (time.Duration, error) {
-	d, err := member[weak.Duration](r, name)
+	d, err := member[lenient.Duration](r, name)
 	return time.Duration(d), err
 }
 
 // list is a member that is several texts.
 func (r *request) list(name string) ([]string, error) {
-	l, err := member[weak.List](r, name)
+	l, err := member[lenient.List](r, name)
 	return l, err
 }
 

@@ -9,9 +9,9 @@ import (
 	"time"
 
 	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/lenient"
 	"github.com/rotorkms/rotor/internal/mounts"
 	"github.com/rotorkms/rotor/internal/policy"
-	"github.com/rotorkms/rotor/internal/weak"
 )
 
 // Fields of what is mounted.
@@ -214,7 +214,7 @@ func (t mountTable) enable(ctx context.Context, r *request) (*response, error) {
 
 // texts is a member that is a map of texts; nil when it is not there.
 func texts(r *request, name string) (map[string]string, error) {
-	in, err := member[map[string]weak.Text](r, name)
+	in, err := member[map[string]lenient.Text](r, name)
 	if err != nil || in == nil {
 		return nil, err
 	}
@@ -303,10 +303,10 @@ func scalars(r *request, auth bool) (func(*mounts.Settings), error) {
 		return nil, err
 	}
 	lockout, err := member[struct {
-		Threshold *weak.Int      `json:"lockout_threshold"`
-		Duration  *weak.Duration `json:"lockout_duration"`
-		Reset     *weak.Duration `json:"lockout_counter_reset"`
-		Disable   *weak.Bool     `json:"lockout_disable"`
+		Threshold *lenient.Int      `json:"lockout_threshold"`
+		Duration  *lenient.Duration `json:"lockout_duration"`
+		Reset     *lenient.Duration `json:"lockout_counter_reset"`
+		Disable   *lenient.Bool     `json:"lockout_disable"`
 	}](r, "user_lockout_config")
 	if err != nil {
 		return nil, err

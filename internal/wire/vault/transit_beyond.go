@@ -9,8 +9,8 @@ import (
 
 	"github.com/rotorkms/rotor/internal/keyring"
 	"github.com/rotorkms/rotor/internal/kms"
+	"github.com/rotorkms/rotor/internal/lenient"
 	"github.com/rotorkms/rotor/internal/policy"
-	"github.com/rotorkms/rotor/internal/weak"
 )
 
 // What Vault has no words for, at its paths: single versions, and schedules that say more than a time.
@@ -108,7 +108,7 @@ func (r *request) margin() (*time.Duration, error) {
 
 // windows are a list or one text, which has a semicolon between them: days have commas.
 func (r *request) windows() (*[]keyring.Window, error) {
-	var texts []weak.Text
+	var texts []lenient.Text
 	if b := r.body["auto_rotate_windows"]; len(b) > 0 && b[0] == '[' {
 		if err := json.Unmarshal(b, &texts); err != nil {
 			return nil, bad("auto_rotate_windows is a list of texts")
@@ -118,12 +118,12 @@ func (r *request) windows() (*[]keyring.Window, error) {
 			return nil, bad("auto_rotate_windows has at most %d windows", keyring.MaxWindows)
 		}
 		for one := range strings.SplitSeq(r.str("auto_rotate_windows"), ";") {
-			texts = append(texts, weak.Text(one))
+			texts = append(texts, lenient.Text(one))
 		}
 	}
 	out := []keyring.Window{}
 	for _, one := range texts {
-		if one = weak.Text(strings.TrimSpace(string(one))); one == "" {
+		if one = lenient.Text(strings.TrimSpace(string(one))); one == "" {
 			continue
 		}
 		if len(out) == keyring.MaxWindows {

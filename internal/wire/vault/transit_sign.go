@@ -7,9 +7,9 @@ import (
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/kms"
+	"github.com/rotorkms/rotor/internal/lenient"
 	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/transit"
-	"github.com/rotorkms/rotor/internal/weak"
 )
 
 // signRoutes are those that authenticate.
@@ -48,25 +48,25 @@ func signRoutes(c Config) []route {
 
 // signItem is one item of hmac, sign and verify.
 type signItem struct {
-	Input            *weak.Text `json:"input"`
-	Signature        *weak.Text `json:"signature"`
-	HMAC             *weak.Text `json:"hmac"`
-	Context          weak.Text  `json:"context"`
-	SignatureContext weak.Text  `json:"signature_context"`
-	Reference        weak.Text  `json:"reference"`
+	Input            *lenient.Text `json:"input"`
+	Signature        *lenient.Text `json:"signature"`
+	HMAC             *lenient.Text `json:"hmac"`
+	Context          lenient.Text  `json:"context"`
+	SignatureContext lenient.Text  `json:"signature_context"`
+	Reference        lenient.Text  `json:"reference"`
 }
 
 // signBody is the body of hmac, sign and verify.
 type signBody struct {
 	signItem
-	Batch      *[]signItem `json:"batch_input"`
-	KeyVersion weak.Int    `json:"key_version"`
-	Hash       weak.Text   `json:"hash_algorithm"`
-	Algorithm  weak.Text   `json:"algorithm"`
-	Prehashed  weak.Bool   `json:"prehashed"`
-	Padding    weak.Text   `json:"signature_algorithm"`
-	Marshaling weak.Text   `json:"marshaling_algorithm"`
-	Salt       weak.Text   `json:"salt_length"`
+	Batch      *[]signItem  `json:"batch_input"`
+	KeyVersion lenient.Int  `json:"key_version"`
+	Hash       lenient.Text `json:"hash_algorithm"`
+	Algorithm  lenient.Text `json:"algorithm"`
+	Prehashed  lenient.Bool `json:"prehashed"`
+	Padding    lenient.Text `json:"signature_algorithm"`
+	Marshaling lenient.Text `json:"marshaling_algorithm"`
+	Salt       lenient.Text `json:"salt_length"`
 }
 
 // signResult is what became of one item of sign and hmac.
@@ -234,7 +234,7 @@ func (c Config) hmac(ctx context.Context, r *request) (*response, error) {
 }
 
 // noVersion says of a key that the caller may use that a version of it that an HMAC was asked for is not there.
-func (c Config) noVersion(r *request, n weak.Int) error {
+func (c Config) noVersion(r *request, n lenient.Int) error {
 	k, _ := c.KMS.Lookup(r.namespace, r.named().Name)
 	switch {
 	case n >= 0:

@@ -10,10 +10,10 @@ import (
 
 	"github.com/rotorkms/rotor/internal/fault"
 	"github.com/rotorkms/rotor/internal/kms"
+	"github.com/rotorkms/rotor/internal/lenient"
 	"github.com/rotorkms/rotor/internal/policy"
 	"github.com/rotorkms/rotor/internal/suite"
 	"github.com/rotorkms/rotor/internal/transit"
-	"github.com/rotorkms/rotor/internal/weak"
 )
 
 // useRoutes are those that encrypt and decrypt.
@@ -63,25 +63,25 @@ func (c *coded) UnmarshalText(text []byte) error {
 
 // cryptItem is one item of encrypt, decrypt and rewrap.
 type cryptItem struct {
-	Plaintext      *coded    `json:"plaintext"`
-	Ciphertext     string    `json:"ciphertext"`
-	Context        string    `json:"context"`
-	AssociatedData string    `json:"associated_data"`
-	Nonce          string    `json:"nonce"`
-	KeyVersion     weak.Int  `json:"key_version"`
-	PaddingScheme  string    `json:"padding_scheme"`
-	EncryptPadding string    `json:"encrypt_padding_scheme"`
-	DecryptPadding string    `json:"decrypt_padding_scheme"`
-	Reference      weak.Text `json:"reference"`
+	Plaintext      *coded       `json:"plaintext"`
+	Ciphertext     string       `json:"ciphertext"`
+	Context        string       `json:"context"`
+	AssociatedData string       `json:"associated_data"`
+	Nonce          string       `json:"nonce"`
+	KeyVersion     lenient.Int  `json:"key_version"`
+	PaddingScheme  string       `json:"padding_scheme"`
+	EncryptPadding string       `json:"encrypt_padding_scheme"`
+	DecryptPadding string       `json:"decrypt_padding_scheme"`
+	Reference      lenient.Text `json:"reference"`
 }
 
 // cryptBody is the body of encrypt, decrypt and rewrap.
 type cryptBody struct {
 	cryptItem
 	Batch      *[]cryptItem `json:"batch_input"`
-	Partial    *weak.Int    `json:"partial_failure_response_code"`
-	Type       weak.Text    `json:"type"`
-	Convergent weak.Bool    `json:"convergent_encryption"`
+	Partial    *lenient.Int `json:"partial_failure_response_code"`
+	Type       lenient.Text `json:"type"`
+	Convergent lenient.Bool `json:"convergent_encryption"`
 }
 
 // cryptResult is what became of one item.

@@ -1,7 +1,7 @@
-// Package weak reads values as Vault does, whose clients give one thing in many forms: a number or a truth value as a text, a time in seconds or with
+// Package lenient reads values as Vault does, whose clients give one thing in many forms: a number or a truth value as a text, a time in seconds or with
 // a unit, a list as an array or with commas. The rules are those of Vault's fields; TestVaultPeerValues asks a real one. Whoever judges a value before
 // it is read (a policy's parameters) asks this room too, so that nothing means more to a reader than to the judge.
-package weak
+package lenient
 
 import (
 	"encoding/json"

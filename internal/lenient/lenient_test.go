@@ -1,4 +1,4 @@
-package weak_test
+package lenient_test
 
 import (
 	"encoding/json"
@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/rotorkms/rotor/internal/weak"
+	"github.com/rotorkms/rotor/internal/lenient"
 )
 
 // TestValues: what a real Vault takes of each type, and shows (TestVaultPeerValues asks one), and what it refuses.
@@ -34,7 +34,7 @@ func TestValues(t *testing.T) {
 
 // newOf is a value of a type, with another null than it is read from.
 func newOf(kind string) any {
-	return map[string]any{"int": new(weak.Int), "bool": new(weak.Bool), "duration": new(weak.Duration), "text": new(weak.Text), "list": new(weak.List), "map": new(weak.Map)}[kind]
+	return map[string]any{"int": new(lenient.Int), "bool": new(lenient.Bool), "duration": new(lenient.Duration), "text": new(lenient.Text), "list": new(lenient.List), "map": new(lenient.Map)}[kind]
 }
 
 // FuzzValues: what is read is read again from how it is shown; a time is within its bounds; and a text that stands for a value is alike to how that is written, so that
@@ -49,10 +49,10 @@ func FuzzValues(f *testing.F) {
 			if json.Unmarshal(b, v) != nil {
 				continue
 			}
-			if d, ok := v.(*weak.Duration); ok && (*d < 0 || time.Duration(*d) > weak.MaxTime) {
+			if d, ok := v.(*lenient.Duration); ok && (*d < 0 || time.Duration(*d) > lenient.MaxTime) {
 				t.Fatalf("%q is %v", b, *d)
 			} else if ok {
-				*d -= *d % weak.Duration(time.Second) // it is shown in seconds
+				*d -= *d % lenient.Duration(time.Second) // it is shown in seconds
 			}
 			shown, err := json.Marshal(v)
 			if err != nil || json.Unmarshal(shown, again) != nil || !reflect.DeepEqual(v, again) {
@@ -63,12 +63,12 @@ func FuzzValues(f *testing.F) {
 				continue
 			}
 			switch v := v.(type) {
-			case *weak.Int, *weak.Bool:
-				if !weak.Alike(string(shown), s) {
+			case *lenient.Int, *lenient.Bool:
+				if !lenient.Alike(string(shown), s) {
 					t.Errorf("%q is %s, and not alike", s, shown)
 				}
-			case *weak.Duration:
-				if whole, err := weak.ParseDuration(s); err == nil && whole == time.Duration(*v) && !weak.Alike(string(shown), s) {
+			case *lenient.Duration:
+				if whole, err := lenient.ParseDuration(s); err == nil && whole == time.Duration(*v) && !lenient.Alike(string(shown), s) {
 					t.Errorf("%q is %s s, and not alike", s, shown)
 				}
 			}
