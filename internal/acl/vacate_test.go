@@ -225,3 +225,25 @@ func TestNamespaceWithMaterial(t *testing.T) {
 	must(t, s.mount.DeleteNamespace(s.ctx, admin, team))
 	s.ended("at last", of)
 }
+
+// TestNamespaceHalfEmpty: a deletion that was cut short goes on or stays where it is, also when it cannot be said for a moment what is in the namespace: opened again
+// it would lack the policies that deny.
+func TestNamespaceHalfEmpty(t *testing.T) {
+	w := newWorld(t)
+	s := w.start()
+	of := s.team()
+	away := fault.New(fault.Unavailable, "store")
+	s.mount.Vacate = func(ctx context.Context, p *guard.Permit, still guard.Cond, ns keyring.Namespace) error {
+		must(t, s.Vacate(ctx, p, still, ns))
+		return away
+	}
+	wants(t, "cut short", s.mount.DeleteNamespace(s.ctx, admin, team), fault.Unavailable)
+	s.mount.Vacant = func(context.Context, keyring.Namespace) error { return away }
+	wants(t, "not looked through", s.mount.DeleteNamespace(s.ctx, admin, team), fault.Unavailable)
+	if s.guard.HasNamespace(team) {
+		t.Error("it is open again, and half empty")
+	}
+	s.mount.Vacant, s.mount.Vacate = nil, s.Vacate
+	must(t, s.mount.DeleteNamespace(s.ctx, admin, team))
+	s.ended("at last", of)
+}

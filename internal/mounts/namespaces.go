@@ -104,8 +104,10 @@ func (s *Service) end(ctx context.Context, p *guard.Permit, ns keyring.Namespace
 		return err
 	}
 	if s.Vacant != nil {
-		if err := s.Vacant(ctx, ns); err != nil {
+		if err := s.Vacant(ctx, ns); fault.CodeOf(err) == fault.InUse {
 			return errors.Join(err, s.Guard.ReopenNamespace(ctx, p, string(ns), still))
+		} else if err != nil { // it may be half empty since a crash, with the policies gone that deny
+			return err
 		}
 	}
 	if s.Vacate != nil {

@@ -143,3 +143,29 @@ func TestVaultWrappedLogin(t *testing.T) {
 	op.must("POST", "auth/token/revoke", m{"token": made})
 	w.vault(made).do("GET", "auth/token/lookup-self", nil).want(t, "a revoked token", 403, "permission denied")
 }
+
+// TestVaultStrangersWrapNothing: whoever shows no token, or but a wrapping token, has nothing wrapped, so the store does not grow by those who can do nothing in it.
+func TestVaultStrangersWrapNothing(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	op := w.operator()
+	op.must("POST", "transit/keys/a", nil)
+	token := op.keeping(t, "5m", "GET", "transit/keys/a", nil)
+	for who, c := range map[string]*vaultClient{"a stranger": w.vault(""), "the bearer of a wrapping token": w.vault(token)} {
+		c.header.Set("X-Vault-Wrap-TTL", "1h")
+		for _, one := range []string{"GET sys/internal/ui/mounts", "GET sys/internal/ui/namespaces", "POST sys/wrapping/lookup"} {
+			method, path, _ := strings.Cut(one, " ")
+			var body any
+			if method == "POST" {
+				body = m{"token": token}
+			}
+			if a := c.do(method, path, body); a.status/100 != 4 {
+				t.Errorf("%s has %s wrapped: %d %s", who, path, a.status, a.text)
+			}
+		}
+		c.header.Del("X-Vault-Wrap-TTL")
+	}
+	op.keeping(t, "5m", "GET", "sys/internal/ui/mounts", nil) // of who is somebody
+	w.vault(token).must("GET", "sys/wrapping/lookup", nil)
+	w.vault(token).do("POST", "sys/wrapping/unwrap", nil).want(t, "unwrap", 200, `"name":"a"`)
+}

@@ -123,8 +123,8 @@ func (s *server) answer(h *http.Request, to target, r *request) (*response, erro
 	if handle == nil { // of a stranger's route
 		return nil, unsupported()
 	}
-	if r.wrapTTL > acl.MaxWrapTTL { // before anything is done
-		return nil, bad("requested wrapping TTL is not valid: above 0 and at most %d days", int(acl.MaxWrapTTL.Hours()/24))
+	if err := r.keeps(to); err != nil { // before anything is done
+		return nil, err
 	}
 	if err := s.weigh(ctx, to, r); err != nil {
 		return nil, err
@@ -143,6 +143,19 @@ func (s *server) answer(h *http.Request, to target, r *request) (*response, erro
 		return out, err
 	}
 	return wrapped(ctx, s.config, to.engine, r, out)
+}
+
+// keeps refuses to have an answer wrapped that cannot be. Each is a record, and an entry in the log for ever, so strangers have nothing wrapped but the token of
+// their login, and the bearers of wrapping tokens, who would have new ones without end, nothing at all.
+func (r *request) keeps(to target) error {
+	nobody := r.caller.IsZero() || r.caller.ACL != nil && r.caller.Accessor == "" // the bearer of a wrapping token
+	switch {
+	case r.wrapTTL > acl.MaxWrapTTL:
+		return bad("requested wrapping TTL is not valid: above 0 and at most %d days", int(acl.MaxWrapTTL.Hours()/24))
+	case r.wrapTTL > 0 && !to.raw && !to.login && nobody:
+		return bad("this answer cannot be wrapped: leave out X-Vault-Wrap-TTL")
+	}
+	return nil
 }
 
 // handler is that of an operation.
