@@ -11,17 +11,29 @@ import (
 	"github.com/rotorkms/rotor/internal/lenient"
 )
 
-// holds says whether a value is in a list. An empty list holds every value.
-func holds(list []any, value any) bool {
-	if len(list) == 0 {
-		return true
+// holds says whether a value is in a list of what is allowed. An empty list holds every value. A text with commas may be a list to who reads it, so where a pattern
+// fits the whole text each part has to be in the list, too.
+func holds(allowed []any, value any) bool {
+	if !listed(allowed, value) {
+		return false
 	}
-	for _, v := range list {
-		if sameValue(v, value) {
-			return true
+	text, ok := value.(string)
+	if n := strings.Count(text, ","); !ok || n == 0 || slices.ContainsFunc(allowed, func(v any) bool { return v == value }) {
+		return true
+	} else if n > maxParts {
+		return false
+	}
+	for part := range strings.SplitSeq(text, ",") {
+		if !listed(allowed, strings.TrimSpace(part)) {
+			return false
 		}
 	}
-	return false
+	return true
+}
+
+// listed says whether a value is like one of a list. An empty list has every value.
+func listed(list []any, value any) bool {
+	return len(list) == 0 || slices.ContainsFunc(list, func(v any) bool { return sameValue(v, value) })
 }
 
 // maxParts bounds what is between commas and looked at; a text with more of them is denied.
@@ -30,10 +42,12 @@ const maxParts = 10_000
 // meets says whether a value may mean one of a list that is denied. It is generous where holds is strict, as requests may spell one thing in many ways: a
 // boolean as true, "t" or 1, a time as "1h" or 3600, a list as an array or with commas, and names in any letters. An empty list denies every value.
 func meets(denied []any, value any) bool {
-	if holds(denied, value) {
+	if listed(denied, value) {
 		return true
 	}
 	switch v := value.(type) {
+	case nil: // which is read as an empty text is
+		return meets(denied, "")
 	case []any:
 		return slices.ContainsFunc(v, func(e any) bool { return meets(denied, e) })
 	case string:
@@ -62,7 +76,7 @@ func meets(denied []any, value any) bool {
 
 // mayMean says whether two texts, in small letters, can stand for the same.
 func mayMean(want, got string) bool {
-	return Globbed(want, got) || want != "" && got != "" && lenient.Alike(want, got)
+	return Globbed(want, got) || want != "" && lenient.Alike(want, got)
 }
 
 // sameValue compares a value of a policy with one of a request. Numbers are compared as numbers, whatever type they were read as, and also with
@@ -124,7 +138,7 @@ func number(v any) (*big.Rat, bool) {
 		return nil, false
 	}
 	s, ok := scalar(v)
-	if !ok || len(s) > maxNumber {
+	if digits := strings.TrimLeft(s, "+-"); !ok || len(s) > maxNumber || len(digits) > 1 && digits[0] == '0' && digits[1] != '.' { // 010 is 8 to who reads a whole number
 		return nil, false
 	}
 	if _, err := strconv.ParseFloat(s, 64); err != nil {
