@@ -1,6 +1,7 @@
 package acl
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"strconv"
@@ -170,8 +171,10 @@ func reserve[T any](s *Service, f *shelf[T], groups []string) (slot string, cond
 	return slot, guard.Cond{Path: f.Prefix + slot, Rev: rev}, done, nil
 }
 
-// groupsOf are those of what somebody has who logged in at a mount: who made nothing is its own owner, and all that was made of it counts for it.
+// groupsOf are those of what somebody has who logged in at a mount: who made nothing is its own owner, and all that was made of it counts for it. Who logged in at
+// none is with those like it in the namespace, as mounts are of one, so that no namespace takes the room of another's.
 func groupsOf(ns, mount, owner string) []string {
+	mount = cmp.Or(mount, "of none in "+ns)
 	return []string{"namespace " + ns, "mount " + mount, "caller " + owner}
 }
 

@@ -46,6 +46,7 @@ func TestRoomIsShared(t *testing.T) {
 		"200 callers":     {many(200, caller), 5_000, [][3]string{{"n", "m", "x"}, {"n", "x", "x"}, {"x", "x", "x"}}},
 		"200 mounts":      {many(200, mount), 6_667, [][3]string{{"n", "x", "x"}, {"x", "x", "x"}}},
 		"many callers":    {many(6_000, caller), 5_000, [][3]string{{"n", "x", "x"}, {"x", "x", "x"}}},
+		"100 of no mount": {many(100, func(i int) [3]string { return [3]string{fmt.Sprint(i), "", fmt.Sprint(i)} }), 9_900, [][3]string{{"x", "", "x"}}},
 		"100 namespaces":  {many(100, namespace), 9_900, [][3]string{{"x", "x", "x"}}},
 		"all its callers": {many(6_000, func(i int) [3]string { return [3]string{"n", fmt.Sprint(i % 9), fmt.Sprint(i)} }), 6_667, [][3]string{{"x", "x", "x"}}},
 	} {
