@@ -28,6 +28,7 @@ func isBatch(text string) bool { return strings.HasPrefix(text, batchMark) }
 
 // batchText seals a token into its text. fault.Invalid when there is too much of it.
 func (s *Service) batchText(ctx context.Context, t token) (string, error) {
+	t.Inc = s.Guard.Incarnation() // lives of namespaces are counted anew by a store that went back
 	b, err := json.Marshal(t)
 	if err != nil {
 		return "", fmt.Errorf("encode a token: %w", err)
@@ -45,7 +46,7 @@ func (s *Service) batchText(ctx context.Context, t token) (string, error) {
 	return text, nil
 }
 
-// openBatch reads a batch token that is in force: its time is not over, its parents live, and the mount that gave it is there. fault.Unauthenticated.
+// openBatch reads a batch token that is in force: its time is not over, no recovery came since, its parents live, and the mount that gave it is there. fault.Unauthenticated.
 func (s *Service) openBatch(ctx context.Context, text string) (token, error) {
 	sealed, err := base64.RawURLEncoding.Strict().DecodeString(strings.TrimPrefix(text, batchMark))
 	if err != nil || len(text) > maxBatchText {
@@ -60,7 +61,7 @@ func (s *Service) openBatch(ctx context.Context, text string) (token, error) {
 	}
 	defer m.Destroy()
 	var t token
-	if err := json.Unmarshal(m.Reveal(), &t); err != nil || !t.Batch || t.Expires.IsZero() || !s.Guard.HasNamespace(t.Namespace) {
+	if err := json.Unmarshal(m.Reveal(), &t); err != nil || !t.Batch || t.Expires.IsZero() || t.Inc != s.Guard.Incarnation() || !s.Guard.HasNamespace(t.Namespace) {
 		return token{}, notToken()
 	}
 	if !s.sourceStands(t) {

@@ -1,6 +1,7 @@
 package acl_test
 
 import (
+	"context"
 	"encoding/json"
 	"strings"
 	"testing"
@@ -8,9 +9,55 @@ import (
 
 	"github.com/rotorkms/rotor/internal/acl"
 	"github.com/rotorkms/rotor/internal/fault"
+	"github.com/rotorkms/rotor/internal/guard"
 	"github.com/rotorkms/rotor/internal/mounts"
 	"github.com/rotorkms/rotor/internal/policy"
+	"github.com/rotorkms/rotor/internal/store"
 )
+
+// recover has the store begin another incarnation, as after an older copy of it was put back.
+func (w *world) recover() {
+	w.t.Helper()
+	_, err := w.store.Commit(w.t.Context(), nil, []store.Op{{Key: guard.RestoredPath, Value: []byte("x")}})
+	must(w.t, err)
+	c := w.config()
+	c.Recovery = true
+	ctx, stop := context.WithCancel(w.t.Context())
+	g, err := guard.Open(ctx, c)
+	must(w.t, err)
+	ran := make(chan error)
+	go func() { ran <- g.Run(ctx) }()
+	_, err = g.AskRecovery(ctx, "test", 0)
+	must(w.t, err)
+	_, incarnation, err := g.BeginRecovery(ctx, nil)
+	must(w.t, err)
+	must(w.t, g.EndRecovery(ctx, incarnation))
+	stop()
+	<-ran
+}
+
+// TestBatchTokensEndWithARecovery: there is no record that says of which history of the store they are, so those of a former one are none.
+func TestBatchTokensEndWithARecovery(t *testing.T) {
+	w := newWorld(t)
+	s := w.start()
+	s.policy("app", `path "transit/*" { capabilities = ["update"] }`)
+	ask := acl.Ask{Type: "batch", Policies: []string{"app"}, TTL: time.Hour}
+	old := s.create(admin, ask)
+	s.stop()
+	s = w.start()
+	if !s.lives(old.Text) {
+		t.Error("it ends with a start")
+	}
+	s.stop()
+	w.recover()
+	s = w.start()
+	if s.lives(old.Text) {
+		t.Error("one of a former history is in force")
+	}
+	if !s.lives(s.create(admin, ask).Text) {
+		t.Error("none is made after a recovery")
+	}
+}
 
 // TestBatchTokens: they are known at every server without a record, live no longer than their time and their parents, and can do what their policies say now.
 func TestBatchTokens(t *testing.T) {

@@ -72,6 +72,7 @@ type token struct {
 	Batch     bool              `json:"batch,omitempty"` // there is no record of it
 	Mount     string            `json:"mount,omitempty"` // accessor of where the login was that it comes from
 	Life      uint64            `json:"life,omitempty"`  // of its namespace (guard.Life)
+	Inc       uint32            `json:"inc,omitempty"`   // of a batch token: the incarnation of the store that it was made in
 }
 
 // Token is what is told of a token. TTL is what is left of it.

@@ -192,7 +192,7 @@ func (d delegating) Spend(ctx context.Context, rule string) error {
 		if err != nil {
 			return 0, err
 		}
-		p := d.Guard.Vouch(policy.Caller{Name: v.Grantee}, "grant.use", rule)
+		p := d.Guard.Vouch(policy.Caller{Name: v.Grantee}, "grant.use", rule).Within(v.Namespace)
 		return d.commit(ctx, p, []guard.Cond{cond}, []guard.Write{w}, map[string]string{"grant": id})
 	})
 }

@@ -87,7 +87,9 @@ func (s *server) leads(h *http.Request) (target, error) {
 			return r.to, err
 		}
 	}
-	return s.resolve(h)
+	to, err := s.resolve(h)
+	to.life = r.to.life // the one that the caller was found in
+	return to, err
 }
 
 // ask lets a request in, reads it and has it answered.
