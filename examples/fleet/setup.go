@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -87,13 +88,17 @@ func (d *demo) startServer(ctx context.Context) error {
 	return nil
 }
 
-// freeAddress finds a port that stays the server's over a restart.
+// freeAddress finds a port that stays the server's over a restart: below those that the kernel gives to connections (from 32768 on), which would be
+// one of the fleet's that tries to reach the server meanwhile.
 func freeAddress() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
+	var err error
+	for range 100 {
+		var l net.Listener
+		if l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 12_000+rand.IntN(20_000))); err == nil {
+			return l.Addr().String(), l.Close()
+		}
 	}
-	return l.Addr().String(), l.Close()
+	return "", err
 }
 
 func (d *demo) bootServer() (err error) {

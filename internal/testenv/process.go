@@ -5,11 +5,13 @@ package testenv
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -101,13 +103,30 @@ func inTree(t testing.TB, path string) string {
 	return ""
 }
 
-// FreePort finds a port of the loopback that nobody has now.
+// Ports that FreePort gives: below those that the kernel gives to connections (ip_local_port_range, from 32768 on), one of which could have the port by the
+// time that a server takes it, and after those that services have.
+const (
+	firstPort = 12_000
+	lastPort  = 32_000
+)
+
+// given counts the ports that FreePort looked at. Processes begin at different ones, as tests of several packages run at once.
+var given atomic.Int64
+
+// FreePort finds a port of the loopback that nobody has now and that only who asks for it by its number can get.
 func FreePort(t testing.TB) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range lastPort - firstPort {
+		port := firstPort + int(int64(os.Getpid())*97+given.Add(1))%(lastPort-firstPort)
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			continue
+		}
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return port
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	t.Fatal("no port is free")
+	return 0
 }
