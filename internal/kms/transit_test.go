@@ -491,6 +491,9 @@ func TestTransitVersions(t *testing.T) {
 		"another version":  {decrypt("vault:v3:" + body), fault.DecryptFailed, string(transit.WrongCipher)},
 		"no prefix":        {decrypt(body), fault.Invalid, "invalid ciphertext: no prefix"},
 		"wrong base64":     {decrypt("vault:v3:???"), fault.Invalid, "invalid ciphertext: could not decode base64"},
+		"no base64 of 1":   {decrypt("vault:v1:???"), fault.BelowFloor, string(transit.TooOld)},
+		"no base64 of 0":   {decrypt("vault:v0:???"), fault.BelowFloor, string(transit.TooOld)},
+		"no base64 of 6":   {decrypt("vault:v6:???"), fault.UnknownVersion, string(transit.TooNew)},
 		"of nothing":       {decrypt("vault:v3:"), fault.DecryptFailed, string(transit.TooShort)},
 		"a number too big": {decrypt("vault:v99999999999:" + body), fault.UnknownVersion, string(transit.TooNew)},
 	} {

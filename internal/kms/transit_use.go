@@ -264,6 +264,9 @@ func each[T any](
 			n[out[i].Version]++
 		}
 	}
+	if err := b.versionsFirst(ctx, words, out); err != nil {
+		return nil, err
+	}
 	keys, err := b.ready(ctx, n, words, processes, b.processing)
 	if err != nil {
 		return nil, err
@@ -283,6 +286,28 @@ func each[T any](
 		return code == fault.DecryptFailed || code == fault.UnknownVersion
 	})
 	return out, failed(out)
+}
+
+// versionsFirst says of texts that are no base64 what is wrong with the versions that they name, if that is anything.
+func (b *batch) versionsFirst(ctx context.Context, words wording, out []TransitResult) error {
+	wrong := map[uint32]error{}
+	for i, r := range out {
+		if !transit.NotBase64(r.Err) {
+			continue
+		}
+		err, known := wrong[r.Version]
+		if !known {
+			_, err = b.processing(ctx, r.Version, 0)
+			if err != nil && !ofItem(err) {
+				return err
+			}
+			wrong[r.Version] = err
+		}
+		if err != nil {
+			out[i].Err = words.say(err)
+		}
+	}
+	return nil
 }
 
 // named are the versions that items name; 0: the primary.

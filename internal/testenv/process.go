@@ -94,7 +94,7 @@ func (p *process) await(t testing.TB, ready func(context.Context) bool) {
 // inTree is a path within rotor's tree, in which the test runs.
 func inTree(t testing.TB, path string) string {
 	t.Helper()
-	for dir, _ := os.Getwd(); dir != "/"; dir = filepath.Dir(dir) {
+	for dir, _ := os.Getwd(); filepath.Dir(dir) != dir; dir = filepath.Dir(dir) {
 		if _, err := os.Stat(filepath.Join(dir, "arch_test.go")); err == nil {
 			return filepath.Join(dir, path)
 		}

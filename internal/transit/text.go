@@ -2,6 +2,7 @@ package transit
 
 import (
 	"encoding/base64"
+	"errors"
 	"strconv"
 	"strings"
 
@@ -117,7 +118,13 @@ func parse(text string, e *base64.Encoding, t texts) (uint32, []byte, error) {
 		return 0, nil, refused(t.base64 + Refusal(": "+err.Error()))
 	}
 	if err != nil {
-		return 0, nil, refused(t.base64)
+		return uint32(n), nil, refused(t.base64)
 	}
 	return uint32(n), body, nil
+}
+
+// NotBase64 says whether Parse or ParseSignature found nothing wrong with a text but what stands behind its version, which they told. What is wrong with the version is
+// said first, as in Vault's engine; of an HMAC it is not.
+func NotBase64(err error) bool {
+	return errors.Is(err, ciphertexts.base64) || errors.Is(err, signatures.base64)
 }
