@@ -6,6 +6,7 @@ package acl
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -35,6 +36,7 @@ type Config struct {
 	Authority *authn.Authority
 	Mounts    *mounts.Service
 	Now       func() time.Time
+	Log       *slog.Logger // default: none
 
 	// Lead says whether this server deletes what is over, and the condition under which it does. nil: it always does.
 	Lead func() (guard.Cond, bool)
@@ -65,6 +67,9 @@ type Service struct {
 
 // New opens the service.
 func New(ctx context.Context, c Config) (*Service, error) {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
 	s := &Service{
 		Config: c, home: c.Authority.Namespace, policies: guard.NewTable[storedPolicy](policyPrefix), entries: guard.NewTable[entry](entryPrefix), index: newIndexes(),
 		compiled: map[string]*policy.ACL{},

@@ -230,7 +230,9 @@ func (s *Service) sweep(ctx context.Context, last map[guard.Cond]bool) (now map[
 			gone = append(gone, c)
 		}
 	}
-	_, _ = s.dropOver(ctx, s.Guard.System("acl", policy.ActTokenRevoke, about(s.home)), lead, gone)
+	if _, err := s.dropOver(ctx, s.Guard.System("acl", policy.ActTokenRevoke, about(s.home)), lead, gone); err != nil && ctx.Err() == nil {
+		s.Log.WarnContext(ctx, "records of tokens, wrapped answers and secret IDs that are over wait to be deleted", "error", err)
+	}
 	return now
 }
 

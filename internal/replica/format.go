@@ -20,7 +20,7 @@ import (
 //	1: the first
 //	2: join tokens name several servers; keys in a token; backups of keys are on record, and a key says what is missing of its restore
 //	3: the versions of a key are in pages beside its head; a key may be of purpose transit, and have a schedule
-//	4: entries of the audit log and pages of versions are packed
+//	4: entries of the audit log and pages of versions are packed; namespaces end
 const Format = FormatPacked
 
 // The first formats that have something.

@@ -365,7 +365,7 @@ func (s *Server) build(ctx context.Context) (r rooms, err error) {
 	if r.mounts, err = mounts.New(ctx, mounts.Config{Guard: s.guard, Log: c.Log, Home: keyring.Namespace(r.authority.Namespace)}); err != nil {
 		return r, err
 	}
-	if r.acl, err = acl.New(ctx, acl.Config{Guard: s.guard, Authority: r.authority, Mounts: r.mounts, Now: c.Now, Lead: s.lead()}); err != nil {
+	if r.acl, err = acl.New(ctx, acl.Config{Guard: s.guard, Authority: r.authority, Mounts: r.mounts, Now: c.Now, Log: c.Log, Lead: s.lead()}); err != nil {
 		return r, err
 	}
 	r.mounts.Clear, r.mounts.Move = unmounted(r.kms, r.acl), moved(r.kms)
